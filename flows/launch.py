@@ -1,0 +1,114 @@
+"""`retort run` lands here: check, start the flow in this process, show bars and the table, print what machines read.
+
+    python -m flows.launch CONFIG OPTIONS_AS_JSON
+
+Checks come before Prefect is imported, which takes 3 s, and before its server is started, which takes 15 s.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from retort.config import Config
+from retort.configfile import load_config
+from retort.errors import RetortError
+from retort.planning import repair
+from retort.preflight import check
+from retort.records import Record
+
+if TYPE_CHECKING:
+    from flows.mckd import Finished
+
+_QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors are told once, below, in a sentence
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default of 20 s is too short for a slow disk
+}
+
+
+class RunOptions(Record):
+    overrides: tuple[str, ...] = ()
+    json_output: bool = False
+    repair: bool = False
+
+
+def main() -> None:
+    """Exit codes as in `retort.errors`; 130 after Ctrl-C."""
+    path, options = sys.argv[1], RunOptions.model_validate_json(sys.argv[2])
+    started = time.monotonic()
+    try:
+        config = load_config(path, options.overrides)
+        if options.repair:
+            for fault in asyncio.run(repair(config)):
+                print(f"made again: {fault}", file=sys.stderr)
+        check(config)
+        finished = run(config)
+    except RetortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    tell(config, finished, options, time.monotonic() - started)
+
+
+def run(config: Config) -> "Finished":
+    """The flow, with progress bars on standard error."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from flows.mckd import mckd
+    from tasks.progress import TERMINAL
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        TERMINAL.set(bars)
+        return asyncio.run(mckd(config))
+
+
+def tell(config: Config, finished: "Finished", options: RunOptions, seconds: float) -> None:
+    from rich.console import Console
+
+    from retort.report.terminal import render_terminal
+
+    console = Console(stderr=True)
+    console.print(render_terminal(finished.summary))
+    console.print(finished.summary.reason)
+    made = sum(stage.status == "MADE" for stage in finished.stages)
+    console.print(
+        f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
+        f"in {seconds:.0f} s. Report: retort report CONFIG; final student: {finished.model}",
+        highlight=False,
+    )
+    if options.json_output:
+        print(json.dumps(as_json(finished, seconds)))
+
+
+def as_json(finished: "Finished", seconds: float) -> dict[str, object]:
+    """The shape that other programs may rely on (README, `run --json`)."""
+    return {
+        "run_id": finished.run_id,
+        "status": "COMPLETED",
+        "stages": [stage.model_dump() for stage in finished.stages],
+        "final": {
+            "stage": finished.summary.kept_stage,
+            "scores": finished.summary.final_scores(),
+            "model": finished.model,
+        },
+        "seconds": round(seconds, 2),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What an honest comparison must include, beside the main run and sharing with it what it can through the store."""
+
+import math
+from collections.abc import Awaitable, Callable
+
+from retort.algorithms.mckd import Do, together, train_on_partitions
+from retort.config import Baseline, Config
+from retort.method.partitioning import train_cells
+from retort.records import ArtifactRef, Distilled
+from retort.stages.cross_labels import cross_label
+from retort.stages.pseudolabels import merge_labels
+from retort.stages.scores import evaluate_student
+from retort.stages.student import train_student
+from retort.stages.teacher import supervised_training
+
+
+async def compare_baselines(config: Config, distilled: Distilled, do: Do) -> Distilled:
+    """Train and score, on the test rows, each baseline that the config asks for."""
+    scores: dict[str, ArtifactRef] = {}
+    for name in config.baselines:
+        student = await _TRAINERS[name](config, distilled, do)
+        scores[name] = await do(evaluate_student(config, f"{name}/test", student, distilled.data.test))
+    return distilled.model_copy(update={"baselines": scores})
+
+
+async def vanilla_kd(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
+    """One student on the teacher's labels of the whole pool."""
+    return await do(train_student(config, "vanilla-kd/student", distilled.labels[0]))
+
+
+async def compute_matched_kd(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
+    """Vanilla, with as many epochs as all the stages have together."""
+    training = config.student.training
+    longer = training.model_copy(update={"epochs": training.epochs * config.method.stages})
+    return await do(train_student(config, "compute-matched-kd/student", distilled.labels[0], training=longer))
+
+
+async def same_partition(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
+    """MCKD without the crossing: each student relabels the very rows that it was trained on."""
+    method, labels = config.method, distilled.labels[0]
+    cells = [train_cells(method.scheme, method.partitions, index) for index in range(method.partitions)]
+    if method.scheme == "leave-one-out":  # so that each row has one student of those that saw it
+        cells = [((index + 1) % method.partitions,) for index in range(method.partitions)]
+    for stage in range(1, method.stages):
+        students = await train_on_partitions(config, stage, labels, do)
+        own = await together(
+            do(cross_label(config, f"same-partition/stage{stage}/labels-{i}", s, labels, cells=cells[i]))
+            for i, s in enumerate(students)
+        )
+        labels = await do(merge_labels(config, f"same-partition/stage{stage}/pseudolabels", labels, own))
+    return await do(train_student(config, "same-partition/student", labels))
+
+
+async def self_relabelling(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
+    """One student on the whole pool relabels the whole pool, as often as the stages would."""
+    labels = distilled.labels[0]
+    for stage in range(1, config.method.stages):
+        name = f"self-relabelling/stage{stage}"
+        student = await do(train_student(config, f"{name}/student", labels))
+        labels = await do(cross_label(config, f"{name}/pseudolabels", student, labels))
+    return await do(train_student(config, "self-relabelling/student", labels))
+
+
+async def early_stopped(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
+    """A student stopped after a sixth of its epochs relabels its own training rows, before it has memorised the
+    wrong labels (arXiv 2312.10185); then one student on those."""
+    training = config.student.training
+    brief = training.model_copy(update={"epochs": math.ceil(training.epochs / 6)})
+    student = await do(train_student(config, "early-stopped/first", distilled.labels[0], training=brief))
+    labels = await do(cross_label(config, "early-stopped/pseudolabels", student, distilled.labels[0]))
+    return await do(train_student(config, "early-stopped/student", labels))
+
+
+async def supervised(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
+    """One student on the labelled set alone."""
+    training = supervised_training(config)
+    return await do(train_student(config, "supervised/student", distilled.data.labeled, training=training))
+
+
+_TRAINERS: dict[Baseline, Callable[[Config, Distilled, Do], Awaitable[ArtifactRef]]] = {
+    "vanilla-kd": vanilla_kd,
+    "compute-matched-kd": compute_matched_kd,
+    "same-partition": same_partition,
+    "self-relabelling": self_relabelling,
+    "early-stopped": early_stopped,
+    "supervised": supervised,
+}

@@ -1,0 +1,131 @@
+"""The command. Starts fast: every import that is not needed to print the help lies in a command."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil a large language model into small, cheap students.",
+    epilog="Exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 the gate said no.",
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: method.stages=2. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    set_: Overrides = None,
+    json_: Json = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Check every stored file that the run would use; make damaged ones again.")
+    ] = False,
+) -> None:
+    """Run the distillation. What is in the store already is not made again."""
+    root = _checkout()
+    options = {"overrides": set_ or [], "json_output": json_, "repair": repair}
+    # Flows stand above this package and are not installed with it, so they run in an interpreter of their own.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "flows.launch", config, json.dumps(options)]
+    os.execve(sys.executable, command, environment)
+
+
+@app.command()
+def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
+    """Print what a run would do: each stage with HIT or MISS, what changed, and what the teacher would cost."""
+    import asyncio
+
+    from retort.configfile import load_config
+    from retort.planning import plan as make_plan
+
+    planned = asyncio.run(make_plan(load_config(config, set_ or [])))
+    if json_:
+        print(planned.model_dump_json())
+        return
+    width = max(len(stage.name) for stage in planned.stages)
+    for stage in planned.stages:
+        print(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
+    misses = sum(stage.status == "MISS" for stage in planned.stages)
+    print(f"{misses} of {len(planned.stages)} stages would be made.")
+    print(
+        f"teacher ({planned.teacher['kind']}): {planned.teacher['requests']} requests, {planned.teacher['money']:.2f} to pay"
+    )
+
+
+@app.command()
+def report(
+    config: ConfigPath,
+    set_: Overrides = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write report.html, report.md and the picture to.")
+    ] = Path(".retort/report"),
+) -> None:
+    """Write the report of the last run of this config."""
+    from retort.configfile import load_config
+    from retort.report.reading import copy_report
+    from retort.stages.making import open_store
+
+    settings = load_config(config, set_ or [])
+    for path in copy_report(open_store(settings.store), settings, out):
+        print(path)
+
+
+@app.command()
+def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
+    """Check everything that a run would need, before anything is spent."""
+    from retort.configfile import load_config
+    from retort.doctor import examine
+
+    findings = list(examine(load_config(config, set_ or [])))
+    if json_:
+        print(json.dumps({"findings": [finding.model_dump() for finding in findings]}))
+    else:
+        for finding in findings:
+            print(f"{finding.verdict:5}  {finding.what}: {finding.detail}")
+    if any(finding.verdict == "wrong" for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the YAML file."""
+    from retort.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def _checkout() -> Path:
+    """The folder that holds `flows/`: here, or where this package was installed from."""
+    from retort.errors import ConfigError
+
+    for root in (Path.cwd(), Path(__file__).parent.parent):
+        if (root / "flows" / "launch.py").is_file():
+            return root
+    raise ConfigError("no folder flows/ here: run this from a checkout of the project")
+
+
+def main() -> None:
+    """Entry point: turns our errors into one sentence and an exit code."""
+    from retort.errors import RetortError
+
+    try:
+        app()
+    except RetortError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""The YAML file as pydantic models. Imports nothing heavy: a worker or the UI reads it without torch.
+
+Every field says what it means and in which unit. `${VAR}` is kept as written (so no secret reaches a run's
+parameters) and expanded by `expand` only where an `Address` is used.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from retort.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def expand(address: str) -> str:
+    """Replace each `${VAR}` by the environment's value. Raises ConfigError if one is not set."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise ConfigError(f"'{address}' needs the environment variable {name}, which is not set")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, address)
+
+
+def _no_variable(text: str) -> str:
+    if _VARIABLE.search(text):
+        raise ValueError("${...} is expanded in addresses and secrets only")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_no_variable)]
+Address = str
+"""A path, glob, bucket address or URL; may hold `${VAR}`."""
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class SlotsConfig(Settings):
+    """Intent and slots of a request (semantic parsing with one level)."""
+
+    kind: Literal["slots"]
+    intents: dict[Text, list[Text]] | None = None
+    """Slots allowed in each intent, by name. Left out: read off the labelled set."""
+
+
+class ClassificationConfig(Settings):
+    """One class for each text."""
+
+    kind: Literal["classification"]
+    labels: Annotated[list[Text], Field(min_length=2)] | None = None
+    """Class names; from low to high where `ordered`. Left out: read off the labelled set."""
+    ordered: bool = False
+    """The classes have an order, which quadratic weighted kappa counts."""
+
+
+Problem = Annotated[SlotsConfig | ClassificationConfig, Field(discriminator="kind")]
+
+
+class ColumnsConfig(Settings):
+    """What the data calls the fields that Retort reads."""
+
+    id: Text = "id"
+    """A unique name of the row; without this column, the sha256 of the text serves."""
+    text: Text = "text"
+    """The text to label."""
+    label: Text = "label"
+    """The gold label: a class name, or for slots the bracketed parse."""
+    intent: Text = "intent"
+    """Slots only: the intent, with `tags`."""
+    tags: Text = "bio"
+    """Slots only: one BIO tag for each word, separated by spaces or as a list; wins over `label`."""
+
+
+class HubConfig(Settings):
+    """A data set on a Hugging Face hub, or any folder that `datasets.load_dataset` reads."""
+
+    hub: Address
+    """The data set's name."""
+    subset: Text | None = None
+    """The data set's configuration."""
+    split: Text = "train"
+    """Its split."""
+    revision: Text = "main"
+    """Branch, tag or commit; pin a commit for a repeatable run."""
+
+
+def _source_tag(value: object) -> str:
+    return "hub" if isinstance(value, dict | HubConfig) else "address"
+
+
+Source = Annotated[Annotated[Address, Tag("address")] | Annotated[HubConfig, Tag("hub")], Discriminator(_source_tag)]
+
+
+class DataConfig(Settings):
+    """Where the rows are: a file (JSON lines, Parquet, CSV; gzip), a folder or glob, or a hub data set."""
+
+    labeled: Source
+    """The few gold-labelled rows: demonstrations of the teacher, and the judge of each stage. Not trained on."""
+    unlabeled: Source
+    """The pool. Gold labels found there are used in reports only."""
+    test: Source
+    """Gold-labelled rows that nothing but the final scores may see."""
+    dev: Source | None = None
+    """More gold-labelled rows to judge stages by, where you have them."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Column names, the same in all sources."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use only this many rows of the pool (the first in the order of hashed ids): for trying things out."""
+
+
+class TrainingConfig(Settings):
+    """How a student is trained."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 6
+    """Passes over the training rows, fixed in advance."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
+    """AdamW's peak learning rate."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of all steps over which the learning rate rises; then it falls linearly to 0."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """AdamW's weight decay, on matrices only."""
+    batch_tokens: Annotated[int, Field(ge=8)] = 384
+    """Tokens in one optimizer step, padding included; batches hold rows of similar length."""
+    max_length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of one row; what is longer is cut, counted and reported."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    freeze_embeddings: bool = True
+    """Leave the word embeddings as pretrained: twice as fast, and rare words keep their meaning."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes it natively, else fp32."""
+
+
+class EncoderConfig(Settings):
+    model: Text
+    """A hub name, a folder, an s3:// address, or pkg:package/folder for weights in an installed package."""
+    revision: Text = "main"
+    """Of a hub model; pin a commit for a repeatable run."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """random: only the architecture and the tokenizer are taken from `model`."""
+    training: TrainingConfig = TrainingConfig()
+    """How it is trained."""
+
+
+class TokenClassificationConfig(EncoderConfig):
+    """An encoder with a linear layer on each word: tags."""
+
+    kind: Literal["token-classification"]
+
+
+class SequenceClassificationConfig(EncoderConfig):
+    """An encoder with a linear layer on the whole text: one class."""
+
+    kind: Literal["sequence-classification"]
+
+
+Student = Annotated[TokenClassificationConfig | SequenceClassificationConfig, Field(discriminator="kind")]
+
+
+class RecordedConfig(Settings):
+    """Completions that were made before, in the OpenAI batch output format, matched on `custom_id`."""
+
+    kind: Literal["recorded"]
+    completions: Address
+    """The JSON-lines file (gzip allowed)."""
+    min_success_share: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """The stage fails if fewer of the pool's rows than this get a label."""
+
+
+FINETUNED_TRAINING = TrainingConfig(epochs=40)
+"""Fifty rows need many epochs."""
+
+
+class FinetunedConfig(Settings):
+    """A student of the configured kind, trained on the labelled set alone: a weak teacher that runs anywhere."""
+
+    kind: Literal["finetuned"]
+    training: TrainingConfig = FINETUNED_TRAINING
+    """How the teacher is trained."""
+
+
+Teacher = Annotated[RecordedConfig | FinetunedConfig, Field(discriminator="kind")]
+
+
+class MergeConfig(Settings):
+    """Which new labels replace the old ones."""
+
+    kind: Literal["always", "when-confident"] = "always"
+    """always: as in the paper. when-confident: only where the student is sure."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """when-confident: the least confidence (geometric mean probability of the label's parts)."""
+
+
+class SelectionConfig(Settings):
+    """Whether a stage's labels must prove themselves before they are kept."""
+
+    kind: Literal["better", "always"] = "better"
+    """better: students trained on the new labels must beat those trained on the old ones on the judging rows.
+    always: as in the paper."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """better: least share of paired bootstrap resamples in which the new labels must win."""
+
+
+class MethodConfig(Settings):
+    """Multistage collaborative knowledge distillation (arXiv 2311.08640)."""
+
+    stages: Annotated[int, Field(ge=1, le=20)] = 3
+    """S. 1 is vanilla distillation; stage s trains on the labels of stage s-1, stage 0 is the teacher."""
+    partitions: Annotated[int, Field(ge=2, le=64)] = 2
+    """k disjoint cells of the pool, one student each."""
+    scheme: Literal["disjoint", "leave-one-out"] = "disjoint"
+    """disjoint: train on one cell, label the others. leave-one-out: train on k-1, label the remaining one."""
+    cross_labels: Literal["hard", "soft"] = "hard"
+    """soft: the next stage trains on the students' probabilities instead of their decisions."""
+    merge: MergeConfig = MergeConfig()
+    """Which new labels replace old ones."""
+    selection: SelectionConfig = SelectionConfig()
+    """Whether new labels must prove themselves."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides partitions, initial weights and batch order."""
+
+
+Baseline = Literal[
+    "vanilla-kd",
+    "compute-matched-kd",
+    "same-partition",
+    "self-relabelling",
+    "early-stopped",
+    "supervised",
+]
+
+Metric = Literal["slot_f1", "intent_accuracy", "exact_match", "accuracy", "macro_f1", "quadratic_weighted_kappa"]
+
+_METRICS: Mapping[str, tuple[Metric, ...]] = {
+    "slots": ("slot_f1", "intent_accuracy", "exact_match"),
+    "classification": ("accuracy", "macro_f1", "quadratic_weighted_kappa"),
+}
+_STUDENTS = {"slots": ("token-classification",), "classification": ("sequence-classification",)}
+
+
+class EvaluationConfig(Settings):
+    """What is measured."""
+
+    metrics: list[Metric] = []
+    """The first decides. Left out: all that suit the problem."""
+    judge: Literal["labeled", "dev"] = "labeled"
+    """The rows that stages are judged on; no student trains on them."""
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    """Bootstrap resamples behind each interval and comparison."""
+
+
+class StoreConfig(Settings):
+    """Where artifacts lie."""
+
+    root: Address = ".retort/store"
+    """A folder, or s3://bucket/prefix; credentials come from the environment (AWS_ACCESS_KEY_ID ...)."""
+    endpoint_url: Address | None = None
+    """Of an S3-compatible server that is not AWS."""
+
+
+class TrackingConfig(Settings):
+    """MLflow."""
+
+    uri: Address
+    """The tracking server, or sqlite:///file."""
+    experiment: Name | None = None
+    """Left out: the config's name."""
+
+
+class ExecutionConfig(Settings):
+    """Where and how wide things run. Nothing here changes a result, so nothing here is in a key."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    parallel_students: Annotated[int, Field(ge=1)] | None = None
+    """Students trained side by side. Left out: one per GPU, or one per core."""
+    stage_timeout_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
+    """A supervised child process that runs longer is ended, and its stage fails."""
+
+
+class Config(Settings):
+    """One distillation, from data to the final student."""
+
+    name: Name
+    """Of the experiment and of the registered model."""
+    problem: Problem
+    """What a label is."""
+    data: DataConfig
+    """The rows."""
+    teacher: Teacher
+    """Who labels first."""
+    student: Student
+    """Who learns."""
+    method: MethodConfig = MethodConfig()
+    """How."""
+    baselines: list[Baseline] = []
+    """What else is computed for comparison; each shares what it can with the main run."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured."""
+    store: StoreConfig = StoreConfig()
+    """Where artifacts lie."""
+    tracking: TrackingConfig | None = None
+    """Where metrics go; left out: nowhere."""
+    execution: ExecutionConfig = ExecutionConfig()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        kind = self.problem.kind
+        if self.student.kind not in _STUDENTS[kind]:
+            raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {_STUDENTS[kind][0]}")
+        wrong = [metric for metric in self.evaluation.metrics if metric not in _METRICS[kind]]
+        if wrong:
+            allowed = ", ".join(_METRICS[kind])
+            raise ValueError(f"evaluation.metrics '{wrong[0]}' does not measure '{kind}'; allowed: {allowed}")
+        if self.evaluation.judge == "dev" and self.data.dev is None:
+            raise ValueError("evaluation.judge is 'dev', but data.dev is not given")
+        return self
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is measured, the deciding metric first."""
+        return tuple(self.evaluation.metrics) or tuple(
+            metric
+            for metric in _METRICS[self.problem.kind]
+            if metric != "quadratic_weighted_kappa" or getattr(self.problem, "ordered", False)
+        )

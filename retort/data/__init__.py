@@ -1,0 +1,5 @@
+"""Data sources: rows of files, buckets and hubs as examples; a teacher's completions."""
+
+from retort.data.reading import fingerprint, read_examples, read_rows_of
+
+__all__ = ["fingerprint", "read_examples", "read_rows_of"]

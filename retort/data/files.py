@@ -1,0 +1,170 @@
+"""The files behind an address: one file, a folder, or a glob, on disk or in a bucket."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+from retort.config import expand
+from retort.errors import DataError, StoreUnavailable
+
+EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    name: str
+    """As the config's author knows it: `${VAR}` is left as it was written, since it may be a secret."""
+    path: str
+    """As `filesystem` knows it."""
+    filesystem: Any
+    info: dict[str, Any]
+    endpoint_url: str | None
+
+    @property
+    def format(self) -> str:
+        """One of jsonl, json, csv, parquet. Raises DataError."""
+        extension = next((end for end in EXTENSIONS if self.path.lower().endswith(end)), None)
+        if extension is None:
+            allowed = ", ".join(EXTENSIONS)
+            raise DataError(f"{self.name}: the extension says no format that can be read; allowed: {allowed}")
+        return extension.removesuffix(".gz").removeprefix(".")
+
+    @property
+    def is_gzip(self) -> bool:
+        return self.path.lower().endswith(".gz")
+
+    @property
+    def is_local(self) -> bool:
+        return "file" in _protocols(self.filesystem)
+
+    @contextmanager
+    def reading(self) -> Iterator[BinaryIO]:
+        """The raw bytes. Raises DataError for a file that is not there, StoreUnavailable for a bucket that fails."""
+        with self.failures(), self._open() as stream:
+            yield stream
+
+    def failures(self) -> AbstractContextManager[None]:
+        return _failures(self.name, self.path, self.filesystem, self.endpoint_url)
+
+    def identity(self) -> str:
+        """What changes when the content does: the sha256 on disk; else what the server says without a download."""
+        if self.is_local:
+            with self.reading() as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        if "ETag" in self.info:
+            return f"{self.info['ETag']} {self.info['size']}"
+        return str(self.filesystem.ukey(self.path))
+
+    def _open(self) -> BinaryIO:
+        if self.is_local:
+            return open(self.path, "rb")
+        from retort.store.bucket import open_remote
+
+        return open_remote(self.filesystem, self.path)
+
+
+def data_files(address: str, endpoint_url: str | None) -> list[DataFile]:
+    """All files behind the address, sorted by path; hidden ones and markers (`_SUCCESS`) are left out of folders.
+
+    Raises DataError if there are none.
+    """
+    expanded = expand(address)
+    system, path = _filesystem(expanded, expand(endpoint_url) if endpoint_url else None)
+    with _failures(address, path, system, endpoint_url):
+        info = _info(system, path)
+        if info is not None and info["type"] != "directory":
+            return [DataFile(address, path, system, info, endpoint_url)]
+        infos = _listing(system, path, info is not None)
+    if not infos:
+        raise DataError(f"{address}: {_nothing(address, info is not None)}")
+    base, root = (address, path) if info is not None else (_before_wildcard(address), _before_wildcard(path))
+    return [
+        DataFile(_joined(base, _below(root, found)), found, system, infos[found], endpoint_url)
+        for found in sorted(infos)
+    ]
+
+
+def _filesystem(address: str, endpoint_url: str | None) -> tuple[Any, str]:
+    if address.startswith("s3://"):
+        from retort.store.bucket import filesystem
+
+        return filesystem(endpoint_url), address.removeprefix("s3://").rstrip("/")
+    try:
+        return cast(tuple[Any, str], url_to_fs(address))
+    except (ValueError, ImportError) as error:
+        raise DataError(f"{address}: {error}") from error
+
+
+def _info(system: Any, path: str) -> dict[str, Any] | None:
+    try:
+        return cast(dict[str, Any], system.info(path))
+    except FileNotFoundError:
+        return None
+
+
+def _listing(system: Any, path: str, is_folder: bool) -> dict[str, dict[str, Any]]:
+    if not is_folder and not _WILDCARD.search(path):
+        return {}
+    try:
+        infos = system.find(path, detail=True) if is_folder else system.glob(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    root, markers = (path, "._") if is_folder else (_before_wildcard(path), ".")
+    return {
+        found: info
+        for found, info in infos.items()
+        if info["type"] != "directory"
+        and not any(part[0] in markers for part in _below(root, found).split("/") if part)
+    }
+
+
+def _nothing(address: str, is_folder: bool) -> str:
+    if is_folder:
+        return "the folder holds no files"
+    return "no file matches this pattern" if _WILDCARD.search(address) else "there is no such file or folder"
+
+
+def _before_wildcard(pattern: str) -> str:
+    """The folder that a glob starts from, as it is written."""
+    match = _WILDCARD.search(pattern)
+    return pattern[: match.start()].rpartition("/")[0] if match else pattern
+
+
+def _joined(base: str, relative: str) -> str:
+    return f"{base.rstrip('/')}/{relative}" if base else relative
+
+
+def _below(root: str, path: str) -> str:
+    return path.removeprefix(root).lstrip("/")
+
+
+def _protocols(system: Any) -> tuple[str, ...]:
+    return (system.protocol,) if isinstance(system.protocol, str) else tuple(system.protocol)
+
+
+@contextmanager
+def _failures(name: str, path: str, system: Any, endpoint_url: str | None) -> Iterator[None]:
+    """What goes wrong with the file itself; its content is the readers' business."""
+    try:
+        if "s3" in _protocols(system):
+            from retort.store.bucket import remote_errors
+
+            with remote_errors(f"s3://{path}", endpoint_url):
+                yield
+        else:
+            yield
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: there is no such file") from error
+    except PermissionError as error:
+        raise DataError(f"{name}: may not be read ({os.strerror(error.errno or 13)})") from error
+    except OSError as error:
+        if "file" in _protocols(system):
+            raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
+        raise StoreUnavailable(f"{name}: cannot be read ({error})") from error

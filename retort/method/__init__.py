@@ -1,0 +1,1 @@
+"""The method itself: pure and deterministic, no files, no network, no models."""

@@ -1,0 +1,129 @@
+"""How sure a score is, and whether one system beats another on the same rows.
+
+A metric is computed from sums of per-row statistics `(n, d)`, so a bootstrap resample is a vector of n-row
+weights. Rows with equal statistics are interchangeable: drawing how often each *distinct* row occurs, from a
+multinomial, is the same as drawing n rows, at a cost that does not grow with n, and it makes the result
+independent of the order of rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.errors import DataError
+from retort.problems.base import Floats
+
+Value = Callable[[Floats], Floats]
+"""Summed statistics `(..., d)` -> the metric `(...)`."""
+
+TIE = 1e-12
+"""Scores this close are equal: the rounding of a mean over systems."""
+
+CHUNK = 4_000_000
+"""Numbers in a chunk of weights (32 MB)."""
+
+
+class Comparison(NamedTuple):
+    """Whether the new systems beat the old."""
+
+    gain: float
+    """Mean score of the new systems less that of the old, on the rows as they are."""
+    low: float
+    """Lower end of the gain's 95 % percentile-bootstrap interval."""
+    high: float
+    win_share: float
+    """Share of resamples in which the new are better, in [0, 1]; a tie counts as half."""
+    resamples: int
+
+
+class McNemar(NamedTuple):
+    """Two systems that are right or wrong on the same rows (McNemar 1947, exact)."""
+
+    only_old: int
+    """Rows that only the old system gets right."""
+    only_new: int
+    p_value: float
+    """Two-sided: how likely so uneven a split of the disagreements is between equals; 1 without any."""
+
+
+def bootstrap(statistics: Floats, value: Value, resamples: int, seed: int) -> tuple[float, float, float]:
+    """(value, low, high): the score of `statistics` `(n, d)` and its 95 % percentile interval over rows.
+
+    Raises DataError where there are no rows.
+    """
+    return bootstrap_mean([statistics], value, resamples, seed)
+
+
+def bootstrap_mean(systems: Sequence[Floats], value: Value, resamples: int, seed: int) -> tuple[float, float, float]:
+    """(value, low, high) of the mean score of several systems, each `(n, d)` over the same rows in the same order;
+    each resample takes the same rows of all. Raises DataError where there are no rows.
+    """
+    scores = _resampled(systems, value, resamples, seed).mean(axis=1)
+    low, high = np.quantile(scores, (0.025, 0.975))
+    return _mean_score(systems, value), float(low), float(high)
+
+
+def compare(old: Sequence[Floats], new: Sequence[Floats], value: Value, resamples: int, seed: int) -> Comparison:
+    """Paired bootstrap (Koehn 2004). Each system is `(n, d)` over the same rows in the same order; each resample
+    takes the same rows of all systems; a side's score is the mean over its systems.
+
+    Raises DataError where there are no rows or the systems differ in their number.
+    """
+    if not old or not new:
+        raise DataError("a comparison needs at least one system on each side")
+    if len({len(statistics) for statistics in (*old, *new)}) > 1:
+        raise DataError("the systems to compare were scored on different numbers of rows")
+    scores = _resampled([*old, *new], value, resamples, seed)
+    gains = scores[:, len(old) :].mean(axis=1) - scores[:, : len(old)].mean(axis=1)
+    ties = np.abs(gains) < TIE
+    wins = ((gains > 0) & ~ties) + 0.5 * ties
+    low, high = np.quantile(gains, (0.025, 0.975))
+    return Comparison(
+        _mean_score(new, value) - _mean_score(old, value), float(low), float(high), float(wins.mean()), resamples
+    )
+
+
+def mcnemar(old_correct: NDArray[np.bool_], new_correct: NDArray[np.bool_]) -> McNemar:
+    """The exact two-sided binomial test on the rows `(n,)` where just one of the two is right."""
+    from scipy.special import bdtr  # type: ignore[import-untyped]
+
+    only_old = int(np.sum(old_correct & ~new_correct))
+    only_new = int(np.sum(new_correct & ~old_correct))
+    tail = bdtr(min(only_old, only_new), only_old + only_new, 0.5)
+    return McNemar(only_old, only_new, min(1.0, 2.0 * float(tail)))
+
+
+def _mean_score(systems: Sequence[Floats], value: Value) -> float:
+    return float(np.mean([value(statistics.sum(axis=0)) for statistics in systems]))
+
+
+def _resampled(systems: Sequence[Floats], value: Value, resamples: int, seed: int) -> Floats:
+    """Scores `(resamples, systems)`; memory is bounded whatever n is."""
+    if not len(systems[0]):
+        raise DataError("there are no rows to score")
+    distinct, counts = _distinct(systems)
+    total = int(counts.sum())
+    generator = np.random.default_rng(seed)
+    widest = max(len(counts), *(statistics.shape[1] for statistics in systems))
+    chunk = max(1, CHUNK // widest)
+    scores = []
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        weights = generator.multinomial(total, counts / total, size=size).astype(np.float64)
+        scores.append(np.stack([value(weights @ rows) for rows in distinct], axis=1))
+    return np.concatenate(scores)
+
+
+def _distinct(systems: Sequence[Floats]) -> tuple[list[Floats], NDArray[np.int64]]:
+    """The distinct joint rows, `(u, d)` for each system, and how often each occurs, `(u,)`."""
+    codes = [np.unique(_rows(statistics), return_inverse=True)[1] for statistics in systems]
+    _, first, counts = np.unique(_rows(np.stack(codes, axis=1)), return_index=True, return_counts=True)
+    return [statistics[first] for statistics in systems], counts
+
+
+def _rows(matrix: NDArray[Any]) -> NDArray[np.void]:
+    """The rows of `(n, d)` as `(n,)` byte strings: `np.unique` sorts them 17 times faster than with `axis=0`."""
+    matrix = np.ascontiguousarray(matrix)
+    return matrix.view(np.dtype((np.void, matrix.shape[1] * matrix.itemsize))).reshape(-1)

@@ -1,0 +1,102 @@
+"""What a run would do, without doing it: each stage with HIT or MISS, and for a MISS what changed."""
+
+from typing import Any, Literal
+
+from retort.algorithms.baselines import compare_baselines
+from retort.algorithms.mckd import Do, distil, ingest_data
+from retort.config import Config, RecordedConfig
+from retort.errors import DamagedArtifact
+from retort.preflight import resolve
+from retort.records import ArtifactRef, Record, Stage
+from retort.stages.making import open_store
+from retort.stages.report import report
+from retort.store import Store
+
+
+class PlannedStage(Record):
+    name: str
+    status: Literal["HIT", "MISS"]
+    changed: tuple[str, ...] = ()
+    """Of a MISS: the parts of the key that differ from the last artifact of this name; `new` if there was none."""
+
+
+class Plan(Record):
+    stages: tuple[PlannedStage, ...]
+    teacher: dict[str, Any]
+    """`kind`, and what asking it would cost: `requests`, `money`."""
+
+
+async def plan(config: Config) -> Plan:
+    """Walk the algorithm over the store. Reads sources to know their content; writes and starts nothing."""
+    look = _Lookup(open_store(config.store), config.name)
+    await walk(config, look)
+    # Recorded completions and fine-tuned teachers are asked nothing that costs money.
+    cost: dict[str, Any] = {"kind": config.teacher.kind, "requests": 0, "money": 0.0}
+    if isinstance(config.teacher, RecordedConfig):
+        cost["completions"] = config.teacher.completions
+    return Plan(stages=tuple(look.planned), teacher=cost)
+
+
+async def repair(config: Config) -> list[str]:
+    """Forget every artifact that a run of this config would use and whose files are not what its manifest says, so
+    that the run makes it again. Returns a sentence for each."""
+    store = open_store(config.store)
+    faults: list[str] = []
+
+    async def check(stage: Stage) -> ArtifactRef:
+        try:
+            manifest = store.find(stage.kind, stage.key)
+            if manifest is not None:
+                store.verify(manifest)
+                return store.ref(manifest)
+        except DamagedArtifact as damage:
+            store.discard(stage.kind, stage.key)
+            faults.append(f"{stage.name}: {damage}")
+        return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
+
+    await walk(config, check)
+    return faults
+
+
+async def walk(config: Config, do: Do) -> None:
+    """The whole run, with a `do` that only looks."""
+    config = resolve(config)
+    distilled = await distil(config, await ingest_data(config, do), do)
+    await do(report(config, await compare_baselines(config, distilled, do)))
+
+
+class _Lookup:
+    """A `do` that only looks."""
+
+    def __init__(self, store: Store, run_name: str) -> None:
+        self._store, self._run_name = store, run_name
+        self.planned: list[PlannedStage] = []
+
+    async def __call__(self, stage: Stage) -> ArtifactRef:
+        manifest = self._store.find(stage.kind, stage.key)
+        if manifest is not None:
+            self.planned.append(PlannedStage(name=stage.name, status="HIT"))
+            return self._store.ref(manifest)
+        before = self._store.latest(self._run_name, stage.name)
+        changed = differences(before.made_of, stage.made_of) if before else ("new",)
+        self.planned.append(PlannedStage(name=stage.name, status="MISS", changed=changed))
+        return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
+
+
+def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
+    """`training.epochs: 6 -> 8` for each leaf that differs; digests are too long to print and only named."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = sorted(before.keys() | after.keys())
+        parts = (differences(before.get(n), after.get(n), f"{path}.{n}".lstrip(".")) for n in names)
+        return tuple(change for part in parts for change in part)
+    if before == after:
+        return ()
+    path = path.removeprefix("params.")
+    if path.startswith("inputs.") or path in ("content", "completions", "weights"):
+        return (path,)
+    return (f"{path}: {_short(before)} -> {_short(after)}",)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,106 @@
+"""What is checked before anything is started, without torch and without Prefect: cheap, and about user errors."""
+
+from retort.config import ClassificationConfig, Config, RecordedConfig, SlotsConfig, expand
+from retort.data import read_rows_of
+from retort.data.completions import read_completions
+from retort.errors import ConfigError, DataError
+from retort.method.partitioning import cell_of
+from retort.problems import infer_schema
+from retort.records import ArtifactRef, Data
+from retort.rows import read_rows
+from retort.stages.examples import ROWS, ingest
+from retort.stages.making import make, open_store
+from retort.stages.teacher import pseudolabel_recorded
+from retort.store import Store
+from retort.students.weights import find_weights
+
+
+def resolve(config: Config) -> Config:
+    """Fill what the config leaves to the data: the schema, read off the labelled set."""
+    complete = config.problem.intents if isinstance(config.problem, SlotsConfig) else config.problem.labels
+    if complete is not None:
+        return config
+    rows = (row for _, row in read_rows_of(config.data.labeled, config.store.endpoint_url))
+    problem: SlotsConfig | ClassificationConfig = infer_schema(config.problem, rows, config.data.columns)
+    return config.model_copy(update={"problem": problem})
+
+
+def check(config: Config) -> Config:
+    """Everything that can be wrong and is cheap to see. Returns the resolved config; its data is in the store.
+
+    Raises ConfigError, DataError or StoreUnavailable.
+    """
+    store = open_store(config.store)
+    store.check_writable()
+    find_weights(config.student)
+    if config.tracking:
+        expand(config.tracking.uri)
+    config = resolve(config)
+    data = ingest_all(config, store)
+    check_overlap(store, data)
+    _check_cells(config, store, data.unlabeled)
+    if isinstance(config.teacher, RecordedConfig):
+        stage = pseudolabel_recorded(config, config.teacher, data.unlabeled)
+        if store.find(stage.kind, stage.key) is None:
+            check_completions(config, config.teacher, store, data.unlabeled)
+    return config
+
+
+def ingest_all(config: Config, store: Store) -> Data:
+    """Ingest every role that the store lacks: reading the rows is the check of the data."""
+
+    def done(role: str) -> ArtifactRef:
+        stage = ingest(config, role)
+        manifest = store.find(stage.kind, stage.key)
+        return store.ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
+
+    refs = {role: done(role) for role in ("labeled", "test", "unlabeled")}
+    return Data(**refs, judge=done("dev") if config.evaluation.judge == "dev" else refs["labeled"])
+
+
+def check_overlap(store: Store, data: Data) -> None:
+    """Some equal texts are normal in short requests; a fifth of a set is not."""
+    labeled, test = texts_of(store, data.labeled), texts_of(store, data.test)
+    shared = len(labeled & test)
+    if shared > 0.2 * min(len(labeled), len(test)):
+        raise DataError(
+            f"data.test and data.labeled share {shared} of {min(len(labeled), len(test))} texts: a test row that was "
+            "shown to the teacher or judges stages measures nothing; give a test set of other rows"
+        )
+
+
+def texts_of(store: Store, ref: ArtifactRef) -> set[str]:
+    return {row["text"] for row in read_rows(store.fetch(ref) / ROWS, ["text"])}
+
+
+def check_completions(config: Config, teacher: RecordedConfig, store: Store, pool: ArtifactRef) -> int:
+    """How many rows of the pool have no completion. Raises DataError for a completion of a row that is not there."""
+    answers = read_completions(teacher.completions, config.store.endpoint_url)
+    answered = {answer.example_id for answer in answers if answer.example_id}
+    ids = {row["example_id"] for row in read_rows(store.fetch(pool) / ROWS, ["example_id"])}
+    unknown = answered - ids
+    if unknown and config.data.limit is None:
+        raise DataError(
+            f"teacher.completions = '{teacher.completions}': {len(unknown)} completion(s) for ids that the pool does "
+            f"not have, such as '{min(unknown)}'"
+        )
+    return len(ids - answered)
+
+
+SURELY_FILLED = 50
+"""Rows for each cell from which on none is empty but once in e^50 times."""
+
+
+def _check_cells(config: Config, store: Store, pool: ArtifactRef) -> None:
+    method = config.method
+    if method.stages == 1 or pool.rows >= SURELY_FILLED * method.partitions:
+        return
+    if method.partitions > pool.rows:
+        raise ConfigError(f"method.partitions = {method.partitions}: more than the pool's {pool.rows} rows")
+    ids = [row["example_id"] for row in read_rows(store.fetch(pool) / ROWS, ["example_id"])]
+    empty = set(range(method.partitions)) - {cell_of(i, method.partitions, method.seed) for i in ids}
+    if empty:
+        raise ConfigError(
+            f"method.partitions = {method.partitions}: of a pool of {len(ids)} rows, {len(empty)} partition(s) would "
+            "be empty; use fewer"
+        )

@@ -1,0 +1,46 @@
+"""What a label is: render to text, parse from text, check, score."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from retort.config import ClassificationConfig, ColumnsConfig, SlotsConfig
+from retort.config import Problem as ProblemConfig
+from retort.errors import ConfigError
+from retort.problems import classification, slots
+from retort.problems.base import Constraint, Problem
+from retort.problems.classification import Classification
+from retort.problems.slots import Slots
+
+__all__ = ["Constraint", "Problem", "infer_schema", "problem_for"]
+
+
+def problem_for(config: ProblemConfig) -> Problem:
+    """The problem that a complete config describes.
+
+    Raises ConfigError where the schema is missing (call `infer_schema` first) or contradicts itself.
+    """
+    match config:
+        case SlotsConfig(intents=None):
+            raise ConfigError("problem.intents is not given; list the slots of each intent")
+        case SlotsConfig(intents=dict(intents)):
+            return Slots(intents)
+        case ClassificationConfig(labels=None):
+            raise ConfigError("problem.labels is not given; list the class names")
+        case ClassificationConfig(labels=list(labels)):
+            return Classification(labels)
+    raise ConfigError(f"problem.kind '{config.kind}' is not known; use slots or classification")
+
+
+def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> ProblemConfig:
+    """The config with its schema read off raw labelled rows, sorted; unchanged where the schema is given.
+
+    Raises DataError if a label cannot be read or there are too few, ConfigError if the rows cannot tell
+    (the order of `ordered` classes that are not numbers).
+    """
+    match config:
+        case SlotsConfig(intents=None):
+            return config.model_copy(update={"intents": slots.infer_intents(rows, columns)})
+        case ClassificationConfig(labels=None):
+            labels = classification.infer_labels(rows, columns, ordered=config.ordered)
+            return config.model_copy(update={"labels": labels})
+    return config

@@ -1,0 +1,170 @@
+"""One class for each text. The label is the class name; there is one unit, the whole text."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import ColumnsConfig, Metric
+from retort.errors import ConfigError, DataError
+from retort.problems.base import Constraint, Floats, listed, ratio
+from retort.records import Label, ParseFailure
+
+
+class Classification:
+    """Classes in the order given: from low to high where `quadratic_weighted_kappa` is asked for.
+
+    Raises ConfigError for fewer than two classes, or two that `parse` could not tell apart.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        if len(labels) < 2:
+            raise ConfigError(f"problem.labels needs at least two classes, not {len(labels)}")
+        self._classes = tuple(labels)
+        self._index = {label: index for index, label in enumerate(labels)}
+        self._by_key: dict[str, str] = {}
+        for label in labels:
+            key = _key(label)
+            if not key:
+                raise ConfigError(f"problem.labels: '{label}' is no name")
+            if key in self._by_key:
+                raise ConfigError(
+                    f"problem.labels: '{self._by_key[key]}' and '{label}' must differ in more than case, outer "
+                    "white space and a final period"
+                )
+            self._by_key[key] = label
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._classes
+
+    def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
+        """See `Problem.gold`. Numbers count as their decimal text; a blank label is none."""
+        name = _class_name(row.get(columns.label))
+        if name is not None and name not in self._index:
+            raise DataError(f"label '{name}' is not a class; allowed: {listed(self._classes)}")
+        return name
+
+    def render(self, text: str, label: Label) -> str:
+        return label
+
+    def parse(self, text: str, completion: str) -> Label | ParseFailure:
+        """See `Problem.parse`. Case, outer white space and a final period do not count.
+
+        Reason codes: `empty`, `unknown-label`.
+        """
+        if not completion.strip():
+            return ParseFailure("empty", "The completion is empty.", completion)
+        label = self._by_key.get(_key(completion))
+        if label is None:
+            detail = f"'{completion.strip()[:80]}' is not a class; allowed: {listed(self._classes)}."
+            return ParseFailure("unknown-label", detail, completion)
+        return label
+
+    def constraint(self, text: str) -> Constraint:
+        return Constraint(choice=self._classes)
+
+    def words(self, text: str) -> list[str]:
+        return [text]
+
+    def targets(self, text: str, label: Label) -> list[int]:
+        return [self._index[label]]
+
+    def allowed(self, num_units: int) -> NDArray[np.bool_]:
+        return np.ones((num_units, len(self._classes)), dtype=np.bool_)
+
+    def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
+        (scores,) = probabilities
+        best = int(np.argmax(scores))
+        return self._classes[best], float(ratio(scores[best], np.sum(scores)))
+
+    def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
+        """accuracy: (correct, 1). Otherwise the confusion matrix `(C, C + 1)`, gold by predicted, row by row,
+        whose last column counts rows without a prediction."""
+        if metric == "accuracy":
+            return np.array([float(gold == predicted), 1.0])
+        num_classes = len(self._classes)
+        column = num_classes if predicted is None else self._index[predicted]
+        confusion = np.zeros((num_classes, num_classes + 1))
+        confusion[self._index[gold], column] = 1.0
+        return confusion.reshape(-1)
+
+    def value(self, metric: Metric, sums: Floats) -> Floats:
+        """See `Problem.value`; 0 where there are no rows."""
+        num_classes = len(self._classes)
+        match metric:
+            case "accuracy":
+                return ratio(sums[..., 0], sums[..., 1])
+            case "macro_f1":
+                return macro_f1(sums.reshape(*sums.shape[:-1], num_classes, num_classes + 1))
+            case "quadratic_weighted_kappa":
+                return quadratic_weighted_kappa(sums.reshape(*sums.shape[:-1], num_classes, num_classes + 1))
+        raise ConfigError(f"metric '{metric}' does not measure classification")
+
+    def parts(self, label: Label) -> list[str]:
+        return [label]
+
+
+def macro_f1(confusion: Floats) -> Floats:
+    """`(..., C, C + 1)` counts -> `(...)`: the mean F1 of all classes that occur in gold or predictions, as
+    scikit-learn's default. Rows without a prediction lower their gold class's recall only."""
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
+    occurrences = confusion.sum(axis=-1) + confusion.sum(axis=-2)[..., :-1]
+    return ratio(ratio(2 * correct, occurrences).sum(axis=-1), (occurrences > 0).sum(axis=-1))
+
+
+def quadratic_weighted_kappa(confusion: Floats) -> Floats:
+    """`(..., C, C + 1)` counts -> `(...)` in [-1, 1] (Cohen 1968, weights (i - j)^2).
+
+    A row without a prediction counts as predicted in the class farthest from its gold class (the lowest, where
+    the two ends are as far). Where gold and predictions all lie in one and the same class, chance agreement is
+    already perfect and kappa is 0/0; it is 1 here, since every prediction is right. Without rows it is 0.
+    """
+    num_classes = confusion.shape[-2]
+    ranks = np.arange(num_classes)
+    farthest = np.where(2 * ranks >= num_classes - 1, 0, num_classes - 1)
+    answered = confusion[..., :-1] + confusion[..., -1:] * (farthest[:, None] == ranks)
+    weights = (ranks[:, None] - ranks) ** 2
+    expected = answered.sum(axis=-1)[..., :, None] * answered.sum(axis=-2)[..., None, :]
+    total = answered.sum(axis=(-2, -1))
+    disagreement = ratio((weights * answered).sum(axis=(-2, -1)) * total, (weights * expected).sum(axis=(-2, -1)))
+    return np.where(total > 0, 1.0 - disagreement, 0.0)
+
+
+def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, ordered: bool) -> list[str]:
+    """The class names that occur, sorted: as numbers where all are numbers, else as text.
+
+    Raises DataError for fewer than two, ConfigError where `ordered` classes are not numbers.
+    """
+    names = {name for row in rows if (name := _class_name(row.get(columns.label))) is not None}
+    if len(names) < 2:
+        raise DataError(
+            f"the labelled rows hold {len(names)} different classes in the field '{columns.label}', at least 2 are "
+            "needed; see data.columns.label, or list them in problem.labels"
+        )
+    if all(_is_number(name) for name in names):
+        return sorted(names, key=lambda name: (float(name), name))
+    if ordered:
+        raise ConfigError("problem.labels must list the classes from low to high, since problem.ordered is true")
+    return sorted(names)
+
+
+def _class_name(value: object) -> str | None:
+    # A column of whole numbers with gaps arrives as floats (3.0).
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else str(value).strip() or None
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
+
+
+def _key(name: str) -> str:
+    """What names are compared by in a completion."""
+    return name.strip().removesuffix(".").rstrip().casefold()

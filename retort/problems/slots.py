@@ -1,0 +1,359 @@
+"""Intent and slots of a request: semantic parsing with one level.
+
+A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each
+word of `text.split()`. Spans are CoNLL's: I-x after O or after another type opens one; labels write it as B-x.
+Teachers write the decoupled bracket text of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import ColumnsConfig, Metric
+from retort.errors import ConfigError, DataError
+from retort.problems.base import Constraint, Floats, listed, ratio
+from retort.records import Label, ParseFailure
+
+Span = tuple[str, int, int]
+"""A slot's name, its first word and the word after its last, counted from 0."""
+
+TARGET = "target"
+"""Where SNIPS and TOP keep the bracket text; read where the label column is absent."""
+
+_WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z0-9])(?=[A-Z][a-z])")
+
+
+class Slots:
+    """`intents`: the slots of each intent, named as in the data (PlayMusic, object-type) or as in a parse.
+
+    Raises ConfigError if there is no intent.
+    """
+
+    def __init__(self, intents: Mapping[str, Sequence[str]]) -> None:
+        if not intents:
+            raise ConfigError("problem.intents names no intent")
+        self._slots: dict[str, tuple[str, ...]] = {}
+        for intent, names in sorted(intents.items()):
+            self._slots[intent_name(intent)] = tuple(sorted({slot_name(name) for name in names}))
+        self._all_slots = tuple(sorted({name for names in self._slots.values() for name in names}))
+        tags = [f"{prefix}-{name}" for name in self._all_slots for prefix in "BI"]
+        self._tags = ("O", *tags)
+        self._intents = tuple(sorted(self._slots))
+        self._classes = self._tags + tuple(f"IN:{intent}" for intent in self._intents)
+        self._index = {name: index for index, name in enumerate(self._classes)}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Tags first ("O", then B and I of each slot of any intent), then intents ("IN:PLAY_MUSIC")."""
+        return self._classes
+
+    def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
+        """See `Problem.gold`. Tags with the intent win over bracket text; blank fields are no label."""
+        text = str(row[columns.text])
+        if row.get(columns.tags):
+            intent, tags = _read_tags(row, columns)
+            self._check(intent, tags, len(text.split()))
+            return encode(intent, tags)
+        if not (brackets := _brackets(row, columns)):
+            return None
+        label = self.parse(text, brackets)
+        if isinstance(label, ParseFailure):
+            raise DataError(f"the parse '{_shortened(brackets)}' is no label: {label.detail}")
+        return label
+
+    def _check(self, intent: str, tags: Sequence[str], num_words: int) -> None:
+        if len(tags) != num_words:
+            raise DataError(f"{len(tags)} tags for {num_words} words; give one tag for each word")
+        if intent not in self._slots:
+            raise DataError(f"intent '{intent}' is not known; allowed: {listed(self._intents)}")
+        for name in (tag[2:] for tag in tags if tag != "O"):
+            if name not in self._slots[intent]:
+                raise DataError(self._unknown_slot(intent, name))
+
+    def _unknown_slot(self, intent: str, name: str) -> str:
+        allowed = listed(self._slots[intent]) or "none"
+        if name in self._all_slots:
+            return f"slot '{name}' does not belong to intent {intent}; allowed there: {allowed}"
+        return f"slot '{name}' exists in no intent; allowed in {intent}: {allowed}"
+
+    def render(self, text: str, label: Label) -> str:
+        intent, tags = decode(label)
+        words = text.split()
+        slots = [f"[SL:{name} {' '.join(words[start:end])} ] " for name, start, end in spans(tags)]
+        return f"[IN:{intent} {''.join(slots)}]"
+
+    def parse(self, text: str, completion: str) -> Label | ParseFailure:
+        """See `Problem.parse`. White space and the case of names do not count; anything else does.
+
+        Reason codes: `empty`, `no-intent`, `unknown-intent`, `unknown-slot`, `empty-slot`, `unbalanced-brackets`,
+        `nested-brackets`, `words-outside-slots`, `text-after-parse`, `words-not-in-request`, `overlapping-slots`.
+        """
+        try:
+            parse = _read_brackets(completion)
+            if parse.intent not in self._slots:
+                detail = f"Intent '{_shortened(parse.intent)}' is not known; allowed: {listed(self._intents)}."
+                raise _Unparsable("unknown-intent", detail)
+            for name, _ in parse.slots:
+                if name not in self._slots[parse.intent]:
+                    detail = self._unknown_slot(parse.intent, _shortened(name))
+                    raise _Unparsable("unknown-slot", f"{detail[0].upper()}{detail[1:]}.")
+            return encode(parse.intent, _align(text.split(), parse.slots))
+        except _Unparsable as failure:
+            return ParseFailure(failure.reason, failure.detail, completion)
+
+    def constraint(self, text: str) -> Constraint:
+        """Every intent with any number of its slots, each holding consecutive words of `text`.
+
+        The grammar grows with the number of words, not with its square: `w3` is word 3 and what may follow it. It
+        does not count how often a word is used; `parse` refuses slots that share one.
+        """
+        words = text.split()
+        rules = ["root ::= " + " | ".join(f"intent{number}" for number in range(len(self._intents)))]
+        for number, intent in enumerate(self._intents):
+            openings = " | ".join(_literal(f"[SL:{name} ") for name in self._slots[intent])
+            slots = f'(({openings}) span "] ")* ' if openings and words else ""
+            rules.append(f'intent{number} ::= {_literal(f"[IN:{intent} ")} {slots}"]"')
+        if words:
+            rules.append("span ::= " + " | ".join(f"w{number}" for number in range(len(words))))
+        for number, word in enumerate(words):
+            rest = f" w{number + 1}?" if number + 1 < len(words) else ""
+            rules.append(f"w{number} ::= {_literal(f'{word} ')}{rest}")
+        return Constraint(grammar="\n".join(rules) + "\n")
+
+    def words(self, text: str) -> list[str]:
+        return text.split()
+
+    def targets(self, text: str, label: Label) -> list[int]:
+        intent, tags = decode(label)
+        return [self._index[f"IN:{intent}"], *(self._index[tag] for tag in tags)]
+
+    def allowed(self, num_units: int) -> NDArray[np.bool_]:
+        """Unit 0 takes intents, the others tags; see `Problem.allowed`."""
+        is_tag = np.arange(len(self._classes)) < len(self._tags)
+        allowed = np.empty((num_units, len(self._classes)), dtype=np.bool_)
+        allowed[:1], allowed[1:] = ~is_tag, is_tag
+        return allowed
+
+    def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
+        """See `Problem.decide`. Each unit takes its most probable allowed class, then an opening I-x becomes B-x.
+
+        Raises ValueError unless there is one unit for the intent and one for each word.
+        """
+        if len(probabilities) != 1 + len(text.split()):
+            raise ValueError(
+                f"{len(probabilities)} units of probabilities for {len(text.split())} words and the intent"
+            )
+        num_tags = len(self._tags)
+        intents, tags = probabilities[0, num_tags:], probabilities[1:, :num_tags]
+        best_intent, best_tags = int(intents.argmax()), tags.argmax(axis=1)
+        chosen = np.append(tags.max(axis=1), intents[best_intent])
+        total = np.append(tags.sum(axis=1), intents.sum())
+        # A class of probability 0 is chosen only where all are 0; its floor keeps the logarithm finite.
+        confidence = np.exp(np.log(np.maximum(ratio(chosen, total), 1e-12)).mean())
+        label = encode(self._intents[best_intent], [self._tags[index] for index in best_tags.tolist()])
+        return label, min(float(confidence), 1.0)
+
+    def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
+        """slot_f1: (true positives, false positives, false negatives) of spans; the others: (correct, 1)."""
+        gold_intent, gold_tags = decode(gold)
+        intent, tags = decode(predicted) if predicted is not None else (None, [])
+        if metric == "intent_accuracy":
+            return np.array([float(intent == gold_intent), 1.0])
+        wanted, found = set(spans(gold_tags)), set(spans(tags))
+        if metric == "exact_match":
+            return np.array([float(intent == gold_intent and found == wanted), 1.0])
+        both = len(wanted & found)
+        return np.array([both, len(found) - both, len(wanted) - both], dtype=np.float64)
+
+    def value(self, metric: Metric, sums: Floats) -> Floats:
+        """See `Problem.value`. slot_f1 is conlleval's micro F1 over spans, and 1 where neither side has a span;
+        the shares are 0 where there are no rows."""
+        match metric:
+            case "slot_f1":
+                doubled = 2 * sums[..., 0]
+                return ratio(doubled, doubled + sums[..., 1] + sums[..., 2], empty=1.0)
+            case "intent_accuracy" | "exact_match":
+                return ratio(sums[..., 0], sums[..., 1])
+        raise ConfigError(f"metric '{metric}' does not measure slots")
+
+    def parts(self, label: Label) -> list[str]:
+        """The intent, then `ARTIST:2-4`: words counted from 1, the last included."""
+        intent, tags = decode(label)
+        return [intent, *(f"{name}:{start + 1}-{end}" for name, start, end in spans(tags))]
+
+
+def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> dict[str, list[str]]:
+    """The slots of each intent that occur in raw labelled rows, sorted. Rows without a label are passed over.
+
+    Raises DataError, with the row's number counted from 1, for a label that cannot be read, or if there is none.
+    """
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for number, row in enumerate(rows, start=1):
+        try:
+            if row.get(columns.tags):
+                intent, tags = _read_tags(row, columns)
+                found[intent].update(tag[2:] for tag in tags if tag != "O")
+            elif brackets := _brackets(row, columns):
+                parse = _read_brackets(brackets)
+                found[parse.intent].update(name for name, _ in parse.slots)
+        except (DataError, _Unparsable) as error:
+            raise DataError(f"labelled row {number}: {error}") from None
+    if not found:
+        fields = f"'{columns.tags}', '{columns.label}' and '{TARGET}'"
+        raise DataError(f"no labelled row has a label (looked in {fields}); see data.columns, or give problem.intents")
+    return {intent: sorted(names) for intent, names in sorted(found.items())}
+
+
+def intent_name(name: str) -> str:
+    """UPPER_SNAKE: PlayMusic -> PLAY_MUSIC."""
+    return slot_name(_WORD_STARTS.sub("_", name.strip()))
+
+
+def slot_name(name: str) -> str:
+    """Upper case, hyphens and white space as underscores; SNIPS's own parses write timeRange as TIMERANGE."""
+    return re.sub(r"[\s-]+", "_", name.strip()).upper()
+
+
+def encode(intent: str, tags: Sequence[str]) -> Label:
+    """The canonical label: an opening I-x becomes B-x."""
+    canonical, previous = [], "O"
+    for tag in tags:
+        if tag[:1] == "I" and previous[2:] != tag[2:]:
+            tag = f"B{tag[1:]}"
+        canonical.append(tag)
+        previous = tag
+    return json.dumps({"intent": intent, "tags": canonical}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def decode(label: Label) -> tuple[str, list[str]]:
+    """(intent, tags) of a canonical label."""
+    fields = json.loads(label)
+    return fields["intent"], fields["tags"]
+
+
+def spans(tags: Sequence[str]) -> list[Span]:
+    """The spans of canonical tags, in order."""
+    found: list[Span] = []
+    for position, tag in enumerate(tags):
+        if tag[0] == "B":
+            found.append((tag[2:], position, position + 1))
+        elif tag[0] == "I":
+            name, start, _ = found[-1]
+            found[-1] = (name, start, position + 1)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Parse:
+    """A bracket text as written, not yet checked against a schema or a request."""
+
+    intent: str
+    slots: list[tuple[str, list[str]]]
+    """Name and words of each."""
+
+
+class _Unparsable(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, list[str]]:
+    """Canonical (intent, tags) of a row that has tags, unchecked against schema and words. Raises DataError."""
+    intent, tags = row.get(columns.intent), row[columns.tags]
+    if not intent:
+        raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
+    tags = [str(tag) for tag in (tags.split() if isinstance(tags, str) else tags)]
+    for tag in tags:
+        if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
+            raise DataError(f"tag '{tag}' is not O, B-slot or I-slot")
+    return intent_name(str(intent)), [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
+
+
+def _brackets(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    value = row.get(columns.label)
+    return str((row.get(TARGET) if value is None else value) or "").strip()
+
+
+def _read_brackets(completion: str) -> _Parse:
+    """Reads `[IN:NAME [SL:NAME words ] ... ]`; names in upper case. Raises _Unparsable."""
+    tokens = completion.split()
+    if not tokens:
+        raise _Unparsable("empty", "The completion is empty.")
+    if not _opens(tokens[0], "[IN:"):
+        raise _Unparsable("no-intent", f"It must begin with [IN:NAME, not '{_shortened(tokens[0])}'.")
+    slots, at = [], 1
+    while at < len(tokens) and _opens(tokens[at], "[SL:"):
+        end = next((i for i in range(at + 1, len(tokens)) if _is_bracket(tokens[i])), len(tokens))
+        name, words = tokens[at][4:].upper(), tokens[at + 1 : end]
+        if end == len(tokens):
+            raise _Unparsable("unbalanced-brackets", f"Slot '{_shortened(name)}' is not closed by ' ]'.")
+        if tokens[end] != "]":
+            raise _Unparsable("nested-brackets", f"'{_shortened(tokens[end])}' opens inside slot '{_shortened(name)}'.")
+        if not words:
+            raise _Unparsable("empty-slot", f"Slot '{_shortened(name)}' holds no words.")
+        slots.append((name, words))
+        at = end + 1
+    _check_end(tokens[at:])
+    return _Parse(tokens[0][4:].upper(), slots)
+
+
+def _check_end(rest: Sequence[str]) -> None:
+    """`rest` is what follows the last slot: it must be the one bracket that closes the intent."""
+    if not rest:
+        raise _Unparsable("unbalanced-brackets", "The intent is not closed by ' ]'.")
+    if _is_bracket(rest[0]) and rest[0] != "]":
+        raise _Unparsable("nested-brackets", f"'{_shortened(rest[0])}' opens a second intent or a slot without a name.")
+    if rest[0] != "]":
+        raise _Unparsable("words-outside-slots", f"'{_shortened(rest[0])}' is in no slot.")
+    if len(rest) > 1 and rest[1] == "]":
+        raise _Unparsable("unbalanced-brackets", "A bracket is closed that was not opened.")
+    if len(rest) > 1:
+        raise _Unparsable("text-after-parse", f"'{_shortened(' '.join(rest[1:]))}' follows the parse.")
+
+
+def _opens(token: str, bracket: str) -> bool:
+    return len(token) > len(bracket) and token[:4].upper() == bracket
+
+
+def _is_bracket(token: str) -> bool:
+    return token == "]" or token[:4].upper() in ("[IN:", "[SL:")
+
+
+def _align(words: Sequence[str], slots: Iterable[tuple[str, list[str]]]) -> list[str]:
+    """Tags of `words`. Raises _Unparsable.
+
+    A slot takes the first free place after the slot before it, since slots are written in the order of the
+    request, else the first free place anywhere.
+    """
+    tags, after = ["O"] * len(words), 0
+    for name, wanted in slots:
+        length = len(wanted)
+        places = [i for i in range(len(words) - length + 1) if words[i : i + length] == wanted]
+        if not places:
+            detail = f"'{_shortened(' '.join(wanted))}' of slot {name} does not occur in the request."
+            raise _Unparsable("words-not-in-request", detail)
+        free = [i for i in places if all(tag == "O" for tag in tags[i : i + length])]
+        if not free:
+            detail = f"'{_shortened(' '.join(wanted))}' of slot {name} is already part of another slot."
+            raise _Unparsable("overlapping-slots", detail)
+        start = next((i for i in free if i >= after), free[0])
+        after = start + length
+        tags[start:after] = [f"B-{name}"] + [f"I-{name}"] * (length - 1)
+    return tags
+
+
+def _shortened(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _literal(text: str) -> str:
+    """A GBNF string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'

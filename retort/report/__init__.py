@@ -1,0 +1,1 @@
+"""What a run did, from its artifacts alone: facts (`Summary`), pictures, and pages for people."""

@@ -1,0 +1,207 @@
+"""Gathers a run's facts from its artifacts, and says in words why it ended as it did."""
+
+import json
+from collections.abc import Sequence
+
+from retort.config import Config, HubConfig
+from retort.method.scoring import mean_score
+from retort.records import ArtifactRef, Distilled, Round
+from retort.report.labels import label_change, label_failures
+from retort.report.lineage import Made, data_refs, made, manifest_of, student_behind, timings
+from retort.report.mistakes import error_tables
+from retort.report.summary import (
+    TITLES,
+    DataSet,
+    LabelStage,
+    Scores,
+    Summary,
+    SystemRow,
+    Use,
+    percent,
+)
+from retort.rows import Row, read_rows
+from retort.stages.scores import PREDICTIONS, read_scores
+from retort.stages.selection import VERDICT
+from retort.stages.work import Work
+
+
+def gather(work: Work) -> Summary:
+    """Raises DamagedArtifact where an artifact of the run has vanished."""
+    config = Config.model_validate(work.stage.params["config"])
+    distilled = Distilled.model_validate(work.stage.knobs["distilled"])
+    work.progress(0, 3, "times")
+    parts = made(work, distilled)
+    work.progress(1, 3, "labels")
+    labels = tuple(_label_stage(work, config, distilled, stage) for stage in range(len(distilled.labels)))
+    work.progress(2, 3, "scores")
+    systems = _systems(work, config, distilled, parts)
+    student = manifest_of(work, distilled.final_student)
+    described = {name: student.details[name] for name in _DEVICE if name in student.details}
+    return Summary(
+        name=config.name,
+        problem=config.problem.kind,
+        metric=config.metrics[0],
+        metrics=config.metrics,
+        stages_asked=config.method.stages,
+        kept_stage=distilled.kept_stage,
+        reason=_reason(work, config, distilled, systems),
+        systems=systems,
+        data=tuple(_data_set(work, config, role, ref) for role, ref in data_refs(distilled.data).items()),
+        labels=labels,
+        failures=label_failures(work, distilled.labels[0]),
+        errors=error_tables(config.problem, work.problem, _predictions(work, distilled.final_scores)),
+        timings=timings(parts),
+        compute_seconds=sum(part.manifest.seconds for part in parts),
+        model_uri=distilled.final_student.uri,
+        model_key=distilled.final_student.key,
+        made_with={**described, **student.versions},
+        made_at=student.created_at,
+        config=config.model_dump(mode="json", exclude={"store", "tracking", "execution"}),
+    )
+
+
+_DEVICE = ("device", "device_name", "precision", "threads", "parameters")
+
+
+def _data_set(work: Work, config: Config, role: str, ref: ArtifactRef) -> DataSet:
+    manifest, source = manifest_of(work, ref), getattr(config.data, role)
+    place = (
+        " ".join(f"{k}={v}" for k, v in source.model_dump().items() if v) if isinstance(source, HubConfig) else source
+    )
+    return DataSet(role=role, source=place, key=ref.key, rows=manifest.rows, gold=manifest.counts.get("gold", 0))
+
+
+def _label_stage(work: Work, config: Config, distilled: Distilled, stage: int) -> LabelStage:
+    ref, scores = distilled.labels[stage], distilled.label_scores[stage]
+    previous = distilled.labels[stage - 1] if stage else None
+    return LabelStage(
+        stage=stage,
+        rows=ref.rows,
+        used=_use(config, distilled, stage),
+        quality={score.metric: score for score in read_scores(work, scores)},
+        change=label_change(work, distilled.data.unlabeled, previous, ref) if previous else None,
+    )
+
+
+def _use(config: Config, distilled: Distilled, stage: int) -> Use:
+    """What became of the labels of a stage."""
+    if stage == distilled.kept_stage - 1:
+        return "final student"
+    if stage < distilled.kept_stage:
+        return "replaced"
+    return "rejected" if config.method.selection.kind == "better" else "not needed"
+
+
+def _systems(work: Work, config: Config, distilled: Distilled, parts: list[Made]) -> tuple[SystemRow, ...]:
+    """The result table's rows, in order."""
+    seconds: dict[str, float] = {}
+    for part in parts:
+        seconds[part.group] = seconds.get(part.group, 0.0) + part.manifest.seconds
+    rows = [_teacher_row(work, config, distilled)]
+    rows += [_stage_row(work, config, distilled, done) for done in distilled.rounds]
+    rows.append(
+        SystemRow(
+            role="final",
+            name="final student",
+            measured_on="test",
+            scores=_mean_scores(work, config, (distilled.final_scores,)),
+            note=f"labels of stage {distilled.kept_stage - 1}",
+        )
+    )
+    rows += [_baseline_row(work, config, distilled, name) for name in distilled.baselines]
+    return tuple(row.model_copy(update={"seconds": seconds.get(row.name, 0.0)}) for row in rows)
+
+
+def _teacher_row(work: Work, config: Config, distilled: Distilled) -> SystemRow:
+    """On the test rows where it can be asked; else its labels against the pool's gold, where there is some."""
+    row = SystemRow(role="teacher", name="teacher", note=config.teacher.kind)
+    if distilled.teacher_scores is not None:
+        scores = _mean_scores(work, config, (distilled.teacher_scores,))
+        return row.model_copy(update={"measured_on": "test", "scores": scores})
+    quality: Scores = {score.metric: score for score in read_scores(work, distilled.label_scores[0])}
+    if not quality:
+        return row.model_copy(update={"note": f"{config.teacher.kind}; the pool has no gold to measure it on"})
+    note = f"{config.teacher.kind}; its labels against the pool's gold"
+    return row.model_copy(update={"measured_on": "pool", "scores": quality, "note": note})
+
+
+def _stage_row(work: Work, config: Config, distilled: Distilled, done: Round) -> SystemRow:
+    rejected = done.selection is not None and done.stage > distilled.kept_stage
+    return SystemRow(
+        role="stage",
+        name=f"stage {done.stage}",
+        stage=done.stage,
+        num_students=len(done.students),
+        measured_on="test",
+        scores=_mean_scores(work, config, done.test_scores),
+        judge_scores=_mean_scores(work, config, done.judge_scores),
+        note=f"labels of stage {done.stage - 1}" + (", rejected" if rejected else ""),
+        rejected=rejected,
+    )
+
+
+def _baseline_row(work: Work, config: Config, distilled: Distilled, name: str) -> SystemRow:
+    scores = distilled.baselines[name]
+    student = student_behind(work, scores)
+    shared = student is not None and student.key == distilled.final_student.key
+    return SystemRow(
+        role="baseline",
+        name=name,
+        measured_on="test",
+        scores=_mean_scores(work, config, (scores,)),
+        note="the same student as the final one" if shared else "baseline",
+    )
+
+
+def _mean_scores(work: Work, config: Config, refs: Sequence[ArtifactRef]) -> Scores:
+    """Of one student, or the mean of several on the same rows."""
+    if len(refs) == 1:
+        return {score.metric: score for score in read_scores(work, refs[0])}
+    tables = [list(_predictions(work, ref)) for ref in refs]
+    golds = [row["gold"] for row in tables[0]]
+    predicted = [[row["predicted"] for row in rows] for rows in tables]
+    resamples, seed = config.evaluation.resamples, config.method.seed
+    return {metric: mean_score(work.problem, metric, golds, predicted, resamples, seed) for metric in config.metrics}
+
+
+def _predictions(work: Work, scores: ArtifactRef) -> list[Row]:
+    return list(read_rows(work.fetch_ref(scores) / PREDICTIONS, ["text", "gold", "predicted"]))
+
+
+def _reason(work: Work, config: Config, distilled: Distilled, systems: Sequence[SystemRow]) -> str:
+    """One or two plain sentences."""
+    stages, last = config.method.stages, distilled.kept_stage - 1
+    if stages == 1:
+        return (
+            "One stage was asked for (vanilla distillation), so the final student is trained on the teacher's labels."
+        )
+    if config.method.selection.kind == "always":
+        return (
+            f"Labels need not prove themselves (method.selection: always), so the final student is trained on the "
+            f"labels of stage {last}, the last."
+        )
+    verdict, labels = distilled.rounds[-1], f"The labels of stage {distilled.rounds[-1].stage - 1}"
+    compared = _compared(work, config, verdict, systems)
+    if verdict.stage > distilled.kept_stage:
+        which = "of stage 0, the teacher's" if last == 0 else f"of stage {last}"
+        return f"{labels} were rejected: {compared}. So the final student is trained on the labels {which}."
+    return f"{labels} were accepted: {compared}. So the final student is trained on them."
+
+
+def _compared(work: Work, config: Config, challenger: Round, systems: Sequence[SystemRow]) -> str:
+    """What the two rounds' students scored on the judging rows."""
+    assert challenger.selection is not None, "only a round with a verdict is explained"
+    verdict = json.loads((work.fetch_ref(challenger.selection) / VERDICT).read_text())
+    metric = config.metrics[0]
+    by_stage = {row.stage: row.judge_scores[metric] for row in systems if row.role == "stage"}
+    new, old = by_stage[challenger.stage], by_stage[challenger.stage - 1]
+    return (
+        f"students trained on them scored {percent(new.value)} {TITLES[metric]} against {percent(old.value)} of those "
+        f"trained on the labels before, on the {verdict['n']} judging rows (gain {_signed(verdict['gain'])}, "
+        f"95 % interval {_signed(verdict['low'])} to {_signed(verdict['high'])}; better in "
+        f"{verdict['win_share']:.0%} of resamples, {config.method.selection.confidence:.0%} needed)"
+    )
+
+
+def _signed(gain: float) -> str:
+    return f"{round(100 * gain, 1) + 0.0:+.1f}"

@@ -1,0 +1,111 @@
+"""What a run is made of: names for its artifacts, and a walk over the manifests behind them."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from retort.records import ArtifactRef, Data, Distilled
+from retort.report.summary import Timing
+from retort.stages.work import Work
+from retort.store import Manifest
+
+_KINDS = {
+    "student": ("students",),
+    "gold": ("examples",),
+    "pool": ("examples",),
+    "rows": ("examples", "pseudolabels"),
+    "labels": ("pseudolabels", "examples"),
+    "previous": ("pseudolabels",),
+    "cross_labels": ("pseudolabels",),
+    "reigning": ("scores",),
+    "challenger": ("scores",),
+}
+"""A manifest names its inputs by role and key; where to look for each role."""
+
+
+class Made(NamedTuple):
+    """An artifact behind the run, in the group that needed it first."""
+
+    group: str
+    """`data`, `teacher`, `stage 1`, `final student`, or the baseline's name."""
+    manifest: Manifest
+
+
+def data_refs(data: Data) -> dict[str, ArtifactRef]:
+    """By role; `dev` only where stages are judged on a set of its own."""
+    dev = {} if data.judge.key == data.labeled.key else {"dev": data.judge}
+    return {"labeled": data.labeled, "unlabeled": data.unlabeled, "test": data.test, **dev}
+
+
+def manifest_of(work: Work, ref: ArtifactRef) -> Manifest:
+    """Raises DamagedArtifact where it has vanished."""
+    manifest = work.store.find(ref.kind, ref.key)
+    if manifest is None:
+        work.store.fetch(ref)
+        raise AssertionError(f"{ref.uri} has files but no manifest")
+    return manifest
+
+
+def student_behind(work: Work, scores: ArtifactRef) -> Manifest | None:
+    """The student that was scored."""
+    keys = manifest_of(work, scores).made_of["inputs"].get("student", [])
+    return work.store.find("students", keys[0]) if keys else None
+
+
+def made(work: Work, distilled: Distilled) -> list[Made]:
+    """Everything that the run rests on, each artifact once, inputs before what was made of them."""
+    seen: set[str] = set()
+    return [
+        Made(group, manifest)
+        for group, refs in _groups(distilled)
+        for ref in refs
+        for manifest in _walk(work, (ref.kind,), ref.key, seen)
+    ]
+
+
+def timings(parts: list[Made]) -> tuple[Timing, ...]:
+    """Siblings (`stage1/student-0`, `-1`) become one line."""
+    lines: dict[tuple[str, str], list[Manifest]] = {}
+    for group, manifest in parts:
+        what = re.sub(r"-\d+$", "", manifest.name.rpartition("/")[2] if group != "data" else manifest.name)
+        lines.setdefault((group, what), []).append(manifest)
+    return tuple(_timing(group, what, manifests) for (group, what), manifests in lines.items())
+
+
+def _timing(group: str, what: str, manifests: list[Manifest]) -> Timing:
+    rates = [rate for m in manifests if (rate := m.metrics.get("examples_per_second")) is not None]
+    return Timing(
+        group=group,
+        what=what,
+        count=len(manifests),
+        seconds=sum(manifest.seconds for manifest in manifests),
+        examples_per_second=sum(rates) / len(rates) if rates else None,
+    )
+
+
+def _groups(distilled: Distilled) -> Iterator[tuple[str, list[ArtifactRef]]]:
+    """In the order of the work."""
+    yield "data", list(data_refs(distilled.data).values())
+    teacher = [distilled.labels[0], distilled.label_scores[0], distilled.teacher_scores]
+    yield "teacher", [ref for ref in teacher if ref is not None]
+    for done in distilled.rounds:
+        refs = [*done.students, *done.judge_scores, *done.test_scores, done.selection]
+        refs += [*distilled.labels[done.stage : done.stage + 1], *distilled.label_scores[done.stage : done.stage + 1]]
+        yield f"stage {done.stage}", [ref for ref in refs if ref is not None]
+    yield "final student", [distilled.final_student, distilled.final_scores]
+    for name, scores in distilled.baselines.items():
+        yield name, [scores]
+
+
+def _walk(work: Work, kinds: tuple[str, ...], key: str, seen: set[str]) -> Iterator[Manifest]:
+    if key in seen:
+        return
+    seen.add(key)
+    manifest = next((found for kind in kinds if (found := work.store.find(kind, key))), None)
+    if manifest is None:  # swept from the store since; what was made of it is all that is left to tell
+        return
+    inputs: dict[str, list[Any]] = manifest.made_of["inputs"]
+    for role, keys in inputs.items():
+        for input_key in keys:
+            yield from _walk(work, _KINDS.get(role, ()), input_key, seen)
+    yield manifest

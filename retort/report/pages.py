@@ -1,0 +1,72 @@
+"""The report for people: one HTML file that needs nothing else, and the same in Markdown."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from retort.records import Score
+from retort.report.pictures import SVG
+from retort.report.summary import TITLES, Summary, percent, seconds_text, table, with_interval
+
+HTML, MARKDOWN = "report.html", "report.md"
+ORDERS = {
+    "old-label-probability": "the students found the old label least probable",
+    "parts-changed": "most parts of the label changed, then by confidence",
+}
+
+
+def write_pages(summary: Summary, folder: Path) -> None:
+    """Needs the pictures in `folder`."""
+    environment = _environment()
+    facts = {
+        "summary": summary,
+        "table": table(summary),
+        "config": yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True),
+    }
+    picture = _inline_svg((folder / SVG).read_text(encoding="utf-8"))
+    html = environment.get_template("report.html.j2").render(facts, picture=picture)
+    (folder / HTML).write_text(html, encoding="utf-8")
+    (folder / MARKDOWN).write_text(environment.get_template("report.md.j2").render(facts), encoding="utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("retort.report"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=percent, interval=with_interval, duration=seconds_text, cell=_markdown_cell, title=_title
+    )
+    environment.globals.update(orders=ORDERS, plain=_plain, shade=_shade)
+    return environment
+
+
+def _title(metric: str) -> str:
+    return TITLES.get(metric, metric)
+
+
+def _plain(score: Score | None) -> str:
+    return "-" if score is None else percent(score.value)
+
+
+def _shade(count: int, row: tuple[int, ...]) -> str:
+    """Opacity of a cell of the confusion matrix: its share of its gold class."""
+    return f"{0.15 + 0.6 * count / sum(row):.2f}" if count else "0"
+
+
+def _markdown_cell(value: Any) -> str:
+    """What a table cell or code span can hold: one line, no bars, no backticks."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("`", "'")
+
+
+def _inline_svg(text: str) -> Markup:
+    """Without the XML prolog, which HTML does not know. Safe as it is: we drew it, no text of the data is in it."""
+    return Markup(text[text.index("<svg") :])

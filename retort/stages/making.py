@@ -1,0 +1,47 @@
+"""One call that turns a stage into an artifact: fetch inputs, make, publish. It runs in a supervised child."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from retort.config import Config, StoreConfig, expand
+from retort.records import ArtifactRef, Stage, Verb
+from retort.stages.cross_labels import make_cross_labels
+from retort.stages.examples import make_examples
+from retort.stages.pseudolabels import make_merged_labels
+from retort.stages.report import make_report
+from retort.stages.scores import make_scores
+from retort.stages.selection import make_selection
+from retort.stages.student import make_student
+from retort.stages.teacher import make_pseudolabels
+from retort.stages.tracking import make_tracking
+from retort.stages.work import Progress, Work
+from retort.store import Product, Store
+
+MAKERS: dict[Verb, Callable[[Work], Product]] = {
+    "ingest": make_examples,
+    "pseudolabel": make_pseudolabels,
+    "train-student": make_student,
+    "cross-label": make_cross_labels,
+    "merge-labels": make_merged_labels,
+    "evaluate": make_scores,
+    "select": make_selection,
+    "report": make_report,
+    "track": make_tracking,
+}
+
+
+def open_store(config: StoreConfig) -> Store:
+    """The store of a config, its `${VAR}` expanded."""
+    return Store(expand(config.root), config.endpoint_url and expand(config.endpoint_url))
+
+
+def make(config: Config, stage: Stage, attempt: int, progress: Progress) -> ArtifactRef:
+    """Make a stage's artifact and publish it. Raises what the maker raises; then nothing is published."""
+    store = open_store(config.store)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="retort-") as folder:
+        work = Work(stage, store, Path(folder), config.execution, attempt, progress)
+        product = MAKERS[stage.verb](work)
+        return store.publish(stage, Path(folder), product, time.monotonic() - started, config.name)

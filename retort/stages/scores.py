@@ -1,0 +1,86 @@
+"""`evaluate`: predictions on gold-labelled rows and their scores. With `select` and the report, the only readers of gold."""
+
+import json
+
+import pyarrow as pa
+
+from retort.config import Config
+from retort.method.scoring import score
+from retort.records import ArtifactRef, Example, Label, Score, Stage
+from retort.rows import read_rows, write_rows
+from retort.stages.cross_labels import predictions
+from retort.stages.examples import ROWS, read_gold
+from retort.stages.work import Work
+from retort.store import Product
+
+VERSION = 1
+PREDICTIONS, SCORES = "predictions.parquet", "scores.json"
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("example_id", "text", "gold", "predicted")] + [("confidence", pa.float32())]
+)
+
+
+def evaluate_student(config: Config, name: str, student: ArtifactRef, rows: ArtifactRef, *, siblings: int = 1) -> Stage:
+    """Scores of a student on gold-labelled examples."""
+    params = {**_params(config), "student": config.student.kind, "max_length": config.student.training.max_length}
+    return _stage(name, params, {"student": (student,), "gold": (rows,)}, siblings)
+
+
+def evaluate_labels(config: Config, name: str, labels: ArtifactRef, pool: ArtifactRef) -> Stage:
+    """Scores of pseudolabels against the pool's own gold, where it has some: for the report, never for a choice."""
+    return _stage(name, _params(config), {"labels": (labels,), "gold": (pool,)}, 1)
+
+
+def _params(config: Config) -> dict[str, object]:
+    return {
+        "problem": config.problem.model_dump(mode="json"),
+        "metrics": list(config.metrics),
+        "resamples": config.evaluation.resamples,
+        "seed": config.method.seed,
+    }
+
+
+def _stage(name: str, params: dict[str, object], inputs: dict[str, tuple[ArtifactRef, ...]], siblings: int) -> Stage:
+    return Stage(
+        name=name, verb="evaluate", version=VERSION, kind="scores", params=params, inputs=inputs, siblings=siblings
+    )
+
+
+def make_scores(work: Work) -> Product:
+    gold = read_gold(work, "gold")
+    predicted = _given_labels(work) if "labels" in work.stage.inputs else _predicted_labels(work)
+    outcomes = [predicted.get(example.example_id, (None, None)) for example in gold]
+    rows = (
+        {"example_id": e.example_id, "text": e.text, "gold": e.label, "predicted": label, "confidence": confidence}
+        for e, (label, confidence) in zip(gold, outcomes, strict=True)
+    )
+    write_rows(work.folder / PREDICTIONS, _SCHEMA, rows)
+    scores = _scores(work, gold, [label for label, _ in outcomes])
+    (work.folder / SCORES).write_text(json.dumps([s.model_dump() for s in scores]))
+    return Product(rows=len(gold), metrics={s.metric: s.value for s in scores})
+
+
+def _scores(work: Work, gold: list[Example], labels: list[Label | None]) -> list[Score]:
+    params = work.stage.params
+    golds = [example.label for example in gold if example.label is not None]
+    return [
+        score(work.problem, metric, golds, labels, resamples=params["resamples"], seed=params["seed"])
+        for metric in params["metrics"]
+        if golds
+    ]
+
+
+def read_scores(work: Work, ref: ArtifactRef) -> list[Score]:
+    return [Score.model_validate(item) for item in json.loads((work.fetch_ref(ref) / SCORES).read_text())]
+
+
+Labels = dict[str, tuple[Label | None, float | None]]
+
+
+def _given_labels(work: Work) -> Labels:
+    rows = read_rows(work.fetch("labels") / ROWS, ["example_id", "label", "confidence"])
+    return {row["example_id"]: (row["label"], row["confidence"]) for row in rows}
+
+
+def _predicted_labels(work: Work) -> Labels:
+    return {row["example_id"]: (p.label, p.confidence) for row, p in predictions(work, "gold")}

@@ -1,0 +1,140 @@
+"""`train-student`: a fresh student from its pretrained weights on some cells' labels."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import Config, TrainingConfig
+from retort.errors import StageFailed
+from retort.method.partitioning import cell_of
+from retort.records import ArtifactRef, Stage
+from retort.rows import Row, read_rows
+from retort.stages.examples import GOLD_ROWS, ROWS
+from retort.stages.work import Work
+from retort.store import Product
+from retort.students.weights import find_weights
+
+VERSION = 1
+HISTORY = "history.json"
+MODEL = "model"
+
+
+def train_student(
+    config: Config,
+    name: str,
+    labels: ArtifactRef,
+    *,
+    cells: tuple[int, ...] | None = None,
+    index: int = 0,
+    siblings: int = 1,
+    training: TrainingConfig | None = None,
+    soft: bool = False,
+) -> Stage:
+    """One student. `cells` are those of the pool that it may see; None is all of it.
+
+    The seed comes from the method's seed and `index` alone: student i of one stage and of the next start from
+    the same weights and differ only in their labels. `labels` may be pseudolabels or gold-labelled examples.
+    """
+    weights = find_weights(config.student)
+    return Stage(
+        name=name,
+        verb="train-student",
+        version=VERSION,
+        kind="students",
+        params={
+            "problem": config.problem.model_dump(mode="json"),
+            "student": config.student.kind,
+            "weights": weights.identity,
+            "pretrained": config.student.weights == "pretrained",
+            "training": (training or config.student.training).model_dump(mode="json"),
+            "seed": config.method.seed + 1000 * index,
+            "cells": None if cells is None else partition_params(config, cells),
+            "soft": soft,
+        },
+        inputs={"labels": (labels,)},
+        knobs={"address": weights.address, "revision": weights.revision},
+        siblings=siblings,
+    )
+
+
+def partition_params(config: Config, cells: tuple[int, ...]) -> dict[str, object]:
+    return {"of": config.method.partitions, "seed": config.method.seed, "only": list(cells)}
+
+
+def in_cells(rows: Iterator[Row], cells: dict[str, object] | None) -> Iterator[Row]:
+    """The rows whose cell is among `cells["only"]`; all of them if `cells` is None."""
+    if cells is None:
+        return rows
+    of, seed, only = cells["of"], cells["seed"], set(cells["only"])  # type: ignore[call-overload]
+    return (row for row in rows if cell_of(row["example_id"], of, seed) in only)  # type: ignore[arg-type]
+
+
+def make_student(work: Work) -> Product:
+    import torch
+
+    from retort.students.device import choose_device
+    from retort.students.encoder import encode_all, new_encoder
+    from retort.students.training import TrainingRows, train
+    from retort.students.weights import Weights
+
+    params, knobs = work.stage.params, work.stage.knobs
+    training = TrainingConfig.model_validate(params["training"])
+    device = choose_device(work.execution.device, training.precision, work.stage.siblings)
+    torch.manual_seed(params["seed"])
+    encoder = new_encoder(
+        params["student"],
+        Weights(knobs["address"], params["weights"], knobs["revision"]),
+        pretrained=params["pretrained"],
+        problem=work.problem,
+        max_length=training.max_length,
+    )
+    rows = list(in_cells(_labelled_rows(work), params["cells"]))
+    if not rows:
+        raise StageFailed(f"{work.stage.name}: no row of the pool is in its cells; lower method.partitions")
+    encoded = list(encode_all(encoder, work.problem, (row["text"] for row in rows)))
+    history = train(
+        encoder,
+        TrainingRows(encoded, [_target(work, row) for row in rows]),
+        training,
+        seed=params["seed"],
+        device=device,
+        micro_batches=2**work.attempt,
+        progress=work.progress,
+    )
+    encoder.model.save_pretrained(work.folder / MODEL)
+    encoder.tokenizer.save_pretrained(work.folder / MODEL)
+    (work.folder / HISTORY).write_text(json.dumps(asdict(history)))
+    cut = sum(bool((row.positions < 0).any()) for row in encoded)
+    return Product(
+        rows=len(rows),
+        counts={"cut": cut},
+        metrics={"loss": history.losses[-1], "examples_per_second": history.examples_per_second},
+        details={
+            **device.describe(),
+            "parameters": sum(p.numel() for p in encoder.model.parameters()),
+            "training_seconds": history.seconds,
+            "tokens": history.tokens,
+            "padding_share": history.padding_share,
+        },
+    )
+
+
+def _labelled_rows(work: Work) -> Iterator[Row]:
+    folder = work.fetch("labels")
+    gold = folder / GOLD_ROWS
+    return read_rows(gold if gold.exists() else folder / ROWS)
+
+
+def _target(work: Work, row: Row) -> NDArray[np.int64] | NDArray[np.float32]:
+    """Class indices `(units,)`; in a soft stage probabilities `(units, classes)`, one-hot where a row has none."""
+    classes = len(work.problem.classes)
+    if not work.stage.params["soft"]:
+        return np.asarray(work.problem.targets(row["text"], row["label"]), dtype=np.int64)
+    if row.get("probabilities") is None:
+        return np.eye(classes, dtype=np.float32)[work.problem.targets(row["text"], row["label"])]
+    probabilities: NDArray[np.float32] = np.asarray(row["probabilities"], dtype=np.float32).reshape(-1, classes)
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    return probabilities

@@ -1,0 +1,50 @@
+"""`track`: the run as MLflow sees it, projected from its artifacts, so that doing it twice changes nothing."""
+
+from retort.config import Config, TrackingConfig, expand
+from retort.records import ArtifactRef, Distilled, Stage
+from retort.stages.work import Work
+from retort.store import Product, Store
+from retort.tracking.address import is_current
+
+VERSION = 1
+TRACKED = "tracking.json"
+
+
+def track(
+    config: Config, tracking: TrackingConfig, distilled: Distilled, report: ArtifactRef, origin: dict[str, str]
+) -> Stage:
+    """`origin` says where the run comes from; it is told, and is not part of the key. Each entry becomes a tag
+    `retort.NAME`; `git_commit` is also MLflow's own, and `started_at` (ISO 8601) is when the tracking run starts."""
+    return Stage(
+        name="tracking",
+        verb="track",
+        version=VERSION,
+        kind="tracking",
+        params={
+            "name": config.name,
+            "uri": tracking.uri,
+            "experiment": tracking.experiment or config.name,
+            "config": config.model_dump(mode="json", exclude={"store", "tracking", "execution"}),
+        },
+        inputs={"all": tuple(distilled.refs()), "report": (report,)},
+        knobs={"distilled": distilled.model_dump(mode="json"), "origin": origin},
+    )
+
+
+def forget_if_gone(store: Store, stage: Stage) -> None:
+    """The tracking database may have been deleted or emptied since; then what the store knows of it is worth nothing."""
+    manifest = store.find(stage.kind, stage.key)
+    if manifest is None:
+        return
+    tracked = store.fetch(store.ref(manifest)) / TRACKED
+    if not is_current(expand(stage.params["uri"]), tracked):
+        store.discard(stage.kind, stage.key)
+
+
+def make_tracking(work: Work) -> Product:
+    """Writes `tracking.json`. Raises TrackingUnavailable; what was logged by then is found again by the next try."""
+    from retort.tracking.projection import project
+
+    tracked = project(work)
+    (work.folder / TRACKED).write_text(tracked.model_dump_json(indent=1), encoding="utf-8")
+    return Product(rows=1, details=tracked.model_dump())

@@ -1,0 +1,85 @@
+"""A store's files in a folder on disk."""
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from retort.errors import ConfigError, StoreUnavailable
+
+
+class Folder:
+    """Files below `root`. A file appears under its name complete or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, path: str) -> bytes:
+        """Raises FileNotFoundError, else StoreUnavailable."""
+        with _local_errors(self.root / path):
+            return (self.root / path).read_bytes()
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """Raises FileNotFoundError, else StoreUnavailable, while reading too."""
+        with _local_errors(self.root / path), (self.root / path).open("rb") as stream:
+            yield stream
+
+    def write(self, path: str, data: bytes) -> None:
+        self._replace(path, io.BytesIO(data))
+
+    def upload(self, source: Path, path: str) -> None:
+        with source.open("rb") as stream:
+            self._replace(path, stream)
+
+    def remove(self, path: str) -> None:
+        """A file, or a folder with all below it; what is not there is no error."""
+        target = self.root / path
+        try:
+            with _local_errors(target):
+                if target.is_dir():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink()
+        except FileNotFoundError:
+            pass
+
+    def check_writable(self) -> None:
+        """Raises ConfigError with one sentence if nothing can be written here."""
+        probe = self.root / f".probe-{uuid4().hex}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"store.root '{self.root}' is not a folder: {error.filename} is a file") from error
+        except OSError as error:
+            raise ConfigError(f"store.root '{self.root}' is not writable: {error.strerror}") from error
+
+    def _replace(self, path: str, stream: BinaryIO) -> None:
+        target = self.root / path
+        draft = target.with_name(f".{target.name}.{uuid4().hex}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("xb") as file:
+                shutil.copyfileobj(stream, file, 2**20)
+                file.flush()
+                os.fsync(file.fileno())  # a manifest must not outlive, in a power cut, the data that it promises
+            draft.replace(target)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise StoreUnavailable(f"cannot write {target}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _local_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreUnavailable(f"cannot use {path}: {error.strerror or error}") from error

@@ -1,0 +1,244 @@
+"""The artifact store: find by key, publish with the manifest last, fetch verified."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from retort.errors import ConfigError, DamagedArtifact
+from retort.records import ArtifactRef, Record, Stage, digest
+from retort.store.contents import fault_of, is_intact, stored_files
+from retort.store.folder import Folder
+from retort.store.manifest import Manifest, Product, StoredFile
+
+if TYPE_CHECKING:
+    from retort.store.bucket import Bucket
+
+PACKAGES = ("retort", "torch", "transformers", "numpy", "pyarrow")
+REPAIR = "`retort run CONFIG --repair` makes it again"
+
+
+class Pointer(Record):
+    """Which artifact a stage of a config gave last."""
+
+    kind: str
+    key: str
+
+
+class Store:
+    """Artifacts below `root`, a folder or `s3://bucket/prefix` (already expanded).
+
+    Safe to use from several processes and threads and after a fork. Methods raise StoreUnavailable where the
+    storage refuses or cannot be reached, DamagedArtifact where what it holds is not what was written.
+    `cache` is where a bucket's artifacts are downloaded to.
+    """
+
+    def __init__(self, root: str, endpoint_url: str | None = None, cache: Path | None = None) -> None:
+        self.root = root.rstrip("/") or "/"
+        self._place = _place(self.root, endpoint_url)
+        self._cache = cache or _default_cache()
+
+    def find(self, kind: str, key: str) -> Manifest | None:
+        """The manifest, in one GET; None is a miss."""
+        path = f"{_below(kind, key)}/manifest.json"
+        try:
+            data = self._place.read(path)
+        except FileNotFoundError:
+            return None
+        return _parse(data, kind, key, self._address(path))
+
+    def publish(self, stage: Stage, folder: Path, product: Product, seconds: float, run_name: str) -> ArtifactRef:
+        """Store all files below `folder` as the stage's artifact, and point `latest` at it.
+
+        An artifact that is there already stays as it is: whoever came first made the same.
+        """
+        manifest = self.find(stage.kind, stage.key) or self._upload(stage, folder, product, seconds)
+        self.point(run_name, stage)
+        return self.ref(manifest)
+
+    def point(self, run_name: str, stage: Stage) -> None:
+        """Remember the stage's artifact as the config's latest, so that a plan can say what changed since."""
+        pointer = Pointer(kind=stage.kind, key=stage.key)
+        self._place.write(_pointer_path(run_name, stage.name), pointer.model_dump_json().encode())
+
+    def latest(self, run_name: str, stage_name: str) -> Manifest | None:
+        """The manifest of the artifact that this stage gave last, if it is still there."""
+        path = _pointer_path(run_name, stage_name)
+        try:
+            pointer = Pointer.model_validate_json(self._place.read(path))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise DamagedArtifact(f"{self._address(path)} is no pointer to an artifact: delete it") from error
+        return self.find(pointer.kind, pointer.key)
+
+    def ref(self, manifest: Manifest) -> ArtifactRef:
+        return ArtifactRef(
+            uri=self._address(_below(manifest.kind, manifest.key)),
+            kind=manifest.kind,
+            key=manifest.key,
+            rows=manifest.rows,
+            metrics=manifest.metrics,
+        )
+
+    def files_address(self, manifest: Manifest) -> str:
+        """Address of the folder that holds the files themselves, for programs that read them without Retort."""
+        return self._address(_files_below(manifest))
+
+    def fetch(self, ref: ArtifactRef) -> Path:
+        """A local folder with the artifact's files under their names, verified. Do not write there."""
+        manifest = self.find(ref.kind, ref.key)
+        if manifest is None:
+            raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
+        if isinstance(self._place, Folder):
+            self.verify(manifest)
+            return self._place.root / _files_below(manifest)
+        return self._download(self._place, manifest)
+
+    def verify(self, manifest: Manifest) -> None:
+        """Read every file and compare size and sha256. Raises DamagedArtifact."""
+        below = _files_below(manifest)
+        for file in manifest.files:
+            try:
+                with self._place.open(f"{below}/{file.path}") as stream:
+                    fault = fault_of(stream, file)
+            except FileNotFoundError:
+                fault = "is missing"
+            if fault:
+                raise self._damaged(manifest, file, fault)
+
+    def discard(self, kind: str, key: str) -> None:
+        """Forget an artifact: the manifest first, so that nobody finds half of it. None there is no error."""
+        self._place.remove(f"{_below(kind, key)}/manifest.json")
+        self._place.remove(_below(kind, key))
+
+    def check_writable(self) -> None:
+        """Write and delete a probe. Raises ConfigError for a folder, StoreUnavailable for a bucket."""
+        self._place.check_writable()
+
+    def _upload(self, stage: Stage, folder: Path, product: Product, seconds: float) -> Manifest:
+        files = stored_files(folder)
+        manifest = Manifest(
+            **dict(product),
+            kind=stage.kind,
+            key=stage.key,
+            name=stage.name,
+            made_of=stage.made_of,
+            folder=digest([[file.path, file.sha256] for file in files])[:12],
+            files=files,
+            versions=_versions(),
+            seconds=seconds,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        for file in files:
+            self._place.upload(folder / file.path, f"{_files_below(manifest)}/{file.path}")
+        if (first := self.find(stage.kind, stage.key)) is not None:
+            return first
+        # json and not pydantic: a metric may be NaN, which pydantic would write as null.
+        data = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=1)
+        self._place.write(f"{_below(stage.kind, stage.key)}/manifest.json", data.encode())
+        return manifest
+
+    def _download(self, bucket: "Bucket", manifest: Manifest) -> Path:
+        target = self._cache / manifest.kind / manifest.key / manifest.folder
+        if target.is_dir():
+            if all(is_intact(target / file.path, file) for file in manifest.files):
+                return target
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{manifest.folder}.", dir=target.parent))
+        try:
+            for file in manifest.files:
+                self._download_file(bucket, manifest, file, draft)
+            draft.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same bytes
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return target
+
+    def _download_file(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> None:
+        try:
+            bucket.download(f"{_files_below(manifest)}/{file.path}", folder / file.path)
+        except FileNotFoundError:
+            raise self._damaged(manifest, file, "is missing") from None
+        with (folder / file.path).open("rb") as stream:
+            fault = fault_of(stream, file)
+        if fault:
+            raise self._damaged(manifest, file, fault)
+
+    def _damaged(self, manifest: Manifest, file: StoredFile, fault: str) -> DamagedArtifact:
+        uri = self._address(_below(manifest.kind, manifest.key))
+        return DamagedArtifact(f"artifact {uri} of {manifest.name}: file '{file.path}' {fault}; {REPAIR}")
+
+    def _address(self, path: str) -> str:
+        return f"{self.root.rstrip('/')}/{path}"
+
+
+def _place(root: str, endpoint_url: str | None) -> "Folder | Bucket":
+    if root.startswith("s3://"):
+        from retort.store.bucket import Bucket
+
+        return Bucket(root, endpoint_url)
+    if "://" in root:
+        raise ConfigError(f"store.root '{root}' is not supported; use a folder or s3://bucket/prefix")
+    return Folder(Path(root))
+
+
+def _default_cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "retort"
+
+
+def _below(kind: str, key: str) -> str:
+    return f"{kind}/{key[:2]}/{key}"
+
+
+def _files_below(manifest: Manifest) -> str:
+    return f"{_below(manifest.kind, manifest.key)}/{manifest.folder}"
+
+
+def _pointer_path(run_name: str, stage_name: str) -> str:
+    return f"latest/{run_name}/{stage_name}.json"
+
+
+def _parse(data: bytes, kind: str, key: str, address: str) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DamagedArtifact(f"{address} is no manifest ({where} {first['msg']}); {REPAIR}") from error
+    if (manifest.kind, manifest.key) != (kind, key):
+        raise DamagedArtifact(f"{address} is the manifest of {manifest.kind} {manifest.key}; {REPAIR}")
+    # A bucket that somebody else can write must not make us write outside our cache.
+    unsafe = [file.path for file in manifest.files if not _stays_below(file.path)]
+    if unsafe or not re.fullmatch("[0-9a-f]{12}", manifest.folder):
+        raise DamagedArtifact(
+            f"{address} names a file outside its artifact: {(*unsafe, manifest.folder)[0]!r}; {REPAIR}"
+        )
+    return manifest
+
+
+def _stays_below(path: str) -> bool:
+    return bool(path) and not path.startswith("/") and ".." not in PurePosixPath(path).parts
+
+
+def _versions() -> dict[str, str]:
+    """Read from the packages' metadata: importing torch for its version would cost seconds."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,146 @@
+"""Encoders with a linear head: rows to token ids, and logits to the problem's units.
+
+Both kinds look alike from here: a *unit* (a word, the intent, or the whole text) has a position in the row's
+tokens at which the head's logits are read. For tagging, unit 0 (the intent) reads the first special token.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from retort.errors import ConfigError
+from retort.problems import Problem
+from retort.students.weights import Weights
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+_ARCHITECTURES: dict[str, Any] = {
+    "token-classification": AutoModelForTokenClassification,
+    "sequence-classification": AutoModelForSequenceClassification,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    token_ids: NDArray[np.int32]
+    """`(length,)`, special tokens included."""
+    positions: NDArray[np.int32]
+    """`(units,)`: where each unit's logits are read; -1 for a unit that was cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A model with its tokenizer, and how many tokens of a row it reads."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    kind: str
+    max_length: int
+
+    def encode(self, problem: Problem, texts: list[str]) -> list[EncodedRow]:
+        words = [problem.words(text) for text in texts]
+        batch = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
+        return [self._row(batch, index, len(row)) for index, row in enumerate(words)]
+
+    def _row(self, batch: Any, index: int, num_words: int) -> EncodedRow:
+        token_ids = np.asarray(batch["input_ids"][index], dtype=np.int32)
+        if self.kind == "sequence-classification":
+            return EncodedRow(token_ids, np.zeros(1, dtype=np.int32))
+        positions = np.full(num_words + 1, -1, dtype=np.int32)
+        positions[0] = 0
+        for position, word in reversed(list(enumerate(batch.word_ids(index)))):
+            if word is not None:
+                positions[word + 1] = position  # reversed, so the word's first token stays
+        return EncodedRow(token_ids, positions)
+
+    def unit_logits(self, rows: list[EncodedRow]) -> Tensor:
+        """`(units of all rows that were not cut off, classes)`, in fp32."""
+        device = self.model.device
+        length = max(len(row.token_ids) for row in rows)
+        ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros((len(rows), length), dtype=np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row.token_ids)] = row.token_ids
+            mask[index, : len(row.token_ids)] = 1
+        logits: Tensor = self.model(
+            input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
+        ).logits
+        if self.kind == "sequence-classification":
+            return logits.float()
+        flat = [index * length + row.positions[row.positions >= 0] for index, row in enumerate(rows)]
+        return logits.flatten(0, 1)[torch.from_numpy(np.concatenate(flat)).long().to(device)].float()
+
+
+def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Problem, max_length: int) -> Encoder:
+    """Pretrained body (or random), and a random head with one output for each class. Seed torch first.
+
+    Raises ConfigError where the weights cannot be loaded for this kind of student.
+    """
+    labels = dict(enumerate(problem.classes))
+    with _as_config_error(weights):
+        config = AutoConfig.from_pretrained(
+            weights.address,
+            revision=weights.revision,
+            num_labels=len(labels),
+            id2label=labels,
+            label2id={name: index for index, name in labels.items()},
+        )
+        tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision)
+        architecture = _ARCHITECTURES[kind]
+        if pretrained:
+            model = architecture.from_pretrained(
+                weights.address, revision=weights.revision, config=config, use_safetensors=True, dtype=torch.float32
+            )
+        else:
+            model = architecture.from_config(config)
+    return Encoder(model, tokenizer, kind, _length_limit(config, max_length))
+
+
+def load_encoder(folder: Path, kind: str, max_length: int) -> Encoder:
+    """A trained student, from its artifact's files."""
+    model = _ARCHITECTURES[kind].from_pretrained(folder, use_safetensors=True)
+    return Encoder(model, AutoTokenizer.from_pretrained(folder), kind, _length_limit(model.config, max_length))
+
+
+def encode_all(encoder: Encoder, problem: Problem, texts: Iterable[str], chunk: int = 1024) -> Iterator[EncodedRow]:
+    """Encode a stream in chunks, which keeps the fast tokenizer busy and memory bounded."""
+    pending: list[str] = []
+    for text in texts:
+        pending.append(text)
+        if len(pending) == chunk:
+            yield from encoder.encode(problem, pending)
+            pending = []
+    if pending:
+        yield from encoder.encode(problem, pending)
+
+
+def _length_limit(config: Any, max_length: int) -> int:
+    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+
+
+@contextlib.contextmanager
+def _as_config_error(weights: Weights) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"student.model = '{weights.address}': cannot be loaded: {reason}") from None

@@ -1,0 +1,88 @@
+"""Where tracking goes. No MLflow here: it takes seconds to import, and most questions need only an address."""
+
+import json
+import os
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from retort.config import expand
+from retort.errors import TrackingUnavailable
+
+ANSWER_SECONDS = 5.0
+_SQLITE = "sqlite:///"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an expanded `sqlite:///` address; None for any other."""
+    return Path(uri.removeprefix(_SQLITE)).absolute() if uri.startswith(_SQLITE) else None
+
+
+def is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def without_secrets(uri: str) -> str:
+    """The address without user and password, for records and messages."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def check_reachable(uri: str) -> None:
+    """One short request, since MLflow's own retries take minutes. Raises TrackingUnavailable."""
+    if not is_server(uri):
+        return
+    try:
+        httpx.get(uri, timeout=ANSWER_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise TrackingUnavailable(
+            f"tracking.uri = '{without_secrets(uri)}' cannot be reached ({type(error).__name__}); start the MLflow "
+            "server, or correct the address"
+        ) from error
+
+
+def is_current(uri: str, tracking_json: Path) -> bool:
+    """Whether the tracking run that a `tracking.json` names is still there, so that nothing need be logged again.
+
+    `uri` may hold `${VAR}`. A server that cannot be reached counts as no. Databases other than SQLite are not asked.
+    """
+    uri = expand(uri)
+    run_id = json.loads(tracking_json.read_text(encoding="utf-8"))["run_id"]
+    if is_server(uri):
+        return _on_server(uri, run_id)
+    file = database_file(uri)
+    return file is None or _in_database(file, run_id)
+
+
+def _in_database(file: Path, run_id: str) -> bool:
+    if not file.is_file():
+        return False
+    query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+    try:
+        connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
+        try:
+            return connection.execute(query, (run_id,)).fetchone() is not None
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return False
+
+
+def _on_server(uri: str, run_id: str) -> bool:
+    address = f"{uri.rstrip('/')}/api/2.0/mlflow/runs/get"
+    try:
+        answer = httpx.get(address, params={"run_id": run_id}, timeout=ANSWER_SECONDS, **_credentials())
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200 and answer.json()["run"]["info"].get("lifecycle_stage", "active") == "active"
+
+
+def _credentials() -> dict[str, Any]:
+    """As MLflow's own client takes them from the environment."""
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return {"headers": {"Authorization": f"Bearer {token}"}}
+    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        return {"auth": (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))}
+    return {}

@@ -1,0 +1,194 @@
+"""MLflow's runs and versions, made once: each has an identity of its own, so doing it again changes nothing.
+
+MLflow is imported inside the functions only: it takes seconds.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from retort.errors import TrackingUnavailable
+from retort.tracking.address import check_reachable, database_file, without_secrets
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_KEY, ARTIFACT_KEY = "retort.run_key", "retort.key"
+PARAM_CHARACTERS = 500
+TAG_CHARACTERS = 5000
+DIGEST_CHARACTERS = 36
+PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
+
+
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    metric: str
+    value: float
+    step: int
+
+
+class Input(NamedTuple):
+    """A data set that went into a run."""
+
+    name: str
+    source: str
+    key: str
+    profile: str
+    """JSON."""
+
+
+@contextmanager
+def connected(uri: str) -> Iterator["MlflowClient"]:
+    """A client of an expanded address. Raises TrackingUnavailable where it cannot be reached, now or later."""
+    check_reachable(uri)
+    file = database_file(uri)
+    if file is not None:
+        _make_folder(file.parent, uri)
+    client, failures = _client(uri)
+    try:
+        yield client
+    except failures as error:
+        sentence = " ".join(str(error).split())[:300]
+        raise TrackingUnavailable(f"tracking.uri = '{without_secrets(uri)}' refuses: {sentence}") from error
+
+
+def open_experiment(client: "MlflowClient", name: str, uri: str) -> str:
+    """The experiment's id; made, or restored, if need be."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        file = database_file(uri)
+        # MLflow's default is ./mlruns of wherever the process happens to run.
+        place = (file.parent / "mlartifacts").as_uri() if file else None
+        return client.create_experiment(name, artifact_location=place)
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def open_run(
+    client: "MlflowClient", experiment_id: str, key: str, name: str, started_ms: int, tags: Mapping[str, str]
+) -> str:
+    """The id of the run with this identity, made if there is none; its tags are set anew."""
+    from mlflow.entities import RunTag
+
+    runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+    every = {RUN_KEY: key, **{tag: value[:TAG_CHARACTERS] for tag, value in tags.items()}}
+    if not runs:
+        return str(client.create_run(experiment_id, started_ms, tags=every, run_name=name).info.run_id)
+    run_id = str(runs[0].info.run_id)
+    for part in _in_parts([RunTag(tag, value) for tag, value in every.items()], PARAMS_AT_ONCE):
+        client.log_batch(run_id, tags=part)
+    return run_id
+
+
+def finish(client: "MlflowClient", run_id: str, ended_ms: int) -> None:
+    """A run that is finished already keeps its time."""
+    if client.get_run(run_id).info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED", ended_ms)
+
+
+def log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
+    from mlflow.entities import Param
+
+    entities = [Param(name, value[:PARAM_CHARACTERS]) for name, value in params.items()]
+    for part in _in_parts(entities, PARAMS_AT_ONCE):
+        client.log_batch(run_id, params=part)
+
+
+def log_points(client: "MlflowClient", run_id: str, points: Sequence[Point], time_ms: int) -> None:
+    """`time_ms` must be the same when done again: MLflow keeps each (metric, step, value, time) once."""
+    from mlflow.entities import Metric
+
+    entities = [Metric(point.metric, point.value, time_ms, point.step) for point in points]
+    for part in _in_parts(entities, METRICS_AT_ONCE):
+        client.log_batch(run_id, metrics=part)
+
+
+def log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[Input]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                Dataset(
+                    name=item.name,
+                    digest=item.key[:DIGEST_CHARACTERS],
+                    source_type="retort",
+                    source=item.source,
+                    profile=item.profile,
+                ),
+                [InputTag("mlflow.data.context", item.name)],
+            )
+            for item in inputs
+        ],
+    )
+
+
+def find_version(client: "MlflowClient", model: str, key: str) -> str | None:
+    """The registered version made of the artifact with this key."""
+    versions = client.search_model_versions(f"name = '{model}' and tags.`{ARTIFACT_KEY}` = '{key}'")
+    return str(versions[0].version) if versions else None
+
+
+def register(client: "MlflowClient", model: str, key: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:
+    """A new version of the model, which is made if need be."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model, description="Students distilled by Retort.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    every = {ARTIFACT_KEY: key, **tags}
+    return str(client.create_model_version(model, source, run_id=run_id, tags=every).version)
+
+
+def point_alias(client: "MlflowClient", model: str, alias: str) -> None:
+    """At the newest version."""
+    versions = client.search_model_versions(f"name = '{model}'")
+    newest = max(int(version.version) for version in versions)
+    if str(client.get_registered_model(model).aliases.get(alias)) != str(newest):
+        client.set_registered_model_alias(model, alias, str(newest))
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _client(uri: str) -> tuple["MlflowClient", tuple[type[Exception], ...]]:
+    """The client, and what it raises when its server or database fails."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Standard output belongs to `--json`.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    import requests
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    failures = (MlflowException, SQLAlchemyError, requests.RequestException)
+    try:
+        return MlflowClient(uri, registry_uri=uri), failures
+    except failures as error:
+        raise TrackingUnavailable(f"tracking.uri = '{without_secrets(uri)}' cannot be opened: {error}") from error
+
+
+def _make_folder(folder: Path, uri: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TrackingUnavailable(f"tracking.uri = '{uri}': its folder cannot be made ({reason})") from error
+
+
+def _in_parts(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """MLflow takes only so many at once."""
+    return (list(items[start : start + size]) for start in range(0, len(items), size))

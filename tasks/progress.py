@@ -1,0 +1,59 @@
+"""Progress of one stage: a bar in the terminal, where there is one, and a progress artifact in Prefect."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from uuid import UUID
+
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from rich.progress import Progress as Bars
+
+from retort.records import Stage
+from retort.supervision import Progress
+
+TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
+"""Set by whoever starts a flow in a terminal."""
+
+_PUBLISH_SECONDS = 2.0
+
+
+@contextlib.asynccontextmanager
+async def progress_of(stage: Stage) -> AsyncIterator[Progress]:
+    """A callback that a child's messages go to while the stage is being made."""
+    bars = TERMINAL.get()
+    bar = bars.add_task(stage.name, total=None) if bars else None
+    share = 0.0
+
+    def on_progress(done: int, total: int, note: str) -> None:
+        nonlocal share
+        share = done / total
+        if bars and bar is not None:
+            bars.update(bar, completed=done, total=total, description=f"{stage.name}  [dim]{note}[/dim]")
+
+    publisher = asyncio.create_task(_publish(stage, lambda: share))
+    try:
+        yield on_progress
+    finally:
+        publisher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await publisher
+        if bars and bar is not None:
+            bars.remove_task(bar)
+
+
+async def _publish(stage: Stage, share: Callable[[], float]) -> None:
+    """Only what takes longer than a moment gets an artifact."""
+    artifact: UUID | None = None
+    key = "progress-" + stage.name.replace("/", "-")
+    try:
+        while True:
+            await asyncio.sleep(_PUBLISH_SECONDS)
+            percent = round(100 * share(), 1)
+            if artifact is None:
+                artifact = await acreate_progress_artifact(percent, key=key, description=stage.name)
+            else:
+                await aupdate_progress_artifact(artifact, progress=percent)
+    finally:
+        if artifact is not None:
+            await aupdate_progress_artifact(artifact, progress=100.0 * share())

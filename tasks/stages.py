@@ -1,0 +1,92 @@
+"""One Prefect task for each kind of stage. Each takes a stage and returns a reference to its artifact."""
+
+import asyncio
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from retort.config import Config
+from retort.records import ArtifactRef, Stage, Verb
+from retort.stages.making import open_store
+from retort.stages.tracking import forget_if_gone
+from tasks.perform import RETRIES, can_heal, perform
+
+Outcome = ArtifactRef | State[ArtifactRef]
+
+_ANY: dict[str, Any] = {
+    "task_run_name": "{stage.name}",
+    "cache_policy": NO_CACHE,  # the store is the cache, see tasks/perform.py
+    "persist_result": False,
+    "retry_condition_fn": can_heal,
+    **RETRIES,
+}
+
+
+@task(name="ingest", **_ANY)
+async def ingest(config: Config, stage: Stage) -> Outcome:
+    """Read a data source, check every row, and keep it with its gold labels apart."""
+    return await perform(config, stage)
+
+
+@task(name="pseudolabel", **_ANY)
+async def pseudolabel(config: Config, stage: Stage) -> Outcome:
+    """The teacher's labels for the pool; what cannot be parsed is set aside."""
+    return await perform(config, stage)
+
+
+@task(name="train-student", tags=["student"], **_ANY)
+async def train_student(config: Config, stage: Stage) -> Outcome:
+    """Train one student on its cells of the pool."""
+    return await perform(config, stage)
+
+
+@task(name="cross-label", tags=["student"], **_ANY)
+async def cross_label(config: Config, stage: Stage) -> Outcome:
+    """Let a student label what it was not trained on."""
+    return await perform(config, stage)
+
+
+@task(name="merge-labels", **_ANY)
+async def merge_labels(config: Config, stage: Stage) -> Outcome:
+    """Join the students' cross-labels into the pool's labels of the next stage."""
+    return await perform(config, stage)
+
+
+@task(name="evaluate", **_ANY)
+async def evaluate(config: Config, stage: Stage) -> Outcome:
+    """Score a student, or a stage's labels, on gold-labelled rows."""
+    return await perform(config, stage)
+
+
+@task(name="select", **_ANY)
+async def select(config: Config, stage: Stage) -> Outcome:
+    """Compare the students of two stages on the judging rows."""
+    return await perform(config, stage)
+
+
+@task(name="report", **_ANY)
+async def report(config: Config, stage: Stage) -> Outcome:
+    """Draw and write what the run did."""
+    return await perform(config, stage)
+
+
+@task(name="track", **_ANY)
+async def track(config: Config, stage: Stage) -> Outcome:
+    """Bring MLflow up to date with the run's artifacts."""
+    await asyncio.to_thread(forget_if_gone, open_store(config.store), stage)
+    return await perform(config, stage)
+
+
+TASKS: dict[Verb, Task[[Config, Stage], Any]] = {
+    "ingest": ingest,
+    "pseudolabel": pseudolabel,
+    "train-student": train_student,
+    "cross-label": cross_label,
+    "merge-labels": merge_labels,
+    "evaluate": evaluate,
+    "select": select,
+    "report": report,
+    "track": track,
+}

@@ -1,0 +1,201 @@
+"""A whole run of ten pool rows through the real algorithm and the real makers; only students are hand-written."""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retort.algorithms.baselines import compare_baselines
+from retort.algorithms.mckd import distil
+from retort.config import Config, ExecutionConfig
+from retort.method.scoring import score
+from retort.records import ArtifactRef, Data, Distilled, Stage
+from retort.rows import PSEUDOLABELS, read_rows, write_rows
+from retort.stages.examples import ROWS, ingest, make_examples, read_gold
+from retort.stages.pseudolabels import make_merged_labels
+from retort.stages.report import make_report, report
+from retort.stages.scores import _SCHEMA, PREDICTIONS, SCORES, make_scores
+from retort.stages.selection import make_selection
+from retort.stages.student import HISTORY, MODEL, in_cells
+from retort.stages.teacher import make_pseudolabels
+from retort.stages.work import Work
+from retort.store import Product, Store
+
+PLAY_ARTIST, PLAY_TRACK = "[IN:PLAY [SL:ARTIST {} ] ]", "[IN:PLAY [SL:TRACK {} ] ]"
+CITY = "[IN:WEATHER [SL:CITY {} ] ]"
+POOL = {
+    "p0": ("play madonna", PLAY_ARTIST.format("madonna")),
+    "p1": ("play thriller", PLAY_TRACK.format("thriller")),
+    "p2": ("weather in paris", CITY.format("paris")),
+    "p3": ("weather in rome", CITY.format("rome")),
+    "p4": ("play queen", PLAY_ARTIST.format("queen")),
+    "p5": ("play yesterday", PLAY_TRACK.format("yesterday")),
+    "p6": ("weather now", "[IN:WEATHER ]"),
+    "p7": ("play abba", None),
+    "p8": ("play sting", PLAY_ARTIST.format("sting")),
+    "p9": ("weather oslo", CITY.format("oslo")),
+}
+TEACHER = {
+    **{name: gold for name, (_, gold) in POOL.items() if gold},
+    "p1": PLAY_ARTIST.format("thriller"),  # wrong
+    "p4": PLAY_TRACK.format("queen"),  # wrong
+    "p6": "[IN:PLAY ]",  # wrong
+    "p7": PLAY_ARTIST.format("abba"),
+    "p8": "[IN:PLAY [SL:ARTIST <b>bowie</b> ] ]",  # no label: these words are not in the request
+}
+del TEACHER["p9"]  # no completion
+CROSS = {
+    **{name: label for name, label in TEACHER.items() if name != "p8"},
+    "p0": PLAY_TRACK.format("madonna"),  # broken
+    "p1": PLAY_TRACK.format("thriller"),  # fixed
+    "p4": CITY.format("queen"),  # still wrong, and changed in most parts
+    "p7": PLAY_TRACK.format("abba"),  # changed, gold not known
+}
+LABELED = {"l0": ("play prince", PLAY_ARTIST.format("prince")), "l1": ("weather in bonn", CITY.format("bonn"))}
+TEST = {
+    "t0": ("play cher", PLAY_ARTIST.format("cher")),
+    "t1": ("play bad", PLAY_TRACK.format("bad")),
+    "t2": ("weather in kiel", CITY.format("kiel")),
+    "t3": ("weather in lima", CITY.format("lima")),
+}
+WRONG = {
+    "stage1/test-0": {"t0": PLAY_TRACK.format("cher")},
+    "stage2/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"},
+    "stage2/test": {"t0": "[IN:PLAY ]", "t1": PLAY_ARTIST.format("bad")},
+    "final/test": {"t1": PLAY_ARTIST.format("bad"), "t3": "[IN:PLAY ]"},
+}
+"""What students say instead of the gold, by the beginning of the evaluation's name."""
+
+
+class Run(NamedTuple):
+    config: Config
+    store: Store
+    distilled: Distilled
+    report: ArtifactRef
+    perform: Callable[[Stage], ArtifactRef]
+
+
+Wrong = Mapping[str, Mapping[str, str]]
+
+
+def synthetic(tmp_path: Path, wrong: Wrong = WRONG, **changes: Any) -> Run:
+    """`changes` are fields of the config. Every artifact is told to have taken one second."""
+    config = Config.model_validate({**_config(tmp_path), **changes})
+    store = Store(config.store.root)
+
+    def perform(stage: Stage) -> ArtifactRef:
+        found = store.find(stage.kind, stage.key)
+        if found:
+            return store.ref(found)
+        with tempfile.TemporaryDirectory() as folder:
+            work = Work(stage, store, Path(folder), ExecutionConfig(), 0, lambda done, total, note: None)
+            return store.publish(stage, Path(folder), _maker(stage, wrong)(work), 1.0, config.name)
+
+    async def do(stage: Stage) -> ArtifactRef:
+        return perform(stage)
+
+    async def everything() -> Distilled:
+        refs = {role: await do(ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
+        data = Data(**refs, judge=refs["labeled"])
+        return await compare_baselines(config, await distil(config, data, do), do)
+
+    distilled = asyncio.run(everything())
+    return Run(config, store, distilled, perform(report(config, distilled)), perform)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    sets: Mapping[str, Mapping[str, tuple[str, str | None]]] = {"labeled": LABELED, "unlabeled": POOL, "test": TEST}
+    for role, rows in sets.items():
+        lines = [{"id": name, "text": text, "label": label} for name, (text, label) in rows.items()]
+        _write_lines(folder / f"{role}.jsonl", lines)
+    _write_lines(folder / "completions.jsonl", [_completion(name, text) for name, text in TEACHER.items()])
+    return {
+        "name": "tiny",
+        "problem": {"kind": "slots", "intents": {"PLAY": ["ARTIST", "TRACK"], "WEATHER": ["CITY"]}},
+        "data": {role: str(folder / f"{role}.jsonl") for role in sets},
+        "teacher": {
+            "kind": "recorded",
+            "completions": str(folder / "completions.jsonl"),
+            "min_success_share": 0.5,
+        },
+        "student": {"kind": "token-classification", "model": "example/encoder"},
+        "method": {"stages": 3, "partitions": 2},
+        "evaluation": {"resamples": 200},
+        "baselines": ["vanilla-kd", "supervised"],
+        "store": {"root": str(folder / "store")},
+    }
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _completion(name: str, text: str) -> dict[str, Any]:
+    message = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return {"custom_id": name, "response": {"status_code": 200, "body": {"choices": [message]}}, "error": None}
+
+
+def _maker(stage: Stage, wrong: Wrong) -> Callable[[Work], Product]:
+    makers: dict[str, Callable[[Work], Product]] = {
+        "ingest": make_examples,
+        "pseudolabel": make_pseudolabels,
+        "train-student": _make_student,
+        "cross-label": _make_cross_labels,
+        "merge-labels": make_merged_labels,
+        "evaluate": partial(_make_student_scores, wrong) if "student" in stage.inputs else make_scores,
+        "select": make_selection,
+        "report": make_report,
+    }
+    return makers[stage.verb]
+
+
+def _make_student(work: Work) -> Product:
+    (work.folder / MODEL).mkdir()
+    (work.folder / MODEL / "model.safetensors").write_bytes(b"weights")
+    history = {"steps": [1, 2, 3], "losses": [2.0, 1.0, 0.5], "learning_rates": [1e-4, 5e-5, 0.0], "seconds": 0.5}
+    (work.folder / HISTORY).write_text(json.dumps(history))
+    return Product(
+        rows=8,
+        metrics={"loss": 0.5, "examples_per_second": 250.0},
+        details={"device": "cpu", "precision": "bf16", "threads": 1},
+    )
+
+
+def _make_cross_labels(work: Work) -> Product:
+    """The students' part is in `CROSS`; with probabilities, 0.9 for what they say and the rest for all else."""
+
+    def labelled(row: dict[str, Any]) -> dict[str, Any]:
+        label = work.problem.parse(row["text"], CROSS[row["example_id"]])
+        assert isinstance(label, str), label
+        probabilities = None
+        if work.stage.params["probabilities"]:
+            classes = len(work.problem.classes)
+            sure = 0.99 if row["example_id"] == "p7" else 0.9
+            units = np.eye(classes)[work.problem.targets(row["text"], label)]
+            probabilities = (units * sure + (1 - units) * (1 - sure) / (classes - 1)).astype(np.float16).ravel()
+        return {**row, "label": label, "confidence": 0.9, "labeler": work.stage.name, "probabilities": probabilities}
+
+    rows = in_cells(read_rows(work.fetch("rows") / ROWS, ["example_id", "text"]), work.stage.params["cells"])
+    named = (row for row in rows if row["example_id"] in CROSS)
+    return Product(rows=write_rows(work.folder / ROWS, PSEUDOLABELS, map(labelled, named)))
+
+
+def _make_student_scores(wrong: Wrong, work: Work) -> Product:
+    said = next((labels for name, labels in wrong.items() if work.stage.name.startswith(name)), {})
+    rows: list[dict[str, Any]] = []
+    for example in read_gold(work, "gold"):
+        predicted = example.label
+        if example.example_id in said:
+            predicted = work.problem.parse(example.text, said[example.example_id])  # type: ignore[assignment]
+        row = {"example_id": example.example_id, "text": example.text, "gold": example.label, "predicted": predicted}
+        rows.append({**row, "confidence": 0.9})
+    write_rows(work.folder / PREDICTIONS, _SCHEMA, rows)
+    golds, labels = [row["gold"] for row in rows], [row["predicted"] for row in rows]
+    scores = [score(work.problem, metric, golds, labels, 200, 0) for metric in work.stage.params["metrics"]]
+    (work.folder / SCORES).write_text(json.dumps([item.model_dump() for item in scores]))
+    return Product(rows=len(rows), metrics={item.metric: item.value for item in scores})

@@ -1,0 +1,238 @@
+"""The report on a run whose figures were worked out by hand (see synthetic_run.py)."""
+
+import runpy
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from retort.config import ClassificationConfig
+from retort.method.scoring import mean_score, score
+from retort.problems.classification import Classification
+from retort.report.mistakes import NOTHING, error_tables
+from retort.report.summary import Summary, percent, read_summary, seconds_text, table
+from retort.report.terminal import render_terminal
+
+synthetic = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))["synthetic"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return synthetic(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def folder(run: Any) -> Path:
+    return Path(run.store.fetch(run.report))
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path) -> Summary:
+    return read_summary(folder)
+
+
+def test_rows_are_in_order_with_what_they_were_measured_on(summary: Summary) -> None:
+    rows = [(row.name, row.role, row.measured_on, row.num_students, row.rejected) for row in summary.systems]
+    assert rows == [
+        ("teacher", "teacher", "pool", 1, False),
+        ("stage 1", "stage", "test", 2, False),
+        ("stage 2", "stage", "test", 2, True),
+        ("final student", "final", "test", 1, False),
+        ("vanilla-kd", "baseline", "test", 1, False),
+        ("supervised", "baseline", "test", 1, False),
+    ]
+
+
+def test_scores_are_means_over_students(summary: Summary) -> None:
+    stage1 = summary.systems[1].scores
+    assert stage1["slot_f1"].value == pytest.approx((3 / 4 + 1) / 2)  # one student errs on one of four spans
+    assert stage1["exact_match"].value == pytest.approx((3 / 4 + 1) / 2)
+    assert stage1["intent_accuracy"].value == 1.0
+    assert stage1["slot_f1"].n == 4
+    assert stage1["slot_f1"].low < stage1["slot_f1"].value <= stage1["slot_f1"].high
+    assert summary.final.scores["exact_match"].value == 0.5
+    assert summary.systems[1].judge_scores["slot_f1"].value == 1.0
+    assert summary.systems[2].judge_scores["slot_f1"].value == 0.0
+
+
+def test_teacher_is_measured_by_its_labels_where_rows_without_one_are_wrong(summary: Summary) -> None:
+    # 9 pool rows have gold; p1 p4 p6 are labelled wrong, p8 p9 not at all.
+    teacher = summary.systems[0].scores
+    assert teacher["exact_match"].n == 9
+    assert teacher["exact_match"].value == pytest.approx(4 / 9)
+
+
+def test_changes_are_counted_against_gold(summary: Summary) -> None:
+    teacher, stage1 = summary.labels
+    assert teacher.change is None
+    assert teacher.rows == stage1.rows == 8
+    assert (teacher.used, stage1.used) == ("final student", "rejected")
+    change = stage1.change
+    assert change is not None
+    assert (change.changed, change.known) == (4, 3)  # p7 has no gold
+    assert (change.fixed, change.broken, change.still_wrong) == (1, 1, 1)
+    assert stage1.changed_share == 0.5
+
+
+def test_examples_that_changed_most_come_first(summary: Summary) -> None:
+    change = summary.labels[1].change
+    assert change is not None
+    assert change.order == "parts-changed"
+    first = change.examples[0]  # the intent and the slot changed: four parts
+    assert (first.example_id, first.num_parts_changed, first.verdict) == ("p4", 4, "still wrong")
+    assert (first.old, first.new) == ("[IN:PLAY [SL:TRACK queen ] ]", "[IN:WEATHER [SL:CITY queen ] ]")
+    assert first.gold == "[IN:PLAY [SL:ARTIST queen ] ]"
+    verdicts = {example.example_id: example.verdict for example in change.examples}
+    assert verdicts == {"p0": "broken", "p1": "fixed", "p4": "still wrong", "p7": None}
+
+
+def test_with_probabilities_the_least_probable_old_label_comes_first(tmp_path: Path) -> None:
+    soft = synthetic(tmp_path, method={"stages": 2, "scheme": "leave-one-out", "cross_labels": "soft"}, baselines=[])
+    change = read_summary(soft.store.fetch(soft.report)).labels[1].change
+    assert change is not None
+    assert change.order == "old-label-probability"
+    # p7 differs in one of its three units, given (1 - 0.99) / 6 there; p4 in two of three, given (1 - 0.9) / 6.
+    by_id = {example.example_id: example.old_probability for example in change.examples}
+    classes = 7 + 2  # O, B and I of three slots; two intents
+    assert by_id["p7"] == pytest.approx((0.99**2 * 0.01 / (classes - 1)) ** (1 / 3), rel=0.01)
+    assert by_id["p4"] == pytest.approx((0.9 * (0.1 / (classes - 1)) ** 2) ** (1 / 3), rel=0.01)
+    probabilities = [example.old_probability or 0.0 for example in change.examples]
+    assert probabilities == sorted(probabilities)
+
+
+def test_the_reason_of_a_rejection(summary: Summary) -> None:
+    assert summary.kept_stage == 1
+    assert summary.reason.startswith(
+        "The labels of stage 1 were rejected: students trained on them scored 0.0 slot F1 against 100.0 of those "
+        "trained on the labels before, on the 2 judging rows (gain -100.0, 95 % interval -100.0 to -100.0"
+    )
+    assert summary.reason.endswith("So the final student is trained on the labels of stage 0, the teacher's.")
+
+
+@pytest.mark.parametrize(
+    ("method", "beginning"),
+    [
+        ({"stages": 1}, "One stage was asked for (vanilla distillation)"),
+        ({"stages": 2, "selection": {"kind": "always"}}, "Labels need not prove themselves (method.selection: always)"),
+    ],
+)
+def test_the_reason_without_a_verdict(tmp_path: Path, method: dict[str, Any], beginning: str) -> None:
+    other = synthetic(tmp_path, method=method, baselines=[])
+    assert read_summary(other.store.fetch(other.report)).reason.startswith(beginning)
+
+
+def test_the_reason_of_an_acceptance(tmp_path: Path) -> None:
+    wrong = {"stage1/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"}}
+    other = synthetic(tmp_path, wrong, method={"stages": 2}, baselines=[])
+    summary = read_summary(other.store.fetch(other.report))
+    assert summary.kept_stage == 2
+    assert summary.reason.startswith("The labels of stage 1 were accepted: students trained on them scored 100.0")
+    assert summary.reason.endswith("So the final student is trained on them.")
+    assert [labels.used for labels in summary.labels] == ["replaced", "final student"]
+
+
+def test_failures_keep_reason_and_raw_text(summary: Summary) -> None:
+    assert summary.failures.reasons == {"missing": 1, "words-not-in-request": 1}
+    raws = {failure.example_id: failure.raw for failure in summary.failures.examples}
+    assert raws == {"p9": "", "p8": "[IN:PLAY [SL:ARTIST <b>bowie</b> ] ]"}
+
+
+def test_slot_errors_of_the_final_student(summary: Summary) -> None:
+    slots, intents = summary.errors
+    assert {row.name: (row.support, row.predicted, row.f1) for row in slots.names} == {
+        "ARTIST": (1, 2, pytest.approx(2 / 3)),  # t0 right; t1's track taken for one
+        "TRACK": (1, 0, 0.0),
+        "CITY": (2, 1, pytest.approx(2 / 3)),
+    }
+    assert {(c.gold, c.predicted, c.count) for c in slots.confusions} == {("TRACK", "ARTIST", 1), ("CITY", NOTHING, 1)}
+    assert intents.matrix == ((2, 0, 0), (1, 1, 0))
+
+
+def test_cost_counts_each_artifact_once(summary: Summary) -> None:
+    """One second each: 3 data sets; labels and quality; 10 of stage 1; 7 of stage 2; 2 final; 2 supervised."""
+    assert summary.compute_seconds == 26.0
+    assert [row.seconds for row in summary.systems] == [2, 10, 7, 2, 0, 2]
+    assert summary.systems[4].note == "the same student as the final one"
+    assert sum(timing.seconds for timing in summary.timings) == 26.0
+    trained = [t for t in summary.timings if (t.group, t.what) == ("stage 1", "student")]
+    assert [(t.count, t.examples_per_second) for t in trained] == [(2, 250.0)]
+    crossed = [t for t in summary.timings if (t.group, t.what) == ("stage 1", "cross-labels")]
+    assert [t.count for t in crossed] == [2]
+
+
+def test_a_finetuned_teacher_is_measured_on_the_test_rows(tmp_path: Path) -> None:
+    other = synthetic(tmp_path, teacher={"kind": "finetuned"}, method={"stages": 1}, baselines=[])
+    summary = read_summary(other.store.fetch(other.report))
+    assert (summary.systems[0].measured_on, summary.systems[0].scores["exact_match"].value) == ("test", 1.0)
+    assert summary.failures.reasons == {}
+
+
+def test_html_needs_nothing_else_and_escapes_data(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    assert "<svg" in html
+    assert "<script" not in html
+    assert "<b>bowie</b>" not in html
+    assert "&lt;b&gt;bowie&lt;/b&gt;" in html
+    assert not any(attribute in html for attribute in ('src="', 'href="http', "@import"))
+
+
+def test_pictures_are_there(folder: Path) -> None:
+    assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (folder / "scores.svg").read_text()
+
+
+def test_markdown_has_the_table(folder: Path, summary: Summary) -> None:
+    text = (folder / "report.md").read_text()
+    for row in table(summary).rows:
+        assert f"| {' | '.join(row)} |" in text
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_terminal_shows_every_score(summary: Summary, width: int) -> None:
+    console = Console(width=width, file=StringIO(), record=True)
+    console.print(render_terminal(summary))
+    text = console.export_text()
+    assert all(shown in text for shown in ("87.5", "57.1", "26.0 s", "seconds"))
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_a_report_made_again_is_the_same(run: Any, folder: Path, tmp_path: Path) -> None:
+    from retort.config import ExecutionConfig
+    from retort.stages.report import make_report, report
+    from retort.stages.work import Work
+
+    stage = report(run.config, run.distilled)
+    make_report(Work(stage, run.store, tmp_path, ExecutionConfig(), 0, lambda done, total, note: None))
+    for name in ("summary.json", "report.html", "report.md", "scores.svg"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [percent(value) for value in (0.896, 1.0, -0.0001)] == ["89.6", "100.0", "0.0"]
+    assert [seconds_text(value) for value in (4.26, 200, 7300)] == ["4.3 s", "3 min 20 s", "2 h 1 min"]
+
+
+def test_classes_get_a_confusion_matrix_with_a_column_for_no_prediction() -> None:
+    config = ClassificationConfig(kind="classification", labels=["low", "mid", "high"])
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "gold": "low", "predicted": "low"},
+        {"text": "b", "gold": "low", "predicted": "high"},
+        {"text": "c", "gold": "high", "predicted": None},
+    ]
+    (errors,) = error_tables(config, Classification(["low", "mid", "high"]), rows)
+    assert [row.name for row in errors.names] == ["low", "high"]
+    assert errors.matrix == ((1, 1, 0), (0, 0, 1))
+    assert [(c.gold, c.predicted) for c in errors.confusions] == [("low", "high"), ("high", NOTHING)]
+
+
+def test_the_mean_of_equal_systems_is_the_score_of_one() -> None:
+    problem = Classification(["a", "b"])
+    golds, predicted = ["a", "b", "a", "b", "a"], ["a", "a", "a", "b", None]
+    one = score(problem, "accuracy", golds, predicted, 500, 0)
+    assert mean_score(problem, "accuracy", golds, [predicted, predicted], 500, 0) == one
+    opposite = [{"a": "b", "b": "a"}[gold] for gold in golds]
+    half = mean_score(problem, "accuracy", golds, [golds, opposite], 500, 0)
+    assert np.allclose((half.value, half.low, half.high), 0.5)  # on any rows one is right where the other is wrong

@@ -1,0 +1,243 @@
+"""The synthetic run of the report's tests, projected into MLflow."""
+
+import json
+import runpy
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.config import ExecutionConfig, TrackingConfig
+from retort.errors import TrackingUnavailable
+from retort.records import Stage
+from retort.stages.tracking import TRACKED, make_tracking, track
+from retort.stages.work import Work
+from retort.store import Product
+from retort.tracking.address import check_reachable, is_current, without_secrets
+from retort.tracking.projection import flattened
+
+# Test folders are no packages, so what they share is loaded by its path.
+synthetic = runpy.run_path(str(Path(__file__).parents[1] / "report" / "synthetic_run.py"))["synthetic"]
+ORIGIN = {"git_commit": "abc123", "prefect_run_id": "run-1", "started_at": "2026-01-02T03:04:05+00:00"}
+
+
+class Tracking:
+    """A run, a database, and what projecting the one into the other gave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, synthetic(folder)
+        self.uri = f"sqlite:///{folder}/db/mlflow.db"
+
+    def stage(self, origin: dict[str, str] = ORIGIN) -> Stage:
+        return track(self.run.config, TrackingConfig(uri=self.uri), self.run.distilled, self.run.report, origin)
+
+    def project(self, name: str, origin: dict[str, str] = ORIGIN) -> Product:
+        (self.folder / name).mkdir()
+        return make_tracking(
+            Work(self.stage(origin), self.run.store, self.folder / name, ExecutionConfig(), 0, lambda *_: None)
+        )
+
+    @property
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    tracking = Tracking(tmp_path_factory.mktemp("tracking"))
+    tracking.project("first")
+    return tracking
+
+
+@pytest.fixture(scope="module")
+def parent(tracking: Tracking) -> Any:
+    return tracking.client.get_run(_tracked(tracking)["run_id"])
+
+
+def _tracked(tracking: Tracking) -> dict[str, str]:
+    tracked: dict[str, str] = json.loads((tracking.folder / "first" / TRACKED).read_text())
+    return tracked
+
+
+def _children(tracking: Tracking, parent: Any) -> dict[str, Any]:
+    filter_string = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    runs = tracking.client.search_runs([parent.info.experiment_id], filter_string)
+    return {run.info.run_name: run for run in runs}
+
+
+def test_one_parent_and_a_child_for_each_student(tracking: Tracking, parent: Any) -> None:
+    assert tracking.client.get_experiment(parent.info.experiment_id).name == "tiny"
+    assert (parent.info.run_name, parent.info.status) == ("tiny", "FINISHED")
+    children = _children(tracking, parent)
+    assert sorted(children) == [
+        "final/student",
+        "stage1/student-0",
+        "stage1/student-1",
+        "stage2/student-0",
+        "stage2/student-1",
+        "supervised/student",
+        "vanilla-kd/student",
+    ]
+    assert {child.info.status for child in children.values()} == {"FINISHED"}
+
+
+def test_params_and_tags_of_the_parent(parent: Any) -> None:
+    assert parent.data.params["method.stages"] == "3"
+    assert parent.data.params["problem.intents.PLAY"] == '["ARTIST", "TRACK"]'
+    tags = parent.data.tags
+    assert tags["mlflow.source.git.commit"] == tags["retort.git_commit"] == "abc123"
+    assert tags["retort.prefect_run_id"] == "run-1"
+    assert tags["retort.kept_stage"] == "1"
+    assert tags["retort.reason"].startswith("The labels of stage 1 were rejected")
+    assert len(tags["retort.config_hash"]) == len(tags["retort.data_digest"]) == 64
+    assert parent.info.start_time == 1767323045000
+
+
+def test_metrics_of_the_parent_have_step_equal_stage(tracking: Tracking, parent: Any) -> None:
+    def history(metric: str) -> dict[int, Any]:
+        points = tracking.client.get_metric_history(parent.info.run_id, metric)
+        return {point.step: pytest.approx(point.value) for point in points}
+
+    assert history("test_slot_f1") == {1: 0.875, 2: 4 / 7}
+    assert history("judge_slot_f1") == {1: 1.0, 2: 0.0}
+    assert history("label_exact_match") == {0: 4 / 9, 1: 4 / 9}
+    assert history("changed_share") == {1: 0.5}
+    assert history("final_exact_match") == {1: 0.5}
+    assert history("supervised_slot_f1") == {0: 1.0}
+    assert history("stage_seconds") == {1: 10.0, 2: 7.0}
+    metrics = parent.data.metrics
+    assert metrics["final_slot_f1_low"] <= metrics["final_slot_f1"] <= metrics["final_slot_f1_high"]
+    assert metrics["compute_seconds"] == 26.0
+
+
+def test_a_child_has_its_loss_curve_scores_and_artifact(tracking: Tracking, parent: Any) -> None:
+    child = _children(tracking, parent)["stage1/student-0"]
+    losses = tracking.client.get_metric_history(child.info.run_id, "loss")
+    assert [(point.step, point.value) for point in losses] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert child.data.metrics["test_exact_match"] == 0.75
+    assert child.data.metrics["judge_exact_match"] == 1.0
+    ref = tracking.run.distilled.rounds[0].students[0]
+    assert (child.data.tags["retort.key"], child.data.tags["retort.artifact"]) == (ref.key, ref.uri)
+    assert child.data.params["training.epochs"] == "6.0"
+    assert child.info.end_time - child.info.start_time == 1000
+
+
+def test_data_sets_are_inputs(parent: Any) -> None:
+    inputs = {item.dataset.name: item.dataset for item in parent.inputs.dataset_inputs}
+    assert sorted(inputs) == ["labeled", "test", "unlabeled"]
+    assert json.loads(inputs["unlabeled"].profile) == {"num_rows": 10, "num_gold": 9}
+    assert json.loads(inputs["test"].source)["uri"].endswith("/test.jsonl")
+    assert all(len(dataset.digest) == 36 for dataset in inputs.values())
+
+
+def test_the_report_lies_beside_the_database(tracking: Tracking, parent: Any) -> None:
+    names = {file.path for file in tracking.client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/report.md", "report/scores.png"} <= names
+    assert (tracking.folder / "db" / "mlartifacts").is_dir()
+
+
+def test_the_final_student_is_a_version(tracking: Tracking, parent: Any) -> None:
+    version = tracking.client.get_model_version_by_alias("tiny", "challenger")
+    final = tracking.run.distilled.final_student
+    assert (version.source, version.run_id) == (final.uri, parent.info.run_id)
+    assert (version.tags["retort.key"], version.tags["exact_match"]) == (final.key, "0.500000")
+
+
+def test_a_second_projection_changes_nothing_but_tags(tracking: Tracking, parent: Any) -> None:
+    def everything() -> Any:
+        runs = tracking.client.search_runs([parent.info.experiment_id])
+        histories = {
+            (run.info.run_id, metric): len(tracking.client.get_metric_history(run.info.run_id, metric))
+            for run in runs
+            for metric in run.data.metrics
+        }
+        times = {run.info.run_id: (run.info.start_time, run.info.end_time, run.data.params) for run in runs}
+        inputs = {run.info.run_id: len(run.inputs.dataset_inputs) for run in runs}
+        return histories, times, inputs, len(tracking.client.search_model_versions("name = 'tiny'"))
+
+    before = everything()
+    again = tracking.project("second", {**ORIGIN, "prefect_run_id": "run-2"})
+    assert again.details == _tracked(tracking)
+    assert everything() == before
+    assert tracking.client.get_run(parent.info.run_id).data.tags["retort.prefect_run_id"] == "run-2"
+
+
+def test_a_projection_that_was_killed_is_finished_by_the_next(tracking: Tracking, parent: Any) -> None:
+    child = _children(tracking, parent)["final/student"]
+    tracking.client.delete_run(child.info.run_id)
+    tracking.client.update_run(parent.info.run_id, status="RUNNING")
+    tracking.project("after-kill")
+    assert tracking.client.get_run(parent.info.run_id).info.status == "FINISHED"
+    assert len(_children(tracking, parent)) == 7
+
+
+def test_is_current_until_the_run_or_the_database_is_gone(tracking: Tracking, tmp_path: Path) -> None:
+    tracked = tracking.folder / "first" / TRACKED
+    assert is_current(tracking.uri, tracked)
+    assert not is_current(f"sqlite:///{tmp_path}/none.db", tracked)
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "empty.db").write_bytes(b"")
+    assert not is_current(f"sqlite:///{tmp_path}/empty.db", tracked)
+    other = tmp_path / TRACKED
+    other.write_text(json.dumps({**json.loads(tracked.read_text()), "run_id": "0" * 32}))
+    assert not is_current(tracking.uri, other)
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A tracking server that knows one run, deleted or not."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path.startswith("/api/2.0/mlflow/runs/get?run_id=known")
+            stage = "deleted" if self.path.endswith("-deleted") else "active"
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps({"run": {"info": {"lifecycle_stage": stage}}}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://user:secret@127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+@pytest.mark.parametrize(("run_id", "current"), [("known", True), ("known-deleted", False), ("other", False)])
+def test_is_current_on_a_server(server: str, tmp_path: Path, run_id: str, current: bool) -> None:
+    (tmp_path / TRACKED).write_text(json.dumps({"run_id": run_id}))
+    assert is_current(server, tmp_path / TRACKED) is current
+
+
+def test_a_server_that_is_away_is_one_sentence_without_the_password(tmp_path: Path) -> None:
+    uri = "http://user:secret@127.0.0.1:9"
+    with pytest.raises(TrackingUnavailable, match=r"tracking.uri = 'http://127.0.0.1:9' cannot be reached") as caught:
+        check_reachable(uri)
+    assert "secret" not in str(caught.value)
+    (tmp_path / TRACKED).write_text(json.dumps({"run_id": "known"}))
+    assert not is_current(uri, tmp_path / TRACKED)
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tracking: Tracking, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is no database, but a text that is long enough to look at" * 20)
+    run = tracking.run
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    stage = track(run.config, config, run.distilled, run.report, {})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(TrackingUnavailable, match=r"tracking\.uri = 'sqlite:///.*mlflow\.db'"):
+        make_tracking(Work(stage, run.store, tmp_path / "out", ExecutionConfig(), 0, lambda *_: None))
+
+
+def test_flattened_names_are_legal_and_values_text() -> None:
+    nested = {"method": {"stages": 3}, "a/b": [1, 2], "none": None, "address": "${S3}/x"}
+    assert flattened(nested) == {"method.stages": "3", "a_b": "[1, 2]", "none": "null", "address": "${S3}/x"}
+
+
+def test_addresses_lose_their_secrets() -> None:
+    assert without_secrets("https://user:pass@host:1/x") == "https://host:1/x"
+    assert without_secrets("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
