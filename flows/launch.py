@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from retort.config import Config
 from retort.configfile import load_config
 from retort.errors import RetortError
-from retort.planning import repair
+from retort.planning import plan, repair
 from retort.preflight import check
 from retort.records import Record
+from retort.supervision import warm_up
 
 if TYPE_CHECKING:
     from flows.mckd import Finished
@@ -45,7 +46,8 @@ def main() -> None:
         if options.repair:
             for fault in asyncio.run(repair(config)):
                 print(f"made again: {fault}", file=sys.stderr)
-        check(config)
+        if any(stage.status == "MISS" for stage in asyncio.run(plan(check(config))).stages):
+            warm_up()  # torch is imported there while Prefect is imported here
         finished = run(config)
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -88,7 +90,7 @@ def tell(config: Config, finished: "Finished", options: RunOptions, seconds: flo
     made = sum(stage.status == "MADE" for stage in finished.stages)
     console.print(
         f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
-        f"in {seconds:.0f} s. Report: retort report CONFIG; final student: {finished.model}",
+        f"in {seconds:.0f} s. Report: retort report CONFIG; final student: {finished.summary.model_uri}",
         highlight=False,
     )
     if options.json_output:
@@ -103,8 +105,11 @@ def as_json(finished: "Finished", seconds: float) -> dict[str, object]:
         "stages": [stage.model_dump() for stage in finished.stages],
         "final": {
             "stage": finished.summary.kept_stage,
-            "scores": finished.summary.final_scores(),
-            "model": finished.model,
+            "scores": {
+                metric: score.model_dump(include={"value", "low", "high", "n"})
+                for metric, score in finished.summary.final.scores.items()
+            },
+            "model": finished.summary.model_uri,
         },
         "seconds": round(seconds, 2),
     }

@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.utilities.urls import url_for
 
 from retort.algorithms.baselines import compare_baselines
 from retort.algorithms.mckd import Do, distil, ingest_data
@@ -36,8 +38,6 @@ class Finished(Record):
 
     run_id: str
     stages: tuple[Performed, ...]
-    model: str
-    """Address of the final student's artifact."""
     report: ArtifactRef
     summary: Summary
 
@@ -59,7 +59,6 @@ async def mckd(config: Config) -> Finished:
     return Finished(
         run_id=run_id(),
         stages=tuple(performed),
-        model=distilled.final_student.uri,
         report=page,
         summary=await show_report(config, page),
     )
@@ -72,7 +71,7 @@ def inline(config: Config, performed: list[Performed]) -> Do:
     async def do(stage: Stage) -> ArtifactRef:
         async with places:
             started = time.monotonic()
-            state = await TASKS[stage.verb](config, stage, return_state=True)
+            state: State[ArtifactRef] = await TASKS[stage.verb](config, stage, return_state=True)  # type: ignore[misc]
             seconds = time.monotonic() - started
         ref: ArtifactRef = await state.aresult()
         scores = ref.metrics if stage.verb == "evaluate" else {}
@@ -97,4 +96,5 @@ def run_id() -> str:
 
 def origin() -> dict[str, str]:
     """Where the run comes from, told to MLflow."""
-    return {"prefect.flow_run_id": run_id(), "git.commit": git_commit()}
+    url = url_for("flow-run", obj_id=run_id()) if run_id() else None
+    return {"prefect.flow_run_id": run_id(), "prefect.url": url or "", "git.commit": git_commit()}

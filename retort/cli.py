@@ -59,9 +59,8 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
         print(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
     misses = sum(stage.status == "MISS" for stage in planned.stages)
     print(f"{misses} of {len(planned.stages)} stages would be made.")
-    print(
-        f"teacher ({planned.teacher['kind']}): {planned.teacher['requests']} requests, {planned.teacher['money']:.2f} to pay"
-    )
+    teacher = planned.teacher
+    print(f"teacher ({teacher['kind']}): {teacher['requests']} requests, {teacher['money']:.2f} to pay")
 
 
 @app.command()

@@ -44,7 +44,8 @@ def versions(config: Config) -> str:
     fastapi = tuple(int(part) for part in version("fastapi").split(".")[:2])
     if not (0, 139) <= fastapi < (0, 151):
         raise RetortError(
-            f"fastapi {version('fastapi')} breaks every flow of prefect {version('prefect')}: install fastapi>=0.139,<0.151"
+            f"fastapi {version('fastapi')} breaks every flow of prefect {version('prefect')}: "
+            "install fastapi>=0.139,<0.151"
         )
     names = ("prefect", "torch", "transformers", "mlflow", "fastapi")
     return ", ".join(f"{name} {version(name)}" for name in names)

@@ -13,12 +13,12 @@ EXAMPLES = pa.schema([("example_id", pa.string()), ("text", pa.string())])
 GOLD = pa.schema([("example_id", pa.string()), ("text", pa.string()), ("label", pa.string())])
 PSEUDOLABELS = pa.schema(
     [
-        ("example_id", pa.string()),
-        ("text", pa.string()),
-        ("label", pa.string()),
-        ("confidence", pa.float32()),
-        ("labeler", pa.string()),
-        ("probabilities", pa.list_(pa.float16())),  # (units, classes) row by row; null for hard labels
+        pa.field("example_id", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("confidence", pa.float32()),
+        pa.field("labeler", pa.string()),
+        pa.field("probabilities", pa.list_(pa.float16())),  # (units, classes) row by row; null for hard labels
     ]
 )
 """Also what a student's predictions look like."""

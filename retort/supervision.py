@@ -16,7 +16,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
@@ -31,6 +31,12 @@ _POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["retort.stages.making", "retort.students.encoder", "retort.students.training"])
+
+
+def warm_up() -> None:
+    """Start the server process, which takes some seconds to import torch, while the caller does something else."""
+    with _blank_main():
+        forkserver.ensure_running()
 
 
 async def in_child(

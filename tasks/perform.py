@@ -34,6 +34,7 @@ async def perform(config: Config, stage: Stage) -> ArtifactRef | State[ArtifactR
     store = open_store(config.store)
     manifest = await asyncio.to_thread(store.find, stage.kind, stage.key)
     if manifest is not None:
+        await asyncio.to_thread(store.point, config.name, stage)
         return Completed(name="Cached", message=f"found {stage.kind}/{stage.key[:12]}", data=store.ref(manifest))
     context = TaskRunContext.get()
     attempt = context.task_run.run_count - 1 if context else 0

@@ -144,7 +144,7 @@ def _hub_rows(source: HubConfig) -> Iterator[PlacedRow]:
 
 
 def _hub_stream(source: HubConfig, name: str) -> Iterator[dict[str, Any]]:
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     try:
         stream = datasets.load_dataset(

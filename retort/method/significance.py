@@ -87,7 +87,7 @@ def compare(old: Sequence[Floats], new: Sequence[Floats], value: Value, resample
 
 def mcnemar(old_correct: NDArray[np.bool_], new_correct: NDArray[np.bool_]) -> McNemar:
     """The exact two-sided binomial test on the rows `(n,)` where just one of the two is right."""
-    from scipy.special import bdtr  # type: ignore[import-untyped]
+    from scipy.special import bdtr
 
     only_old = int(np.sum(old_correct & ~new_correct))
     only_new = int(np.sum(new_correct & ~old_correct))

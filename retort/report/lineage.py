@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from retort.errors import DamagedArtifact
 from retort.records import ArtifactRef, Data, Distilled
 from retort.report.summary import Timing
 from retort.stages.work import Work
 from retort.store import Manifest
+from retort.store.store import REPAIR
 
 _KINDS = {
     "student": ("students",),
@@ -41,8 +43,7 @@ def manifest_of(work: Work, ref: ArtifactRef) -> Manifest:
     """Raises DamagedArtifact where it has vanished."""
     manifest = work.store.find(ref.kind, ref.key)
     if manifest is None:
-        work.store.fetch(ref)
-        raise AssertionError(f"{ref.uri} has files but no manifest")
+        raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
     return manifest
 
 

@@ -1,4 +1,7 @@
-"""`evaluate`: predictions on gold-labelled rows and their scores. With `select` and the report, the only readers of gold."""
+"""`evaluate`: predictions on gold-labelled rows and their scores.
+
+Together with `select` and the report, the only reader of gold labels.
+"""
 
 import json
 

@@ -14,7 +14,7 @@ def track(
     config: Config, tracking: TrackingConfig, distilled: Distilled, report: ArtifactRef, origin: dict[str, str]
 ) -> Stage:
     """`origin` says where the run comes from; it is told, and is not part of the key. Each entry becomes a tag
-    `retort.NAME`; `git_commit` is also MLflow's own, and `started_at` (ISO 8601) is when the tracking run starts."""
+    `retort.NAME`; `git.commit` is also MLflow's own, and `started_at` (ISO 8601) is when the tracking run starts."""
     return Stage(
         name="tracking",
         verb="track",
@@ -32,7 +32,7 @@ def track(
 
 
 def forget_if_gone(store: Store, stage: Stage) -> None:
-    """The tracking database may have been deleted or emptied since; then what the store knows of it is worth nothing."""
+    """If the tracking database was deleted or emptied since, what the store knows of it is worth nothing."""
     manifest = store.find(stage.kind, stage.key)
     if manifest is None:
         return

@@ -1,5 +1,6 @@
 """The artifact store: find by key, publish with the manifest last, fetch verified."""
 
+import contextlib
 import json
 import os
 import platform
@@ -66,8 +67,12 @@ class Store:
 
     def point(self, run_name: str, stage: Stage) -> None:
         """Remember the stage's artifact as the config's latest, so that a plan can say what changed since."""
-        pointer = Pointer(kind=stage.kind, key=stage.key)
-        self._place.write(_pointer_path(run_name, stage.name), pointer.model_dump_json().encode())
+        path = _pointer_path(run_name, stage.name)
+        pointer = Pointer(kind=stage.kind, key=stage.key).model_dump_json().encode()
+        with contextlib.suppress(FileNotFoundError):
+            if self._place.read(path) == pointer:
+                return
+        self._place.write(path, pointer)
 
     def latest(self, run_name: str, stage_name: str) -> Manifest | None:
         """The manifest of the artifact that this stage gave last, if it is still there."""

@@ -159,7 +159,7 @@ def _tags(summary: Summary, origin: Mapping[str, str]) -> dict[str, str]:
         runs.ARTIFACT_KEY: summary.model_key,
         **{f"retort.{name}": value for name, value in origin.items()},
     }
-    if commit := origin.get("git_commit"):
+    if commit := origin.get("git.commit"):
         tags["mlflow.source.git.commit"] = commit
     return tags
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import boto3  # type: ignore[import-untyped]
 import pytest
-import s3fs  # type: ignore[import-untyped]
+import s3fs
 
 from retort.errors import ConfigError, DamagedArtifact, StoreUnavailable
 from retort.records import ArtifactRef, Stage

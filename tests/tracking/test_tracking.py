@@ -21,7 +21,7 @@ from retort.tracking.projection import flattened
 
 # Test folders are no packages, so what they share is loaded by its path.
 synthetic = runpy.run_path(str(Path(__file__).parents[1] / "report" / "synthetic_run.py"))["synthetic"]
-ORIGIN = {"git_commit": "abc123", "prefect_run_id": "run-1", "started_at": "2026-01-02T03:04:05+00:00"}
+ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "run-1", "started_at": "2026-01-02T03:04:05+00:00"}
 
 
 class Tracking:
@@ -90,8 +90,8 @@ def test_params_and_tags_of_the_parent(parent: Any) -> None:
     assert parent.data.params["method.stages"] == "3"
     assert parent.data.params["problem.intents.PLAY"] == '["ARTIST", "TRACK"]'
     tags = parent.data.tags
-    assert tags["mlflow.source.git.commit"] == tags["retort.git_commit"] == "abc123"
-    assert tags["retort.prefect_run_id"] == "run-1"
+    assert tags["mlflow.source.git.commit"] == tags["retort.git.commit"] == "abc123"
+    assert tags["retort.prefect.flow_run_id"] == "run-1"
     assert tags["retort.kept_stage"] == "1"
     assert tags["retort.reason"].startswith("The labels of stage 1 were rejected")
     assert len(tags["retort.config_hash"]) == len(tags["retort.data_digest"]) == 64
@@ -161,10 +161,10 @@ def test_a_second_projection_changes_nothing_but_tags(tracking: Tracking, parent
         return histories, times, inputs, len(tracking.client.search_model_versions("name = 'tiny'"))
 
     before = everything()
-    again = tracking.project("second", {**ORIGIN, "prefect_run_id": "run-2"})
+    again = tracking.project("second", {**ORIGIN, "prefect.flow_run_id": "run-2"})
     assert again.details == _tracked(tracking)
     assert everything() == before
-    assert tracking.client.get_run(parent.info.run_id).data.tags["retort.prefect_run_id"] == "run-2"
+    assert tracking.client.get_run(parent.info.run_id).data.tags["retort.prefect.flow_run_id"] == "run-2"
 
 
 def test_a_projection_that_was_killed_is_finished_by_the_next(tracking: Tracking, parent: Any) -> None:
