@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 EXAMPLES = pa.schema([("example_id", pa.string()), ("text", pa.string())])
 """The pool, and every input that a student sees: no gold, so that none can leak."""
 GOLD = pa.schema([("example_id", pa.string()), ("text", pa.string()), ("label", pa.string())])
+_PROBABILITIES: pa.Field[Any] = pa.field("probabilities", pa.list_(pa.float16()))
+"""`(units, classes)`, row by row; null for hard labels."""
 PSEUDOLABELS = pa.schema(
     [
         pa.field("example_id", pa.string()),
@@ -18,7 +20,7 @@ PSEUDOLABELS = pa.schema(
         pa.field("label", pa.string()),
         pa.field("confidence", pa.float32()),
         pa.field("labeler", pa.string()),
-        pa.field("probabilities", pa.list_(pa.float16())),  # (units, classes) row by row; null for hard labels
+        _PROBABILITIES,
     ]
 )
 """Also what a student's predictions look like."""
