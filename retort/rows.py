@@ -11,18 +11,15 @@ import pyarrow.parquet as pq
 EXAMPLES = pa.schema([("example_id", pa.string()), ("text", pa.string())])
 """The pool, and every input that a student sees: no gold, so that none can leak."""
 GOLD = pa.schema([("example_id", pa.string()), ("text", pa.string()), ("label", pa.string())])
-_PROBABILITIES: pa.Field[Any] = pa.field("probabilities", pa.list_(pa.float16()))
-"""`(units, classes)`, row by row; null for hard labels."""
-PSEUDOLABELS = pa.schema(
-    [
-        pa.field("example_id", pa.string()),
-        pa.field("text", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("confidence", pa.float32()),
-        pa.field("labeler", pa.string()),
-        _PROBABILITIES,
-    ]
-)
+_LABELLED: "list[pa.Field[Any]]" = [
+    pa.field("example_id", pa.string()),
+    pa.field("text", pa.string()),
+    pa.field("label", pa.string()),
+    pa.field("confidence", pa.float32()),
+    pa.field("labeler", pa.string()),
+    pa.field("probabilities", pa.list_(pa.float16())),  # (units, classes), row by row; null for hard labels
+]
+PSEUDOLABELS = pa.schema(_LABELLED)
 """Also what a student's predictions look like."""
 FAILURES = pa.schema(
     [("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("raw", pa.string())]
