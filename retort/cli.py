@@ -73,12 +73,13 @@ def report(
 ) -> None:
     """Write the report of the last run of this config."""
     from retort.configfile import load_config
+    from retort.preflight import refusals, usable_store
     from retort.report.reading import copy_report
-    from retort.stages.making import open_store
 
     settings = load_config(config, set_ or [])
-    for path in copy_report(open_store(settings.store), settings, out):
-        print(path)
+    with refusals():
+        for path in copy_report(usable_store(settings), settings, out):
+            print(path)
 
 
 @app.command()

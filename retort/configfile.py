@@ -1,7 +1,7 @@
 """From a YAML file and dotted overrides to a `Config`, with errors that a person can act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 from retort.config import Config
 from retort.errors import ConfigError
+
+Location = tuple[int | str, ...]
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -32,78 +34,199 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
         raise ConfigError("\n".join(f"{origin}: {_sentence(detail)}" for detail in error.errors())) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is written twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{key.value}' is written twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a YAML config") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; give the path of a YAML config") from None
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {_unreadable(error)}; give the path of a YAML config") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-02-30
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(f"{path}{where}: not a YAML config: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold fields (name: ..., data: ...), not {type(values).__name__}")
+        found = {type(None): "nothing", list: "a list", str: "one text"}.get(type(values), "one value")
+        raise ConfigError(f"{path}: must hold fields (name: ..., data: ...), but holds {found}")
     return values
+
+
+def _unreadable(error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "no such file"
+        case IsADirectoryError():
+            return "is a folder"
+    return f"cannot be read ({error.strerror})"
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    *parents, last = (part.strip() for part in dotted.split("."))
+    if not equals or not all((*parents, last)):
         raise ConfigError(f"--set {override}: must look like method.stages=2")
-    *parents, last = dotted.split(".")
     node = values
     for parent in parents:
-        node = node.setdefault(parent, {})
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: '{parent}' holds no fields")
+            raise ConfigError(f"--set {override}: '{parent}' is one value in the config and has no fields")
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: '{text}' is not YAML") from None
-
-
-_UNION_TAGS = {
-    *("slots", "classification", "recorded", "finetuned", "token-classification", "sequence-classification"),
-    *("address", "hub"),
-}
-# They stand in an error's location between a field and its own fields; people do not write them.
+        node[last] = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"--set {override}: '{text}' is not YAML; put a text with special signs in quotes") from None
 
 
 def _sentence(detail: ErrorDetails) -> str:
     """One sentence: the field, what was given, what is allowed."""
-    where = ".".join(str(part) for part in detail["loc"] if part not in _UNION_TAGS)
-    given, context = detail["input"], detail.get("ctx", {})
+    location, context = detail["loc"], detail.get("ctx", {})
+    given, where = detail["input"], ".".join(_written(location))
     match detail["type"]:
         case "missing":
             return f"{where}: missing, but required"
         case "extra_forbidden":
-            return f"{where}: unknown field{_suggestion(detail['loc'])}"
+            return f"{where}: unknown field; {_advice(location)}"
         case "union_tag_not_found":
-            return f"{where}.kind: missing; see retort schema"
+            return f"{where}.kind: missing, but required; allowed: {_listed(_kinds(location))}"
         case "union_tag_invalid":
-            return f"{where}.kind = '{context['tag']}': allowed: {context['expected_tags']}"
+            return f"{where}.kind = {_short(context['tag'])}: allowed: {_listed(_kinds(location))}"
         case "value_error":
-            prefix = f"{where} = {given!r}: " if where and not isinstance(given, dict) else ""
+            prefix = f"{where} = {_short(given)}: " if where and not isinstance(given, dict) else ""
             return f"{prefix}{context['error']}"
-    message = detail["msg"].removeprefix("Input ").replace("should be", "must be")
-    return f"{where} = {_short(given)}: {message}"
+    return f"{where} = {_short(given)}: {_rule(detail, where)}"
+
+
+_UNIONS = {
+    *(("problem",), ("teacher",), ("student",)),
+    *(("data", role) for role in ("labeled", "unlabeled", "test", "dev")),
+}
+"""Fields that can be of several kinds. Pydantic puts the kind after them in an error's location; people do not."""
+
+
+def _kind_at(location: Location) -> int | None:
+    """Where in an error's location a kind stands that is no field."""
+    return next((n for n in (1, 2) if len(location) > n and location[:n] in _UNIONS), None)
+
+
+def _written(location: Location) -> list[str]:
+    """The fields as they stand in the YAML file."""
+    kind_at = _kind_at(location)
+    return [str(part) for at, part in enumerate(location) if at != kind_at and part != "[key]"]
+
+
+_RULES: Mapping[str, str] = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool": "must be true or false",
+    "list": "must be a list, such as [a, b]",
+    "literal": "allowed: {expected}",
+    "greater": "must be more than {gt:g}",
+    "less": "must be less than {lt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "must have at least {min_length} entries",
+    "invalid_key": "this name must be a text; put it in quotes",
+    "string_pattern_mismatch": "must be 1 to 63 of a-z, 0-9, '.', '_' and '-', the first of them a letter or a digit",
+}
+"""By pydantic's type of error, or by what comes before its first underscore."""
+
+
+def _rule(detail: ErrorDetails, where: str) -> str:
+    """What is allowed, in plain words."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return f"must hold fields{_such_as(detail['loc'])}, not one value"
+    if kind == "string_type":
+        quotes = not isinstance(detail["input"], dict | list | None)
+        return "must be a text" + ("; put it in quotes" if quotes else "")
+    rule = _RULES.get(kind) or _RULES.get(kind.partition("_")[0])
+    return rule.format(**context) if rule else detail["msg"]
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    """As people write it in YAML."""
+    text = str(value).lower() if isinstance(value, bool) else "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    names = _field_names(Config.model_json_schema())
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
-def _field_names(schema: dict[str, Any]) -> list[str]:
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return sorted({name for part in parts for name in part.get("properties", {})})
+def _such_as(location: Location) -> str:
+    fields = _fields((*location, ""))
+    return f" ({fields[0]}: ...)" if fields else ""
+
+
+def _advice(location: Location) -> str:
+    """For a field that is not known where it stands: what it may be, or where it belongs."""
+    name, allowed = str(location[-1]), _fields(location)
+    if close := difflib.get_close_matches(name, allowed, n=1):
+        return f"did you mean '{close[0]}'?"
+    here = ".".join(_written(location))
+    elsewhere = sorted({path for path in _paths(_schema(), "") if path.rpartition(".")[2] == name} - {here})
+    if 0 < len(elsewhere) <= 2:
+        return f"it belongs to {' or '.join(elsewhere)}"
+    return f"allowed: {_listed(allowed)}"
+
+
+def _fields(location: Location) -> list[str]:
+    """What may be written instead of the last field of an error's location."""
+    return list(dict.fromkeys(name for part in _reached(location[:-1]) for name in part.get("properties", {})))
+
+
+def _kinds(location: Location) -> list[str]:
+    return [part["properties"]["kind"]["const"] for part in _reached(location)]
+
+
+def _schema() -> dict[str, Any]:
+    return Config.model_json_schema()
+
+
+def _reached(location: Location) -> list[dict[str, Any]]:
+    """The parts of the JSON Schema that may stand at a place of the config."""
+    here, kind_at = [_schema()], _kind_at(location)
+    for at, name in enumerate(location):
+        if at == kind_at:
+            here = [part for part in here if _kind_of(part) in (name, None)]
+        else:
+            inner = [part["properties"][name] for part in here if name in part.get("properties", {})]
+            here = [part for schema in inner for part in _members(schema)]
+    return here
+
+
+def _kind_of(part: dict[str, Any]) -> str | None:
+    kind: str | None = part.get("properties", {}).get("kind", {}).get("const")
+    return kind
+
+
+def _members(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """A part of the schema with references followed and unions taken apart."""
+    if "$ref" in schema:
+        return [_schema()["$defs"][schema["$ref"].rpartition("/")[2]]]
+    return [part for inner in schema.get("anyOf", schema.get("oneOf", [])) for part in _members(inner)] or [schema]
+
+
+def _paths(schema: dict[str, Any], above: str) -> Iterator[str]:
+    """Every field of the config, dotted."""
+    for part in _members(schema):
+        for name, inner in part.get("properties", {}).items():
+            yield above + name
+            yield from _paths(inner, f"{above}{name}.")

@@ -1,14 +1,28 @@
 """Everything that a run needs, checked before anything is spent; more thorough, and slower, than the preflight."""
 
 import importlib.metadata
+import tempfile
 from collections.abc import Callable, Iterator
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from retort.config import Config, RecordedConfig, expand
 from retort.errors import RetortError
-from retort.preflight import check, check_completions, check_overlap, ingest_all, resolve, texts_of
+from retort.preflight import (
+    check_cells,
+    check_completions,
+    check_overlap,
+    ingest_all,
+    ingest_role,
+    refusals,
+    resolve,
+    texts_of,
+    usable_store,
+)
 from retort.records import Record
-from retort.stages.making import open_store
+
+if TYPE_CHECKING:
+    from retort.students.weights import Weights
 
 
 class Finding(Record):
@@ -17,55 +31,86 @@ class Finding(Record):
     detail: str
 
 
+Look = Callable[[Config], str]
+
+
 def examine(config: Config) -> Iterator[Finding]:
     """One finding for each thing looked at; a thing that is wrong does not hide the next."""
-    looks: dict[str, Callable[[Config], str]] = {
+    told: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="retort-doctor-") as spare:
+        for what, look in _looks(config).items():
+            finding = _finding(what, look, config)
+            if what == "store" and finding.verdict == "wrong":
+                # The rows can be looked at all the same.
+                config = config.model_copy(update={"store": config.store.model_copy(update={"root": spare})})
+            if finding.verdict == "wrong" and finding.detail in told:
+                yield Finding(verdict="note", what=what, detail="not looked at, for a reason given above")
+                continue
+            told.add(finding.detail)
+            yield finding
+
+
+def _looks(config: Config) -> dict[str, Look]:
+    roles = ["labeled", "unlabeled", "test", *(["dev"] if config.data.dev is not None else [])]
+    return {
         "versions": versions,
         "store": store,
-        "data": data,
+        **{f"data.{role}": partial(data, role) for role in roles},
         "leakage": leakage,
         "teacher": teacher,
         "student": student,
         "method": method,
         "tracking": tracking,
     }
-    for what, look in looks.items():
-        try:
+
+
+def _finding(what: str, look: Look, config: Config) -> Finding:
+    try:
+        with refusals():
             detail = look(config)
-        except RetortError as error:
-            yield Finding(verdict="wrong", what=what, detail=str(error))
-        else:
-            yield Finding(verdict="note" if detail.startswith("note: ") else "ok", what=what, detail=detail)
+    except RetortError as error:
+        return Finding(verdict="wrong", what=what, detail=str(error))
+    if detail.startswith("note: "):
+        return Finding(verdict="note", what=what, detail=detail.removeprefix("note: "))
+    return Finding(verdict="ok", what=what, detail=detail)
+
+
+FASTAPI = ((0, 139), (0, 151))
+"""From the first on, and below the second; others break Prefect's server although pip is content."""
 
 
 def versions(config: Config) -> str:
     """Combinations that are known to break although pip is content."""
-    version = importlib.metadata.version
-    fastapi = tuple(int(part) for part in version("fastapi").split(".")[:2])
-    if not (0, 139) <= fastapi < (0, 151):
+    found = {name: _version(name) for name in ("prefect", "torch", "transformers", "mlflow", "fastapi")}
+    fastapi = tuple(int(part) for part in found["fastapi"].split(".")[:2])
+    if not FASTAPI[0] <= fastapi < FASTAPI[1]:
         raise RetortError(
-            f"fastapi {version('fastapi')} breaks every flow of prefect {version('prefect')}: "
-            "install fastapi>=0.139,<0.151"
+            f"fastapi {found['fastapi']} breaks every flow of prefect {found['prefect']}: install fastapi>=0.139,<0.151"
         )
-    names = ("prefect", "torch", "transformers", "mlflow", "fastapi")
-    return ", ".join(f"{name} {version(name)}" for name in names)
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise RetortError(f"{name} is not installed: install what requirements.lock lists") from None
 
 
 def store(config: Config) -> str:
-    open_store(config.store).check_writable()
+    usable_store(config).check_writable()
     return f"{config.store.root} can be written"
 
 
-def data(config: Config) -> str:
+def data(role: str, config: Config) -> str:
     """Every row is read: of the right form, its label legal, its id unique."""
     config = resolve(config)
-    refs = ingest_all(config, open_store(config.store))
-    return f"{refs.labeled.rows} labelled, {refs.unlabeled.rows} unlabelled, {refs.test.rows} test rows"
+    return f"{ingest_role(config, usable_store(config), role).rows} rows"
 
 
 def leakage(config: Config) -> str:
     config = resolve(config)
-    place = open_store(config.store)
+    place = usable_store(config)
     refs = ingest_all(config, place)
     check_overlap(place, refs)
     labeled, pool, test = (texts_of(place, ref) for ref in (refs.labeled, refs.unlabeled, refs.test))
@@ -82,7 +127,7 @@ def teacher(config: Config) -> str:
     config = resolve(config)
     if not isinstance(config.teacher, RecordedConfig):
         return f"{config.teacher.kind}: trained on the labelled set"
-    place = open_store(config.store)
+    place = usable_store(config)
     pool = ingest_all(config, place).unlabeled
     missing = check_completions(config, config.teacher, place, pool)
     told = f"{pool.rows - missing} of the pool's {pool.rows} rows have a recorded completion"
@@ -91,16 +136,28 @@ def teacher(config: Config) -> str:
 
 def student(config: Config) -> str:
     """Really loads the weights."""
+    from retort.students.weights import find_weights
+
+    weights = find_weights(config.student, config.store.endpoint_url and expand(config.store.endpoint_url))
+    config = resolve(config)
+    try:
+        return _loaded(config, weights)
+    except RetortError:
+        raise
+    except Exception as error:  # whatever transformers, a hub and damaged files can raise
+        sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RetortError(f"student.model = '{config.student.model}': cannot be loaded: {sentence}") from error
+
+
+def _loaded(config: Config, weights: "Weights") -> str:
     from retort.problems import problem_for
     from retort.students.device import choose_device
     from retort.students.encoder import new_encoder
-    from retort.students.weights import find_weights
 
-    config = resolve(config)
     training = config.student.training
     encoder = new_encoder(
         config.student.kind,
-        find_weights(config.student),
+        weights,
         pretrained=config.student.weights == "pretrained",
         problem=problem_for(config.problem),
         max_length=training.max_length,
@@ -111,15 +168,19 @@ def student(config: Config) -> str:
 
 
 def method(config: Config) -> str:
-    check(config)
-    trainings = config.method.partitions * config.method.stages + 1 if config.method.stages > 1 else 1
+    config = resolve(config)
+    place = usable_store(config)
+    check_cells(config, place, ingest_role(config, place, "unlabeled"))
+    if config.method.stages == 1:
+        return "1 stage: 1 training"
+    trainings = config.method.partitions * config.method.stages + 1
     return f"{config.method.stages} stages of {config.method.partitions} students: at most {trainings} trainings"
 
 
 def tracking(config: Config) -> str:
-    from retort.tracking.address import check_reachable
+    from retort.tracking.address import check_reachable, without_secrets
 
     if config.tracking is None:
         return "note: no tracking is configured, so numbers go to the report only"
     check_reachable(expand(config.tracking.uri))
-    return f"{config.tracking.uri} can be reached"
+    return f"{without_secrets(config.tracking.uri)} can be reached"

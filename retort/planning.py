@@ -6,11 +6,12 @@ from retort.algorithms.baselines import compare_baselines
 from retort.algorithms.mckd import Do, distil, ingest_data
 from retort.config import Config, RecordedConfig
 from retort.errors import DamagedArtifact
-from retort.preflight import resolve
+from retort.preflight import refusals, resolve, usable_store
 from retort.records import ArtifactRef, Record, Stage
-from retort.stages.making import open_store
 from retort.stages.report import report
-from retort.store import Store
+from retort.stages.tracking import TRACKED, track
+from retort.store import Manifest, Store
+from retort.tracking.address import is_current
 
 
 class PlannedStage(Record):
@@ -28,8 +29,9 @@ class Plan(Record):
 
 async def plan(config: Config) -> Plan:
     """Walk the algorithm over the store. Reads sources to know their content; writes and starts nothing."""
-    look = _Lookup(open_store(config.store), config.name)
-    await walk(config, look)
+    with refusals():
+        look = _Lookup(usable_store(config), config.name)
+        await walk(config, look)
     # Recorded completions and fine-tuned teachers are asked nothing that costs money.
     cost: dict[str, Any] = {"kind": config.teacher.kind, "requests": 0, "money": 0.0}
     if isinstance(config.teacher, RecordedConfig):
@@ -40,7 +42,7 @@ async def plan(config: Config) -> Plan:
 async def repair(config: Config) -> list[str]:
     """Forget every artifact that a run of this config would use and whose files are not what its manifest says, so
     that the run makes it again. Returns a sentence for each."""
-    store = open_store(config.store)
+    store = usable_store(config)
     faults: list[str] = []
 
     async def check(stage: Stage) -> ArtifactRef:
@@ -54,7 +56,8 @@ async def repair(config: Config) -> list[str]:
             faults.append(f"{stage.name}: {damage}")
         return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
 
-    await walk(config, check)
+    with refusals():
+        await walk(config, check)
     return faults
 
 
@@ -62,7 +65,10 @@ async def walk(config: Config, do: Do) -> None:
     """The whole run, with a `do` that only looks."""
     config = resolve(config)
     distilled = await distil(config, await ingest_data(config, do), do)
-    await do(report(config, await compare_baselines(config, distilled, do)))
+    distilled = await compare_baselines(config, distilled, do)
+    page = await do(report(config, distilled))
+    if config.tracking:
+        await do(track(config, config.tracking, distilled, page, {}))
 
 
 class _Lookup:
@@ -74,13 +80,19 @@ class _Lookup:
 
     async def __call__(self, stage: Stage) -> ArtifactRef:
         manifest = self._store.find(stage.kind, stage.key)
-        if manifest is not None:
+        if manifest is not None and stage.verb == "track" and not self._is_tracked(stage, manifest):
+            self.planned.append(PlannedStage(name=stage.name, status="MISS", changed=("the tracking run is gone",)))
+        elif manifest is not None:
             self.planned.append(PlannedStage(name=stage.name, status="HIT"))
             return self._store.ref(manifest)
-        before = self._store.latest(self._run_name, stage.name)
-        changed = differences(before.made_of, stage.made_of) if before else ("new",)
-        self.planned.append(PlannedStage(name=stage.name, status="MISS", changed=changed))
+        else:
+            before = self._store.latest(self._run_name, stage.name)
+            changed = differences(before.made_of, stage.made_of) if before else ("new",)
+            self.planned.append(PlannedStage(name=stage.name, status="MISS", changed=changed))
         return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
+
+    def _is_tracked(self, stage: Stage, manifest: Manifest) -> bool:
+        return is_current(stage.params["uri"], self._store.fetch(self._store.ref(manifest)) / TRACKED)
 
 
 def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:

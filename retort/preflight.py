@@ -1,9 +1,13 @@
 """What is checked before anything is started, without torch and without Prefect: cheap, and about user errors."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from retort.config import ClassificationConfig, Config, RecordedConfig, SlotsConfig, expand
 from retort.data import read_rows_of
 from retort.data.completions import read_completions
-from retort.errors import ConfigError, DataError
+from retort.errors import ConfigError, DataError, StoreUnavailable
 from retort.method.partitioning import cell_of
 from retort.problems import infer_schema
 from retort.records import ArtifactRef, Data
@@ -30,32 +34,70 @@ def check(config: Config) -> Config:
 
     Raises ConfigError, DataError or StoreUnavailable.
     """
-    store = open_store(config.store)
-    store.check_writable()
-    find_weights(config.student)
-    if config.tracking:
-        expand(config.tracking.uri)
-    config = resolve(config)
-    data = ingest_all(config, store)
-    check_overlap(store, data)
-    _check_cells(config, store, data.unlabeled)
-    if isinstance(config.teacher, RecordedConfig):
-        stage = pseudolabel_recorded(config, config.teacher, data.unlabeled)
-        if store.find(stage.kind, stage.key) is None:
-            check_completions(config, config.teacher, store, data.unlabeled)
+    with refusals():
+        store = usable_store(config)
+        store.check_writable()
+        find_weights(config.student, _endpoint(config))
+        if config.tracking:
+            expand(config.tracking.uri)
+        config = resolve(config)
+        data = ingest_all(config, store)
+        check_overlap(store, data)
+        check_cells(config, store, data.unlabeled)
+        if isinstance(config.teacher, RecordedConfig):
+            stage = pseudolabel_recorded(config, config.teacher, data.unlabeled)
+            if store.find(stage.kind, stage.key) is None:
+                check_completions(config, config.teacher, store, data.unlabeled)
     return config
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """A bucket that does not exist or refuses is the config's fault, and no retry heals it: ConfigError.
+
+    One that cannot be reached stays StoreUnavailable.
+    """
+    try:
+        yield
+    except StoreUnavailable as error:
+        if _heals(error.__cause__):
+            raise
+        raise ConfigError(str(error)) from error
+
+
+def _heals(cause: BaseException | None) -> bool:
+    if isinstance(cause, FileNotFoundError | PermissionError):
+        return False
+    if isinstance(cause, OSError):
+        return cause.errno != errno.EINVAL  # s3fs's for InvalidBucketName and the like
+    return type(cause).__name__ not in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
+
+
+def usable_store(config: Config) -> Store:
+    """Raises ConfigError for a server's address that cannot be one."""
+    endpoint_url = _endpoint(config)
+    if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
+        raise ConfigError(f"store.endpoint_url = '{config.store.endpoint_url}': must begin with http:// or https://")
+    if expand(config.store.root).removesuffix("/") == "s3:/":
+        raise ConfigError(f"store.root = '{config.store.root}': names no bucket; allowed: s3://bucket/prefix")
+    return open_store(config.store)
+
+
+def _endpoint(config: Config) -> str | None:
+    return config.store.endpoint_url and expand(config.store.endpoint_url)
 
 
 def ingest_all(config: Config, store: Store) -> Data:
     """Ingest every role that the store lacks: reading the rows is the check of the data."""
+    refs = {role: ingest_role(config, store, role) for role in ("labeled", "test", "unlabeled")}
+    judge = ingest_role(config, store, "dev") if config.evaluation.judge == "dev" else refs["labeled"]
+    return Data(**refs, judge=judge)
 
-    def done(role: str) -> ArtifactRef:
-        stage = ingest(config, role)
-        manifest = store.find(stage.kind, stage.key)
-        return store.ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
 
-    refs = {role: done(role) for role in ("labeled", "test", "unlabeled")}
-    return Data(**refs, judge=done("dev") if config.evaluation.judge == "dev" else refs["labeled"])
+def ingest_role(config: Config, store: Store, role: str) -> ArtifactRef:
+    stage = ingest(config, role)
+    manifest = store.find(stage.kind, stage.key)
+    return store.ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
 
 
 def check_overlap(store: Store, data: Data) -> None:
@@ -91,12 +133,15 @@ SURELY_FILLED = 50
 """Rows for each cell from which on none is empty but once in e^50 times."""
 
 
-def _check_cells(config: Config, store: Store, pool: ArtifactRef) -> None:
+def check_cells(config: Config, store: Store, pool: ArtifactRef) -> None:
+    """Raises ConfigError where a partition would have no rows."""
     method = config.method
     if method.stages == 1 or pool.rows >= SURELY_FILLED * method.partitions:
         return
     if method.partitions > pool.rows:
-        raise ConfigError(f"method.partitions = {method.partitions}: more than the pool's {pool.rows} rows")
+        raise ConfigError(
+            f"method.partitions = {method.partitions}: more than the pool's {pool.rows} row(s); each partition needs one"
+        )
     ids = [row["example_id"] for row in read_rows(store.fetch(pool) / ROWS, ["example_id"])]
     empty = set(range(method.partitions)) - {cell_of(i, method.partitions, method.seed) for i in ids}
     if empty:

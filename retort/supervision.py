@@ -50,12 +50,14 @@ async def in_child(
     ours, theirs = _context.Pipe()
     surroundings = (dict(os.environ), os.getcwd())
     child = _context.Process(target=_child_main, args=(theirs, surroundings, function, args), daemon=True)
-    await asyncio.to_thread(_start, child)
-    theirs.close()
+    starting = asyncio.create_task(asyncio.to_thread(_start, child))
     try:
+        await asyncio.shield(starting)
+        theirs.close()
         result: T = await _result(child, ours, time.monotonic() + timeout_seconds, timeout_seconds, on_progress)
         return result
     finally:
+        await starting  # who is cancelled while the fork server still imports torch must wait, to have what to end
         child.kill()
         await asyncio.to_thread(child.join)
         ours.close()
@@ -71,7 +73,7 @@ async def _result(
             continue
         try:
             kind, value = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the latter in the middle of a message
             await asyncio.to_thread(child.join)
             raise _death(child.exitcode) from None
         match kind:
@@ -123,7 +125,11 @@ def _child_main(
     os.environ.update(environment)
     os.chdir(folder)
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    pipe.send(_outcome(pipe, function, args))
+    outcome = _outcome(pipe, function, args)
+    try:
+        pipe.send(outcome)
+    except Exception as error:  # a result that cannot be pickled
+        pipe.send(_crash(error))
     os._exit(0)
 
 
@@ -140,10 +146,17 @@ def _outcome(pipe: Connection, function: Callable[..., Any], args: tuple[object,
         return "error", error
     except MemoryError:
         return "error", ChildOutOfMemory("the machine's memory was too small")
-    except Exception as error:  # told to the parent in full, which raises it as ChildCrashed
+    except (Exception, SystemExit) as error:  # told to the parent in full, which raises it as ChildCrashed
         if type(error).__name__ == "OutOfMemoryError":
             return "error", ChildOutOfMemory("the GPU's memory was too small")
-        return "crash", (f"{type(error).__name__}: {error}", traceback.format_exc())
+        return _crash(error)
+
+
+def _crash(error: BaseException) -> tuple[str, Any]:
+    """Its first line, and all of it for the log."""
+    text = str(error).strip()
+    first = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    return "crash", (first, traceback.format_exc())
 
 
 def _throttled(pipe: Connection) -> Progress:

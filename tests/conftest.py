@@ -1,11 +1,14 @@
-"""S3 servers for the tests: moto in memory, rclone as a real one. Both take the same credentials."""
+"""S3 servers (moto in memory, rclone as a real one; both take the same credentials), a Prefect server, a tiny
+encoder, and tiny data to run a whole distillation on."""
 
+import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -71,3 +74,157 @@ def _wait_for(url: str, seconds: float) -> None:
             time.sleep(0.1)
         else:
             return
+
+
+MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+QUESTION = ["what", "is", "the", "weather", "in"]
+WHOLE_WORDS = [*QUESTION, "play", "by", "now", "today", "film", "was", "good", "awful", "dull", "great"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers and 32 dimensions with random weights. Words that its vocabulary lacks fall into letters."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    pieces = [*MARKS, *WHOLE_WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), MARKS, strict=True))
+    marks = {f"{name}_token": mark for name, mark in names.items()}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(
+        vocab_size=len(vocabulary), max_position_embeddings=64, initializer_range=0.2, pad_token_id=0, **sizes
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_slots(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A config of 60 pool rows with recorded completions (a tenth wrong, one unparsable), 12 labelled, 20 test."""
+    folder = tmp_path_factory.mktemp("slots")
+    data = {role: [slots_row(role, number) for number in range(n)] for role, n in SIZES.items()}
+    for role, rows in data.items():
+        write_lines(folder / f"{role}.jsonl", rows)
+    write_lines(folder / "completions.jsonl", [completion(n, row) for n, row in enumerate(data["unlabeled"])])
+    return {
+        "name": "tiny-slots",
+        "problem": {"kind": "slots"},
+        "data": {role: str(folder / f"{role}.jsonl") for role in SIZES},
+        "teacher": {"kind": "recorded", "completions": str(folder / "completions.jsonl")},
+        "student": {"kind": "token-classification", "model": str(tiny_encoder), "training": TRAINING},
+        "method": {"stages": 2, "selection": {"kind": "always"}},
+        "evaluation": {"resamples": 100},
+        "store": {"root": str(folder / "store")},
+        "execution": {"device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_classes(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same sizes with one class for each text, and a teacher fine-tuned on the 12 labelled rows."""
+    folder = tmp_path_factory.mktemp("classes")
+    for role, size in SIZES.items():
+        write_lines(folder / f"{role}.jsonl", [class_row(role, number) for number in range(size)])
+    return {
+        "name": "tiny-classes",
+        "problem": {"kind": "classification"},
+        "data": {role: str(folder / f"{role}.jsonl") for role in SIZES},
+        "teacher": {"kind": "finetuned", "training": {**TRAINING, "epochs": 20}},
+        "student": {"kind": "sequence-classification", "model": str(tiny_encoder), "training": TRAINING},
+        "method": {"stages": 2, "selection": {"kind": "always"}},
+        "evaluation": {"resamples": 100},
+        "store": {"root": str(folder / "store")},
+        "execution": {"device": "cpu"},
+    }
+
+
+SIZES = {"labeled": 12, "unlabeled": 60, "test": 20}
+TRAINING = {"epochs": 3, "learning_rate": 3.0e-3, "batch_tokens": 256, "freeze_embeddings": False, "precision": "fp32"}
+TITLES = ["yellow", "let it be", "clocks", "creep", "hey jude", "karma police", "time"]
+PLACES = ["paris", "new york", "rome", "cape town", "oslo"]
+
+
+def slots_row(role: str, number: int) -> dict[str, str]:
+    """Texts differ between roles by a number that is part of them."""
+    name = f"{role}-{number}"
+    if number % 2:
+        title, artist = TITLES[number % 7], f"artist{LETTERS[number % 26]} {role}"
+        words = [("play", "O"), *tagged(title, "track"), ("by", "O"), *tagged(artist, "artist")]
+        return as_row(name, "PlayMusic", words)
+    when = ("today", "B-timeRange") if number % 4 else ("now", "B-timeRange")
+    place = f"{PLACES[number % 5]} {LETTERS[number % 26]}{role}"
+    return as_row(name, "GetWeather", [*((word, "O") for word in QUESTION), *tagged(place, "city"), when])
+
+
+def tagged(text: str, slot: str) -> list[tuple[str, str]]:
+    return [(word, f"{'I' if place else 'B'}-{slot}") for place, word in enumerate(text.split())]
+
+
+def as_row(name: str, intent: str, words: list[tuple[str, str]]) -> dict[str, str]:
+    text, tags = (" ".join(column) for column in zip(*words, strict=True))
+    return {"id": name, "text": text, "intent": intent, "bio": tags}
+
+
+def class_row(role: str, number: int) -> dict[str, str]:
+    label, word = [("up", "great"), ("up", "good"), ("down", "awful"), ("down", "dull")][number % 4]
+    return {"id": f"{role}-{number}", "text": f"the film {LETTERS[number % 26]}{role} was {word}", "label": label}
+
+
+def completion(number: int, row: dict[str, str]) -> dict[str, Any]:
+    """In the batch output format. Every tenth names another intent, row 5 breaks off."""
+    slots, words = [], list(zip(row["text"].split(), row["bio"].split(), strict=True))
+    for word, tag in words:
+        if tag.startswith("B"):
+            slots.append(f"[SL:{tag[2:].upper()} {word}")
+        elif tag.startswith("I"):
+            slots[-1] += f" {word}"
+    intent = "PLAY_MUSIC" if row["intent"] == "PlayMusic" else "GET_WEATHER"
+    content = " ".join([f"[IN:{intent}", *(f"{slot} ]" for slot in slots), "]"])
+    if number % 10 == 9:
+        content = f"[IN:{intent} ]"
+    if number == 5:
+        content = content[:-2]
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    return {"custom_id": row["id"], "response": {"status_code": 200, "body": {"choices": [choice]}}, "error": None}
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Prefect server, for flows of this process and of others."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+    with pytest.MonkeyPatch.context() as patch, (home / "server.log").open("w") as log:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            _wait_for(f"{environment['PREFECT_API_URL']}/health", seconds=120)
+            yield environment["PREFECT_API_URL"]
+        finally:
+            process.terminate()
+            process.wait(30)

@@ -104,6 +104,10 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
             id2label=labels,
             label2id={name: index for index, name in labels.items()},
         )
+        # With dropout inside attention, torch falls back from its fused kernel to one that is much slower.
+        for name in ("attention_probs_dropout_prob", "attention_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision)
         architecture = _ARCHITECTURES[kind]
         if pretrained:

@@ -3,11 +3,19 @@
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from retort.config import EncoderConfig, expand
-from retort.errors import ConfigError
+from retort.config import EncoderConfig
+from retort.errors import ConfigError, StoreUnavailable
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,66 +28,111 @@ class Weights:
     """Of a hub name."""
 
 
-def find_weights(config: EncoderConfig) -> Weights:
-    """Resolve `student.model`. Raises ConfigError if nothing is there, or no safetensors weights are."""
+def find_weights(config: EncoderConfig, endpoint_url: str | None = None) -> Weights:
+    """Resolve `student.model`. Raises ConfigError if nothing is there, or no safetensors weights are.
+
+    `endpoint_url` (expanded) is that of the S3-compatible server, where it is not AWS.
+    """
     model = config.model
     if model.startswith("pkg:"):
         return _packaged(model, config)
     if "://" in model:
-        return _from_bucket(model, config)
-    if Path(model).is_dir():
+        return _from_bucket(model, config, endpoint_url)
+    if Path(model).exists():
         return Weights(model, _folder_identity(Path(model), config))
-    if model.startswith((".", "/")) or model.count("/") > 1:
-        raise ConfigError(f"student.model = '{model}': no such folder")
+    if not _HUB_NAME.fullmatch(model) or model.startswith("."):
+        raise ConfigError(f"student.model = '{model}': no such folder, and not the name of a model on a hub")
     # A hub name; whether it can be had is known only by asking, which `retort doctor` does.
     return Weights(model, f"hub:{model}@{config.revision}:{config.weights}", config.revision)
 
 
 def _packaged(model: str, config: EncoderConfig) -> Weights:
     package, _, inner = model.removeprefix("pkg:").partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ModuleNotFoundError, ValueError):  # no parent package; no name at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"student.model = '{model}': the package '{package}' is not installed")
+        raise ConfigError(
+            f"student.model = '{model}': the package '{package}' is not installed; allowed: pkg:package/folder"
+        )
     folder = Path(next(iter(spec.submodule_search_locations))) / inner
     if not folder.is_dir():
         raise ConfigError(f"student.model = '{model}': the package '{package}' has no folder '{inner}'")
-    _check_files(folder, model, config)
-    names = importlib.metadata.packages_distributions().get(package, [package])
-    return Weights(str(folder), f"{model}@{importlib.metadata.version(names[0])}:{config.weights}")
+    _check_files((file.name for file in folder.iterdir()), model, config)
+    version = _version(package)
+    if version is None:
+        return Weights(str(folder), _folder_identity(folder, config))
+    return Weights(str(folder), f"{model}@{version}:{config.weights}")
 
 
-def _from_bucket(model: str, config: EncoderConfig) -> Weights:
-    import fsspec
+@cache
+def _version(package: str) -> str | None:
+    """None for what lies on the path without having been installed. Kept, since it looks into every package."""
+    distributions = importlib.metadata.packages_distributions().get(package)
+    return importlib.metadata.version(distributions[0]) if distributions else None
 
-    fs, path = fsspec.core.url_to_fs(expand(model))
+
+def _from_bucket(model: str, config: EncoderConfig, endpoint_url: str | None) -> Weights:
+    if not model.startswith("s3://"):
+        raise ConfigError(f"student.model = '{model}': allowed are a hub name, a folder, s3://bucket/folder and pkg:")
+    from retort.buckets import filesystem, remote_errors
+
+    system, path = filesystem(endpoint_url), model.removeprefix("s3://").rstrip("/")
     try:
-        files = sorted((f["name"], str(f.get("ETag", "")), f["size"]) for f in fs.ls(path, detail=True))
-    except (FileNotFoundError, PermissionError) as error:
-        raise ConfigError(f"student.model = '{model}': {error}") from None
+        with remote_errors(model, endpoint_url):
+            found = [entry for entry in system.ls(path, detail=True) if entry["type"] == "file"]
+    except FileNotFoundError:
+        raise ConfigError(f"student.model = '{model}': the bucket has no such folder") from None
+    except StoreUnavailable as error:
+        raise type(error)(f"student.model = '{model}': {error}") from error.__cause__
+    _check_files((Path(entry["name"]).name for entry in found), model, config)
+    files = sorted((entry["name"], str(entry.get("ETag", "")), entry["size"]) for entry in found)
     identity = hashlib.sha256(repr(files).encode()).hexdigest()
     local = Path.home() / ".cache" / "retort" / "weights" / identity[:16]
     if not local.exists():
-        partial = local.with_suffix(".partial")
-        fs.get(path.rstrip("/") + "/", str(partial) + "/", recursive=True)
-        partial.rename(local)
-    _check_files(local, model, config)
+        with remote_errors(model, endpoint_url):
+            _download(system, [entry["name"] for entry in found], local)
     return Weights(str(local), f"files:{identity}:{config.weights}")
 
 
+def _download(system: Any, names: list[str], folder: Path) -> None:
+    """All or nothing, so that a run that was killed, or another one at the same time, leaves no half of a model."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name in names:
+            system.get_file(name, str(draft / Path(name).name))
+        if not folder.exists():
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def _folder_identity(folder: Path, config: EncoderConfig) -> str:
-    _check_files(folder, str(folder), config)
+    if not folder.is_dir():
+        raise ConfigError(f"student.model = '{folder}': is a file; give the folder that holds it")
+    _check_files((file.name for file in folder.iterdir()), str(folder), config)
     sha = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.is_file():
-            with file.open("rb") as stream:
-                sha.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+            stat = file.stat()
+            sha.update(file.name.encode() + _digest(file, stat.st_size, stat.st_mtime_ns))
     return f"files:{sha.hexdigest()}:{config.weights}"
 
 
-def _check_files(folder: Path, model: str, config: EncoderConfig) -> None:
-    if not (folder / "config.json").is_file():
+@cache
+def _digest(file: Path, num_bytes: int, modified_ns: int) -> bytes:
+    """Kept as long as the file stays as it is: every student of a run asks for it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _check_files(names: Iterable[str], model: str, config: EncoderConfig) -> None:
+    names = set(names)
+    if "config.json" not in names:
         raise ConfigError(f"student.model = '{model}': the folder has no config.json")
-    if config.weights == "pretrained" and not any(folder.glob("*.safetensors")):
+    if config.weights == "pretrained" and not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(
             f"student.model = '{model}': the folder has no weights (*.safetensors; pickled .bin files are refused); "
             "student.weights: random trains from the architecture alone"

