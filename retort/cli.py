@@ -121,7 +121,7 @@ def main() -> None:
     from retort.errors import RetortError
 
     try:
-        app()
+        app(prog_name="retort")
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

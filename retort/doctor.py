@@ -1,6 +1,7 @@
 """Everything that a run needs, checked before anything is spent; more thorough, and slower, than the preflight."""
 
 import importlib.metadata
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -178,9 +179,14 @@ def method(config: Config) -> str:
 
 
 def tracking(config: Config) -> str:
-    from retort.tracking.address import check_reachable, without_secrets
+    from retort.tracking.address import check_reachable, database_file, without_secrets
 
     if config.tracking is None:
         return "note: no tracking is configured, so numbers go to the report only"
-    check_reachable(expand(config.tracking.uri))
+    uri = expand(config.tracking.uri)
+    check_reachable(uri)
+    if (file := database_file(uri)) is not None:
+        above = next(folder for folder in file.parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise RetortError(f"tracking.uri = '{config.tracking.uri}': nothing can be written in '{above}'")
     return f"{without_secrets(config.tracking.uri)} can be reached"

@@ -140,7 +140,7 @@ def check_cells(config: Config, store: Store, pool: ArtifactRef) -> None:
         return
     if method.partitions > pool.rows:
         raise ConfigError(
-            f"method.partitions = {method.partitions}: more than the pool's {pool.rows} row(s); each partition needs one"
+            f"method.partitions = {method.partitions}: more than the pool's {pool.rows} rows; each needs at least one"
         )
     ids = [row["example_id"] for row in read_rows(store.fetch(pool) / ROWS, ["example_id"])]
     empty = set(range(method.partitions)) - {cell_of(i, method.partitions, method.seed) for i in ids}

@@ -46,6 +46,9 @@ class Slots:
         self._tags = ("O", *tags)
         self._intents = tuple(sorted(self._slots))
         self._classes = self._tags + tuple(f"IN:{intent}" for intent in self._intents)
+        self._tags_of_intent = np.array(
+            [[tag == "O" or tag[2:] in self._slots[intent] for tag in self._tags] for intent in self._intents]
+        )
         self._index = {name: index for index, name in enumerate(self._classes)}
 
     @property
@@ -141,7 +144,8 @@ class Slots:
         return allowed
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
-        """See `Problem.decide`. Each unit takes its most probable allowed class, then an opening I-x becomes B-x.
+        """See `Problem.decide`. The intent and the tags that are most probable together, among those that the schema
+        allows together; then an opening I-x becomes B-x.
 
         Raises ValueError unless there is one unit for the intent and one for each word.
         """
@@ -151,13 +155,14 @@ class Slots:
             )
         num_tags = len(self._tags)
         intents, tags = probabilities[0, num_tags:], probabilities[1:, :num_tags]
-        best_intent, best_tags = int(intents.argmax()), tags.argmax(axis=1)
-        chosen = np.append(tags.max(axis=1), intents[best_intent])
-        total = np.append(tags.sum(axis=1), intents.sum())
-        # A class of probability 0 is chosen only where all are 0; its floor keeps the logarithm finite.
-        confidence = np.exp(np.log(np.maximum(ratio(chosen, total), 1e-12)).mean())
-        label = encode(self._intents[best_intent], [self._tags[index] for index in best_tags.tolist()])
-        return label, min(float(confidence), 1.0)
+        best_tags = (tags[:, None, :] * self._tags_of_intent).argmax(axis=2)  # (words, intents)
+        chosen = np.concatenate([intents[None], np.take_along_axis(tags, best_tags, axis=1)])  # (units, intents)
+        total = np.append(intents.sum(), tags.sum(axis=1))[:, None]
+        # The floor keeps the logarithm finite where a class has probability 0.
+        logs = np.log(np.maximum(ratio(chosen, np.broadcast_to(total, chosen.shape)), 1e-12)).mean(axis=0)
+        best = int(logs.argmax())
+        label = encode(self._intents[best], [self._tags[index] for index in best_tags[:, best].tolist()])
+        return label, min(float(np.exp(logs[best])), 1.0)
 
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
         """slot_f1: (true positives, false positives, false negatives) of spans; the others: (correct, 1)."""

@@ -141,7 +141,7 @@ def _make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that comes with it: filling every new tensor costs a tenth of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _optimizer(model: torch.nn.Module, training: TrainingConfig, device: Device) -> torch.optim.AdamW:

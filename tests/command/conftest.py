@@ -55,6 +55,7 @@ def completion(example_id: str, text: str) -> Row:
 
 def _desk(folder: Path, problem: Row, student: str, gold: Callable[[str, int], tuple[str, Row, str]]) -> Desk:
     """`gold` gives a row's text, its label fields and a teacher's completion."""
+    folder.mkdir()
     values = {
         "name": "desk",
         "problem": dict(problem),
@@ -84,7 +85,7 @@ def slots(tmp_path: Path) -> Desk:
             return f"play {name}", {"intent": "PLAY", "bio": "O B-ARTIST"}, f"[IN:PLAY [SL:ARTIST {name} ] ]"
         return f"weather in {name}", {"intent": "WEATHER", "bio": "O O B-CITY"}, f"[IN:WEATHER [SL:CITY {name} ] ]"
 
-    return _desk(tmp_path, {"kind": "slots", "intents": INTENTS}, "token-classification", gold)
+    return _desk(tmp_path / "slots", {"kind": "slots", "intents": INTENTS}, "token-classification", gold)
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def classes(tmp_path: Path) -> Desk:
         return f"{role} text {number}", {"label": label}, label
 
     problem = {"kind": "classification", "labels": ["bad", "good"]}
-    return _desk(tmp_path, problem, "sequence-classification", gold)
+    return _desk(tmp_path / "classes", problem, "sequence-classification", gold)
 
 
 @pytest.fixture

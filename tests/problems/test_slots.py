@@ -333,3 +333,12 @@ def test_the_schema_of_bad_or_no_rows_is_refused() -> None:
         problem_for(SlotsConfig(kind="slots"))
     with pytest.raises(ConfigError, match="names no intent"):
         problem_for(SlotsConfig(kind="slots", intents={}))
+
+
+def test_decide_takes_the_intent_and_the_tags_that_are_most_probable_together() -> None:
+    problem = Slots({"X": ["a"], "Y": ["b"]})
+    # Classes: O B-A I-A B-B I-B IN:X IN:Y. The intent alone says X, but the word is surely a b, which only Y allows.
+    probabilities = np.array([[0, 0, 0, 0, 0, 0.6, 0.4], [0.05, 0.05, 0, 0.9, 0, 0, 0]])
+    label, confidence = problem.decide("word", probabilities)
+    assert label == encode("Y", ["B-B"])
+    assert confidence == pytest.approx((0.4 * 0.9) ** 0.5)
