@@ -223,8 +223,9 @@ class MethodConfig(Settings):
     """soft: the next stage trains on the students' probabilities instead of their decisions."""
     merge: MergeConfig = MergeConfig()
     """Which new labels replace old ones."""
-    selection: SelectionConfig = SelectionConfig()
-    """Whether new labels must prove themselves."""
+    selection: SelectionConfig | None = None
+    """Whether new labels must prove themselves. Left out: better, where the judging rows are fair; always, where the
+    teacher was trained on them."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides partitions, initial weights and batch order."""
 
@@ -324,7 +325,22 @@ class Config(Settings):
             raise ValueError(f"evaluation.metrics '{wrong[0]}' does not measure '{kind}'; allowed: {allowed}")
         if self.evaluation.judge == "dev" and self.data.dev is None:
             raise ValueError("evaluation.judge is 'dev', but data.dev is not given")
+        if self.selection.kind == "better" and not self.has_fair_judge:
+            raise ValueError(
+                "method.selection.kind = 'better': the fine-tuned teacher was trained on the labelled set, so its own "
+                "labels look better there than they are; give data.dev and evaluation.judge: dev, or kind: always"
+            )
         return self
+
+    @property
+    def has_fair_judge(self) -> bool:
+        """Whether nobody was trained on the rows that judge stages."""
+        return self.teacher.kind != "finetuned" or self.evaluation.judge == "dev"
+
+    @property
+    def selection(self) -> SelectionConfig:
+        """`method.selection`, or what suits the teacher."""
+        return self.method.selection or SelectionConfig(kind="better" if self.has_fair_judge else "always")
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

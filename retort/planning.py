@@ -1,5 +1,7 @@
 """What a run would do, without doing it: each stage with HIT or MISS, and for a MISS what changed."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from retort.algorithms.baselines import compare_baselines
@@ -12,6 +14,8 @@ from retort.stages.report import report
 from retort.stages.tracking import TRACKED, track
 from retort.store import Manifest, Store
 from retort.tracking.address import is_current
+
+Look = Callable[[Stage], ArtifactRef]
 
 
 class PlannedStage(Record):
@@ -45,7 +49,7 @@ async def repair(config: Config) -> list[str]:
     store = usable_store(config)
     faults: list[str] = []
 
-    async def check(stage: Stage) -> ArtifactRef:
+    def check(stage: Stage) -> ArtifactRef:
         try:
             manifest = store.find(stage.kind, stage.key)
             if manifest is not None:
@@ -61,8 +65,9 @@ async def repair(config: Config) -> list[str]:
     return faults
 
 
-async def walk(config: Config, do: Do) -> None:
-    """The whole run, with a `do` that only looks."""
+async def walk(config: Config, look: Look) -> None:
+    """The whole run, where each stage is only looked at."""
+    do = _at_once(look)
     config = resolve(config)
     distilled = await distil(config, await ingest_data(config, do), do)
     distilled = await compare_baselines(config, distilled, do)
@@ -71,14 +76,25 @@ async def walk(config: Config, do: Do) -> None:
         await do(track(config, config.tracking, distilled, page, {}))
 
 
+def _at_once(look: Look) -> Do:
+    """A `do` with nothing to wait for: coroutines that an error leaves behind unawaited would be warned about."""
+
+    def do(stage: Stage) -> Awaitable[ArtifactRef]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(look(stage))
+        return answer
+
+    return do
+
+
 class _Lookup:
-    """A `do` that only looks."""
+    """Finds each stage in the store, or what is new about it."""
 
     def __init__(self, store: Store, run_name: str) -> None:
         self._store, self._run_name = store, run_name
         self.planned: list[PlannedStage] = []
 
-    async def __call__(self, stage: Stage) -> ArtifactRef:
+    def __call__(self, stage: Stage) -> ArtifactRef:
         manifest = self._store.find(stage.kind, stage.key)
         if manifest is not None and stage.verb == "track" and not self._is_tracked(stage, manifest):
             self.planned.append(PlannedStage(name=stage.name, status="MISS", changed=("the tracking run is gone",)))

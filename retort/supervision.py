@@ -30,7 +30,13 @@ PROGRESS_EVERY_SECONDS = 0.25
 _POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["retort.stages.making", "retort.students.encoder", "retort.students.training"])
+_context.set_forkserver_preload(
+    [
+        *("retort.stages.making", "retort.students.encoder", "retort.students.training"),
+        # Imported late by pyarrow and by transformers, else in every child anew, which takes half a second.
+        *("pandas", "transformers.models.bert.modeling_bert"),
+    ]
+)
 
 
 def warm_up() -> None:

@@ -65,7 +65,7 @@ def _wait_for(url: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
-            urlopen(url, timeout=1)
+            urlopen(url, timeout=1).close()
         except URLError as error:
             if hasattr(error, "code"):
                 return  # it answers, if only to refuse

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Awaitable, Callable
 
-from retort.algorithms.mckd import Do, together, train_on_partitions
+from retort.algorithms.mckd import Do, is_soft, together, train_on_partitions
 from retort.config import Baseline, Config
 from retort.method.partitioning import train_cells
 from retort.records import ArtifactRef, Distilled
@@ -37,18 +37,29 @@ async def compute_matched_kd(config: Config, distilled: Distilled, do: Do) -> Ar
 
 async def same_partition(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
     """MCKD without the crossing: each student relabels the very rows that it was trained on."""
-    method, labels = config.method, distilled.labels[0]
+    method, labels, run = config.method, distilled.labels[0], "same-partition/"
+    soft = method.cross_labels == "soft"
     cells = [train_cells(method.scheme, method.partitions, index) for index in range(method.partitions)]
     if method.scheme == "leave-one-out":  # so that each row has one student of those that saw it
         cells = [((index + 1) % method.partitions,) for index in range(method.partitions)]
     for stage in range(1, method.stages):
-        students = await train_on_partitions(config, stage, labels, do)
+        students = await train_on_partitions(config, stage, labels, do, run)
         own = await together(
-            do(cross_label(config, f"same-partition/stage{stage}/labels-{i}", s, labels, cells=cells[i]))
-            for i, s in enumerate(students)
+            do(
+                cross_label(
+                    config,
+                    f"{run}stage{stage}/labels-{index}",
+                    student,
+                    labels,
+                    cells=cells[index],
+                    siblings=method.partitions,
+                    probabilities=soft,
+                )
+            )
+            for index, student in enumerate(students)
         )
-        labels = await do(merge_labels(config, f"same-partition/stage{stage}/pseudolabels", labels, own))
-    return await do(train_student(config, "same-partition/student", labels))
+        labels = await do(merge_labels(config, f"{run}stage{stage}/pseudolabels", labels, own, soft=soft))
+    return await do(train_student(config, f"{run}student", labels, soft=is_soft(config, method.stages)))
 
 
 async def self_relabelling(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:

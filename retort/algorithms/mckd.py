@@ -35,7 +35,7 @@ async def ingest_data(config: Config, do: Do) -> Data:
 
 async def distil(config: Config, data: Data, do: Do) -> Distilled:
     """From the teacher's labels to the final student."""
-    method, selecting = config.method, config.method.selection.kind == "better"
+    method, selecting = config.method, config.selection.kind == "better"
     teacher = await teacher_labels(config, data, do)
     labels = [teacher.labels]
     rounds: list[Round] = []
@@ -69,14 +69,16 @@ async def distil(config: Config, data: Data, do: Do) -> Distilled:
     )
 
 
-async def train_on_partitions(config: Config, stage: int, labels: ArtifactRef, do: Do) -> tuple[ArtifactRef, ...]:
-    """k fresh students, each on its own cells of the pool."""
+async def train_on_partitions(
+    config: Config, stage: int, labels: ArtifactRef, do: Do, run: str = ""
+) -> tuple[ArtifactRef, ...]:
+    """k fresh students, each on its own cells of the pool. `run` sets a baseline's names apart: `same-partition/`."""
     method = config.method
     return await together(
         do(
             train_student(
                 config,
-                f"stage{stage}/student-{index}",
+                f"{run}stage{stage}/student-{index}",
                 labels,
                 cells=train_cells(method.scheme, method.partitions, index),
                 index=index,

@@ -89,7 +89,7 @@ def _use(config: Config, distilled: Distilled, stage: int) -> Use:
         return "final student"
     if stage < distilled.kept_stage:
         return "replaced"
-    return "rejected" if config.method.selection.kind == "better" else "not needed"
+    return "rejected" if config.selection.kind == "better" else "not needed"
 
 
 def _systems(work: Work, config: Config, distilled: Distilled, parts: list[Made]) -> tuple[SystemRow, ...]:
@@ -175,9 +175,10 @@ def _reason(work: Work, config: Config, distilled: Distilled, systems: Sequence[
         return (
             "One stage was asked for (vanilla distillation), so the final student is trained on the teacher's labels."
         )
-    if config.method.selection.kind == "always":
+    if config.selection.kind == "always":
+        why = "method.selection: always" if config.has_fair_judge else "the teacher was trained on the judging rows"
         return (
-            f"Labels need not prove themselves (method.selection: always), so the final student is trained on the "
+            f"Labels need not prove themselves ({why}), so the final student is trained on the "
             f"labels of stage {last}, the last."
         )
     verdict, labels = distilled.rounds[-1], f"The labels of stage {distilled.rounds[-1].stage - 1}"
@@ -199,7 +200,7 @@ def _compared(work: Work, config: Config, challenger: Round, systems: Sequence[S
         f"students trained on them scored {percent(new.value)} {TITLES[metric]} against {percent(old.value)} of those "
         f"trained on the labels before, on the {verdict['n']} judging rows (gain {_signed(verdict['gain'])}, "
         f"95 % interval {_signed(verdict['low'])} to {_signed(verdict['high'])}; better in "
-        f"{verdict['win_share']:.0%} of resamples, {config.method.selection.confidence:.0%} needed)"
+        f"{verdict['win_share']:.0%} of resamples, {config.selection.confidence:.0%} needed)"
     )
 
 

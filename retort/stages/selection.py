@@ -30,7 +30,7 @@ def select(config: Config, name: str, reigning: tuple[ArtifactRef, ...], challen
         params={
             "problem": config.problem.model_dump(mode="json"),
             "metric": config.metrics[0],
-            "selection": config.method.selection.model_dump(mode="json"),
+            "selection": config.selection.model_dump(mode="json"),
             "resamples": config.evaluation.resamples,
             "seed": config.method.seed,
         },

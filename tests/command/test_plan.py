@@ -1,4 +1,4 @@
-"""`retort plan`: every stage with HIT or MISS and why, and nothing touched. Artifacts are published without training."""
+"""`retort plan`: every stage with HIT or MISS and why, and nothing touched. Nothing is trained for it."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ def publish_all(desk: Any) -> None:
     config = check(load_config(desk.save()))
     store = open_store(config.store)
 
-    async def do(stage: Stage) -> ArtifactRef:
+    def look(stage: Stage) -> ArtifactRef:
         found = store.find(stage.kind, stage.key)
         if found:
             store.point(config.name, stage)
@@ -76,7 +76,7 @@ def publish_all(desk: Any) -> None:
         (folder / "made.txt").write_text(stage.name)
         return store.publish(stage, folder, Product(rows=1), 0.1, config.name)
 
-    asyncio.run(walk(config, do))
+    asyncio.run(walk(config, look))
 
 
 @pytest.fixture

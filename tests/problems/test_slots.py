@@ -210,7 +210,7 @@ def test_units_are_the_intent_and_each_word() -> None:
 
 
 def test_decide_looks_at_allowed_classes_only_and_mends_an_opening_inside_tag() -> None:
-    problem = Slots({"X": ["a"], "Y": []})
+    problem = Slots({"X": ["a"], "Y": ["a"]})
     assert problem.classes == ("O", "B-A", "I-A", "IN:X", "IN:Y")
     probabilities = np.array([[0.6, 0, 0, 0.1, 0.3], [0.1, 0.1, 0.2, 0.5, 0.1], [0.4, 0.1, 0.3, 0.1, 0.1]])
     label, confidence = problem.decide("u v", probabilities)

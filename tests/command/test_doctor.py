@@ -1,0 +1,178 @@
+"""`retort doctor`: one finding for each thing, and a thing that is wrong does not hide the next."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort import doctor
+from retort.configfile import load_config
+
+THINGS = [
+    "versions",
+    "store",
+    "data.labeled",
+    "data.unlabeled",
+    "data.test",
+    "leakage",
+    "teacher",
+    "student",
+    "method",
+    "tracking",
+]
+
+
+@pytest.fixture(autouse=True)
+def _weights_are_not_loaded(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Torch takes seconds; one test loads them."""
+    if "real_weights" not in request.fixturenames:
+        monkeypatch.setattr(doctor, "_loaded", lambda config, weights: f"{config.student.model}: loaded")
+
+
+@pytest.fixture
+def real_weights() -> None:
+    """Asks for weights that are really loaded."""
+
+
+def findings(desk: Any, *overrides: str) -> dict[str, tuple[str, str]]:
+    found = doctor.examine(load_config(desk.save(), overrides))
+    return {finding.what: (finding.verdict, finding.detail) for finding in found}
+
+
+def wrong(found: dict[str, tuple[str, str]]) -> set[str]:
+    return {what for what, (verdict, _) in found.items() if verdict == "wrong"}
+
+
+def test_good_config(slots: Any, real_weights: None) -> None:
+    slots.values["tracking"] = {"uri": f"sqlite:///{slots.folder}/new/mlflow.db"}
+    found = findings(slots)
+    assert list(found) == THINGS
+    assert {verdict for verdict, _ in found.values()} == {"ok"}
+    assert found["data.unlabeled"] == ("ok", "40 rows")
+    assert found["teacher"] == ("ok", "40 of the pool's 40 rows have a recorded completion")
+    assert found["method"] == ("ok", "2 stages of 2 students: at most 5 trainings")
+    assert ": 22.6 M parameters, on " in found["student"][1]
+    assert not slots.file("new").exists()
+
+
+def test_good_classification(classes: Any) -> None:
+    del classes.values["problem"]["labels"]
+    classes.values["teacher"] = {"kind": "finetuned"}
+    found = findings(classes, "method.stages=1")
+    assert not wrong(found)
+    assert found["teacher"] == ("ok", "finetuned: trained on the labelled set")
+    assert found["method"] == ("ok", "1 stage: 1 training")
+    assert found["tracking"][0] == "note"
+
+
+def test_equal_texts_are_counted(slots: Any) -> None:
+    pool, test = slots.read("unlabeled.jsonl"), slots.read("test.jsonl")
+    labelled = slots.read("labeled.jsonl")
+    texts = [row["text"] for row in (labelled[0], labelled[2], test[0], test[2], test[4])]
+    slots.write("unlabeled.jsonl", [{**row, "text": text} for row, text in zip(pool, texts, strict=False)] + pool[5:])
+    slots.values["teacher"] = {"kind": "finetuned"}
+    assert findings(slots)["leakage"] == (
+        "note",
+        "equal texts in labelled and pool: 2, labelled and test: 0, pool and test: 3",
+    )
+
+
+def test_rows_without_completion_are_counted(slots: Any) -> None:
+    slots.write("completions.jsonl", slots.read("completions.jsonl")[:-3])
+    assert findings(slots)["teacher"] == ("note", "37 of the pool's 40 rows have a recorded completion")
+
+
+def test_one_wrong_thing_does_not_hide_the_next(slots: Any) -> None:
+    slots.write("labeled.jsonl", [{**row, "intent": "SING"} for row in slots.read("labeled.jsonl")])
+    slots.file("test.jsonl").unlink()
+    slots.values["student"]["model"] = "/no/such/model"
+    slots.values["tracking"] = {"uri": "http://127.0.0.1:9"}
+    slots.values["method"]["partitions"] = 41
+    slots.values["store"]["root"] = str(slots.file("unlabeled.jsonl"))
+    found = findings(slots)
+    assert list(found) == THINGS
+    assert wrong(found) == {"store", "data.labeled", "data.test", "student", "method", "tracking"}
+    assert "intent 'SING' is not known" in found["data.labeled"][1]
+    assert found["data.unlabeled"] == ("ok", "40 rows")
+    assert found["leakage"] == ("note", "not looked at, for a reason given above")
+    assert found["teacher"][0] == "note"
+    assert found["tracking"][1].endswith("start the MLflow server, or correct the address")
+
+
+def versions_with(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name not in versions:
+            return real(name)
+        told = versions[name]
+        if told is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return told
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+@pytest.mark.parametrize("version", ["0.138.9", "0.151.0", "0.151.0rc1", "1.0"])
+def test_fastapi_that_breaks_prefect(slots: Any, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    versions_with(monkeypatch, fastapi=version)
+    verdict, detail = findings(slots)["versions"]
+    assert verdict == "wrong"
+    assert detail.startswith(f"fastapi {version} breaks every flow of prefect ")
+    assert detail.endswith("install fastapi>=0.139,<0.151")
+
+
+@pytest.mark.parametrize("version", ["0.139.0", "0.150.9"])
+def test_fastapi_that_works(slots: Any, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    versions_with(monkeypatch, fastapi=version)
+    assert findings(slots)["versions"][0] == "ok"
+
+
+def test_package_that_is_not_installed(slots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions_with(monkeypatch, mlflow=None)
+    assert findings(slots)["versions"] == ("wrong", "mlflow is not installed: install what requirements.lock lists")
+
+
+def test_weights_that_are_damaged(slots: Any, real_weights: None) -> None:
+    from retort.students.weights import find_weights
+
+    shipped = Path(find_weights(load_config(slots.save()).student).address)
+    folder = slots.folder / "model"
+    folder.mkdir()
+    for file in shipped.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    verdict, detail = findings(slots, f"student.model={folder}")["student"]
+    assert verdict == "wrong"
+    assert detail.startswith(f"student.model = '{folder}': cannot be loaded: ")
+    assert "\n" not in detail
+
+
+def test_tracking_database_in_a_file(slots: Any) -> None:
+    slots.values["tracking"] = {"uri": f"sqlite:///{slots.file('test.jsonl')}/mlflow.db"}
+    verdict, detail = findings(slots)["tracking"]
+    assert (verdict, detail.split(": ")[1]) == ("wrong", f"nothing can be written in '{slots.file('test.jsonl')}'")
+
+
+def test_exit_codes_and_text(slots: Any, command: Any) -> None:
+    code, out, err = command("doctor", slots.save())
+    assert (code, err) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()][:2] == [["ok", "versions:"], ["ok", "store:"]]
+    slots.file("test.jsonl").unlink()
+    code, out, err = command("doctor", slots.save())
+    assert (code, err) == (2, "")
+    assert f"wrong  data.test: {slots.file('test.jsonl')}: there is no such file or folder" in out.splitlines()
+
+
+def test_json(slots: Any, command: Any) -> None:
+    code, out, err = command("doctor", slots.save(), "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)["findings"]
+    assert [finding["what"] for finding in found] == THINGS
+    assert found[1] == {"verdict": "ok", "what": "store", "detail": f"{slots.store} can be written"}
+    code, out, _ = command("doctor", slots.save(), "--json", "--set", "student.model=/no/such/model")
+    assert code == 2
+    assert [f["what"] for f in json.loads(out)["findings"] if f["verdict"] == "wrong"] == ["student"]

@@ -1,0 +1,119 @@
+"""Running the flow here or in a process of its own, against one real Prefect server."""
+
+import asyncio
+import copy
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from retort.config import Config
+
+ROOT = Path(__file__).parents[2]
+RETORT = str(Path(sys.executable).with_name("retort"))
+
+
+@pytest.fixture(scope="session")
+def configured() -> Callable[..., dict[str, Any]]:
+    """A copy of a config with its store at `root`, and dotted fields set."""
+
+    def build(values: dict[str, Any], root: Path | str, **fields: Any) -> dict[str, Any]:
+        changed = copy.deepcopy(values)
+        changed["store"] = {"root": str(root)}
+        for name, value in fields.items():
+            *parents, last = name.split("__")
+            node = changed
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = value
+        return changed
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def run_here(prefect_api: str) -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """The flow in this process; returns its `Finished`."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
+
+    from flows.mckd import mckd
+
+    def run(values: dict[str, Any]) -> Any:
+        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
+            return asyncio.run(mckd(Config.model_validate(values)))
+
+    level = logging.getLogger("prefect").level
+    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+    yield run
+    logging.getLogger("prefect").setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def start_command(prefect_api: str) -> Callable[..., subprocess.Popen[str]]:
+    """`retort run CONFIG --json`, in a process group of its own."""
+
+    def start(values: dict[str, Any], folder: Path, *options: str) -> subprocess.Popen[str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{values['name']}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return subprocess.Popen(
+            [RETORT, "run", str(path), "--json", *options],
+            cwd=ROOT,
+            env={**os.environ, "PREFECT_API_URL": prefect_api},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_there(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[..., dict[str, Any]]:
+    """The command to its end; returns what it printed for machines."""
+
+    def run(values: dict[str, Any], folder: Path, *options: str) -> dict[str, Any]:
+        process = start_command(values, folder, *options)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        finished: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return finished
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def task_states(prefect_api: str) -> Callable[[str], dict[str, Counter[str]]]:
+    """What the Prefect UI shows of a run: names of task runs by their state's name."""
+
+    def ask(run_id: str) -> dict[str, Counter[str]]:
+        body = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
+        answer = httpx.post(f"{prefect_api}/task_runs/filter", json=body)
+        answer.raise_for_status()
+        states: dict[str, Counter[str]] = {}
+        for task_run in answer.json():
+            states.setdefault(task_run["state_name"], Counter())[task_run["name"]] += 1
+        return states
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def manifests() -> Callable[[Path], dict[str, bytes]]:
+    """The artifacts of a store that is a folder: the name of the stage that made each, and its manifest."""
+
+    def read(root: Path) -> dict[str, bytes]:
+        found = [path.read_bytes() for path in root.glob("*/??/*/manifest.json")]
+        return {json.loads(data)["name"]: data for data in found}
+
+    return read
