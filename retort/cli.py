@@ -12,6 +12,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes longer to import than the help to print
     help="Distil a large language model into small, cheap students.",
     epilog="Exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 the gate said no.",
 )
@@ -44,7 +45,10 @@ def run(
 
 @app.command()
 def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
-    """Print what a run would do: each stage with HIT or MISS, what changed, and what the teacher would cost."""
+    """Print which stages a run would make, why, and the teacher's cost.
+
+    A stage is a HIT if it is in the store, else a MISS with what changed. Nothing is started or written.
+    """
     import asyncio
 
     from retort.configfile import load_config

@@ -18,6 +18,7 @@ from retort.preflight import (
     refusals,
     resolve,
     texts_of,
+    tracking_uri,
     usable_store,
 )
 from retort.records import Record
@@ -183,7 +184,7 @@ def tracking(config: Config) -> str:
 
     if config.tracking is None:
         return "note: no tracking is configured, so numbers go to the report only"
-    uri = expand(config.tracking.uri)
+    uri = tracking_uri(config.tracking)
     check_reachable(uri)
     if (file := database_file(uri)) is not None:
         above = next(folder for folder in file.parents if folder.exists())

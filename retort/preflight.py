@@ -1,10 +1,11 @@
 """What is checked before anything is started, without torch and without Prefect: cheap, and about user errors."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from retort.config import ClassificationConfig, Config, RecordedConfig, SlotsConfig, expand
+from retort.config import ClassificationConfig, Config, RecordedConfig, SlotsConfig, TrackingConfig, expand
 from retort.data import read_rows_of
 from retort.data.completions import read_completions
 from retort.errors import ConfigError, DataError, StoreUnavailable
@@ -39,7 +40,7 @@ def check(config: Config) -> Config:
         store.check_writable()
         find_weights(config.student, _endpoint(config))
         if config.tracking:
-            expand(config.tracking.uri)
+            tracking_uri(config.tracking)
         config = resolve(config)
         data = ingest_all(config, store)
         check_overlap(store, data)
@@ -81,6 +82,20 @@ def usable_store(config: Config) -> Store:
     if expand(config.store.root).removesuffix("/") == "s3:/":
         raise ConfigError(f"store.root = '{config.store.root}': names no bucket; allowed: s3://bucket/prefix")
     return open_store(config.store)
+
+
+_TRACKING = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+|databricks(-uc)?(://.*)?|file:.+|[^:]+")
+
+
+def tracking_uri(tracking: TrackingConfig) -> str:
+    """The expanded address. Raises ConfigError for one that MLflow would only trip over when all is trained."""
+    uri = expand(tracking.uri)
+    if not _TRACKING.fullmatch(uri):
+        raise ConfigError(
+            f"tracking.uri = '{tracking.uri}': no address of a tracking server; allowed: http://host:port, "
+            "https://..., sqlite:///file, postgresql://..., mysql://..., mssql://..."
+        )
+    return uri
 
 
 def _endpoint(config: Config) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -145,6 +146,6 @@ def _length_limit(config: Any, max_length: int) -> int:
 def _as_config_error(weights: Weights) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"student.model = '{weights.address}': cannot be loaded: {reason}") from None

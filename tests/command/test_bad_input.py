@@ -356,6 +356,17 @@ def test_store_address_that_cannot_be_one(slots: Any, refused: Refused, override
     assert told in sentence(refused(slots, *overrides))
 
 
+@pytest.mark.parametrize("uri", ["foo://bar", "localhost:5000", "sqlite:mlflow.db", "http://"])
+def test_tracking_address_that_cannot_be_one(slots: Any, refused: Refused, uri: str) -> None:
+    said = sentence(refused(slots, f"tracking={{uri: '{uri}'}}"))
+    assert said.startswith(f"tracking.uri = '{uri}': no address of a tracking server; allowed: http://host:port, ")
+
+
+def test_tracking_address_without_its_variable(slots: Any, refused: Refused) -> None:
+    said = sentence(refused(slots, "tracking.uri=${RETORT_NO_SUCH}"))
+    assert said.endswith("needs the environment variable RETORT_NO_SUCH, which is not set")
+
+
 def bucket_overrides(endpoint_url: str, bucket: str) -> list[str]:
     return [f"store.root=s3://{bucket}/x", f"store.endpoint_url={endpoint_url}"]
 

@@ -1,12 +1,15 @@
 """Running the flow here or in a process of its own, against one real Prefect server."""
 
 import asyncio
+import contextlib
 import copy
+import gc
 import json
 import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,13 +51,24 @@ def run_here(prefect_api: str) -> Iterator[Callable[[dict[str, Any]], Any]]:
     from flows.mckd import mckd
 
     def run(values: dict[str, Any]) -> Any:
-        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
+        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}), unclosed_sockets():
             return asyncio.run(mckd(Config.model_validate(values)))
 
     level = logging.getLogger("prefect").level
     logging.getLogger("prefect").setLevel(logging.CRITICAL)
     yield run
     logging.getLogger("prefect").setLevel(level)
+
+
+@contextlib.contextmanager
+def unclosed_sockets() -> Iterator[None]:
+    """Prefect leaves its connections to the garbage collector when an event loop ends."""
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="unclosed", category=ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(scope="session")

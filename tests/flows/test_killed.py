@@ -1,0 +1,157 @@
+"""What dies in the night: the whole run, one child, or the data."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from retort.errors import DataError
+
+Build = Callable[..., dict[str, Any]]
+Manifests = Callable[[Path], dict[str, bytes]]
+
+INGESTED = {"ingest/labeled", "ingest/unlabeled", "ingest/test"}
+STUDENTS = {"stage1/student-0", "stage1/student-1"}
+POINTS = [  # killed as soon as all of these are there and a child is at work on what follows
+    INGESTED,
+    INGESTED | {"stage0/pseudolabels"},
+    INGESTED | {"stage0/pseudolabels"} | STUDENTS,
+    INGESTED | {"stage0/pseudolabels", "stage1/pseudolabels"} | STUDENTS,
+]
+
+
+def workers(parent: int) -> list[psutil.Process]:
+    """The children that the fork server below a process has started."""
+    try:
+        below = psutil.Process(parent).children(recursive=True)
+        servers = {process.pid for process in below if "multiprocessing.forkserver" in " ".join(process.cmdline())}
+        return [process for process in below if process.ppid() in servers]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.mark.slow
+def test_a_killed_run_repeats_no_finished_stage_and_ends_with_the_same_scores(
+    tiny_slots: dict[str, Any],
+    configured: Build,
+    start_command: Callable[..., subprocess.Popen[str]],
+    run_there: Callable[..., dict[str, Any]],
+    manifests: Manifests,
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "store"
+    values = configured(tiny_slots, root, student__training__epochs=10)
+    seen: dict[str, bytes] = {}
+    for point in POINTS:
+        kill_at(point, start_command(values, tmp_path), lambda: set(manifests(root)))
+        left = manifests(root)
+        assert seen.items() <= left.items(), "a finished stage was made again"
+        seen = left
+    assert "final/student" not in seen
+    resumed = run_there(values, tmp_path)
+    hits = {stage["name"] for stage in resumed["stages"] if stage["status"] == "HIT"}
+    assert hits == set(seen)
+    assert seen.items() <= manifests(root).items()
+
+    undisturbed = run_there(configured(values, tmp_path / "undisturbed"), tmp_path)
+    assert resumed["final"]["scores"] == undisturbed["final"]["scores"]
+    assert contents(manifests(root)) == contents(manifests(tmp_path / "undisturbed"))
+
+
+def kill_at(point: set[str], process: subprocess.Popen[str], made: Callable[[], set[str]]) -> None:
+    """SIGKILL to the command, its fork server and its children at once."""
+    end = time.monotonic() + 120
+    while not (point <= made() and workers(process.pid)):
+        if process.poll() is not None:
+            pytest.fail(f"ended before it was killed: {process.communicate()}")
+        assert time.monotonic() < end, f"never came to {point}"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGKILL
+
+
+def contents(manifests: dict[str, bytes]) -> dict[str, Any]:
+    """Keys and the files' digests of what decides a result; reports tell times."""
+    parsed = {name: json.loads(data) for name, data in manifests.items() if name != "report"}
+    return {
+        name: (manifest["key"], manifest["files"]) for name, manifest in parsed.items() if "student" not in name
+    } | {
+        name: (manifest["key"], [file for file in manifest["files"] if file["path"].endswith(".safetensors")])
+        for name, manifest in parsed.items()
+        if "student" in name
+    }
+
+
+@pytest.fixture
+def attempts(prefect_api: str) -> Callable[[str], dict[str, tuple[str, int]]]:
+    """State and number of attempts of each task run of the flow run of this name."""
+
+    def ask(name: str) -> dict[str, tuple[str, int]]:
+        answer = httpx.post(f"{prefect_api}/task_runs/filter", json={"flow_runs": {"name": {"any_": [name]}}})
+        answer.raise_for_status()
+        return {run["name"]: (run["state_name"], run["run_count"]) for run in answer.json()}
+
+    return ask
+
+
+@pytest.mark.slow
+def test_a_child_that_is_killed_once_is_retried_and_the_run_succeeds(
+    tiny_slots: dict[str, Any],
+    configured: Build,
+    run_here: Callable[[dict[str, Any]], Any],
+    attempts: Callable[[str], dict[str, tuple[str, int]]],
+    manifests: Manifests,
+    tmp_path: Path,
+) -> None:
+    values = configured(
+        tiny_slots, tmp_path / "store", name="killed-child", method__stages=1, student__training__epochs=20
+    )
+    killed: list[int] = []
+
+    def kill_the_student() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not killed:
+            made = manifests(tmp_path / "store")
+            if "stage0/pseudolabels" in made and (children := workers(os.getpid())):
+                children[0].send_signal(signal.SIGKILL)
+                killed.append(children[0].pid)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_the_student)
+    killer.start()
+    finished = run_here(values)
+    killer.join()
+    assert len(killed) == 1
+    assert finished.summary.final.scores["slot_f1"].n == 20
+    counts = {name: count for name, (_, count) in attempts("killed-child").items()}
+    assert {name for name, count in counts.items() if count != 1} == {"final/student"}
+    assert attempts("killed-child")["final/student"] == ("Completed", 2)
+
+
+@pytest.mark.slow
+def test_bad_data_is_not_retried(
+    tiny_slots: dict[str, Any],
+    configured: Build,
+    run_here: Callable[[dict[str, Any]], Any],
+    attempts: Callable[[str], dict[str, tuple[str, int]]],
+    tmp_path: Path,
+) -> None:
+    pool = Path(shutil.copy(tiny_slots["data"]["unlabeled"], tmp_path / "pool.jsonl"))
+    with pool.open("a") as file:
+        file.write('{"id": "unlabeled-0", "text": "twice"}\n')
+    values = configured(tiny_slots, tmp_path / "store", name="bad-data", data__unlabeled=str(pool))
+    with pytest.raises(DataError, match="unlabeled-0"):
+        run_here(values)
+    assert attempts("bad-data")["ingest/unlabeled"] == ("Failed", 1)
+    assert attempts("bad-data")["ingest/test"] == ("Completed", 1)

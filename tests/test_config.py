@@ -1,0 +1,60 @@
+"""What a config means beyond its fields."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from retort.config import Config, expand
+from retort.configfile import parse_config
+from retort.errors import ConfigError
+
+BASE: dict[str, Any] = {
+    "name": "toy",
+    "problem": {"kind": "classification", "labels": ["a", "b"]},
+    "data": {"labeled": "l.jsonl", "unlabeled": "u.jsonl", "test": "t.jsonl"},
+    "teacher": {"kind": "recorded", "completions": "c.jsonl"},
+    "student": {"kind": "sequence-classification", "model": "some/encoder"},
+}
+FINETUNED = {"teacher": {"kind": "finetuned"}}
+DEV = {"data": {**BASE["data"], "dev": "d.jsonl"}, "evaluation": {"judge": "dev"}}
+
+
+def config(**changes: Any) -> Config:
+    return parse_config({**BASE, **changes}, "test")
+
+
+def test_labels_must_prove_themselves_where_the_judge_is_fair() -> None:
+    assert config().selection.kind == "better"
+    assert config(**FINETUNED, **DEV).selection.kind == "better"
+
+
+def test_a_teacher_is_not_judged_by_the_rows_it_was_trained_on() -> None:
+    assert config(**FINETUNED).selection.kind == "always"
+    with pytest.raises(ConfigError, match=r"data\.dev and evaluation\.judge: dev, or kind: always"):
+        config(**FINETUNED, method={"selection": {"kind": "better"}})
+
+
+def test_kappa_is_measured_only_where_labels_have_an_order() -> None:
+    assert config().metrics == ("accuracy", "macro_f1")
+    ordered = {"kind": "classification", "labels": ["a", "b"], "ordered": True}
+    assert config(problem=ordered).metrics == ("accuracy", "macro_f1", "quadratic_weighted_kappa")
+
+
+def test_variables_are_expanded_in_addresses_when_used_and_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET_PASSWORD", "hunter2")
+    with_secret = config(store={"root": "s3://${BUCKET_PASSWORD}/x"})
+    assert "hunter2" not in with_secret.model_dump_json()
+    assert expand(with_secret.store.root) == "s3://hunter2/x"
+    with pytest.raises(ConfigError, match="NOT_THERE, which is not set"):
+        expand("s3://${NOT_THERE}")
+
+
+def test_reading_a_config_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, retort.configfile, retort.records, retort.errors;"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'prefect', 'mlflow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
