@@ -23,11 +23,11 @@ demo: setup  ## the main job: 3,000 rows, a recorded LLM teacher, about 5 minute
 	$(BIN)/retort run examples/snips.yaml
 	$(BIN)/retort report examples/snips.yaml
 
-demo-quick: setup  ## the same path in a minute: 300 rows, 2 stages, 2 epochs
+demo-quick: setup  ## the same path in about a minute: 500 rows, 2 stages
 	$(BIN)/retort run examples/snips.yaml $(QUICK)
 	$(BIN)/retort report examples/snips.yaml $(QUICK)
 
-QUICK := --set name=snips-quick --set data.limit=300 --set method.stages=2 --set student.training.epochs=2
+QUICK := --set name=snips-quick --set data.limit=500 --set method.stages=2
 
 test: setup lint  ## lint, types, import rules, all tests
 	$(BIN)/python -m pytest

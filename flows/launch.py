@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors are told once, below, in a sentence
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # here, errors are told once, in a sentence; the UI has logs
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default of 20 s is too short for a slow disk
 }
 
@@ -86,7 +86,6 @@ def tell(config: Config, finished: "Finished", options: RunOptions, seconds: flo
 
     console = Console(stderr=True)
     console.print(render_terminal(finished.summary))
-    console.print(finished.summary.reason)
     made = sum(stage.status == "MADE" for stage in finished.stages)
     console.print(
         f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "

@@ -30,6 +30,9 @@ PROGRESS_EVERY_SECONDS = 0.25
 _POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 _context = get_context("forkserver")
+# The children's threads sleep while they wait for each other. By default they spin, and then one other busy process
+# on the machine makes training ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _context.set_forkserver_preload(
     [
         *("retort.stages.making", "retort.students.encoder", "retort.students.training"),

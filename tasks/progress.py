@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from uuid import UUID
@@ -16,6 +17,7 @@ TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
 """Set by whoever starts a flow in a terminal."""
 
 _PUBLISH_SECONDS = 2.0
+_log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -27,7 +29,7 @@ async def progress_of(stage: Stage) -> AsyncIterator[Progress]:
 
     def on_progress(done: int, total: int, note: str) -> None:
         nonlocal share
-        share = done / total
+        share = done / max(1, total)
         if bars and bar is not None:
             bars.update(bar, completed=done, total=total, description=f"{stage.name}  [dim]{note}[/dim]")
 
@@ -36,8 +38,9 @@ async def progress_of(stage: Stage) -> AsyncIterator[Progress]:
         yield on_progress
     finally:
         publisher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await publisher
+        (outcome,) = await asyncio.gather(publisher, return_exceptions=True)
+        if isinstance(outcome, Exception):  # a server that is away for a moment must not cost a stage its work
+            _log.warning("progress of %s was not shown: %s", stage.name, outcome)
         if bars and bar is not None:
             bars.remove_task(bar)
 

@@ -2,6 +2,7 @@
 encoder, and tiny data to run a whole distillation on."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,10 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+
+# Before anything imports torch: threads that spin while they wait for each other make a tiny training on a busy
+# machine forty times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 KEY, SECRET, BUCKET = "retort-tests", "retort-tests-secret", "retort-tests"
 

@@ -1,15 +1,13 @@
 """Running the flow here or in a process of its own, against one real Prefect server."""
 
 import asyncio
-import contextlib
 import copy
-import gc
 import json
 import logging
 import os
 import subprocess
 import sys
-import warnings
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,15 @@ from retort.config import Config
 
 ROOT = Path(__file__).parents[2]
 RETORT = str(Path(sys.executable).with_name("retort"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Prefect leaves its connections to the garbage collector."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore:unclosed <(socket|_SelectorSocketTransport):ResourceWarning")
+            )
 
 
 @pytest.fixture(scope="session")
@@ -51,24 +58,13 @@ def run_here(prefect_api: str) -> Iterator[Callable[[dict[str, Any]], Any]]:
     from flows.mckd import mckd
 
     def run(values: dict[str, Any]) -> Any:
-        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}), unclosed_sockets():
+        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
             return asyncio.run(mckd(Config.model_validate(values)))
 
     level = logging.getLogger("prefect").level
     logging.getLogger("prefect").setLevel(logging.CRITICAL)
     yield run
     logging.getLogger("prefect").setLevel(level)
-
-
-@contextlib.contextmanager
-def unclosed_sockets() -> Iterator[None]:
-    """Prefect leaves its connections to the garbage collector when an event loop ends."""
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="unclosed", category=ResourceWarning)
-            gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -108,15 +104,21 @@ def run_there(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
 @pytest.fixture(scope="session")
 def task_states(prefect_api: str) -> Callable[[str], dict[str, Counter[str]]]:
-    """What the Prefect UI shows of a run: names of task runs by their state's name."""
+    """What the Prefect UI shows of a run that has ended: names of task runs by their state's name."""
 
-    def ask(run_id: str) -> dict[str, Counter[str]]:
+    def now(run_id: str) -> dict[str, Counter[str]]:
         body = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
         answer = httpx.post(f"{prefect_api}/task_runs/filter", json=body)
         answer.raise_for_status()
         states: dict[str, Counter[str]] = {}
         for task_run in answer.json():
             states.setdefault(task_run["state_name"], Counter())[task_run["name"]] += 1
+        return states
+
+    def ask(run_id: str) -> dict[str, Counter[str]]:
+        end = time.monotonic() + 30
+        while (states := now(run_id)).keys() & {"Pending", "Running"} and time.monotonic() < end:
+            time.sleep(0.2)  # task runs reach the server as events, some time after they happened
         return states
 
     return ask

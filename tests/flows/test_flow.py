@@ -198,7 +198,15 @@ def test_only_confident_labels_replace_the_old_ones(
 def test_classification_with_a_finetuned_teacher_and_proven_stages(
     tiny_classes: dict[str, Any], configured: Build, run_here: Run, tmp_path: Path
 ) -> None:
-    values = configured(tiny_classes, tmp_path, method__selection={"kind": "better"}, baselines=["vanilla-kd"])
+    dev = shutil.copy(tiny_classes["data"]["test"], tmp_path / "dev.jsonl")
+    values = configured(
+        tiny_classes,
+        tmp_path / "store",
+        data__dev=str(dev),
+        evaluation__judge="dev",
+        method__selection={"kind": "better"},
+        baselines=["vanilla-kd"],
+    )
     finished = run_here(values)
     assert manifest_of(values, "stage2/selection").kind == "selections"
     assert finished.summary.kept_stage in (1, 2)

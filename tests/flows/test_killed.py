@@ -82,14 +82,12 @@ def kill_at(point: set[str], process: subprocess.Popen[str], made: Callable[[], 
 
 
 def contents(manifests: dict[str, bytes]) -> dict[str, Any]:
-    """Keys and the files' digests of what decides a result; reports tell times."""
+    """Keys, and the digests of all files but those that tell times."""
     parsed = {name: json.loads(data) for name, data in manifests.items() if name != "report"}
+    timed = ("history.json",)
     return {
-        name: (manifest["key"], manifest["files"]) for name, manifest in parsed.items() if "student" not in name
-    } | {
-        name: (manifest["key"], [file for file in manifest["files"] if file["path"].endswith(".safetensors")])
+        name: (manifest["key"], [file for file in manifest["files"] if file["path"] not in timed])
         for name, manifest in parsed.items()
-        if "student" in name
     }
 
 
@@ -97,10 +95,16 @@ def contents(manifests: dict[str, bytes]) -> dict[str, Any]:
 def attempts(prefect_api: str) -> Callable[[str], dict[str, tuple[str, int]]]:
     """State and number of attempts of each task run of the flow run of this name."""
 
-    def ask(name: str) -> dict[str, tuple[str, int]]:
+    def now(name: str) -> dict[str, tuple[str, int]]:
         answer = httpx.post(f"{prefect_api}/task_runs/filter", json={"flow_runs": {"name": {"any_": [name]}}})
         answer.raise_for_status()
         return {run["name"]: (run["state_name"], run["run_count"]) for run in answer.json()}
+
+    def ask(name: str) -> dict[str, tuple[str, int]]:
+        end = time.monotonic() + 30
+        while {state for state, _ in now(name).values()} & {"Pending", "Running"} and time.monotonic() < end:
+            time.sleep(0.2)  # task runs reach the server as events, some time after they happened
+        return now(name)
 
     return ask
 

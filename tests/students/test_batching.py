@@ -1,6 +1,7 @@
 """Batches hold every row once and no more tokens than they may."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -34,7 +35,7 @@ def test_a_batch_keeps_its_budget_padding_included(lengths: list[int], budget: i
 @given(lengths_of_rows, budgets, st.none() | st.integers(0, 5))
 def test_batches_hold_neighbours_in_length(lengths: list[int], budget: int, seed: int | None) -> None:
     spans = sorted((min(ls), max(ls)) for ls in ([lengths[i] for i in b] for b in cut(lengths, budget, seed)))
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 @given(lengths_of_rows, budgets, st.integers(0, 5))

@@ -1,0 +1,53 @@
+"""Progress is shown while a stage is made, and never in its way."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from retort.records import Stage
+from tasks import progress
+
+STAGE = Stage(name="stage1/student-0", verb="train-student", version=1, kind="students", params={})
+
+
+async def test_progress_is_published_with_its_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    published: list[float] = []
+
+    async def create(percent: float, **_: Any) -> Any:
+        published.append(percent)
+        return uuid4()
+
+    async def update(_: Any, progress: float) -> None:
+        published.append(progress)
+
+    monkeypatch.setattr(progress, "acreate_progress_artifact", create)
+    monkeypatch.setattr(progress, "aupdate_progress_artifact", update)
+    monkeypatch.setattr(progress, "_PUBLISH_SECONDS", 0.01)
+    async with progress.progress_of(STAGE) as on_progress:
+        on_progress(1, 4, "loss 1.0")
+        await asyncio.sleep(0.1)
+        on_progress(4, 4, "loss 0.5")
+    assert published[0] == 25.0
+    assert published[-1] == 100.0
+
+
+async def test_a_server_that_is_away_costs_no_stage_its_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(progress, "acreate_progress_artifact", refuse)
+    monkeypatch.setattr(progress, "_PUBLISH_SECONDS", 0.01)
+    async with progress.progress_of(STAGE) as on_progress:
+        on_progress(0, 0, "rows")
+        await asyncio.sleep(0.1)
+    assert "no server" in caplog.text
+
+
+async def test_a_stage_that_is_over_in_a_moment_publishes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "acreate_progress_artifact", None)
+    async with progress.progress_of(STAGE) as on_progress:
+        on_progress(1, 1, "rows")
