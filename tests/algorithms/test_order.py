@@ -41,20 +41,21 @@ def config_of(baselines: Iterable[str] = (), teacher: str = "finetuned", **metho
         {
             "name": "order",
             "problem": {"kind": "classification", "labels": ["a", "b"]},
-            "data": {"labeled": "l.jsonl", "unlabeled": "u.jsonl", "test": "t.jsonl"},
+            "data": {"labeled": "l.jsonl", "unlabeled": "u.jsonl", "test": "t.jsonl", "dev": "d.jsonl"},
             "teacher": {"kind": teacher},
             "student": {"kind": "sequence-classification", "model": "org/model", "training": {"epochs": 6}},
             "method": {**method, "selection": selection},
             "baselines": list(baselines),
+            "evaluation": {"judge": "dev"},
         }
     )
 
 
 def data_of(pool: str = "pool") -> Data:
-    labeled, unlabeled, test = (
-        ArtifactRef(uri=name, kind="examples", key=name, rows=10) for name in ("labeled", pool, "test")
+    labeled, unlabeled, test, dev = (
+        ArtifactRef(uri=name, kind="examples", key=name, rows=10) for name in ("labeled", pool, "test", "dev")
     )
-    return Data(labeled=labeled, unlabeled=unlabeled, test=test, judge=labeled)
+    return Data(labeled=labeled, unlabeled=unlabeled, test=test, judge=dev)
 
 
 def distilled_by(do: Recorder, config: Config, data: Data | None = None) -> Distilled:

@@ -103,8 +103,8 @@ def run_there(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
 
 @pytest.fixture(scope="session")
-def task_states(prefect_api: str) -> Callable[[str], dict[str, Counter[str]]]:
-    """What the Prefect UI shows of a run that has ended: names of task runs by their state's name."""
+def task_states(prefect_api: str) -> Callable[[str, int], dict[str, Counter[str]]]:
+    """What the Prefect UI shows of a run of so many tasks that has ended: their names by their state's name."""
 
     def now(run_id: str) -> dict[str, Counter[str]]:
         body = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
@@ -115,10 +115,13 @@ def task_states(prefect_api: str) -> Callable[[str], dict[str, Counter[str]]]:
             states.setdefault(task_run["state_name"], Counter())[task_run["name"]] += 1
         return states
 
-    def ask(run_id: str) -> dict[str, Counter[str]]:
-        end = time.monotonic() + 30
-        while (states := now(run_id)).keys() & {"Pending", "Running"} and time.monotonic() < end:
-            time.sleep(0.2)  # task runs reach the server as events, some time after they happened
+    def ask(run_id: str, num_tasks: int) -> dict[str, Counter[str]]:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:  # task runs reach the server as events, some time after they happened
+            states = now(run_id)
+            if not states.keys() & {"Pending", "Running"} and sum(map(Counter.total, states.values())) >= num_tasks:
+                break
+            time.sleep(0.2)
         return states
 
     return ask
