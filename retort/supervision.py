@@ -35,9 +35,9 @@ _context = get_context("forkserver")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _context.set_forkserver_preload(
     [
-        *("retort.stages.making", "retort.students.encoder", "retort.students.training"),
-        # Imported late by pyarrow and by transformers, else in every child anew, which takes half a second.
-        *("pandas", "transformers.models.bert.modeling_bert"),
+        *("retort.stages.making", "retort.students.encoder", "retort.students.training", "retort.students.prediction"),
+        # Imported late, by pyarrow, by transformers and by a store in a bucket: else in every child anew.
+        *("pandas", "transformers.models.bert.modeling_bert", "retort.store.bucket"),
     ]
 )
 
