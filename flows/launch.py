@@ -46,7 +46,8 @@ def main() -> None:
         if options.repair:
             for fault in asyncio.run(repair(config)):
                 print(f"made again: {fault}", file=sys.stderr)
-        if any(stage.status == "MISS" for stage in asyncio.run(plan(check(config))).stages):
+        config = check(config)
+        if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
             warm_up()  # torch is imported there while Prefect is imported here
         finished = run(config)
     except RetortError as error:
@@ -55,7 +56,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    tell(config, finished, options, time.monotonic() - started)
+    tell(finished, options, time.monotonic() - started)
 
 
 def run(config: Config) -> "Finished":
@@ -79,7 +80,7 @@ def run(config: Config) -> "Finished":
         return asyncio.run(mckd(config))
 
 
-def tell(config: Config, finished: "Finished", options: RunOptions, seconds: float) -> None:
+def tell(finished: "Finished", options: RunOptions, seconds: float) -> None:
     from rich.console import Console
 
     from retort.report.terminal import render_terminal

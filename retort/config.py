@@ -269,6 +269,11 @@ class StoreConfig(Settings):
     endpoint_url: Address | None = None
     """Of an S3-compatible server that is not AWS."""
 
+    @property
+    def server(self) -> str | None:
+        """`endpoint_url`, expanded."""
+        return self.endpoint_url and expand(self.endpoint_url)
+
 
 class TrackingConfig(Settings):
     """MLflow."""

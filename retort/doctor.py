@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from retort.config import Config, RecordedConfig, expand
+from retort.config import Config, RecordedConfig
 from retort.errors import RetortError
 from retort.preflight import (
     check_cells,
@@ -140,7 +140,7 @@ def student(config: Config) -> str:
     """Really loads the weights."""
     from retort.students.weights import find_weights
 
-    weights = find_weights(config.student, config.store.endpoint_url and expand(config.store.endpoint_url))
+    weights = find_weights(config.student, config.store.server)
     config = resolve(config)
     try:
         return _loaded(config, weights)

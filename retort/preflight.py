@@ -38,7 +38,7 @@ def check(config: Config) -> Config:
     with refusals():
         store = usable_store(config)
         store.check_writable()
-        find_weights(config.student, _endpoint(config))
+        find_weights(config.student, config.store.server)
         if config.tracking:
             tracking_uri(config.tracking)
         config = resolve(config)
@@ -76,7 +76,7 @@ def _heals(cause: BaseException | None) -> bool:
 
 def usable_store(config: Config) -> Store:
     """Raises ConfigError for a server's address that cannot be one."""
-    endpoint_url = _endpoint(config)
+    endpoint_url = config.store.server
     if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
         raise ConfigError(f"store.endpoint_url = '{config.store.endpoint_url}': must begin with http:// or https://")
     if expand(config.store.root).removesuffix("/") == "s3:/":
@@ -96,10 +96,6 @@ def tracking_uri(tracking: TrackingConfig) -> str:
             "https://..., sqlite:///file, postgresql://..., mysql://..., mssql://..."
         )
     return uri
-
-
-def _endpoint(config: Config) -> str | None:
-    return config.store.endpoint_url and expand(config.store.endpoint_url)
 
 
 def ingest_all(config: Config, store: Store) -> Data:

@@ -34,7 +34,7 @@ MAKERS: dict[Verb, Callable[[Work], Product]] = {
 
 def open_store(config: StoreConfig) -> Store:
     """The store of a config, its `${VAR}` expanded."""
-    return Store(expand(config.root), config.endpoint_url and expand(config.endpoint_url))
+    return Store(expand(config.root), config.server)
 
 
 def make(config: Config, stage: Stage, attempt: int, progress: Progress) -> ArtifactRef:

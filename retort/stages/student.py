@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from retort.config import Config, TrainingConfig, expand
+from retort.config import Config, TrainingConfig
 from retort.errors import StageFailed
 from retort.method.partitioning import cell_of
 from retort.records import ArtifactRef, Stage
@@ -38,8 +38,7 @@ def train_student(
     The seed comes from the method's seed and `index` alone: student i of one stage and of the next start from
     the same weights and differ only in their labels. `labels` may be pseudolabels or gold-labelled examples.
     """
-    endpoint_url = config.store.endpoint_url
-    weights = find_weights(config.student, endpoint_url and expand(endpoint_url))
+    weights = find_weights(config.student, config.store.server)
     return Stage(
         name=name,
         verb="train-student",

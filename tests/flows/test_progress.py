@@ -48,6 +48,12 @@ async def test_a_server_that_is_away_costs_no_stage_its_work(
 
 
 async def test_a_stage_that_is_over_in_a_moment_publishes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "acreate_progress_artifact", None)
+    published: list[object] = []
+
+    async def publish(*args: object, **kwargs: object) -> None:
+        published.append(args)
+
+    monkeypatch.setattr(progress, "acreate_progress_artifact", publish)
     async with progress.progress_of(STAGE) as on_progress:
         on_progress(1, 1, "rows")
+    assert published == []
