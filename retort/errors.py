@@ -8,7 +8,9 @@ RetortError                  exit 1: something failed that was asked for rightly
 │   ├── StoreUnavailable     refused or unreachable; heals, so it is retried
 │   └── DamagedArtifact      a file's size or digest is not the manifest's
 ├── TrackingUnavailable      exit 1: MLflow refuses or cannot be reached; heals, so it is retried
+├── TeacherUnavailable       exit 1: an engine or endpoint died or cannot be reached; heals, so it is retried
 ├── StageFailed              exit 1: a stage cannot give a result (too few labels parsed ...)
+│   └── BudgetSpent          the teacher's budget is used up; the next run goes on
 └── ChildError               exit 1: a supervised child process ended without a result
     ├── ChildKilled          by a signal, most often for memory; retried with half the micro-batch
     ├── ChildOutOfMemory     the device's memory was too small; retried with half the micro-batch
@@ -59,6 +61,14 @@ class StageFailed(RetortError):
     """A stage ran and cannot give a usable result."""
 
 
+class BudgetSpent(StageFailed):
+    """The teacher's budget is used up: what came is kept, and the next run goes on."""
+
+
+class TeacherUnavailable(RetortError):
+    """An engine or an endpoint died, hangs or cannot be reached: what was answered is kept."""
+
+
 class ChildError(RetortError):
     """A supervised child process ended without a result."""
 
@@ -79,5 +89,5 @@ class ChildCrashed(ChildError):
     """The child raised something that is not one of our errors."""
 
 
-HEALING = (StoreUnavailable, TrackingUnavailable, ChildKilled, ChildOutOfMemory)
+HEALING = (StoreUnavailable, TrackingUnavailable, TeacherUnavailable, ChildKilled, ChildOutOfMemory)
 """What a retry can heal; everything else would only burn time again."""

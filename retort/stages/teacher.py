@@ -59,7 +59,7 @@ def pseudolabel_recorded(config: Config, teacher: RecordedConfig, pool: Artifact
         knobs={
             "completions": teacher.completions,
             "endpoint_url": config.store.endpoint_url,
-            "min_success_share": teacher.min_success_share,
+            "min_success_ratio": teacher.min_success_ratio,
         },
     )
 
@@ -124,10 +124,10 @@ def _outcome(work: Work, row: Row, answers: Answers, failures: Failures) -> str 
 
 
 def _check_share(work: Work, labelled: int, counts: Counter[str]) -> None:
-    least, asked = work.stage.knobs["min_success_share"], counts["asked"]
+    least, asked = work.stage.knobs["min_success_ratio"], counts["asked"]
     if labelled < least * asked:
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if reason != "asked")
         raise StageFailed(
             f"only {labelled} of {asked} rows got a label ({labelled / asked:.1%}), below "
-            f"teacher.min_success_share = {least:g}; reasons: {reasons}"
+            f"teacher.min_success_ratio = {least:g}; reasons: {reasons}"
         )

@@ -31,6 +31,15 @@ class Bucket:
         with self._errors(), open_remote(self._system(), self._at(path)) as stream:
             yield stream
 
+    def list(self, path: str) -> list[str]:
+        """Names of the files in a folder, sorted; none where there is no such folder."""
+        try:
+            with self._errors():
+                found = self._system().ls(self._at(path), detail=True, refresh=True)
+        except FileNotFoundError:
+            return []
+        return sorted(entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file")
+
     def write(self, path: str, data: bytes) -> None:
         with self._errors(), _no_miss(self.root):
             self._system().pipe_file(self._at(path), data)

@@ -29,6 +29,20 @@ class Folder:
         with _local_errors(self.root / path), (self.root / path).open("rb") as stream:
             yield stream
 
+    def list(self, path: str) -> list[str]:
+        """Names of the files in a folder, sorted; none where there is no such folder. Drafts are left out."""
+        try:
+            with _local_errors(self.root / path):
+                return sorted(e.name for e in os.scandir(self.root / path) if e.is_file() and e.name[0] != ".")
+        except FileNotFoundError:
+            return []
+
+    def download(self, path: str, target: Path) -> None:
+        """Raises FileNotFoundError, else StoreUnavailable."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _local_errors(self.root / path):
+            shutil.copyfile(self.root / path, target)
+
     def write(self, path: str, data: bytes) -> None:
         self._replace(path, io.BytesIO(data))
 

@@ -47,6 +47,16 @@ class Store:
         self._place = _place(self.root, endpoint_url)
         self._cache = cache or _default_cache()
 
+    @property
+    def place(self) -> "Folder | Bucket":
+        """The files below `root`, for what is no artifact: the ledger."""
+        return self._place
+
+    @property
+    def cache(self) -> Path:
+        """Where a bucket's files are downloaded to."""
+        return self._cache
+
     def find(self, kind: str, key: str) -> Manifest | None:
         """The manifest, in one GET; None is a miss."""
         path = f"{_below(kind, key)}/manifest.json"

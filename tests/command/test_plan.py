@@ -153,7 +153,7 @@ def test_changed_completions_are_named(done: Any) -> None:
         "execution.parallel_students=1",
         "execution.device=cpu",
         "execution.stage_timeout_seconds=60",
-        "teacher.min_success_share=0.1",
+        "teacher.min_success_ratio=0.1",
     ],
 )
 def test_knob_changes_no_stage_that_costs_anything(done: Any, override: str) -> None:

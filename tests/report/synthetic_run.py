@@ -121,7 +121,7 @@ def _config(folder: Path) -> dict[str, Any]:
         "teacher": {
             "kind": "recorded",
             "completions": str(folder / "completions.jsonl"),
-            "min_success_share": 0.5,
+            "min_success_ratio": 0.5,
         },
         "student": {"kind": "token-classification", "model": "example/encoder"},
         "method": {"stages": 3, "partitions": 2},

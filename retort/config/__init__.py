@@ -4,46 +4,24 @@ Every field says what it means and in which unit. `${VAR}` is kept as written (s
 parameters) and expanded by `expand` only where an `Address` is used.
 """
 
-import os
-import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from retort.errors import ConfigError
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-def expand(address: str) -> str:
-    """Replace each `${VAR}` by the environment's value. Raises ConfigError if one is not set."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in os.environ:
-            raise ConfigError(f"'{address}' needs the environment variable {name}, which is not set")
-        return os.environ[name]
-
-    return _VARIABLE.sub(value, address)
-
-
-def _no_variable(text: str) -> str:
-    if _VARIABLE.search(text):
-        raise ValueError("${...} is expanded in addresses and secrets only")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_no_variable)]
-Address = str
-"""A path, glob, bucket address or URL; may hold `${VAR}`."""
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
+from retort.config.base import Address as Address
+from retort.config.base import Name, Text
+from retort.config.base import Settings as Settings
+from retort.config.base import expand as expand
+from retort.config.teachers import FINETUNED_TRAINING as FINETUNED_TRAINING
+from retort.config.teachers import EndpointConfig as EndpointConfig
+from retort.config.teachers import EnsembleConfig as EnsembleConfig
+from retort.config.teachers import FinetunedConfig as FinetunedConfig
+from retort.config.teachers import RecordedConfig as RecordedConfig
+from retort.config.teachers import Teacher as Teacher
+from retort.config.teachers import TransformersConfig as TransformersConfig
+from retort.config.teachers import VllmConfig as VllmConfig
+from retort.config.training import TrainingConfig as TrainingConfig
 
 
 class SlotsConfig(Settings):
@@ -119,29 +97,6 @@ class DataConfig(Settings):
     """Use only this many rows of the pool (the first in the order of hashed ids): for trying things out."""
 
 
-class TrainingConfig(Settings):
-    """How a student is trained."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 6
-    """Passes over the training rows, fixed in advance."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
-    """AdamW's peak learning rate."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of all steps over which the learning rate rises; then it falls linearly to 0."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """AdamW's weight decay, on matrices only."""
-    batch_tokens: Annotated[int, Field(ge=8)] = 384
-    """Tokens in one optimizer step, padding included; batches hold rows of similar length."""
-    max_length: Annotated[int, Field(ge=8)] = 128
-    """Tokens of one row; what is longer is cut, counted and reported."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this norm."""
-    freeze_embeddings: bool = True
-    """Leave the word embeddings as pretrained: twice as fast, and rare words keep their meaning."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the device computes it natively, else fp32."""
-
-
 class EncoderConfig(Settings):
     model: Text
     """A hub name, a folder, an s3:// address, or pkg:package/folder for weights in an installed package."""
@@ -166,31 +121,6 @@ class SequenceClassificationConfig(EncoderConfig):
 
 
 Student = Annotated[TokenClassificationConfig | SequenceClassificationConfig, Field(discriminator="kind")]
-
-
-class RecordedConfig(Settings):
-    """Completions that were made before, in the OpenAI batch output format, matched on `custom_id`."""
-
-    kind: Literal["recorded"]
-    completions: Address
-    """The JSON-lines file (gzip allowed)."""
-    min_success_share: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """The stage fails if fewer of the pool's rows than this get a label."""
-
-
-FINETUNED_TRAINING = TrainingConfig(epochs=40)
-"""Fifty rows need many epochs."""
-
-
-class FinetunedConfig(Settings):
-    """A student of the configured kind, trained on the labelled set alone: a weak teacher that runs anywhere."""
-
-    kind: Literal["finetuned"]
-    training: TrainingConfig = FINETUNED_TRAINING
-    """How the teacher is trained."""
-
-
-Teacher = Annotated[RecordedConfig | FinetunedConfig, Field(discriminator="kind")]
 
 
 class MergeConfig(Settings):
@@ -253,7 +183,7 @@ _STUDENTS = {"slots": ("token-classification",), "classification": ("sequence-cl
 class EvaluationConfig(Settings):
     """What is measured."""
 
-    metrics: list[Metric] = []
+    metrics: list[Metric] = Field(default=[])
     """The first decides. Left out: all that suit the problem."""
     judge: Literal["labeled", "dev"] = "labeled"
     """The rows that stages are judged on; no student trains on them."""
@@ -310,7 +240,7 @@ class Config(Settings):
     """Who learns."""
     method: MethodConfig = MethodConfig()
     """How."""
-    baselines: list[Baseline] = []
+    baselines: list[Baseline] = Field(default=[])
     """What else is computed for comparison; each shares what it can with the main run."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
