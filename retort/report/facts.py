@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from retort.config import Config, HubConfig
+from retort.method.duel import duel
 from retort.method.scoring import mean_score
 from retort.records import ArtifactRef, Distilled, Round
 from retort.report.labels import label_change, label_failures
@@ -12,12 +13,15 @@ from retort.report.mistakes import error_tables
 from retort.report.summary import (
     TITLES,
     DataSet,
+    FinalGain,
     LabelStage,
     Scores,
     Summary,
     SystemRow,
     Use,
+    p_text,
     percent,
+    signed,
 )
 from retort.rows import Row, read_rows
 from retort.stages.scores import PREDICTIONS, read_scores
@@ -149,7 +153,30 @@ def _baseline_row(work: Work, config: Config, distilled: Distilled, name: str) -
         name=name,
         measured_on="test",
         scores=_mean_scores(work, config, (scores,)),
+        final_gain=None if shared else _final_gain(work, config, distilled.final_scores, scores),
         note="the same student as the final one" if shared else "baseline",
+    )
+
+
+def _final_gain(work: Work, config: Config, final: ArtifactRef, baseline: ArtifactRef) -> FinalGain:
+    """The final student against a baseline, by the deciding metric on the test rows."""
+    new, old = _predictions(work, final), _predictions(work, baseline)
+    comparison, only = duel(
+        work.problem,
+        config.metrics[0],
+        [row["gold"] for row in new],
+        [[row["predicted"] for row in old]],
+        [[row["predicted"] for row in new]],
+        config.evaluation.resamples,
+        config.method.seed,
+    )
+    return FinalGain(
+        value=comparison.gain,
+        low=comparison.low,
+        high=comparison.high,
+        only_baseline=only.only_old,
+        only_final=only.only_new,
+        p_value=only.p_value,
     )
 
 
@@ -193,16 +220,14 @@ def _compared(work: Work, config: Config, challenger: Round, systems: Sequence[S
     """What the two rounds' students scored on the judging rows."""
     assert challenger.selection is not None, "only a round with a verdict is explained"
     verdict = json.loads((work.fetch_ref(challenger.selection) / VERDICT).read_text())
-    metric = config.metrics[0]
+    metric, only = config.metrics[0], verdict["mcnemar"]
     by_stage = {row.stage: row.judge_scores[metric] for row in systems if row.role == "stage"}
     new, old = by_stage[challenger.stage], by_stage[challenger.stage - 1]
     return (
         f"students trained on them scored {percent(new.value)} {TITLES[metric]} against {percent(old.value)} of those "
-        f"trained on the labels before, on the {verdict['n']} judging rows (gain {_signed(verdict['gain'])}, "
-        f"95 % interval {_signed(verdict['low'])} to {_signed(verdict['high'])}; better in "
-        f"{verdict['win_share']:.0%} of resamples, {config.selection.confidence:.0%} needed)"
+        f"trained on the labels before, on the {verdict['n']} judging rows (gain {signed(verdict['gain'])}, "
+        f"95 % interval {signed(verdict['low'])} to {signed(verdict['high'])}; better in "
+        f"{verdict['win_share']:.0%} of resamples, {config.selection.confidence:.0%} needed; "
+        f"McNemar on whole labels: {only['only_old']} answers only the old got right, {only['only_new']} only the new, "
+        f"{p_text(only['p_value'])})"
     )
-
-
-def _signed(gain: float) -> str:
-    return f"{round(100 * gain, 1) + 0.0:+.1f}"

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from retort.records import Score
 from retort.report.pictures import SVG
-from retort.report.summary import TITLES, Summary, percent, seconds_text, table, with_interval
+from retort.report.summary import TITLES, Summary, p_text, percent, seconds_text, signed, table, with_interval
 
 HTML, MARKDOWN = "report.html", "report.md"
 ORDERS = {
@@ -43,7 +43,13 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        percent=percent, interval=with_interval, duration=seconds_text, cell=_markdown_cell, title=_title
+        percent=percent,
+        signed=signed,
+        p_text=p_text,
+        interval=with_interval,
+        duration=seconds_text,
+        cell=_markdown_cell,
+        title=_title,
     )
     environment.globals.update(orders=ORDERS, plain=_plain, shade=_shade)
     return environment

@@ -26,6 +26,21 @@ Use = Literal["final student", "rejected", "replaced", "not needed"]
 Role = Literal["teacher", "stage", "final", "baseline"]
 
 
+class FinalGain(Record):
+    """The final student against a baseline on the same test rows, paired."""
+
+    value: float
+    """The final student's score less the baseline's, in the deciding metric."""
+    low: float
+    """Lower end of the 95 % bootstrap interval."""
+    high: float
+    only_baseline: int
+    """Rows whose whole label only the baseline gets right."""
+    only_final: int
+    p_value: float
+    """McNemar's, of these two counts."""
+
+
 class SystemRow(Record):
     """One line of the result table: a labeler, and how well it does."""
 
@@ -43,6 +58,8 @@ class SystemRow(Record):
     seconds: float = 0.0
     """Compute spent on it that no row above needed."""
     note: str = ""
+    final_gain: FinalGain | None = None
+    """Of a baseline that is another student than the final one."""
     rejected: bool = False
     """Of a stage: its students lost against those of the stage before."""
 
@@ -195,6 +212,11 @@ class Summary(Record):
     def final(self) -> SystemRow:
         return next(row for row in self.systems if row.role == "final")
 
+    @property
+    def rivals(self) -> tuple[SystemRow, ...]:
+        """The baselines that the final student is compared with."""
+        return tuple(row for row in self.systems if row.final_gain)
+
 
 def read_summary(path: Path) -> Summary:
     """Of a report's folder."""
@@ -230,6 +252,16 @@ def with_interval(score: Score | None) -> str:
 def percent(value: float) -> str:
     """0.896 -> 89.6. Never `-0.0`."""
     return f"{round(100 * value, 1) + 0.0:.1f}"
+
+
+def signed(gain: float) -> str:
+    """0.021 -> +2.1, in percent points."""
+    return f"{round(100 * gain, 1) + 0.0:+.1f}"
+
+
+def p_text(p_value: float) -> str:
+    """`p = 0.035`"""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
 def seconds_text(seconds: float) -> str:

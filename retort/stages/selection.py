@@ -1,22 +1,22 @@
 """`select`: whether a stage's labels are better than those before, like with like.
 
 The k students of two stages see the same rows, start from the same weights and differ in their labels alone, so
-their scores on the judging rows (which none of them trains on) say which labels are better.
+their scores on the judging rows (which none of them trains on) say which labels are better. The verdict also tells
+how many whole labels only one side got right, student i against student i, with McNemar's p (see `Duel`): for the
+report, it decides nothing.
 """
 
 import json
 
 from retort.config import Config, SelectionConfig
-from retort.method.scoring import statistics_of
-from retort.method.significance import compare
-from retort.problems.base import Floats
-from retort.records import ArtifactRef, Stage
+from retort.method.duel import duel
+from retort.records import ArtifactRef, Label, Stage
 from retort.rows import read_rows
 from retort.stages.scores import PREDICTIONS
 from retort.stages.work import Work
 from retort.store import Product
 
-VERSION = 1
+VERSION = 2
 VERDICT = "verdict.json"
 
 
@@ -41,21 +41,25 @@ def select(config: Config, name: str, reigning: tuple[ArtifactRef, ...], challen
 def make_selection(work: Work) -> Product:
     params = work.stage.params
     selection, metric = SelectionConfig.model_validate(params["selection"]), params["metric"]
-
-    def statistics(role: str) -> list[Floats]:
-        systems = []
-        for ref in work.stage.inputs[role]:
-            rows = list(read_rows(work.fetch_ref(ref) / PREDICTIONS))
-            golds, labels = [row["gold"] for row in rows], [row["predicted"] for row in rows]
-            systems.append(statistics_of(work.problem, metric, golds, labels))
-        return systems
-
-    old, new = statistics("reigning"), statistics("challenger")
-    comparison = compare(old, new, lambda sums: work.problem.value(metric, sums), params["resamples"], params["seed"])
+    golds, old = _labels(work, "reigning")
+    _, new = _labels(work, "challenger")
+    comparison, mcnemar = duel(work.problem, metric, golds, old, new, params["resamples"], params["seed"])
     accepted = comparison.gain > 0 and comparison.win_share >= selection.confidence
-    verdict = {**comparison._asdict(), "metric": metric, "accepted": bool(accepted), "n": len(old[0])}
+    verdict = {
+        **comparison._asdict(),
+        "metric": metric,
+        "accepted": bool(accepted),
+        "n": len(golds),
+        "mcnemar": mcnemar._asdict(),
+    }
     (work.folder / VERDICT).write_text(json.dumps(verdict))
     return Product(
-        rows=len(old[0]),
+        rows=len(golds),
         metrics={"accepted": float(accepted), "gain": comparison.gain, "win_share": comparison.win_share},
     )
+
+
+def _labels(work: Work, role: str) -> tuple[list[Label], list[list[Label | None]]]:
+    """The gold labels of the judging rows, and what each student of a side said."""
+    tables = [list(read_rows(work.fetch_ref(ref) / PREDICTIONS)) for ref in work.stage.inputs[role]]
+    return [row["gold"] for row in tables[0]], [[row["predicted"] for row in rows] for rows in tables]

@@ -13,7 +13,7 @@ from retort.config import ClassificationConfig
 from retort.method.scoring import mean_score, score
 from retort.problems.classification import Classification
 from retort.report.mistakes import NOTHING, error_tables
-from retort.report.summary import Summary, percent, read_summary, seconds_text, table
+from retort.report.summary import Summary, p_text, percent, read_summary, seconds_text, signed, table
 from retort.report.terminal import render_terminal
 
 synthetic = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))["synthetic"]
@@ -109,6 +109,10 @@ def test_the_reason_of_a_rejection(summary: Summary) -> None:
         "The labels of stage 1 were rejected: students trained on them scored 0.0 slot F1 against 100.0 of those "
         "trained on the labels before, on the 2 judging rows (gain -100.0, 95 % interval -100.0 to -100.0"
     )
+    # Two students on each side and two rows: each of the four answers is right before and wrong after.
+    assert (
+        "; McNemar on whole labels: 4 answers only the old got right, 0 only the new, p = 0.125). So" in summary.reason
+    )
     assert summary.reason.endswith("So the final student is trained on the labels of stage 0, the teacher's.")
 
 
@@ -132,6 +136,20 @@ def test_the_reason_of_an_acceptance(tmp_path: Path) -> None:
     assert summary.reason.startswith("The labels of stage 1 were accepted: students trained on them scored 100.0")
     assert summary.reason.endswith("So the final student is trained on them.")
     assert [labels.used for labels in summary.labels] == ["replaced", "final student"]
+
+
+def test_the_final_student_is_compared_with_each_other_baseline(summary: Summary, folder: Path) -> None:
+    vanilla, supervised = summary.systems[4], summary.systems[5]
+    assert vanilla.final_gain is None  # the same student
+    assert summary.rivals == (supervised,)
+    gain = supervised.final_gain
+    assert gain is not None
+    assert (gain.only_baseline, gain.only_final, gain.p_value) == (2, 0, 0.5)  # it errs on t1 and t3
+    assert gain.value == pytest.approx(4 / 7 - 1)  # two of four spans found, one too many
+    assert -1 <= gain.low < gain.value < gain.high <= 0
+    line = f"-42.9 [{signed(gain.low)}, {signed(gain.high)}]"
+    assert f"| supervised | {line} | 0 | 2 | p = 0.500 |" in (folder / "report.md").read_text()
+    assert "-42.9 <span" in (folder / "report.html").read_text()
 
 
 def test_failures_keep_reason_and_raw_text(summary: Summary) -> None:
@@ -212,6 +230,8 @@ def test_a_report_made_again_is_the_same(run: Any, folder: Path, tmp_path: Path)
 
 def test_numbers_as_people_read_them() -> None:
     assert [percent(value) for value in (0.896, 1.0, -0.0001)] == ["89.6", "100.0", "0.0"]
+    assert [signed(value) for value in (0.021, -0.1, -0.0001)] == ["+2.1", "-10.0", "+0.0"]
+    assert [p_text(value) for value in (1.0, 0.0346, 0.0004)] == ["p = 1.000", "p = 0.035", "p < 0.001"]
     assert [seconds_text(value) for value in (4.26, 200, 7300)] == ["4.3 s", "3 min 20 s", "2 h 1 min"]
 
 
