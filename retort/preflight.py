@@ -5,19 +5,35 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from retort.config import ClassificationConfig, Config, RecordedConfig, SlotsConfig, TrackingConfig, expand
+from retort.config import (
+    AskedConfig,
+    ClassificationConfig,
+    Config,
+    EnsembleConfig,
+    RecordedConfig,
+    SlotsConfig,
+    Teacher,
+    TrackingConfig,
+    expand,
+)
+from retort.config.teachers import Member
 from retort.data import read_rows_of
 from retort.data.completions import read_completions
 from retort.errors import ConfigError, DataError, StoreUnavailable
 from retort.method.partitioning import cell_of
+from retort.pricing import questions_of
 from retort.problems import infer_schema
 from retort.records import ArtifactRef, Data
 from retort.rows import read_rows
+from retort.stages.asked import pseudolabel_asked
 from retort.stages.examples import ROWS, ingest
 from retort.stages.making import make, open_store
-from retort.stages.teacher import pseudolabel_recorded
+from retort.stages.recorded import pseudolabel_recorded
+from retort.stages.teacher import STAGE, member_stage
 from retort.store import Store
 from retort.students.weights import find_weights
+from retort.teachers.checks import check_teacher
+from retort.teachers.identity import teacher_weights
 
 
 def resolve(config: Config) -> Config:
@@ -45,11 +61,30 @@ def check(config: Config) -> Config:
         data = ingest_all(config, store)
         check_overlap(store, data)
         check_cells(config, store, data.unlabeled)
-        if isinstance(config.teacher, RecordedConfig):
-            stage = pseudolabel_recorded(config, config.teacher, data.unlabeled)
-            if store.find(stage.kind, stage.key) is None:
-                check_completions(config, config.teacher, store, data.unlabeled)
+        for name, teacher in members_of(config.teacher):
+            check_member(config, name, teacher, store, data)
     return config
+
+
+def members_of(teacher: Teacher) -> list[tuple[str, Member]]:
+    """(name of its stage, teacher) for each that labels the pool."""
+    if isinstance(teacher, EnsembleConfig):
+        return [(member_stage(index), member) for index, member in enumerate(teacher.members)]
+    return [(STAGE, teacher)]
+
+
+def check_member(config: Config, name: str, teacher: Member, store: Store, data: Data) -> None:
+    """Nothing about a teacher whose labels are in the store: it will not be asked."""
+    match teacher:
+        case RecordedConfig():
+            stage = pseudolabel_recorded(config, name, teacher, data.unlabeled)
+            if store.find(stage.kind, stage.key) is None:
+                check_completions(config, teacher, store, data.unlabeled)
+        case AskedConfig():
+            stage = pseudolabel_asked(config, name, teacher, data)
+            questions = questions_of(config, teacher, store.fetch(data.labeled))
+            if store.find(stage.kind, stage.key) is None:
+                check_teacher(teacher, questions, teacher_weights(teacher, config.store.server))
 
 
 @contextmanager

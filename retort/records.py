@@ -175,6 +175,10 @@ class Distilled(Record):
     """Of each of `labels` against the pool's own gold; without rows where it has none."""
     teacher_scores: ArtifactRef | None
     """Of the teacher on the test rows, where it can be asked."""
+    teacher_own_scores: ArtifactRef | None = None
+    """Of a teacher that is asked row by row, on the labelled set: each row with the others as demonstrations."""
+    member_scores: dict[str, ArtifactRef] = Field(default_factory=dict)
+    """Of each member of an ensemble, by `teacher-0`: on the labelled set, else on the pool's own gold."""
     rounds: tuple[Round, ...]
     kept_stage: int
     """The final student is trained on the labels of stage `kept_stage - 1`; 1 is vanilla distillation."""
@@ -188,7 +192,8 @@ class Distilled(Record):
         rounds = [ref for r in self.rounds for ref in (*r.students, *r.test_scores, *r.judge_scores, r.selection)]
         data = [self.data.labeled, self.data.unlabeled, self.data.test, self.data.judge]
         final = [self.final_student, self.final_scores, *self.baselines.values()]
-        every = [*data, *self.labels, *self.label_scores, self.teacher_scores, *rounds, *final]
+        teachers = [self.teacher_scores, self.teacher_own_scores, *self.member_scores.values()]
+        every = [*data, *self.labels, *self.label_scores, *teachers, *rounds, *final]
         return list({ref.key: ref for ref in every if ref is not None}.values())
 
 

@@ -62,6 +62,8 @@ async def distil(config: Config, data: Data, do: Do) -> Distilled:
         labels=tuple(labels),
         label_scores=await score_labels(config, data, labels, do),
         teacher_scores=teacher.scores,
+        teacher_own_scores=teacher.own_scores,
+        member_scores=teacher.member_scores,
         rounds=tuple(rounds),
         kept_stage=kept_stage,
         final_student=final,
@@ -151,5 +153,5 @@ async def together(work: Iterable[Awaitable[ArtifactRef]]) -> tuple[ArtifactRef,
 
 
 def is_soft(config: Config, stage: int) -> bool:
-    """Whether stage `stage` trains on probabilities. The teacher's labels, which stage 1 trains on, are hard."""
-    return config.method.cross_labels == "soft" and stage > 1
+    """Whether stage `stage` trains on probabilities: the teacher's in stage 1, the students' in later ones."""
+    return config.method.cross_labels == "soft" if stage > 1 else config.has_soft_teacher

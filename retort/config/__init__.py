@@ -14,6 +14,7 @@ from retort.config.base import Name, Text
 from retort.config.base import Settings as Settings
 from retort.config.base import expand as expand
 from retort.config.teachers import FINETUNED_TRAINING as FINETUNED_TRAINING
+from retort.config.teachers import AskedConfig as AskedConfig
 from retort.config.teachers import EndpointConfig as EndpointConfig
 from retort.config.teachers import EnsembleConfig as EnsembleConfig
 from retort.config.teachers import FinetunedConfig as FinetunedConfig
@@ -260,6 +261,8 @@ class Config(Settings):
         if wrong:
             allowed = ", ".join(_METRICS[kind])
             raise ValueError(f"evaluation.metrics '{wrong[0]}' does not measure '{kind}'; allowed: {allowed}")
+        if kind != "classification" and self.has_soft_teacher:
+            raise ValueError(f"teacher.labels 'soft' needs a problem with one class for each row, not '{kind}'")
         if self.evaluation.judge == "dev" and self.data.dev is None:
             raise ValueError("evaluation.judge is 'dev', but data.dev is not given")
         if self.selection.kind == "better" and not self.has_fair_judge:
@@ -272,7 +275,14 @@ class Config(Settings):
     @property
     def has_fair_judge(self) -> bool:
         """Whether nobody was trained on the rows that judge stages."""
-        return self.teacher.kind != "finetuned" or self.evaluation.judge == "dev"
+        teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
+        return self.evaluation.judge == "dev" or all(teacher.kind != "finetuned" for teacher in teachers)
+
+    @property
+    def has_soft_teacher(self) -> bool:
+        """Whether stage 0 gives probabilities, on which stage 1 then trains."""
+        teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
+        return all(isinstance(teacher, AskedConfig) and teacher.labels == "soft" for teacher in teachers)
 
     @property
     def selection(self) -> SelectionConfig:

@@ -47,6 +47,16 @@ class Problem(Protocol):
         """The label as a teacher writes it and people read it."""
         ...
 
+    @property
+    def instruction(self) -> str:
+        """What a teacher is told to do, with {schema} where `schema` goes."""
+        ...
+
+    @property
+    def schema(self) -> str:
+        """The labels that exist, as a teacher reads them."""
+        ...
+
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
         """The label in a teacher's completion for `text`. Never raises."""
         ...

@@ -40,6 +40,14 @@ class Classification:
     def classes(self) -> tuple[str, ...]:
         return self._classes
 
+    @property
+    def instruction(self) -> str:
+        return "Give the class of each text. Answer with the name of the class and nothing else. Classes: {schema}"
+
+    @property
+    def schema(self) -> str:
+        return ", ".join(self._classes)
+
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Numbers count as their decimal text; a blank label is none."""
         name = _class_name(row.get(columns.label))

@@ -56,6 +56,19 @@ class Slots:
         """Tags first ("O", then B and I of each slot of any intent), then intents ("IN:PLAY_MUSIC")."""
         return self._classes
 
+    @property
+    def instruction(self) -> str:
+        return (
+            "Parse the user's request into a bracketed semantic parse. Write the intent as [IN:NAME ... ] and, inside "
+            "it, every slot in the order of the request as [SL:NAME words ], copying the slot's words exactly from the "
+            "request. Words that fill no slot are left out. Use only these intents and slots:\n{schema}"
+        )
+
+    @property
+    def schema(self) -> str:
+        """A line for each intent, with its slots."""
+        return "\n".join(f"{intent}: {', '.join(slots)}" for intent, slots in self._slots.items())
+
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Tags with the intent win over bracket text; blank fields are no label."""
         text = str(row[columns.text])

@@ -14,7 +14,7 @@ from retort.records import ArtifactRef
 from retort.report.summary import ChangedExample, Failure, LabelChange, LabelFailures, shortened
 from retort.rows import Row, read_rows
 from retort.stages.examples import GOLD_ROWS, ROWS
-from retort.stages.teacher import FAILED_ROWS
+from retort.stages.recorded import FAILED_ROWS
 from retort.stages.work import Work
 
 EXAMPLES_SHOWN = 10

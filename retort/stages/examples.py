@@ -20,6 +20,8 @@ from retort.store import Product
 
 VERSION = 1
 ROWS, GOLD_ROWS = "rows.parquet", "gold.parquet"
+OWN_ROWS = "labeled.parquet"
+"""Of pseudolabels: the teacher's labels of the labelled set, each made with the other rows as demonstrations."""
 _SOURCE: TypeAdapter[Any] = TypeAdapter(Source)
 
 

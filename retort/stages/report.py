@@ -5,7 +5,7 @@ from retort.records import Distilled, Stage
 from retort.stages.work import Work
 from retort.store import Product
 
-VERSION = 1
+VERSION = 2
 SUMMARY = "summary.json"
 
 

@@ -12,7 +12,7 @@ from retort.method.scoring import score
 from retort.records import ArtifactRef, Example, Label, Score, Stage
 from retort.rows import read_rows, write_rows
 from retort.stages.cross_labels import predictions
-from retort.stages.examples import ROWS, read_gold
+from retort.stages.examples import OWN_ROWS, ROWS, read_gold
 from retort.stages.work import Work
 from retort.store import Product
 
@@ -32,6 +32,11 @@ def evaluate_student(config: Config, name: str, student: ArtifactRef, rows: Arti
 def evaluate_labels(config: Config, name: str, labels: ArtifactRef, pool: ArtifactRef) -> Stage:
     """Scores of pseudolabels against the pool's own gold, where it has some: for the report, never for a choice."""
     return _stage(name, _params(config), {"labels": (labels,), "gold": (pool,)}, 1)
+
+
+def evaluate_own_labels(config: Config, name: str, labels: ArtifactRef, labeled: ArtifactRef) -> Stage:
+    """Scores of a teacher's labels of the labelled set, each row labelled with the others as demonstrations."""
+    return _stage(name, {**_params(config), "rows": "labeled"}, {"labels": (labels,), "gold": (labeled,)}, 1)
 
 
 def _params(config: Config) -> dict[str, object]:
@@ -81,7 +86,8 @@ Labels = dict[str, tuple[Label | None, float | None]]
 
 
 def _given_labels(work: Work) -> Labels:
-    rows = read_rows(work.fetch("labels") / ROWS, ["example_id", "label", "confidence"])
+    file = OWN_ROWS if work.stage.params.get("rows") == "labeled" else ROWS
+    rows = read_rows(work.fetch("labels") / file, ["example_id", "label", "confidence"])
     return {row["example_id"]: (row["label"], row["confidence"]) for row in rows}
 
 

@@ -1,41 +1,73 @@
-"""`pseudolabel`: stage 0, the teacher's labels for the pool."""
+"""`pseudolabel`: stage 0, the teacher's labels for the pool, by whichever teacher the config names."""
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
-from retort.config import FINETUNED_TRAINING, Config, FinetunedConfig, RecordedConfig, TrainingConfig
-from retort.data import fingerprint
-from retort.data.completions import BadLine, read_completions
-from retort.errors import StageFailed
-from retort.records import ArtifactRef, Completion, Data, ParseFailure, Stage
-from retort.rows import FAILURES, PSEUDOLABELS, Row, read_rows, write_rows
+from retort.config import FINETUNED_TRAINING, Config, EnsembleConfig, FinetunedConfig, RecordedConfig, TrainingConfig
+from retort.config.teachers import AskedConfig, Member
+from retort.records import ArtifactRef, Data, Stage
+from retort.stages.asked import make_asked_labels, pseudolabel_asked
 from retort.stages.cross_labels import cross_label
-from retort.stages.examples import ROWS
-from retort.stages.scores import evaluate_student
+from retort.stages.ensemble import make_ensemble_labels, merge_teachers
+from retort.stages.recorded import make_recorded_labels, pseudolabel_recorded
+from retort.stages.scores import evaluate_labels, evaluate_own_labels, evaluate_student
 from retort.stages.student import train_student
 from retort.stages.work import Work
 from retort.store import Product
 
 VERSION = 1
-FAILED_ROWS = "failures.parquet"
+STAGE = "stage0/pseudolabels"
+
+Do = Callable[[Stage], Awaitable[ArtifactRef]]
 
 
-class TeacherLabels(NamedTuple):
+@dataclass(frozen=True)
+class TeacherLabels:
     labels: ArtifactRef
-    scores: ArtifactRef | None
-    """On the test rows, where the teacher can be asked about them."""
+    scores: ArtifactRef | None = None
+    """On the test rows, where the teacher can be asked about them for nothing."""
+    own_scores: ArtifactRef | None = None
+    """On the labelled set, each row asked about with the others as demonstrations, where the teacher can be asked."""
+    member_scores: dict[str, ArtifactRef] = field(default_factory=dict)
+    """Of an ensemble's members, see `Distilled.member_scores`."""
 
 
-async def teacher_labels(config: Config, data: Data, do: Callable[[Stage], Awaitable[ArtifactRef]]) -> TeacherLabels:
-    """Stage 0, by whichever teacher the config names."""
-    match config.teacher:
-        case RecordedConfig() as recorded:
-            return TeacherLabels(await do(pseudolabel_recorded(config, recorded, data.unlabeled)), None)
+def member_stage(index: int) -> str:
+    """The name of the stage in which an ensemble's member labels the pool."""
+    return f"stage0/teacher-{index}/pseudolabels"
+
+
+async def teacher_labels(config: Config, data: Data, do: Do) -> TeacherLabels:
+    """Stage 0. An ensemble's members are asked one after the other, since each may need the whole machine."""
+    if not isinstance(config.teacher, EnsembleConfig):
+        return await _labels_of(config, config.teacher, data, do, "teacher", STAGE)
+    members = [
+        await _labels_of(config, member, data, do, f"teacher-{index}", member_stage(index))
+        for index, member in enumerate(config.teacher.members)
+    ]
+    merged = await do(merge_teachers(config, config.teacher, [member.labels for member in members], data))
+    scores = {
+        f"teacher-{index}": member.own_scores
+        or await do(evaluate_labels(config, f"teacher-{index}/label-quality", member.labels, data.unlabeled))
+        for index, member in enumerate(members)
+    }
+    all_asked = all(member.own_scores for member in members)
+    own = await do(evaluate_own_labels(config, "teacher/labeled", merged, data.labeled)) if all_asked else None
+    return TeacherLabels(merged, own_scores=own, member_scores=scores)
+
+
+async def _labels_of(config: Config, teacher: Member, data: Data, do: Do, name: str, stage: str) -> TeacherLabels:
+    match teacher:
+        case RecordedConfig():
+            return TeacherLabels(await do(pseudolabel_recorded(config, stage, teacher, data.unlabeled)))
         case FinetunedConfig(training=training):
-            student = await do(train_student(config, "teacher/student", data.labeled, training=training))
-            labels = await do(cross_label(config, "stage0/pseudolabels", student, data.unlabeled))
-            return TeacherLabels(labels, await do(evaluate_student(config, "teacher/test", student, data.test)))
+            student = await do(train_student(config, f"{name}/student", data.labeled, training=training))
+            labels = await do(cross_label(config, stage, student, data.unlabeled))
+            return TeacherLabels(labels, await do(evaluate_student(config, f"{name}/test", student, data.test)))
+        case AskedConfig():
+            labels = await do(pseudolabel_asked(config, stage, teacher, data))
+            own = await do(evaluate_own_labels(config, f"{name}/labeled", labels, data.labeled))
+            return TeacherLabels(labels, own_scores=own)
 
 
 def supervised_training(config: Config) -> TrainingConfig:
@@ -43,91 +75,12 @@ def supervised_training(config: Config) -> TrainingConfig:
     return config.teacher.training if isinstance(config.teacher, FinetunedConfig) else FINETUNED_TRAINING
 
 
-def pseudolabel_recorded(config: Config, teacher: RecordedConfig, pool: ArtifactRef) -> Stage:
-    """Labels from completions that were made before."""
-    return Stage(
-        name="stage0/pseudolabels",
-        verb="pseudolabel",
-        version=VERSION,
-        kind="pseudolabels",
-        params={
-            "problem": config.problem.model_dump(mode="json"),
-            "teacher": "recorded",
-            "completions": fingerprint(teacher.completions, config.store.endpoint_url),
-        },
-        inputs={"pool": (pool,)},
-        knobs={
-            "completions": teacher.completions,
-            "endpoint_url": config.store.endpoint_url,
-            "min_success_ratio": teacher.min_success_ratio,
-        },
-    )
-
-
 def make_pseudolabels(work: Work) -> Product:
-    """Parse each row's completion. What cannot be parsed is set aside with its raw text and the reason."""
-    pool = work.fetch("pool") / ROWS
-    answers, failures = _answers(work)
-    counts: Counter[str] = Counter()
-
-    def rows() -> Iterator[Row]:
-        for row in read_rows(pool):
-            outcome = _outcome(work, row, answers, failures)
-            if isinstance(outcome, ParseFailure):
-                counts[outcome.reason] += 1
-                failures[row["example_id"]] = outcome
-            else:
-                yield {**row, "label": outcome, "confidence": 1.0, "labeler": "teacher"}
-            counts["asked"] += 1
-
-    labelled = write_rows(work.folder / ROWS, PSEUDOLABELS, rows())
-    kept = [
-        {"example_id": example_id, "reason": f.reason, "detail": f.detail, "raw": f.raw}
-        for example_id, f in failures.items()
-    ]
-    write_rows(work.folder / FAILED_ROWS, FAILURES, kept)
-    _check_share(work, labelled, counts)
-    failed = counts["asked"] - labelled
-    return Product(
-        rows=labelled, counts={**counts, "failures": failed}, metrics={"success_share": labelled / counts["asked"]}
-    )
-
-
-Answers = dict[str, Completion]
-Failures = dict[str, ParseFailure]
-
-
-def _answers(work: Work) -> tuple[Answers, Failures]:
-    """Completions by id, and the lines that are none. Of two for one id the first counts, the other is kept aside."""
-    answers: Answers = {}
-    failures: Failures = {}
-    for answer in read_completions(work.stage.knobs["completions"], work.stage.knobs["endpoint_url"]):
-        if isinstance(answer, BadLine):
-            failures[answer.example_id or answer.place] = ParseFailure(answer.reason, answer.detail, answer.raw)
-        elif answer.example_id in answers:
-            detail = "the same custom_id occurs twice; the first one counts"
-            failures[f"{answer.example_id} (again)"] = ParseFailure("duplicated", detail, answer.text)
-        else:
-            answers[answer.example_id] = answer
-    return answers, failures
-
-
-def _outcome(work: Work, row: Row, answers: Answers, failures: Failures) -> str | ParseFailure:
-    example_id = row["example_id"]
-    answer = answers.get(example_id)
-    if answer is None:
-        return failures.get(example_id) or ParseFailure("missing", "no completion has this custom_id", "")
-    label = work.problem.parse(row["text"], answer.text)
-    if isinstance(label, ParseFailure) and answer.finish_reason == "length":
-        return ParseFailure("cut-short", f"the completion reached its token limit: {label.detail}", answer.text)
-    return label
-
-
-def _check_share(work: Work, labelled: int, counts: Counter[str]) -> None:
-    least, asked = work.stage.knobs["min_success_ratio"], counts["asked"]
-    if labelled < least * asked:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if reason != "asked")
-        raise StageFailed(
-            f"only {labelled} of {asked} rows got a label ({labelled / asked:.1%}), below "
-            f"teacher.min_success_ratio = {least:g}; reasons: {reasons}"
-        )
+    """By the teacher that the stage names."""
+    match work.stage.params["teacher"]:
+        case "recorded":
+            return make_recorded_labels(work)
+        case "ensemble":
+            return make_ensemble_labels(work)
+        case _:
+            return make_asked_labels(work)

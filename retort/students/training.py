@@ -140,6 +140,7 @@ def _schedule(data: TrainingRows, training: TrainingConfig, seed: int) -> list[I
 def _make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # the one attention kernel that only warns
     # A debugging aid that comes with it: filling every new tensor costs a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

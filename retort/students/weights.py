@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from retort.config import EncoderConfig
 from retort.errors import ConfigError, StoreUnavailable
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -28,38 +27,50 @@ class Weights:
     """Of a hub name."""
 
 
-def find_weights(config: EncoderConfig, endpoint_url: str | None = None) -> Weights:
-    """Resolve `student.model`. Raises ConfigError if nothing is there, or no safetensors weights are.
+class Source(Protocol):
+    """A config that names a model."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def weights(self) -> Literal["pretrained", "random"]: ...
+
+
+def find_weights(config: Source, endpoint_url: str | None = None, field: str = "student.model") -> Weights:
+    """Resolve `field`, `config.model`. Raises ConfigError if nothing is there, or no safetensors weights are.
 
     `endpoint_url` (expanded) is that of the S3-compatible server, where it is not AWS.
     """
     model = config.model
-    if model.startswith("pkg:"):
-        return _packaged(model, config)
-    if "://" in model:
-        return _from_bucket(model, config, endpoint_url)
-    if Path(model).exists():
-        return Weights(model, _folder_identity(Path(model), config))
+    try:
+        if model.startswith("pkg:"):
+            return _packaged(model, config)
+        if "://" in model:
+            return _from_bucket(model, config, endpoint_url)
+        if Path(model).exists():
+            return Weights(model, _folder_identity(Path(model), config))
+    except (ConfigError, StoreUnavailable) as error:
+        raise type(error)(f"{field} = '{model}': {error}") from error.__cause__
     if not _HUB_NAME.fullmatch(model) or model.startswith("."):
-        raise ConfigError(f"student.model = '{model}': no such folder, and not the name of a model on a hub")
+        raise ConfigError(f"{field} = '{model}': no such folder, and not the name of a model on a hub")
     # A hub name; whether it can be had is known only by asking, which `retort doctor` does.
     return Weights(model, f"hub:{model}@{config.revision}:{config.weights}", config.revision)
 
 
-def _packaged(model: str, config: EncoderConfig) -> Weights:
+def _packaged(model: str, config: Source) -> Weights:
     package, _, inner = model.removeprefix("pkg:").partition("/")
     try:
         spec = importlib.util.find_spec(package)
     except (ModuleNotFoundError, ValueError):  # no parent package; no name at all
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"student.model = '{model}': the package '{package}' is not installed; allowed: pkg:package/folder"
-        )
+        raise ConfigError(f"the package '{package}' is not installed; allowed: pkg:package/folder")
     folder = Path(next(iter(spec.submodule_search_locations))) / inner
     if not folder.is_dir():
-        raise ConfigError(f"student.model = '{model}': the package '{package}' has no folder '{inner}'")
-    _check_files((file.name for file in folder.iterdir()), model, config)
+        raise ConfigError(f"the package '{package}' has no folder '{inner}'")
+    _check_files((file.name for file in folder.iterdir()), config)
     version = _version(package)
     if version is None:
         return Weights(str(folder), _folder_identity(folder, config))
@@ -73,9 +84,9 @@ def _version(package: str) -> str | None:
     return importlib.metadata.version(distributions[0]) if distributions else None
 
 
-def _from_bucket(model: str, config: EncoderConfig, endpoint_url: str | None) -> Weights:
+def _from_bucket(model: str, config: Source, endpoint_url: str | None) -> Weights:
     if not model.startswith("s3://"):
-        raise ConfigError(f"student.model = '{model}': allowed are a hub name, a folder, s3://bucket/folder and pkg:")
+        raise ConfigError("allowed are a hub name, a folder, s3://bucket/folder and pkg:")
     from retort.buckets import filesystem, remote_errors
 
     system, path = filesystem(endpoint_url), model.removeprefix("s3://").rstrip("/")
@@ -83,10 +94,8 @@ def _from_bucket(model: str, config: EncoderConfig, endpoint_url: str | None) ->
         with remote_errors(model, endpoint_url):
             found = [entry for entry in system.ls(path, detail=True) if entry["type"] == "file"]
     except FileNotFoundError:
-        raise ConfigError(f"student.model = '{model}': the bucket has no such folder") from None
-    except StoreUnavailable as error:
-        raise type(error)(f"student.model = '{model}': {error}") from error.__cause__
-    _check_files((Path(entry["name"]).name for entry in found), model, config)
+        raise ConfigError("the bucket has no such folder") from None
+    _check_files((Path(entry["name"]).name for entry in found), config)
     files = sorted((entry["name"], str(entry.get("ETag", "")), entry["size"]) for entry in found)
     identity = hashlib.sha256(repr(files).encode()).hexdigest()
     local = Path.home() / ".cache" / "retort" / "weights" / identity[:16]
@@ -109,10 +118,10 @@ def _download(system: Any, names: list[str], folder: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _folder_identity(folder: Path, config: EncoderConfig) -> str:
+def _folder_identity(folder: Path, config: Source) -> str:
     if not folder.is_dir():
-        raise ConfigError(f"student.model = '{folder}': is a file; give the folder that holds it")
-    _check_files((file.name for file in folder.iterdir()), str(folder), config)
+        raise ConfigError("is a file; give the folder that holds it")
+    _check_files((file.name for file in folder.iterdir()), config)
     sha = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.is_file():
@@ -128,12 +137,12 @@ def _digest(file: Path, num_bytes: int, modified_ns: int) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _check_files(names: Iterable[str], model: str, config: EncoderConfig) -> None:
+def _check_files(names: Iterable[str], config: Source) -> None:
     names = set(names)
     if "config.json" not in names:
-        raise ConfigError(f"student.model = '{model}': the folder has no config.json")
+        raise ConfigError("the folder has no config.json")
     if config.weights == "pretrained" and not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(
-            f"student.model = '{model}': the folder has no weights (*.safetensors; pickled .bin files are refused); "
-            "student.weights: random trains from the architecture alone"
+            "the folder has no weights (*.safetensors; pickled .bin files are refused); "
+            "weights: random takes the architecture alone"
         )

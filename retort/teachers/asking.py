@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from retort.problems import Constraint
 
@@ -78,6 +78,11 @@ class Refusal:
 
 
 class Asker(Protocol):
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an engine says of itself, for reports: `version`, `dtype`, `num_gpus` ...; empty for a server."""
+        ...
+
     def ask(self, questions: Iterator[Question]) -> Iterator[Answer | Refusal]:
         """Answers as they come, in any order; each question gets an Answer for each of its samples, or one Refusal.
 

@@ -1,0 +1,174 @@
+"""Requests a second that the endpoint teacher reaches, against bare clients, and what bounds it.
+
+    .venv/bin/python benchmarks/endpoint.py [--questions 20000] [--concurrency 64] [--repeats 1]
+
+One run, side by side: questions with a shared prefix of 8 KB, a server in a process of its own on loopback that reads
+each request and answers a fixed chat completion at once. The rivals send the same bodies and read the answer's text,
+without retries, limits or books: httpx.AsyncClient with a semaphore, and aiohttp with as many workers. Printed: the
+median of the repeats, CPU seconds of client and server (a client that is busy all the time is bounded by its one core).
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import re
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+
+import aiohttp
+import httpx
+
+from retort.config import EndpointConfig
+from retort.teachers.asking import Answer, Prompt, Question, Turn
+from retort.teachers.chat import Bodies
+from retort.teachers.endpoint import open_endpoint
+
+arguments = argparse.ArgumentParser()
+arguments.add_argument("--questions", type=int, default=20_000)
+arguments.add_argument("--concurrency", type=int, default=64)
+arguments.add_argument("--repeats", type=int, default=1)
+arguments.add_argument("--httpx-questions", type=int, default=4_000, help="fewer, since it is slow")
+
+SHARED = tuple(
+    turn for n in range(50) for turn in (Turn("user", f"Input: {n} {'request ' * 15}"), Turn("assistant", "label"))
+)
+MESSAGE = {"role": "assistant", "content": "food", "refusal": None, "tool_calls": [], "reasoning": None}
+COMPLETION = json.dumps(
+    {
+        "id": "chatcmpl-5f1c2d3e4f5a6b7c8d9e0f1a2b3c4d5e",
+        "object": "chat.completion",
+        "created": 1790000000,
+        "model": "dummy",
+        "choices": [{"index": 0, "message": MESSAGE, "logprobs": None, "finish_reason": "stop", "stop_reason": None}],
+        "usage": {
+            "prompt_tokens": 2043,
+            "total_tokens": 2047,
+            "completion_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 2000},
+        },
+    }
+).encode()
+RESPONSE = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(COMPLETION) + COMPLETION
+)
+LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+
+
+class Server(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport, self._read, self._wanted = transport, b"", 0
+
+    def data_received(self, data: bytes) -> None:
+        self._read = self._read + data if self._read else data
+        if not self._wanted:
+            end = self._read.find(b"\r\n\r\n")
+            match = LENGTH.search(self._read, 0, end) if end >= 0 else None
+            if match is None:
+                return
+            self._wanted = end + 4 + int(match[1])
+        if len(self._read) >= self._wanted:
+            self._read, self._wanted = b"", 0
+            self._transport.write(RESPONSE)
+
+
+def serve(connection: Connection) -> None:
+    async def forever() -> None:
+        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+        connection.send(server.sockets[0].getsockname()[1])
+        await asyncio.to_thread(connection.recv)
+
+    asyncio.run(forever())
+
+
+def questions(number: int) -> Iterator[Question]:
+    for n in range(number):
+        prompt = Prompt(SHARED, f"Input: {n} wake me at seven tomorrow and play something quiet\nOutput:")
+        yield Question(n.to_bytes(16, "big"), prompt)
+
+
+def ours(url: str, number: int, concurrency: int) -> int:
+    config = EndpointConfig(kind="endpoint", url=url, model="dummy", concurrency=concurrency)
+    with open_endpoint(config) as asker:
+        return sum(isinstance(answer, Answer) and answer.text == "food" for answer in asker.ask(questions(number)))
+
+
+def bare_aiohttp(url: str, number: int, concurrency: int) -> int:
+    async def work(session: aiohttp.ClientSession, waiting: Iterator[Question], bodies: Bodies) -> int:
+        right = 0
+        for question in waiting:
+            async with session.post(f"{url}/chat/completions", data=bodies.body(question, (0,))) as response:
+                right += (await response.json())["choices"][0]["message"]["content"] == "food"
+        return right
+
+    async def run() -> int:
+        waiting, bodies = questions(number), Bodies("dummy", "none")
+        connector = aiohttp.TCPConnector(limit=0)
+        headers = {"Content-Type": "application/json"}
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+            return sum(await asyncio.gather(*(work(session, waiting, bodies) for _ in range(concurrency))))
+
+    return asyncio.run(run())
+
+
+def bare_httpx(url: str, number: int, concurrency: int) -> int:
+    async def run() -> int:
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        semaphore, bodies = asyncio.Semaphore(concurrency), Bodies("dummy", "none")
+        async with httpx.AsyncClient(limits=limits, headers={"Content-Type": "application/json"}) as client:
+
+            async def one(question: Question) -> bool:
+                async with semaphore:
+                    response = await client.post(f"{url}/chat/completions", content=bodies.body(question, (0,)))
+                    return response.json()["choices"][0]["message"]["content"] == "food"
+
+            return sum(await asyncio.gather(*(one(question) for question in questions(number))))
+
+    return asyncio.run(run())
+
+
+def measure(client: Callable[[str, int, int], int], number: int, concurrency: int) -> tuple[float, float, float]:
+    """(requests/s, CPU seconds of the client, of the server)"""
+    ours_end, theirs = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
+    server.start()
+    url = f"http://127.0.0.1:{ours_end.recv()}/v1"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start, cpu = time.perf_counter(), time.process_time()
+    right = client(url, number, concurrency)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    assert right == number, f"{number - right} of {number} answers are missing or wrong"
+    ours_end.send("end")
+    server.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return number / seconds, cpu, sum(after[:2]) - sum(before[:2])
+
+
+def main() -> None:
+    given = arguments.parse_args()
+    clients = {
+        "retort": (ours, given.questions),
+        "aiohttp, bare": (bare_aiohttp, given.questions),
+        "httpx, bare": (bare_httpx, min(given.questions, given.httpx_questions)),
+    }
+    body = len(Bodies("dummy", "none").body(next(questions(1)), (0,)))
+    print(f"{given.questions} questions of {body} bytes, {given.concurrency} under way, median of {given.repeats}")
+    first = 0.0
+    for name, (client, number) in clients.items():
+        runs = [measure(client, number, given.concurrency) for _ in range(given.repeats)]
+        speed, cpu, server_cpu = (statistics.median(values) for values in zip(*runs, strict=True))
+        first = first or speed
+        per_request = f"{cpu / number * 1e6:.0f} us CPU a request, busy {cpu / number * speed:.0%} of a core"
+        print(
+            f"{name:14} {speed:6.0f} requests/s, retort is {first / speed:.2f} times that; client {per_request}; ",
+            end="",
+        )
+        print(f"server {server_cpu / number * speed:.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Does each stage gain? An algorithm's scores over several seeds, where one run is within the noise of its seed.
+
+    .venv/bin/python benchmarks/seeds.py examples/snips-finetuned.yaml --seeds 5 [--parallel 2] [--set FIELD=VALUE ...]
+
+Runs `method.seed`, `method.seed` + 1, ... of a config, without Prefect, each in one process of a pool; what is in the
+store already is not made again. Printed: mean and standard deviation over seeds of each metric, and the paired
+difference of the final student to vanilla distillation with the standard error of its mean.
+
+`--independent-intent` is another arm of the study: students decide the intent and each tag by themselves, so that a
+wrong intent does not forbid right slots. No key tells the two arms apart, so its store is one of its own, beside.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+
+from retort.algorithms.baselines import compare_baselines
+from retort.algorithms.mckd import Do, distil, ingest_data
+from retort.config import Config
+from retort.configfile import load_config
+from retort.preflight import resolve
+from retort.problems.base import Floats
+from retort.problems.slots import Slots, encode
+from retort.records import ArtifactRef, Distilled, Label, Stage
+from retort.report.summary import TITLES
+from retort.stages.making import make, open_store
+
+VANILLA, FINAL = "vanilla-kd", "final student"
+Scores = Mapping[str, float]
+"""By metric."""
+Systems = dict[str, Scores]
+"""What one seed gave, by system, in the order of the table."""
+
+
+def main() -> None:
+    given = arguments()
+    config = resolve(load_config(given.config, given.set))
+    if given.independent_intent:
+        config = in_store(config, f"{config.store.root}-independent-intent")
+    asyncio.run(ingest_data(config, doing(config, given.parallel)))  # once, not by every seed at the same time
+    configs = [seeded(config, config.method.seed + number) for number in range(given.seeds)]
+    # As in a run: threads that spin while they wait for each other stall a machine that is shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with ProcessPoolExecutor(given.parallel, get_context("spawn")) as pool:
+        jobs = [pool.submit(run_seed, one, given.parallel, given.independent_intent) for one in configs]
+        runs = [job.result() for job in jobs]
+    print(f"{config.name}: percent on the test rows, mean and standard deviation over seeds", end="")
+    print("; intent and tags decided independently" if given.independent_intent else "")
+    for line in table(config.metrics, runs):
+        print(line)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--parallel", type=int, default=1, help="seeds at once; they share the cores")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--independent-intent", action="store_true")
+    return parser.parse_args()
+
+
+def in_store(config: Config, root: str) -> Config:
+    return config.model_copy(update={"store": config.store.model_copy(update={"root": root})})
+
+
+def seeded(config: Config, seed: int) -> Config:
+    baselines = [VANILLA, *(name for name in config.baselines if name != VANILLA)]
+    method = config.method.model_copy(update={"seed": seed})
+    return config.model_copy(update={"method": method, "baselines": baselines})
+
+
+def run_seed(config: Config, parallel: int, independent_intent: bool) -> Systems:
+    if independent_intent:
+        Slots.decide = decide_each_unit  # type: ignore[assignment, method-assign]
+    started = time.monotonic()
+    systems = asyncio.run(run(config, doing(config, parallel)))
+    metric = config.metrics[0]
+    final, vanilla = (f"{name} {100 * systems[name][metric]:.2f}" for name in (FINAL, VANILLA))
+    seconds = time.monotonic() - started
+    print(
+        f"seed {config.method.seed}: {final}, {vanilla} {TITLES[metric]}, {seconds:.0f} s", file=sys.stderr, flush=True
+    )
+    return systems
+
+
+async def run(config: Config, do: Do) -> Systems:
+    data = await ingest_data(config, do)
+    return systems_of(await compare_baselines(config, await distil(config, data, do), do))
+
+
+def doing(config: Config, parallel: int) -> Do:
+    """Each stage in this process, one after the other; found in the store, or made."""
+    store = open_store(config.store)
+
+    async def do(stage: Stage) -> ArtifactRef:
+        found = store.find(stage.kind, stage.key)
+        if found is not None:
+            return store.ref(found)
+        # Side by side are the seeds, not a seed's students: `parallel` of them share the cores.
+        return make(config, stage.model_copy(update={"siblings": parallel}), 0, lambda done, total, note: None)
+
+    return do
+
+
+def decide_each_unit(problem: Slots, text: str, probabilities: Floats) -> tuple[Label, float]:
+    """`Slots.decide` without the legality of intent and tags together: every unit's most probable class."""
+    legal = probabilities * problem.allowed(len(probabilities))
+    intent, *tags = (problem.classes[index] for index in legal.argmax(axis=1).tolist())
+    shares = legal.max(axis=1) / legal.sum(axis=1)
+    return encode(intent.removeprefix("IN:"), tags), float(np.exp(np.log(shares).mean()))
+
+
+def systems_of(distilled: Distilled) -> Systems:
+    """A stage's students count with the mean of their scores."""
+    systems: Systems = {}
+    if distilled.teacher_scores is not None:
+        systems["teacher"] = distilled.teacher_scores.metrics
+    systems |= {name: scores.metrics for name, scores in distilled.baselines.items()}
+    for done in distilled.rounds:
+        name = f"stage {done.stage} ({len(done.students)} students)"
+        systems[name] = mean_of([scores.metrics for scores in done.test_scores])
+    systems[FINAL] = distilled.final_scores.metrics
+    for stage, quality in enumerate(distilled.label_scores):
+        if quality.metrics:
+            systems[f"labels of stage {stage}, pool's gold"] = quality.metrics
+    return systems
+
+
+def mean_of(scores: list[Scores]) -> Scores:
+    return {metric: statistics.mean(one[metric] for one in scores) for metric in scores[0]}
+
+
+def table(metrics: Iterable[str], runs: list[Systems]) -> Iterable[str]:
+    """A line for each system, and one for the final student's gain. A rejected stage ends a seed's run, so some
+    systems may have fewer seeds than others."""
+    metrics, names = tuple(metrics), list(dict.fromkeys(name for run in runs for name in run))
+    yield line("", (TITLES[metric] for metric in metrics), "seeds")
+    for name in names:
+        having = [run[name] for run in runs if name in run]
+        cells = (spread([scores[metric] for scores in having]) for metric in metrics)
+        yield line(name, cells, str(len(having)))
+    gains = ([run[FINAL][metric] - run[VANILLA][metric] for run in runs] for metric in metrics)
+    cells = (spread(gain, divisor=len(runs) ** 0.5, signed="+") for gain in gains)
+    yield line(f"{FINAL} - {VANILLA} (± s.e.)", cells, str(len(runs)))
+
+
+def spread(values: list[float], divisor: float = 1.0, signed: str = "") -> str:
+    """`50.5 ± 1.2`: mean and standard deviation (by `divisor`), in percent."""
+    deviation = f"{100 * statistics.stdev(values) / divisor:.2f}" if len(values) > 1 else "-"
+    return f"{100 * statistics.mean(values):{signed}.2f} ± {deviation}"
+
+
+def line(name: str, cells: Iterable[str], seeds: str) -> str:
+    return f"{name:38}{''.join(f'{cell:>18}' for cell in cells)}{seeds:>8}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Class probabilities from a teacher's scores of its verbalizers, and how far they can be believed.
+
+Scores are natural logarithms of the probability that the teacher writes a verbalizer; over all verbalizers these
+probabilities sum to less than 1, since it could write something else. Guo et al. (2017, "On Calibration of Modern
+Neural Networks") divide the logarithms by one number, the *calibration temperature*, fitted on gold-labelled rows: the
+most probable class stays, its confidence becomes right on average.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.errors import DataError
+from retort.problems.base import Floats
+
+Indices = NDArray[np.int64]
+
+CALIBRATION_TEMPERATURES = (0.05, 20.0)
+"""Bounds of the fit. Where the gold labels would have it infinitely sharp (all rows right) or flat (all wrong), the fit
+is the bound."""
+
+_FLOOR = -1e4
+"""A verbalizer without any probability; keeps one such row from making every likelihood infinite."""
+
+
+def label_probabilities(log_scores: Floats, calibration_temperature: float = 1.0) -> Floats:
+    """Scores `(n, classes)`, natural logarithms, renormalised over the classes: `(n, classes)`, rows sum to 1."""
+    probabilities: Floats = np.exp(_log_probabilities(log_scores, calibration_temperature))
+    return probabilities
+
+
+def outside_mass(log_scores: Floats) -> Floats:
+    """The probability that the teacher writes no verbalizer: `(n, classes)` -> `(n,)` in [0, 1]."""
+    mass: Floats = np.clip(1.0 - np.exp(log_scores).sum(axis=1), 0.0, 1.0)
+    return mass
+
+
+def fit_temperature(log_scores: Floats, gold_indices: Indices) -> float:
+    """The calibration temperature of least negative log-likelihood, within `CALIBRATION_TEMPERATURES`; 1 where all are
+    as good. `(n, classes)`, `(n,)`.
+
+    The likelihood is convex in the inverse temperature, so there is one minimum and a bounded search finds it.
+    Raises DataError where there are no rows.
+    """
+    from scipy.optimize import minimize_scalar
+
+    _check_rows(gold_indices)
+
+    def loss(logarithm: float) -> float:
+        return _mean_loss(_log_probabilities(log_scores, float(np.exp(logarithm))), gold_indices)
+
+    low, high = np.log(CALIBRATION_TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    # 1 comes first, so that it wins a tie; the search itself never quite touches a bound.
+    return float(np.exp(min((0.0, low, high, float(found.x)), key=loss)))
+
+
+def negative_log_likelihood(probabilities: Floats, gold_indices: Indices) -> float:
+    """Mean over rows of -ln p(gold class), >= 0. Raises DataError where there are no rows."""
+    _check_rows(gold_indices)
+    return _mean_loss(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), gold_indices)
+
+
+def brier_score(probabilities: Floats, gold_indices: Indices) -> float:
+    """Mean over rows of the squared distance to the one-hot gold label, in [0, 2] (Brier 1950). Raises DataError where
+    there are no rows."""
+    _check_rows(gold_indices)
+    errors = probabilities.copy()
+    errors[np.arange(len(gold_indices)), gold_indices] -= 1.0
+    return float((errors**2).sum(axis=1).mean())
+
+
+def expected_calibration_error(probabilities: Floats, gold_indices: Indices, bins: int = 10) -> float:
+    """How far confidence is from accuracy, in [0, 1]: Guo et al. (2017), equation 3.
+
+    Rows fall by the probability of their most probable class into equal-width bins `((m - 1) / M, m / M]`; the error is
+    the mean over rows of their bin's |accuracy - mean confidence|. Raises DataError where there are no rows.
+    """
+    _check_rows(gold_indices)
+    confidences = probabilities.max(axis=1)
+    excess = (probabilities.argmax(axis=1) == gold_indices) - confidences
+    numbers = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(numbers, weights=excess, minlength=bins)).sum() / len(gold_indices))
+
+
+def _log_probabilities(log_scores: Floats, calibration_temperature: float) -> Floats:
+    scaled = np.maximum(log_scores, _FLOOR) / calibration_temperature
+    scaled = scaled - scaled.max(axis=1, keepdims=True)
+    logarithms: Floats = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    return logarithms
+
+
+def _mean_loss(log_probabilities: Floats, gold_indices: Indices) -> float:
+    return float(-log_probabilities[np.arange(len(gold_indices)), gold_indices].mean())
+
+
+def _check_rows(gold_indices: Indices) -> None:
+    if not len(gold_indices):
+        raise DataError("there are no gold-labelled rows to calibrate on")

@@ -1,0 +1,42 @@
+"""Prompts as token ids: of the turns that rows share once, of each row only its own part."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retort.teachers.engine import rendering
+else:
+    import rendering
+
+
+class Prefix:
+    """Shared turns, for one tokenizer. Raises ValueError where its chat template cannot take them."""
+
+    def __init__(self, tokenizer: Any, shared: "rendering.Chat") -> None:
+        self._tokenizer = tokenizer
+        self._chat = rendering.has_chat_template(tokenizer)
+        self._text, self._before, self.after = rendering.render(tokenizer, shared)
+        self._token_ids = self._beginning(self._text)
+        self._parts: bool | None = None
+
+    def prompt(self, item: str) -> list[int]:
+        """The token ids of a row's whole prompt.
+
+        The first row's are computed both ways: a tokenizer can join what stands on both sides of the cut, and then
+        every row's prompt is tokenised as a whole.
+        """
+        row = f"{self._before}{item}{self.after}"
+        in_parts = self._token_ids + self._tokenizer.encode(row, add_special_tokens=False)
+        if self._parts is None:
+            self._parts = in_parts == self._beginning(self._text + row)
+        return in_parts if self._parts else self._beginning(self._text + row)
+
+    def _beginning(self, text: str) -> list[int]:
+        """A chat template has written its own special tokens. Elsewhere the tokenizer adds those that begin a text;
+        one that it adds at the end would end the prompt before the answer."""
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not self._chat)
+        if not self._chat:
+            end = self._tokenizer.eos_token_id
+            bare = self._tokenizer.encode(text, add_special_tokens=False)
+            if len(token_ids) > len(bare) and token_ids[-1] == end and bare[-1:] != [end]:
+                return token_ids[:-1]
+        return token_ids

@@ -1,0 +1,72 @@
+"""The engine's side of the pipe to Retort: JSON lines in and out, a heartbeat, and the end of all when Retort is gone.
+
+Imports the standard library alone, as it must be at work before vLLM is imported, which prints to standard output.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+Message = dict[str, Any]
+
+HEARTBEAT_SECONDS = 0.5
+_PARENT_EVERY_SECONDS = 0.5
+
+
+class Wire:
+    """Takes standard output for itself: what anything else prints goes to standard error from here on."""
+
+    def __init__(self, parent: int) -> None:
+        """`parent` is Retort's process id."""
+        self._out = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+        self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        """What Retort said; None at its end."""
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, *messages: Message) -> None:
+        lines = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+        try:
+            with self._lock:
+                self._out.write(lines)
+                self._out.flush()
+        except BrokenPipeError:
+            end_all()
+
+    def beat(self, state: Callable[[], Message | None]) -> None:
+        """Say `{"alive": state()}` from now on, in a thread of its own; nothing where the state is None."""
+
+        def beating() -> None:
+            while True:
+                time.sleep(HEARTBEAT_SECONDS)
+                if alive := state():
+                    self.send({"alive": alive})
+
+        threading.Thread(target=beating, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin.buffer:
+            self.inbox.put(json.loads(line))
+        self.inbox.put(None)
+
+
+def _end_with(parent: int) -> None:
+    """Standard input ends too when Retort dies, but that is also how it says that nothing more will come."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_EVERY_SECONDS)
+    end_all()
+
+
+def end_all() -> None:
+    """This process and those that vLLM started, however busy they are."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)

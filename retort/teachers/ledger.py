@@ -1,0 +1,263 @@
+"""Every completion ever paid for, found by what was asked.
+
+One folder of the store for each teacher, `ledger/<digest of its identity>/`, with shards that are only ever added:
+two runs may add and read at once. The lookups run in DuckDB, in bounded memory, on the columns that they need.
+"""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from retort.records import digest
+from retort.store import Store
+from retort.teachers.shards import SCHEMA, Shards, first_of_each_key, is_full, query, write_pieces
+
+FLUSH_SECONDS = 4.0
+SHARD_ENTRIES = 5000
+
+BEST_FIRST = "finish_reason IS NOT DISTINCT FROM 'length', max_tokens DESC, asked_at, text"
+MISSING = """
+    SELECT min(position) AS position, key FROM read_parquet($asked) AS asked WHERE NOT EXISTS (
+        FROM read_parquet($shards) AS entry WHERE entry.key = asked.key
+        AND (finish_reason IS DISTINCT FROM 'length' OR max_tokens >= $max_tokens)
+    ) GROUP BY key ORDER BY position
+"""
+JOIN = f"""
+    SELECT position, entry.* FROM read_parquet($asked) AS asked
+    LEFT JOIN read_parquet($shards) AS entry ON entry.key = asked.key ORDER BY position, {BEST_FIRST}
+"""
+MERGE = f"FROM read_parquet($shards) ORDER BY key, {BEST_FIRST}"
+
+T = TypeVar("T")
+
+
+class Entry(NamedTuple):
+    """One completion as kept."""
+
+    key: bytes
+    """16 bytes, of `ledger_key`."""
+    text: str
+    finish_reason: str | None
+    max_tokens: int
+    """The limit it was asked under."""
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    scores: tuple[float, ...]
+    """Natural logarithms of the verbalizers' probabilities, or ()."""
+    asked_at: float
+    """Unix seconds."""
+
+
+def ledger_key(shared_digest: bytes, item: str, constraint: str, attempt: int, sample: int) -> bytes:
+    """16 bytes that stand for one completion of one row.
+
+    `shared_digest` (at most 64 bytes) stands for what many rows share: the prefix, the sampling parameters.
+    """
+    text = f"{attempt} {sample} {len(constraint)} {constraint}{item}"
+    return blake2b(text.encode(), digest_size=16, key=shared_digest).digest()
+
+
+class Ledger:
+    """The completions of one teacher.
+
+    `teacher` is all that its completions depend on beside the key, in JSON values: kind, model, revision, engine
+    mode; not `max_tokens`, batch sizes or GPUs. Where several entries have one key, the best one counts: one that
+    was not cut (`finish_reason` is not `length`), then the one with the largest `max_tokens`, then the earliest.
+    Methods raise StoreUnavailable. A damaged shard is left out, named in `damaged`, and never deleted.
+    """
+
+    def __init__(self, store: Store, teacher: Mapping[str, Any]) -> None:
+        self.folder = f"ledger/{digest(teacher)[:16]}"
+        """Below the store's root."""
+        self._store = store
+        self._teacher = teacher
+        self._shards = Shards(store, self.folder)
+        self._introduced = False
+
+    @property
+    def damaged(self) -> list[str]:
+        """One sentence for each shard that the last lookup or compaction left out."""
+        return self._shards.damaged
+
+    def files(self) -> list[str]:
+        """Names of the shards, the damaged ones too, sorted by time. Reads none."""
+        return self._shards.names()
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Keep them, in one shard that is durable on return. Many small shards cost time: see Writer."""
+        if not entries:
+            return
+        self._introduce()
+        columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
+        columns["text"] = tuple(map(_storable, columns["text"]))
+        self._shards.write(pa.table(columns, schema=SCHEMA))
+
+    def missing(self, asked: Path, max_tokens: int) -> Iterator[pa.RecordBatch]:
+        """What must be asked for: no entry, or only ones cut under a limit below `max_tokens`.
+
+        `asked` is a Parquet file with position (int64) and key (binary, 16 bytes); the batches have the same columns,
+        ordered by position; of equal keys only the first, as equal rows are paid for once. The texts are not read.
+        """
+        return self._find(MISSING, asked=str(asked), max_tokens=max_tokens)
+
+    def join(self, asked: Path) -> Iterator[Entry | None]:
+        """The best entry for each row of `asked` (see `missing`; positions differ), ordered by position.
+
+        An entry that was cut is given as well, under whatever limit; None where there is no entry.
+        """
+        last = None
+        for batch in self._find(JOIN, asked=str(asked)):
+            positions, keys, *others = (column.to_pylist() for column in batch.columns)
+            for position, key, text, *numbers, scores, asked_at in zip(positions, keys, *others, strict=True):
+                if position != last:
+                    yield None if key is None else Entry._make((key, text, *numbers, tuple(scores), asked_at))
+                last = position
+
+    def compact(self) -> int:
+        """Merge all shards that are not full into full ones and a rest; returns how many were merged away.
+
+        Only the best entry of a key is kept. The old shards are removed when the new ones are durable, so that a
+        death in between leaves duplicates, which do no harm, and others may read, add and compact meanwhile.
+        """
+        return self._while_shards_change(self._compact)
+
+    def _compact(self, shards: dict[str, Path]) -> int:
+        small = {name: file for name, file in shards.items() if not is_full(file)}
+        if len(small) < 2:
+            return 0
+        newest = max(small)
+        with TemporaryDirectory(prefix="retort-ledger-") as drafts:
+            pieces = write_pieces(first_of_each_key(query(MERGE, small.values())), Path(drafts))
+            merged = {self._shards.upload(piece, newest) for piece in pieces}
+        # A piece can be one of the small ones again: two compactions of the same shards give the same files.
+        removed = small.keys() - merged
+        self._shards.remove(removed)
+        return len(removed)
+
+    def _find(self, sql: str, **parameters: Any) -> Iterator[pa.RecordBatch]:
+        def start(shards: dict[str, Path]) -> Iterator[pa.RecordBatch]:
+            batches = query(sql, shards.values(), **parameters)
+            first = list(islice(batches, 1))
+            return chain(first, batches)
+
+        yield from self._while_shards_change(start)  # all are sorted: with the first batch the last shard is read
+
+    def _while_shards_change(self, read: Callable[[dict[str, Path]], T]) -> T:
+        """What `read` gives; again, with the shards as they are then, if they went or broke beneath it."""
+        while True:
+            shards = self._shards.intact()
+            try:
+                return read(shards)
+            except (duckdb.Error, pa.ArrowException, FileNotFoundError):
+                self._shards.forget()
+                if self._shards.intact() == shards:
+                    raise
+
+    def _introduce(self) -> None:
+        """For people, and for whoever asks later what a completion was made of."""
+        path = f"{self.folder}/teacher.json"
+        if not self._introduced and "teacher.json" not in self._store.place.list(self.folder):
+            self._store.place.write(path, json.dumps(self._teacher, ensure_ascii=False, indent=1).encode())
+        self._introduced = True
+
+
+class Writer:
+    """A context that takes completions one by one and makes them durable, in a thread of its own.
+
+    A shard is written `delay_seconds` after its oldest entry came, or when there are `shard_entries`; leaving writes
+    the rest, also when an exception passes. With the default, and a store that takes a shard within a second, a kill
+    at any moment loses at most the completions of the last 5 s.
+    """
+
+    def __init__(
+        self, ledger: Ledger, delay_seconds: float = FLUSH_SECONDS, shard_entries: int = SHARD_ENTRIES
+    ) -> None:
+        self._ledger = ledger
+        self._delay_seconds = delay_seconds
+        self._shard_entries = shard_entries
+        self._changed = threading.Condition()
+        self._waiting: list[Entry] = []
+        self._due = math.inf
+        self._failure: Exception | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._write_when_due, name="ledger-writer", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Raises what the last write fails with, though not in the place of a KeyboardInterrupt or a cancellation."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        try:
+            self._write()
+        except Exception as failure:
+            if error is None or isinstance(error, Exception):
+                raise
+            error.add_note(f"{len(self._waiting)} completions could not be kept in the ledger: {failure}")
+
+    def add(self, entry: Entry) -> None:
+        """Takes the entry in any case, then raises what a write failed with since the last call.
+
+        The entries of a failed write are tried again after the delay, and at the exit.
+        """
+        with self._changed:
+            self._waiting.append(entry)
+            if len(self._waiting) == self._shard_entries:
+                self._set_due(0.0)
+            elif self._due == math.inf:
+                self._set_due(self._delay_seconds)
+            failure, self._failure = self._failure, None
+        if failure:
+            raise failure
+
+    def _set_due(self, seconds: float) -> None:
+        self._due = time.monotonic() + seconds
+        self._changed.notify()
+
+    def _write_when_due(self) -> None:
+        while self._wait():
+            try:
+                self._write()
+            except Exception as failure:  # of whatever kind: it belongs to the caller's thread
+                with self._changed:
+                    self._failure = failure
+                    self._set_due(self._delay_seconds)
+
+    def _wait(self) -> bool:
+        """Until a shard is due; False if the writer closes."""
+        with self._changed:
+            while not self._closing and (seconds := self._due - time.monotonic()) > 0:
+                self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
+            return not self._closing
+
+    def _write(self) -> None:
+        with self._changed:
+            entries, self._waiting, self._due = self._waiting, [], math.inf
+        try:
+            self._ledger.add(entries)
+        except BaseException:
+            with self._changed:
+                self._waiting[:0] = entries
+            raise
+        self._failure = None
+
+
+def _storable(text: str) -> str:
+    """A completion cut within a surrogate pair must not take its whole shard with it."""
+    return text if text.isascii() else text.encode(errors="replace").decode()

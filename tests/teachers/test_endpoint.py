@@ -1,0 +1,673 @@
+"""The endpoint teacher against a real HTTP server with faults: nothing is lost, nothing answered is asked twice."""
+
+import itertools
+import json
+import math
+import os
+import re
+import resource
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from retort.config import EndpointConfig
+from retort.errors import ConfigError, TeacherUnavailable
+from retort.problems import Constraint
+from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
+from retort.teachers.chat import seed
+from retort.teachers.endpoint import open_endpoint
+from retort.teachers.firsttoken import first_token_scores
+from retort.teachers.pacing import LONGEST_BACKOFF_SECONDS, backoff, retry_after
+from retort.teachers.tries import FREE_WAITS
+
+SHARED = (Turn("system", "Say what it is."), Turn("user", "an äpple"), Turn("assistant", "food"))
+CHOICE = Constraint(choice=("food", "drink", 'so-called "food"'))
+GRAMMAR = Constraint(grammar='root ::= "a" | "b"')
+Server = Any
+
+
+def config(server: Server, **more: Any) -> EndpointConfig:
+    url = server if isinstance(server, str) else server.url
+    return EndpointConfig.model_validate({"kind": "endpoint", "url": url, "model": "dummy"} | more)
+
+
+def questions(number: int, **more: Any) -> list[Question]:
+    return [Question(n.to_bytes(16, "big"), Prompt(SHARED, f"row {n:05d}"), **more) for n in range(number)]
+
+
+def ask(server: Server, asked: list[Question], **more: Any) -> list[Answer | Refusal]:
+    with open_endpoint(config(server, **more), backoff_seconds=0.001) as asker:
+        return list(asker.ask(iter(asked)))
+
+
+def texts(outcomes: list[Answer | Refusal]) -> list[str]:
+    assert all(isinstance(outcome, Answer) for outcome in outcomes), outcomes
+    return [outcome.text for outcome in outcomes if isinstance(outcome, Answer)]
+
+
+def all_answered_once(server: Server, outcomes: list[Answer | Refusal], number: int) -> None:
+    assert sorted(int.from_bytes(outcome.key, "big") for outcome in outcomes) == list(range(number))
+    assert texts(outcomes) == ["food"] * number
+    assert server.answered == {f"row {n:05d}": 1 for n in range(number)}
+
+
+# What is sent and what is read
+
+
+def test_every_question_is_answered_once_over_few_connections(endpoint_server: Server) -> None:
+    outcomes = ask(endpoint_server, questions(300), concurrency=8)
+    all_answered_once(endpoint_server, outcomes, 300)
+    assert sum(endpoint_server.asked.values()) == 300
+    assert 1 < endpoint_server.most_under_way <= 8
+    assert len(endpoint_server.connections) <= 8
+    assert outcomes[0] == Answer(outcomes[0].key, 0, "food", "stop", 100, 90, 3)
+
+
+def test_an_asker_can_be_asked_again_and_about_nothing(endpoint_server: Server) -> None:
+    with open_endpoint(config(endpoint_server)) as asker:
+        assert asker.facts == {}
+        assert list(asker.ask(iter(()))) == []
+        assert len(list(asker.ask(iter(questions(3))))) == 3
+        assert len(list(asker.ask(iter(questions(5))))) == 5
+
+
+def test_the_body_is_the_protocol_s_and_its_start_the_same_for_all(endpoint_server: Server) -> None:
+    asked = questions(2, sampling_temperature=0.5, top_p=0.9, max_tokens=17)
+    other = Question(b"o" * 16, Prompt((Turn("user", "other"),), "lone \ud800 surrogate"))
+    ask(endpoint_server, [*asked, other], concurrency=1)
+    first, _, last = endpoint_server.bodies
+    assert first == {
+        "model": "dummy",
+        "messages": [{"role": turn.role, "content": turn.content} for turn in SHARED]
+        + [{"role": "user", "content": "row 00000"}],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 17,
+        "seed": seed(asked[0].key, 0),
+    }
+    starts = [raw.partition(b"row")[0] for raw in endpoint_server.raw_bodies[:2]]
+    assert starts[0] == starts[1]
+    assert last["messages"] == [{"role": "user", "content": "other"}, {"role": "user", "content": other.prompt.item}]
+    assert last.keys() == {"model", "messages", "temperature", "max_tokens"}
+
+
+def test_seeds_differ_by_row_and_sample_and_repeat() -> None:
+    seeds = {seed(n.to_bytes(16, "big"), sample) for n in range(100) for sample in range(3)}
+    assert len(seeds) == 300
+    assert seed(b"k" * 16, 2) == seed(b"k" * 16, 0) + 2
+    assert all(0 <= value < 2**31 for value in seeds)
+
+
+@pytest.mark.parametrize(
+    ("style", "constraint", "sent"),
+    [
+        ("none", CHOICE, None),
+        ("vllm", CHOICE, ("structured_outputs", {"choice": list(CHOICE.choice or ())})),
+        ("vllm", GRAMMAR, ("structured_outputs", {"grammar": GRAMMAR.grammar})),
+        ("vllm", None, None),
+        ("json-schema", GRAMMAR, None),
+    ],
+)
+def test_constraints_are_sent_in_the_server_s_style(
+    endpoint_server: Server, style: str, constraint: Constraint | None, sent: tuple[str, Any] | None
+) -> None:
+    ask(endpoint_server, questions(1, constraint=constraint), constraint_style=style)
+    (body,) = endpoint_server.bodies
+    assert {name: body[name] for name in ("structured_outputs", "response_format") if name in body} == dict(
+        [sent] if sent else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (json.dumps({"label": 'so-called "food"'}), 'so-called "food"'),
+        (' {"label":"drink"}\n', "drink"),
+        ('{"label": "fo', '{"label": "fo'),
+        ("food", "food"),
+        ('{"label": 1}', '{"label": 1}'),
+        ('{"label": "a", "b": 2}', '{"label": "a", "b": 2}'),
+    ],
+)
+def test_a_json_schema_s_answer_is_unwrapped(endpoint_server: Server, written: str, read: str) -> None:
+    endpoint_server.reply = lambda body: written
+    assert texts(ask(endpoint_server, questions(1, constraint=CHOICE), constraint_style="json-schema")) == [read]
+    schema = endpoint_server.bodies[0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["label"]["enum"] == list(CHOICE.choice or ())
+
+
+@pytest.mark.parametrize("most", [64, 2, 1])
+def test_samples_are_asked_for_together_or_as_the_server_gives_them(endpoint_server: Server, most: int) -> None:
+    endpoint_server.most_choices = most
+    number = itertools.count()
+    endpoint_server.reply = lambda body: f"text {next(number)}"
+    (question,) = questions(1, samples=(0, 1, 2, 7), sampling_temperature=1.0)
+    answers = [answer for answer in ask(endpoint_server, [question]) if isinstance(answer, Answer)]
+    assert [(answer.sample, answer.text) for answer in answers] == [
+        (0, "text 0"),
+        (1, "text 1"),
+        (2, "text 2"),
+        (7, "text 3"),
+    ]
+    requests = math.ceil(4 / most)
+    assert len(endpoint_server.bodies) == requests
+    assert endpoint_server.bodies[0]["n"] == 4
+    assert sum(answer.prompt_tokens for answer in answers) == 100 * requests
+    assert sum(answer.cached_tokens for answer in answers) == 90 * requests
+    assert sum(answer.completion_tokens for answer in answers) == 3 * requests
+
+
+def test_usage_and_texts_may_be_missing(endpoint_server: Server) -> None:
+    endpoint_server.usage, endpoint_server.reply, endpoint_server.finish_reason = None, lambda body: None, "length"
+    (answer,) = ask(endpoint_server, questions(1))
+    assert answer == Answer(answer.key, 0, "", "length", 0, 0, 0)
+    endpoint_server.usage = {"prompt_tokens": "7", "prompt_tokens_details": None, "completion_tokens": -1}
+    (answer,) = ask(endpoint_server, questions(1))
+    assert answer == Answer(answer.key, 0, "", "length", 0, 0, 0)
+
+
+# Verbalizers
+
+
+def test_verbalizers_are_scored_by_the_first_token(endpoint_server: Server) -> None:
+    shares = {"fo": 0.5, " food": 0.2, "dr": 0.1, "f": 0.05, "\n": 0.05, "gas": 0.01, "foo": 0.01}
+    endpoint_server.alternatives = [(token, math.log(share)) for token, share in shares.items()]
+    (answer,) = ask(endpoint_server, questions(1, verbalizers=("food", "drink", "fad", "gas")))
+    assert isinstance(answer, Answer)
+    # `f` begins two of them and is no one's; nothing that is listed begins `fad`, so it gets the floor.
+    assert [math.exp(score) for score in answer.scores] == pytest.approx([0.71, 0.1, 0.01, 0.01])
+    assert (answer.text, answer.finish_reason, answer.sample) == ("food", "stop", 0)
+    (body,) = endpoint_server.bodies
+    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
+
+
+def test_the_floor_is_no_more_than_what_is_not_listed() -> None:
+    scores = first_token_scores(("food", "drink", "gas"), [("food", math.log(0.98))])
+    assert [math.exp(score) for score in scores] == pytest.approx([0.98, 0.01, 0.01])
+    certain, *others = first_token_scores(("food", "drink", "gas"), [("food", 0.0), ("the", -9999.0)])
+    assert (certain, others) == (0.0, [-9999.0, -9999.0])
+    rounded = first_token_scores(("food", "drink"), [("food", math.log(0.5)), ("fo", math.log(0.50001))])
+    assert rounded[0] == 0.0
+    assert math.exp(rounded[1]) == pytest.approx(1e-7)
+
+
+@pytest.mark.parametrize("pair", [("correct", "correct but incomplete"), ("a", " a "), ("", "x")])
+def test_verbalizers_that_begin_alike_are_refused_before_anything_is_asked(
+    endpoint_server: Server, pair: tuple[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"teacher.verbalizers: .* begins with .* labels: hard"):
+        ask(endpoint_server, questions(3, verbalizers=(*pair, "zebra")))
+    assert not endpoint_server.bodies
+
+
+def test_a_server_without_log_probabilities_is_the_config_s_fault(endpoint_server: Server) -> None:
+    with pytest.raises(ConfigError, match=r"teacher.url = .* no use for labels: soft, since it holds no log-prob"):
+        ask(endpoint_server, questions(50, verbalizers=("food", "drink")))
+
+
+def test_a_row_without_log_probabilities_is_refused(endpoint_server: Server) -> None:
+    endpoint_server.alternatives = [("food", -0.1), ("drink", -3.0)]
+    with open_endpoint(config(endpoint_server)) as asker:
+        assert isinstance(next(asker.ask(iter(questions(1, verbalizers=("food", "drink"))))), Answer)
+        endpoint_server.alternatives = []
+        (refusal,) = asker.ask(iter(questions(1, verbalizers=("food", "drink"))))
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == "no-logprobs"
+    assert "choices" in refusal.raw
+
+
+# The failure policy
+
+
+@pytest.mark.parametrize(
+    "fault", ["error 500", "error 503", "error 408", "cut", "truncated", "nonsense", "empty", "list"]
+)
+def test_what_may_heal_is_asked_again_and_only_that(endpoint_server: Server, fault: str) -> None:
+    endpoint_server.fail(fault_named(endpoint_server, fault), times=2, item="row 00007")
+    endpoint_server.fail(fault_named(endpoint_server, fault), times=1, item="row 00011")
+    outcomes = ask(endpoint_server, questions(30), concurrency=4)
+    all_answered_once(endpoint_server, outcomes, 30)
+    assert endpoint_server.asked["row 00007"] == 3
+    assert endpoint_server.asked["row 00011"] == 2
+    assert sum(endpoint_server.asked.values()) == 33
+
+
+def fault_named(server: Server, name: str) -> Any:
+    if name.startswith("error "):
+        return server.error(int(name.removeprefix("error ")), "the engine <b>died</b>")
+    texts = {"nonsense": '{"choices": [{"message": 5}]}', "empty": "", "list": "[1]"}
+    return server.status(200, texts[name]) if name in texts else getattr(server, name)
+
+
+def test_a_hanging_request_is_asked_again(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.hang, times=3)
+    outcomes = ask(endpoint_server, questions(10), timeout_seconds=0.3)
+    all_answered_once(endpoint_server, outcomes, 10)
+    assert sum(endpoint_server.asked.values()) == 13
+
+
+def test_doubled_choices_are_one_answer(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.doubled)
+    all_answered_once(endpoint_server, ask(endpoint_server, questions(10)), 10)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "words"),
+    [
+        ("error 500", "unavailable", r"The server failed in 3 tries: it answered HTTP 500: the engine died"),
+        ("cut", "unavailable", r"The server failed in 3 tries: it cut the connection"),
+        (
+            "truncated",
+            "bad-response",
+            r"The server failed in 3 tries: its answer is no chat completion: it is not JSON",
+        ),
+        ("nonsense", "bad-response", r"a choice holds no message with a text"),
+        ("list", "bad-response", r"it is no JSON object"),
+    ],
+)
+def test_a_row_that_never_heals_is_refused_alone(endpoint_server: Server, fault: str, reason: str, words: str) -> None:
+    endpoint_server.fail(fault_named(endpoint_server, fault), item="row 00003")
+    outcomes = ask(endpoint_server, questions(10), retries=2, concurrency=2)
+    (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    assert (refusal.key, refusal.reason) == (questions(4)[3].key, reason)
+    assert re.search(words, refusal.detail)
+    assert bool(refusal.raw) == (fault != "cut")
+    assert endpoint_server.asked["row 00003"] == 3
+    assert len(outcomes) == 10
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_row_that_the_server_refuses_is_not_asked_again(endpoint_server: Server, status: int) -> None:
+    endpoint_server.fail(endpoint_server.error(status, "prompt is too long"), item="row 00003")
+    outcomes = ask(endpoint_server, questions(40))
+    (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    assert refusal.reason == f"http-{status}"
+    assert refusal.detail == f"The server refused the row (HTTP {status}: prompt is too long)"
+    assert json.loads(refusal.raw)["error"]["message"] == "prompt is too long"
+    assert sum(endpoint_server.asked.values()) == 40
+
+
+def test_if_all_rows_are_refused_it_is_not_the_rows(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.error(400, "unknown parameter: 'top_p'"))
+    with pytest.raises(ConfigError, match=r"refuses all rows, the first 20 of them with HTTP 400: unknown parameter"):
+        ask(endpoint_server, questions(500), concurrency=4)
+    assert sum(endpoint_server.asked.values()) < 30
+
+
+def test_many_refusals_after_an_answer_are_the_rows(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0000")
+    endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0002")
+    outcomes = ask(endpoint_server, list(reversed(questions(50))), concurrency=1)
+    assert sum(isinstance(outcome, Refusal) for outcome in outcomes) == 20
+
+
+def test_different_refusals_are_the_rows(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.error(400, "no"), times=19)
+    endpoint_server.fail(endpoint_server.error(413, "long"), times=2)
+    assert len(ask(endpoint_server, questions(40), concurrency=1)) == 40
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ((401, "Incorrect API key"), r"teacher.api_key: .* refuses a request without a key \(HTTP 401: Incorrect API"),
+        ((403, "Not yours"), r"teacher.api_key: .*HTTP 403: Not yours"),
+        (
+            (404, "no model dummy"),
+            r"knows no model 'dummy' \(teacher.model\).*up to and with /v1 \(HTTP 404: no model d",
+        ),
+        ((405, "Method Not Allowed"), r"no OpenAI-compatible server .*HTTP 405: Method Not Allowed"),
+        ((501, "Unsupported"), r"no OpenAI-compatible server .*HTTP 501"),
+        ((302, ""), r"no OpenAI-compatible server .*: it answered HTTP 302$"),
+    ],
+)
+def test_what_the_config_is_to_blame_for_ends_at_once(
+    endpoint_server: Server, fault: tuple[int, str], words: str
+) -> None:
+    endpoint_server.fail(endpoint_server.error(*fault) if fault[1] else endpoint_server.status(fault[0]))
+    with pytest.raises(ConfigError, match=words):
+        ask(endpoint_server, questions(100), concurrency=4)
+    assert sum(endpoint_server.asked.values()) <= 4
+
+
+def test_a_web_page_is_no_server(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.status(200, "<html><body>Welcome to  nginx!</body></html>"))
+    with pytest.raises(ConfigError, match=r"no OpenAI-compatible server .* it answered a page: Welcome to nginx!$"):
+        ask(endpoint_server, questions(5))
+
+
+def test_something_that_speaks_no_http_is_no_server() -> None:
+    with listening(b"SSH-2.0-OpenSSH_9.2\r\n") as port:
+        with pytest.raises(ConfigError, match=r"no OpenAI-compatible server .*: it does not speak HTTP$"):
+            ask(f"http://127.0.0.1:{port}/v1", questions(2))
+        with pytest.raises(ConfigError, match=r"no OpenAI-compatible server .*: its TLS is refused"):
+            ask(f"https://127.0.0.1:{port}/v1", questions(2))
+
+
+@contextmanager
+def listening(words: bytes) -> Iterator[int]:
+    """A port where every connection is told these words, and ended."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    if not connection.recv(65536):
+                        return
+                    connection.sendall(words)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = server.getsockname()[1]
+        try:
+            yield port
+        finally:
+            socket.create_connection(("127.0.0.1", port)).close()
+            thread.join()
+
+
+def test_after_an_answer_a_page_is_only_nonsense_and_405_a_refusal(endpoint_server: Server) -> None:
+    with open_endpoint(config(endpoint_server, retries=1), backoff_seconds=0.001) as asker:
+        assert len(list(asker.ask(iter(questions(1))))) == 1
+        endpoint_server.fail(endpoint_server.status(200, "<html>"), times=2)
+        endpoint_server.fail(endpoint_server.status(405))
+        first, second = asker.ask(iter(questions(1))), asker.ask(iter(questions(1)))
+        assert [getattr(outcome, "reason", None) for outcome in (*first, *second)] == ["bad-response", "http-405"]
+
+
+def test_402_ends_the_run_and_may_heal(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.error(402, "Insufficient balance"))
+    with pytest.raises(TeacherUnavailable, match=r"wants to be paid first \(HTTP 402: Insufficient balance\)"):
+        ask(endpoint_server, questions(5))
+
+
+def test_answers_under_way_are_kept_when_the_run_ends(endpoint_server: Server) -> None:
+    endpoint_server.delay_seconds = 0.2
+    endpoint_server.fail(endpoint_server.error(401, "revoked"), item="row 00000")
+    kept: list[Answer | Refusal] = []
+    with open_endpoint(config(endpoint_server, concurrency=8)) as asker, pytest.raises(ConfigError, match="revoked"):
+        kept.extend(asker.ask(iter(questions(100))))
+    assert texts(kept) == ["food"] * 7
+    assert sum(endpoint_server.asked.values()) == 8
+
+
+# 429
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_pauses_all_requests_and_is_no_try(endpoint_server: Server, as_date: bool) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    endpoint_server.fail(endpoint_server.error(429, "slow down", Retry_After=date if as_date else "0.3"), times=8)
+    start = time.monotonic()
+    outcomes = ask(endpoint_server, questions(40), concurrency=4, retries=0)
+    # The first four are told at once; then one goes ahead, and while it is refused the others wait on.
+    # (A date has no fractions of a second.)
+    assert 1.0 < time.monotonic() - start < 5
+    all_answered_once(endpoint_server, outcomes, 40)
+    assert sum(endpoint_server.asked.values()) == 48
+
+
+def test_429_without_retry_after_is_waited_out(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.status(429), times=FREE_WAITS)
+    all_answered_once(endpoint_server, ask(endpoint_server, questions(3), concurrency=1, retries=0), 3)
+
+
+def test_a_row_may_wait_as_long_as_others_are_answered(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.status(429), times=3 * FREE_WAITS, item="row 00000")
+    outcomes = ask(endpoint_server, questions(1000), concurrency=2, retries=0)
+    all_answered_once(endpoint_server, outcomes, 1000)
+
+
+def test_a_server_that_only_says_429_is_unavailable(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.error(429, "quota exceeded"))
+    with pytest.raises(TeacherUnavailable, match=r"not available: it answered HTTP 429: quota exceeded \(1 tries\)"):
+        ask(endpoint_server, questions(3), concurrency=1, retries=0)
+    assert sum(endpoint_server.asked.values()) == FREE_WAITS + 1
+
+
+def test_a_pause_of_hours_ends_the_run(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.error(429, "daily limit", Retry_After="7200"))
+    with pytest.raises(TeacherUnavailable, match=r"asks to wait for 7200 s \(HTTP 429: daily limit\)"):
+        ask(endpoint_server, questions(5))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(None, None), ("2.5", 2.5), ("-1", 0.0), ("soon", None), ("nan", None), ("", None)]
+)
+def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
+    assert retry_after(value) == seconds
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 -0000") == 0.0
+
+
+def test_backoff_doubles_up_to_a_minute() -> None:
+    for failures in (1, 2, 3, 7, 2000):
+        longest = min(2.0 ** min(failures - 1, 10), LONGEST_BACKOFF_SECONDS)
+        assert longest / 2 <= backoff(1.0, failures) <= longest
+
+
+# A server that is not there
+
+
+def test_a_refused_connection_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(
+        TeacherUnavailable, match=r"not available: it cannot be reached \(Connection refused\) \(3 tries"
+    ):
+        ask(f"http://127.0.0.1:{port}/v1", questions(2), retries=2)
+
+
+def test_a_name_that_nobody_knows_is_unavailable() -> None:
+    with pytest.raises(TeacherUnavailable, match=r"it cannot be reached \(.+\) \(1 tries\)"):
+        ask("http://no-such-host.invalid/v1", questions(1), retries=0)
+
+
+def test_a_server_that_serves_nothing_is_unavailable_even_for_few_rows(endpoint_server: Server) -> None:
+    endpoint_server.fail(endpoint_server.status(503, "<h1>No healthy upstream</h1>"))
+    with pytest.raises(TeacherUnavailable, match=r"it answered HTTP 503: No healthy upstream \(3 tries\)"):
+        ask(endpoint_server, questions(2), retries=2)
+
+
+def test_a_model_that_is_gone_for_a_moment_is_asked_again(endpoint_server: Server) -> None:
+    with open_endpoint(config(endpoint_server, retries=2), backoff_seconds=0.001) as asker:
+        assert len(texts(list(asker.ask(iter(questions(1)))))) == 1
+        endpoint_server.fail(endpoint_server.error(404, "no model"), times=2)
+        assert len(texts(list(asker.ask(iter(questions(1)))))) == 1
+
+
+def test_samples_that_came_before_the_server_went_are_kept(endpoint_server: Server) -> None:
+    def then_go(body: Any) -> str:
+        endpoint_server.fail(endpoint_server.status(503))
+        return "food"
+
+    endpoint_server.most_choices, endpoint_server.reply = 1, then_go
+    kept: list[Answer | Refusal] = []
+    asked = questions(1, samples=(0, 1), sampling_temperature=1.0)
+    with open_endpoint(config(endpoint_server, retries=0)) as asker, pytest.raises(TeacherUnavailable):
+        kept.extend(asker.ask(iter(asked)))
+    assert texts(kept) == ["food"]
+
+
+@pytest.mark.parametrize("fault", ["error 500", "truncated", "cut"])
+def test_a_server_that_fails_for_all_is_unavailable_and_what_came_is_kept(endpoint_server: Server, fault: str) -> None:
+    def then_fail() -> Iterator[Question]:
+        yield from questions(500)[:30]
+        endpoint_server.fail(fault_named(endpoint_server, fault))
+        yield from questions(500)[30:]
+
+    kept: list[Answer | Refusal] = []
+    with open_endpoint(config(endpoint_server, concurrency=4, retries=8), backoff_seconds=0.001) as asker:
+        with pytest.raises(TeacherUnavailable, match=r"the teacher at http://127.0.0.1:\d+/v1 is not available: it"):
+            kept.extend(asker.ask(then_fail()))
+        assert len(texts(kept)) == len(endpoint_server.answered) > 0
+        endpoint_server.heal()
+        late = list(asker.ask(iter(questions(500)[len(kept) :])))
+    assert len(texts(late)) == 500 - len(kept)
+    assert max(endpoint_server.answered.values()) == 1
+
+
+# Limits, closing, secrets
+
+
+def test_requests_per_minute(endpoint_server: Server) -> None:
+    start = time.monotonic()
+    ask(endpoint_server, questions(20), requests_per_minute=600)
+    # The first second's share is free.
+    assert 0.8 < time.monotonic() - start < 4
+
+
+def test_tokens_per_minute_are_corrected_by_usage(endpoint_server: Server) -> None:
+    endpoint_server.usage = {"prompt_tokens": 1990, "completion_tokens": 10}
+    start = time.monotonic()
+    ask(endpoint_server, questions(5), tokens_per_minute=240_000, concurrency=1)
+    assert 0.8 < time.monotonic() - start < 4
+
+
+def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: Server) -> None:
+    endpoint_server.usage = {"prompt_tokens": 2000, "completion_tokens": 0}
+    long = [Question(bytes([n]) * 16, Prompt((), "word " * 1600)) for n in range(5)]
+    start = time.monotonic()
+    ask(endpoint_server, long, tokens_per_minute=240_000)
+    assert 0.8 < time.monotonic() - start < 4
+    assert endpoint_server.most_under_way < 5
+
+
+def test_few_questions_are_taken_ahead_and_answers_do_not_wait_for_questions(endpoint_server: Server) -> None:
+    taken = itertools.count()
+
+    def slowly() -> Iterator[Question]:
+        for question in questions(10_000):
+            next(taken)
+            time.sleep(0.02)
+            yield question
+
+    with open_endpoint(config(endpoint_server, concurrency=50)) as asker:
+        next(asker.ask(slowly()))
+        assert next(taken) <= 3
+    endpoint_server.fail(endpoint_server.hang)
+    with open_endpoint(config(endpoint_server, concurrency=5, timeout_seconds=0.3, retries=0)) as asker:
+        quick = iter(questions(10_000))
+        next(asker.ask(quick))
+        assert int.from_bytes(next(quick).key, "big") <= 11
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def eventually(check: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 3
+    while not check() and time.monotonic() < end:
+        time.sleep(0.01)
+    return check()
+
+
+def consume(outcomes: Iterator[Answer | Refusal], way: str) -> None:
+    for _ in outcomes:
+        if way == "consumer":
+            raise KeyError("consumer")
+
+
+@pytest.mark.parametrize("way", ["closed", "broken", "consumer", "questions"])
+def test_closing_in_the_middle_leaves_nothing_behind(endpoint_server: Server, way: str) -> None:
+    before, threads = open_descriptors(), threading.active_count()
+    endpoint_server.fail(endpoint_server.hang, times=5)
+
+    def asked() -> Iterator[Question]:
+        yield from questions(50)
+        raise KeyError("questions")
+
+    if way == "closed":
+        with open_endpoint(config(endpoint_server, concurrency=10)) as asker:
+            outcomes: Any = asker.ask(asked())
+            next(outcomes)
+            outcomes.close()
+            assert endpoint_server.under_way >= 5
+            assert len(list(asker.ask(iter(questions(5))))) == 5
+    elif way == "broken":
+        with open_endpoint(config(endpoint_server, concurrency=10)) as asker:
+            outcomes = asker.ask(asked())
+            next(outcomes)
+        outcomes.close()
+    else:
+        with pytest.raises(KeyError, match=way), open_endpoint(config(endpoint_server, concurrency=10)) as asker:
+            consume(asker.ask(asked()), way)
+    assert threading.active_count() == threads
+    assert eventually(lambda: open_descriptors() <= before)
+
+
+def test_what_is_no_address_is_the_config_s_fault() -> None:
+    for url in (
+        "localhost:8000/v1",
+        "ftp://a/v1",
+        "http://",
+        "http://a:99999/v1",
+        "http://u:p@a/v1",
+        "http://a/v1?b=c",
+    ):
+        with pytest.raises(ConfigError, match=f"teacher.url = '{re.escape(url)}' must be an http:// or https://"):
+            ask(url, [])
+
+
+def test_more_requests_at_once_than_open_files(endpoint_server: Server) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+    try:
+        with pytest.raises(
+            ConfigError, match=r"teacher.concurrency = 401 needs more than the 500 open .* at most 400$"
+        ):
+            ask(endpoint_server, [], concurrency=401)
+        all_answered_once(endpoint_server, ask(endpoint_server, questions(1000), concurrency=150), 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_key_is_sent_and_appears_nowhere_else(
+    endpoint_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "sk-very-secret"
+    monkeypatch.setenv("RETORT_TEST_KEY", f"{key}\n")
+    monkeypatch.setenv("RETORT_TEST_URL", endpoint_server.url)
+    caplog.set_level(0)
+    secret = config("${RETORT_TEST_URL}", api_key="${RETORT_TEST_KEY}", retries=0)
+    endpoint_server.fail(endpoint_server.error(400, f"bad {key} for row"), times=1)
+    with open_endpoint(secret) as asker:
+        (refusal,) = asker.ask(iter(questions(1)))
+        assert key not in repr((asker, vars(asker), refusal))
+        assert "bad *** for row" in repr(refusal)
+    endpoint_server.fail(endpoint_server.error(401, f"Incorrect API key provided: {key}"))
+    with pytest.raises(ConfigError) as caught, open_endpoint(secret) as asker:
+        list(asker.ask(iter(questions(1))))
+    assert str(caught.value) == (
+        "teacher.api_key: ${RETORT_TEST_URL} refuses the key in ${RETORT_TEST_KEY} "
+        "(HTTP 401: Incorrect API key provided: ***)"
+    )
+    # The test's own frame holds it, as does no other.
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+    assert not [line for line in shown if key in line and "key = " not in line]
+    assert key not in caplog.text
+    assert endpoint_server.headers[0]["Authorization"] == f"Bearer {key}"
+
+
+def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RETORT_TEST_KEY", raising=False)
+    keyed = config("http://127.0.0.1:9/v1", api_key="${RETORT_TEST_KEY}")
+    with pytest.raises(ConfigError, match="RETORT_TEST_KEY, which is not set"), open_endpoint(keyed):
+        pass
+    for key in ("", " ", "a\nb", "schlüssel"):
+        monkeypatch.setenv("RETORT_TEST_KEY", key)
+        with (
+            pytest.raises(ConfigError, match=r"teacher.api_key: \$\{RETORT_TEST_KEY\} is empty, or"),
+            open_endpoint(keyed),
+        ):
+            pass

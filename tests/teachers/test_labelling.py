@@ -1,0 +1,228 @@
+"""The rounds: what is asked, what is found, what is set aside. The teacher is scripted; ledger and store are real."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.config.teachers import EndpointConfig
+from retort.errors import BudgetSpent, TeacherUnavailable
+from retort.problems.classification import Classification
+from retort.records import Example, ParseFailure
+from retort.rows import EXAMPLES, write_rows
+from retort.store import Store
+from retort.teachers.asking import Answer, Asker, OpenAsker, Question, Refusal
+from retort.teachers.labelling import Labelling
+from retort.teachers.ledger import Ledger
+from retort.teachers.outcomes import Outcome, Reader
+from retort.teachers.questions import questions_for
+from retort.teachers.spending import Spending
+
+LABELLED = [Example(f"l{n}", f"gold {n}", ["bad", "good"][n % 2]) for n in range(4)]
+Script = Callable[[Question, int], str | Refusal]
+
+
+class Scripted:
+    """Answers by a script, and counts what it was asked."""
+
+    def __init__(self, script: Script, die_after: int | None = None) -> None:
+        self.script, self.die_after = script, die_after
+        self.asked: Counter[str] = Counter()
+        self.questions: list[Question] = []
+        self.starts = 0
+        self.facts: dict[str, Any] = {"num_gpus": 2}
+
+    @contextmanager
+    def open(self) -> Iterator[Asker]:
+        self.starts += 1
+        yield self
+
+    def ask(self, questions: Iterator[Question]) -> Iterator[Answer | Refusal]:
+        for number, question in enumerate(questions):
+            if number == self.die_after:
+                raise TeacherUnavailable("the engine died")
+            self.questions.append(question)
+            for sample in question.samples:
+                self.asked[question.prompt.item] += 1
+                said = self.script(question, sample)
+                if isinstance(said, Refusal):
+                    yield said
+                    break
+                yield Answer(question.key, sample, said, "stop", 100, 90, 2)
+
+
+class Desk:
+    def __init__(self, folder: Path) -> None:
+        self.store, self.rows = Store(str(folder / "store")), folder / "rows.parquet"
+        self.spent: Spending | None = None
+
+    def pool(self, *texts: str) -> None:
+        rows = ({"example_id": f"u{n}", "text": text} for n, text in enumerate(texts))
+        write_rows(self.rows, EXAMPLES, rows)
+
+    def label(self, asker: Scripted, **settings: Any) -> list[Outcome]:
+        base = {"kind": "endpoint", "url": "http://localhost", "model": "m"}
+        teacher = EndpointConfig.model_validate({**base, **settings})
+        problem = Classification(["bad", "good"])
+        self.spent = Spending(teacher.prices, teacher.budget)
+        opened: OpenAsker = asker.open()
+        labelling = Labelling(
+            questions=questions_for(problem, teacher, LABELLED),
+            reader=Reader(problem, "accuracy", teacher),
+            ledger=Ledger(self.store, {"kind": "scripted"}),
+            open_asker=lambda: opened,
+            spending=self.spent,
+            progress=lambda *_: None,
+        )
+        with labelling:
+            return [outcome for _, outcome in labelling.label(self.rows)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def good_or_bad(question: Question, sample: int) -> str:
+    return "good" if "fine" in question.prompt.item else "bad"
+
+
+def reasons(outcomes: list[Outcome]) -> list[str]:
+    return [o.reason if isinstance(o, ParseFailure) else o.label for o in outcomes]
+
+
+def test_a_second_run_asks_nothing_and_starts_nothing(desk: Desk) -> None:
+    desk.pool("fine day", "grim day", "fine day")
+    first = Scripted(good_or_bad)
+    assert reasons(desk.label(first)) == ["good", "bad", "good"]
+    assert first.asked.total() == 2, "equal texts are paid for once"
+    second = Scripted(good_or_bad)
+    assert reasons(desk.label(second)) == ["good", "bad", "good"]
+    assert (second.starts, second.asked.total()) == (0, 0)
+
+
+def test_only_new_rows_are_asked(desk: Desk) -> None:
+    desk.pool("fine day", "grim day")
+    desk.label(Scripted(good_or_bad))
+    desk.pool("new fine day", "grim day", "fine day")
+    asker = Scripted(good_or_bad)
+    assert reasons(desk.label(asker)) == ["good", "bad", "good"]
+    assert list(asker.asked) == ["Input: new fine day\nOutput:"]
+
+
+def test_a_larger_limit_keeps_what_ended_properly(desk: Desk) -> None:
+    desk.pool("fine day")
+    desk.label(Scripted(good_or_bad), sampling={"max_tokens": 8})
+    asker = Scripted(good_or_bad)
+    desk.label(asker, sampling={"max_tokens": 64}, concurrency=3)
+    assert asker.starts == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampling": {"sampling_temperature": 0.5}},
+        {"prompt": {"item": "Text: {text}"}},
+        {"prompt": {"demonstrations": 2}},
+        {"prompt": {"instruction": "Say {schema}"}},
+        {"constrained": False},
+    ],
+)
+def test_what_changes_an_answer_is_asked_anew(desk: Desk, change: dict[str, Any]) -> None:
+    desk.pool("fine day")
+    desk.label(Scripted(good_or_bad))
+    asker = Scripted(good_or_bad)
+    desk.label(asker, **change)
+    assert asker.asked.total() == 1
+
+
+def test_a_row_without_a_label_is_asked_again_and_then_set_aside(desk: Desk) -> None:
+    desk.pool("fine day", "riddle", "grim day")
+    script = lambda question, _: "who knows" if "riddle" in question.prompt.item else good_or_bad(question, 0)  # noqa: E731
+    asker = Scripted(script)
+    outcomes = desk.label(asker, ask_again={"times": 2})
+    assert reasons(outcomes) == ["good", "unknown-label", "bad"]
+    assert isinstance(outcomes[1], ParseFailure)
+    assert outcomes[1].raw == "who knows"
+    assert asker.asked["Input: riddle\nOutput:"] == 3
+    temperatures = [question.sampling_temperature for question in asker.questions if "riddle" in question.prompt.item]
+    assert temperatures == [0.0, 0.7, 0.7]
+    later = Scripted(good_or_bad)
+    assert reasons(desk.label(later, ask_again={"times": 2})) == ["good", "bad", "bad"]
+    assert later.asked == {"Input: riddle\nOutput:": 1}, "only what was set aside is asked again"
+
+
+def test_a_retry_is_constrained_though_the_first_try_was_not(desk: Desk) -> None:
+    desk.pool("riddle")
+    asker = Scripted(lambda question, _: "good" if question.constraint else "hm")
+    assert reasons(desk.label(asker, constrained=False)) == ["good"]
+    assert [question.constraint is None for question in asker.questions] == [True, False]
+
+
+def test_a_refused_row_is_not_asked_again_in_this_run(desk: Desk) -> None:
+    desk.pool("long", "fine day")
+    script = lambda q, _: Refusal(q.key, "too-long", "9 tokens, 8 fit") if "long" in q.prompt.item else "good"  # noqa: E731
+    asker = Scripted(script)
+    assert reasons(desk.label(asker)) == ["too-long", "good"]
+    assert asker.asked["Input: long\nOutput:"] == 1
+
+
+def test_a_death_keeps_what_came(desk: Desk) -> None:
+    desk.pool(*(f"fine day {n}" for n in range(10)))
+    with pytest.raises(TeacherUnavailable):
+        desk.label(Scripted(good_or_bad, die_after=6))
+    asker = Scripted(good_or_bad)
+    assert reasons(desk.label(asker)) == ["good"] * 10
+    assert asker.asked.total() == 4
+
+
+def test_samples_vote_and_their_share_is_the_confidence(desk: Desk) -> None:
+    desk.pool("fine day")
+    asker = Scripted(lambda _, sample: ["good", "bad", "good", "nonsense"][sample])
+    (outcome,) = desk.label(asker, sampling={"samples": 4, "sampling_temperature": 1.0})
+    assert outcome[:2] == ("good", 0.5)
+    more = Scripted(lambda _, sample: "good")
+    (outcome,) = desk.label(more, sampling={"samples": 6, "sampling_temperature": 1.0})
+    assert outcome[:2] == ("good", pytest.approx(4 / 6))
+    assert [question.samples for question in more.questions] == [(4, 5)], "the first four were paid for"
+
+
+@pytest.mark.parametrize(
+    ("budget", "prices"),
+    [({"tokens": 1000}, {}), ({"money": 0.001}, {"prompt": 1.0})],
+)
+def test_a_budget_stops_before_it_is_passed_and_the_next_run_goes_on(
+    desk: Desk, budget: dict[str, float], prices: dict[str, float]
+) -> None:
+    desk.pool(*(f"fine day {n}" for n in range(30)))
+    asker = Scripted(good_or_bad)
+    with pytest.raises(BudgetSpent, match=r"stopped at budget\.\w+ = "):
+        desk.label(asker, budget=budget, prices=prices)
+    assert desk.spent is not None
+    assert 0 < asker.asked.total() < 30
+    assert desk.spent.prompt_tokens + desk.spent.completion_tokens <= 1100
+    done = Scripted(good_or_bad)
+    assert len(desk.label(done, prices=prices)) == 30
+    assert done.asked.total() == 30 - asker.asked.total()
+
+
+def test_money_counts_cached_tokens_and_gpu_hours(desk: Desk) -> None:
+    desk.pool("fine day")
+    desk.label(Scripted(good_or_bad), prices={"prompt": 10.0, "cached_prompt": 1.0, "completion": 100.0})
+    assert desk.spent is not None
+    assert desk.spent.money == pytest.approx((10 * 10 + 90 * 1 + 2 * 100) / 1e6)
+    assert desk.spent.num_gpus == 2
+
+
+def test_a_demonstration_does_not_see_itself(desk: Desk) -> None:
+    write_rows(desk.rows, EXAMPLES, ({"example_id": e.example_id, "text": e.text} for e in LABELLED))
+    asker = Scripted(good_or_bad)
+    desk.label(asker)
+    for question, example in zip(asker.questions, LABELLED, strict=True):
+        shown = [turn.content for turn in question.prompt.shared]
+        assert question.prompt.item == f"Input: {example.text}\nOutput:"
+        assert question.prompt.item not in shown
+        assert len(shown) == 1 + 2 * (len(LABELLED) - 1)

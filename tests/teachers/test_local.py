@@ -1,0 +1,408 @@
+"""A causal model in this process: a tiny Qwen2 and a tiny Mistral with random weights, checked against plain forward
+passes over whole prompts."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    T5Config,
+)
+
+from retort.config.teachers import TransformersConfig
+from retort.errors import ConfigError
+from retort.problems import Constraint
+from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
+from retort.teachers.decoding import sampled
+from retort.teachers.engine.rendering import render
+from retort.teachers.local import LocalAsker, open_transformers
+
+SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
+ROWS = [json.loads(line) for line in SNIPS.read_text().splitlines()]
+LABELS = ("correct", "correct but incomplete", "wrong", "wet")
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHARED = (
+    Turn("system", "Name the intent of each request."),
+    *(turn for row in ROWS[:6] for turn in (Turn("user", row["text"]), Turn("assistant", row["intent"]))),
+)
+KINDS = ["plain", "chat", "parting", "sliding"]
+
+
+def save(folder: Path, kind: str) -> Path:
+    """`plain` and `chat` are tokenised as Qwen's. `parting`: as GPT-2's, where the tokens at the prefix's end depend on
+    what follows; and the tokenizer begins and ends a text with tokens of its own. `sliding`: the same, and attention
+    through a window that is shorter than the prompt."""
+    qwen = kind in ("plain", "chat")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    texts = [f"{row['text']}\n{row['intent']}\n\n" for row in ROWS]
+    tokenizer.train_from_iterator([*texts, "wrong\nwrong\n"], trainer)
+    if not qwen:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=marks[3 if kind == "chat" else 1])
+    fast.chat_template = CHATML if kind == "chat" else None
+    fast.save_pretrained(folder)
+    options = {"vocab_size": len(fast), "num_key_value_heads": 2, "initializer_range": 0.2, "eos_token_id": 1, **SIZES}
+    window = 40 if kind == "sliding" else None
+    config: Any = Qwen2Config(**options) if qwen else MistralConfig(sliding_window=window, **options)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: save(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
+    return folders[request.param]
+
+
+@contextmanager
+def opened(folder: Path, attempt: int = 0, **fields: Any) -> Iterator[LocalAsker]:
+    config = TransformersConfig(kind="transformers", model=str(folder), **fields)
+    with open_transformers(config, attempt, str(folder), None, "cpu") as asker:
+        yield asker
+
+
+def questions(rows: Sequence[dict[str, str]] = ROWS[6:22], **fields: Any) -> list[Question]:
+    fields = {"max_tokens": 12, **fields}
+    return [
+        Question(key=number.to_bytes(16), prompt=Prompt(SHARED, row["text"]), **fields)
+        for number, row in enumerate(rows)
+    ]
+
+
+def asked(asker: LocalAsker, wanted: Sequence[Question]) -> dict[tuple[bytes, int], Answer]:
+    answers = list(asker.ask(iter(wanted)))
+    found = {(answer.key, answer.sample): answer for answer in answers if isinstance(answer, Answer)}
+    assert len(found) == len(answers) == sum(len(question.samples) for question in wanted)
+    return found
+
+
+def texts(answers: dict[tuple[bytes, int], Answer]) -> dict[tuple[bytes, int], str]:
+    return {key: answer.text for key, answer in answers.items()}
+
+
+class ByHand:
+    """Whole prompts, one at a time, without any cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.chat = bool(self.tokenizer.chat_template)
+        end = self.tokenizer.encode("<|im_end|>" if self.chat else "x\n\nx", add_special_tokens=False)
+        self.end = end[0] if self.chat else end[1]
+
+    def prompt(self, question: Question) -> list[int]:
+        shared = [{"role": turn.role, "content": turn.content} for turn in question.prompt.shared]
+        prefix, before, after = render(self.tokenizer, shared)
+        text = prefix + before + question.prompt.item + after
+        if self.chat:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        token_ids = self.tokenizer.encode(text)
+        return list(token_ids[:-1] if token_ids[-1] == 1 else token_ids)
+
+    @torch.inference_mode()
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        logits: torch.Tensor = self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
+        return logits
+
+    def score(self, question: Question, text: str, *, ended: bool) -> float:
+        prompt = self.prompt(question)
+        own = self.tokenizer.encode(text, add_special_tokens=False) + [self.end] * ended
+        logs = self.logits(prompt + own).log_softmax(-1)
+        return sum(float(logs[len(prompt) - 1 + at, token]) for at, token in enumerate(own))
+
+    def completion(self, question: Question) -> str:
+        token_ids, prompt = list[int](), self.prompt(question)
+        while len(token_ids) < question.max_tokens:
+            token = int(self.logits(prompt + token_ids)[-1].argmax())
+            token_ids.append(token)
+            text = str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+            if token in (1, self.end) or ("\n" in text and not self.chat):
+                break
+        return text if self.chat else text.partition("\n")[0]
+
+    def choice(self, question: Question, choices: Sequence[str]) -> str:
+        """Token by token, the likeliest of those that go on to a choice."""
+        bare = {text: self.tokenizer.encode(text, add_special_tokens=False) for text in choices}
+        ended = {text: [*ids, self.end] if text == "correct" else ids for text, ids in bare.items()}
+        token_ids, prompt = list[int](), self.prompt(question)
+        while len(left := [text for text, ids in ended.items() if ids[: len(token_ids)] == token_ids]) > 1:
+            logits = self.logits(prompt + token_ids)[-1]
+            token_ids.append(
+                max((ended[text][len(token_ids)] for text in left), key=lambda token: float(logits[token]))
+            )
+        return left[0]
+
+
+# ---- writing
+
+
+def test_greedy_completions_are_those_of_plain_forward_passes(folder: Path) -> None:
+    by_hand, wanted = ByHand(folder), questions()[:10]
+    with opened(folder, batch_rows=4) as asker:
+        answers = asked(asker, wanted)
+    for question in wanted:
+        answer = answers[question.key, 0]
+        assert answer.text == by_hand.completion(question)
+        assert answer.prompt_tokens == len(by_hand.prompt(question))
+        assert answer.completion_tokens <= 12
+        assert (answer.finish_reason == "length") == (answer.completion_tokens == 12)
+    assert len(set(texts(answers).values())) > 3
+
+
+def test_order_and_batch_size_do_not_matter(folder: Path) -> None:
+    kinds = [questions(), questions(sampling_temperature=0.8, samples=(0, 1, 5)), questions(verbalizers=LABELS)]
+    for wanted in kinds:
+        with opened(folder, batch_rows=8) as asker:
+            first = asked(asker, wanted)
+        with opened(folder, batch_rows=3) as asker:
+            again = asked(asker, wanted[::-1])
+        with opened(folder, batch_rows=1) as asker:
+            some = asked(asker, wanted[5:9])
+        assert texts(again) == texts(first)
+        assert texts(some).items() <= texts(first).items()
+        for key, answer in first.items():
+            assert again[key].scores == pytest.approx(answer.scores, abs=1e-4)
+
+
+def test_samples_differ_by_number_row_and_seed_and_repeat(folders: dict[str, Path]) -> None:
+    wanted = questions(ROWS[6:7] * 4, sampling_temperature=1.5, samples=(0, 1, 2))
+    with opened(folders["plain"]) as asker:
+        first = texts(asked(asker, wanted))
+        assert texts(asked(asker, wanted)) == first
+    assert len(set(first.values())) == 12
+    with opened(folders["plain"], seed=1) as asker:
+        assert not texts(asked(asker, wanted)).items() & first.items()
+
+
+def test_samples_at_temperature_0_are_written_once_and_all_the_same(folders: dict[str, Path]) -> None:
+    with opened(folders["plain"]) as asker:
+        answers = asked(asker, questions(ROWS[6:8], samples=(0, 3)))
+    for question in questions(ROWS[6:8]):
+        assert answers[question.key, 0].text == answers[question.key, 3].text
+
+
+def test_sampling_is_from_the_nucleus() -> None:
+    logits, generator = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25])), torch.Generator().manual_seed(0)
+
+    def shares(temperature: float, top_p: float) -> list[float]:
+        drawn = torch.tensor([sampled(logits, temperature, top_p, generator) for _ in range(4000)])
+        return (drawn.bincount(minlength=4) / 4000).tolist()
+
+    assert shares(1.0, 1.0) == pytest.approx([0.1, 0.5, 0.15, 0.25], abs=0.03)
+    assert shares(1.0, 0.7) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.03)
+    assert shares(1.0, 0.4) == [0, 1, 0, 0]
+    squares = [0.01, 0.25, 0.0225, 0.0625]
+    assert shares(0.5, 1.0) == pytest.approx([square / sum(squares) for square in squares], abs=0.03)
+
+
+def test_a_choice_is_written_and_nothing_else(folder: Path) -> None:
+    constraint = Constraint(choice=LABELS)
+    with opened(folder) as asker:
+        greedy = asked(asker, questions(constraint=constraint))
+        drawn = asked(asker, questions(constraint=constraint, sampling_temperature=3.0, samples=(0, 1, 2)))
+        cut = asked(asker, questions(constraint=Constraint(choice=("wrong", "wrong again")), max_tokens=1))
+    assert set(texts(greedy).values()) <= set(LABELS)
+    assert set(texts(drawn).values()) == set(LABELS)
+    assert {answer.finish_reason for answer in [*greedy.values(), *drawn.values()]} == {"stop"}
+    assert {answer.finish_reason for answer in cut.values()} == {"length"}
+    by_hand = ByHand(folder)
+    assert texts(greedy) == {(question.key, 0): by_hand.choice(question, LABELS) for question in questions()}
+
+
+def test_a_grammar_is_not_enforced(folders: dict[str, Path]) -> None:
+    free, held = questions(), questions(constraint=Constraint(grammar='root ::= "x"'))
+    with opened(folders["plain"]) as asker:
+        assert texts(asked(asker, free)) == texts(asked(asker, held))
+
+
+# ---- scores
+
+
+def test_scores_are_the_probabilities_of_the_texts_after_the_whole_prompt(folder: Path) -> None:
+    """Of one token and of several; `correct` begins another label, so it is ended."""
+    by_hand, wanted = ByHand(folder), questions(verbalizers=(*LABELS, "x", "PlayMusic"))[:6]
+    single = by_hand.tokenizer.encode("x", add_special_tokens=False)
+    assert len(single) == 1 < len(by_hand.tokenizer.encode("correct", add_special_tokens=False))
+    with opened(folder, batch_rows=4) as asker:
+        answers = asked(asker, wanted)
+    for question in wanted:
+        answer = answers[question.key, 0]
+        expected = [by_hand.score(question, text, ended=text == "correct") for text in question.verbalizers]
+        assert answer.scores == pytest.approx(expected, abs=1e-4)
+        assert 0 <= 1 - sum(map(math.exp, answer.scores)) <= 1
+        assert answer.text == question.verbalizers[expected.index(max(expected))]
+        assert answer.completion_tokens == 0
+
+
+# ---- the shared prefix
+
+
+def test_the_prefix_is_computed_once_for_full_attention(folders: dict[str, Path]) -> None:
+    for kind in KINDS:
+        prefix_tokens = len(ByHand(folders[kind]).prompt(replace(questions()[0], prompt=Prompt(SHARED, ""))))
+        with opened(folders[kind]) as asker:
+            cached = [answer.cached_tokens for answer in asked(asker, questions()).values()]
+        if kind == "sliding":
+            assert set(cached) == {0}
+        else:
+            assert sorted(cached)[0] == 0 < prefix_tokens - 8 <= sorted(cached)[1] == max(cached) < prefix_tokens
+
+
+def test_rows_with_turns_of_their_own(folder: Path) -> None:
+    """As where a labelled row must not see itself: every prompt has another prefix, or none."""
+    wanted = [
+        replace(question, prompt=Prompt(SHARED[: 2 * (number % 4)], question.prompt.item))
+        for number, question in enumerate(questions()[:8])
+    ]
+    by_hand = ByHand(folder)
+    with opened(folder, batch_rows=2) as asker:
+        answers = asked(asker, wanted)
+    assert texts(answers) == {(question.key, 0): by_hand.completion(question) for question in wanted}
+
+
+def test_odd_rows(folder: Path) -> None:
+    """What stands at the row's ends can change how the prefix's last token is parted from it."""
+    odd = ["", " ", "\n", "\n\nplay", " play ", "play\n", "é漢🙂", "<|im_end|>"]
+    wanted, by_hand = questions([{"text": text} for text in odd]), ByHand(folder)
+    with opened(folder, batch_rows=3) as asker:
+        answers = asked(asker, wanted)
+    assert texts(answers) == {(question.key, 0): by_hand.completion(question) for question in wanted}
+
+
+# ---- what cannot be answered
+
+
+def test_a_row_that_is_too_long_is_refused_and_the_others_are_answered(tmp_path: Path) -> None:
+    folder = save(tmp_path, "plain")
+    settings = json.loads((folder / "config.json").read_text())
+    by_hand = ByHand(folder)
+    short, exact, long = questions([{"text": "play"}, {"text": "play it"}, {"text": "play " * 30}])
+    limit = len(by_hand.prompt(exact)) + 1
+    (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": limit}))
+    with opened(folder) as asker:
+        answers = {answer.key: answer for answer in asker.ask(iter([short, exact, long]))}
+        soft = list(asker.ask(iter([replace(exact, verbalizers=LABELS)])))
+    refusal = answers[long.key]
+    assert isinstance(refusal, Refusal)
+    assert (refusal.reason, refusal.detail) == (
+        "too-long",
+        f"The prompt has {len(by_hand.prompt(long))} tokens, and the model's context is {limit}.",
+    )
+    cut = answers[exact.key]
+    assert isinstance(cut, Answer)
+    assert cut.completion_tokens == 1
+    assert isinstance(answers[short.key], Answer)
+    assert isinstance(soft[0], Refusal)
+
+
+def test_nothing_to_ask(folders: dict[str, Path]) -> None:
+    with opened(folders["plain"]) as asker:
+        assert list(asker.ask(iter([]))) == []
+
+
+def test_questions_are_taken_as_they_are_needed(folders: dict[str, Path]) -> None:
+    taken = 0
+
+    def counted() -> Iterator[Question]:
+        nonlocal taken
+        for question in questions(ROWS):
+            taken += 1
+            yield question
+
+    with opened(folders["plain"], batch_rows=1) as asker:
+        next(asker.ask(counted()))
+    assert taken < len(ROWS)
+
+
+# ---- opening
+
+
+def test_facts_and_half_a_batch_for_each_attempt(folders: dict[str, Path]) -> None:
+    for attempt, rows in ((0, 8), (1, 4), (3, 1), (9, 1)):
+        with opened(folders["plain"], attempt, dtype="bfloat16") as asker:
+            facts = asker.facts
+            assert facts["batch_rows"] == rows
+            assert (facts["dtype"], facts["device"], facts["num_gpus"]) == ("bfloat16", "cpu", 0)
+
+
+def test_random_weights_need_no_file_and_are_the_same_each_time(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folders["plain"] / name).read_bytes())
+    found = []
+    for _ in range(2):
+        state = torch.get_rng_state()
+        with opened(tmp_path, weights="random") as asker:
+            found.append(texts(asked(asker, questions()[:4])))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found[0] == found[1]
+    with pytest.raises(ConfigError, match="cannot be loaded"), opened(tmp_path):
+        pass
+
+
+ENCODERS = {
+    "bert": BertConfig(**SIZES),
+    "t5": T5Config(d_model=64, num_layers=2),
+    "mamba": MambaConfig(hidden_size=64, num_hidden_layers=2),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_is_no_causal_model_is_refused_before_weights_are_loaded(name: str, tmp_path: Path) -> None:
+    ENCODERS[name].save_pretrained(tmp_path)
+    expected = rf"teacher\.model = .*: is no causal language model.*'{name}'"
+    with pytest.raises(ConfigError, match=expected), opened(tmp_path):
+        pass
+
+
+def test_a_folder_without_a_model_and_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.model = .*: cannot be loaded"), opened(tmp_path):
+        pass
+    GPT2Config(n_layer=1, n_embd=16, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"teacher\.model = .*: cannot be loaded"), opened(tmp_path):
+        pass
+
+
+def test_a_chat_template_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path) -> None:
+    for file in folders["plain"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[-1].content | upper }}")
+    with opened(tmp_path) as asker, pytest.raises(ConfigError, match=r"teacher\.model = .* does not render"):
+        list(asker.ask(iter(questions())))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(folders: dict[str, Path]) -> None:
+    config = TransformersConfig(kind="transformers", model="x")
+    with pytest.raises(ConfigError, match="no GPU"):
+        open_transformers(config, 0, str(folders["plain"]), None, "cuda").__enter__()

@@ -1,0 +1,138 @@
+"""Prompts: one prefix for all rows, byte by byte and token by token."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from retort.teachers.engine.rendering import has_chat_template, render
+
+SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
+ROWS = [json.loads(line) for line in SNIPS.read_text().splitlines()]
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHARED = [
+    {"role": "system", "content": "Name the intent of each request."},
+    *(
+        {"role": role, "content": content}
+        for row in ROWS[:5]
+        for role, content in (("user", f"Input: {row['text']}\nOutput:"), ("assistant", row["intent"]))
+    ),
+]
+ITEMS = [f"Input: {row['text']}\nOutput:" for row in ROWS[5:]]
+ODD = ["", " ", "\n", "\tx", "x ", "Input: <|im_end|>", "Input: é ü 漢字 🙂", "{text}", "{{ messages }}", "\u2063"]
+
+
+def byte_level(pre_tokenizer: Any, template: str | None = None) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    texts = [*(turn["content"] + "\n\n" for turn in SHARED), *(item + "\n" for item in ITEMS)]
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=marks[2 if template else 0])
+    fast.chat_template = template
+    return fast
+
+
+def qwen(template: str | None = None) -> PreTrainedTokenizerFast:
+    split = pre_tokenizers.Split(Regex(QWEN), "isolated")
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return byte_level(pre_tokenizers.Sequence([split, bytes_only]), template)
+
+
+def prompts(tokenizer: Any) -> list[str]:
+    prefix, before, after = render(tokenizer, SHARED)
+    return [prefix + before + item + after for item in ITEMS + ODD]
+
+
+@pytest.fixture(scope="module", params=[None, CHATML], ids=["plain", "chat"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return qwen(request.param)
+
+
+def test_the_prefix_is_the_same_bytes_for_every_row(tokenizer: PreTrainedTokenizerFast) -> None:
+    prefix, before, _ = render(tokenizer, SHARED)
+    assert render(tokenizer, [dict(turn) for turn in SHARED])[0] == prefix
+    for turn in SHARED:
+        assert turn["content"] in prefix
+    for item, prompt in zip(ITEMS + ODD, prompts(tokenizer), strict=True):
+        assert prompt.encode().startswith(prefix.encode())
+        assert prompt.removeprefix(prefix).startswith(before + item)
+
+
+def test_prefix_and_rest_tokenised_apart_are_the_tokens_of_the_whole(tokenizer: PreTrainedTokenizerFast) -> None:
+    prefix, _, _ = render(tokenizer, SHARED)
+    start = tokenizer.encode(prefix, add_special_tokens=False)
+    for prompt in prompts(tokenizer)[: len(ITEMS)]:
+        rest = tokenizer.encode(prompt.removeprefix(prefix), add_special_tokens=False)
+        assert start + rest == tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def test_a_plain_prompt_in_full() -> None:
+    prefix, before, after = render(qwen(), SHARED[:3])
+    shown = f"Name the intent of each request.\n\nInput: {ROWS[0]['text']}\nOutput:\n{ROWS[0]['intent']}\n\n"
+    assert (prefix, before, after) == (shown, "", "\n")
+    assert render(qwen(), []) == ("", "", "\n")
+
+
+def test_a_chat_prompt_is_the_templates_own() -> None:
+    tokenizer = qwen(CHATML)
+    assert has_chat_template(tokenizer)
+    turns = [*SHARED, {"role": "user", "content": ITEMS[0]}]
+    expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert prompts(tokenizer)[0] == expected
+    assert expected.endswith("<|im_start|>assistant\n")
+
+
+def test_a_model_that_can_think_is_told_to_answer_at_once() -> None:
+    thinking = CHATML.replace(
+        "assistant\n{% endif %}",
+        "assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+    )
+    assert render(qwen(thinking), SHARED)[2].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_template_without_a_system_role_gets_the_instruction_in_the_first_user_turn() -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer = qwen(refusing + CHATML)
+    start = "<|im_start|>user\nName the intent of each request.\n\nInput: "
+    assert render(tokenizer, SHARED)[0].startswith(start + ROWS[0]["text"])
+    assert render(tokenizer, SHARED[:1])[0] == start.removesuffix("Input: ")
+
+
+def test_a_template_that_refuses_all_turns() -> None:
+    with pytest.raises(ValueError, match="refuses turns of user and assistant: never"):
+        render(qwen("{{ raise_exception('never') }}"), SHARED)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text, calls: f"call {calls}: {text}",
+        lambda text, calls: f"{text} ({len(text)} characters)",
+        lambda text, calls: text.upper(),
+        lambda text, calls: "Answer:",
+    ],
+    ids=["counter", "length", "upper case", "dropped"],
+)
+def test_a_template_that_does_not_let_the_row_stand_as_it_is_is_refused(write: Callable[[str, int], str]) -> None:
+    class Counting:
+        chat_template = "some"
+        calls = 0
+
+        def apply_chat_template(self, turns: list[dict[str, str]], **options: object) -> str:
+            self.calls += 1
+            return write("\n".join(turn["content"] for turn in turns), self.calls)
+
+    with pytest.raises(ValueError, match="does not render the same turns to the same text"):
+        render(Counting(), SHARED)

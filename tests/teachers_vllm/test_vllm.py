@@ -1,0 +1,276 @@
+"""Real vLLM on the CPU with a tiny causal model. An engine takes 25 s to start, so most tests share one."""
+
+import contextlib
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.configfile import load_config
+from retort.errors import ConfigError, TeacherUnavailable
+from retort.problems import Constraint, problem_for
+from retort.records import ParseFailure
+from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
+from retort.teachers.vllm import VllmAsker, open_vllm
+
+pytestmark = pytest.mark.teacher
+here = runpy.run_path(str(Path(__file__).with_name("conftest.py")), run_name="conftest")
+config_for, ROOT, CONTEXT = here["config_for"], here["ROOT"], here["CONTEXT"]
+
+DEMONSTRATIONS = [(f"Input: play some jazz number {number}\nOutput:", "[IN:PLAY_MUSIC ]") for number in range(8)]
+SHARED = (
+    Turn("system", "Label the request."),
+    *(turn for item, label in DEMONSTRATIONS for turn in (Turn("user", item), Turn("assistant", label))),
+)
+
+
+def question(number: int | str, text: str = "play westbam", **changes: Any) -> Question:
+    prompt = Prompt(SHARED, f"Input: {text}\nOutput:")
+    return Question(**{"key": str(number).encode(), "prompt": prompt, "max_tokens": 12, **changes})
+
+
+def answers(asker: VllmAsker, *questions: Question) -> list[Answer]:
+    found = list(asker.ask(iter(questions)))
+    assert all(isinstance(answer, Answer) for answer in found), found
+    return sorted((answer for answer in found if isinstance(answer, Answer)), key=lambda a: (a.key, a.sample))
+
+
+def test_facts(asker: VllmAsker) -> None:
+    assert asker.facts["version"].startswith("vllm 0.")
+    known = {
+        name: asker.facts[name] for name in ("dtype", "num_gpus", "max_model_len", "max_num_seqs", "chat_template")
+    }
+    expected = {"dtype": "float32", "num_gpus": 0, "max_model_len": CONTEXT, "max_num_seqs": 64, "chat_template": False}
+    assert known == expected
+    assert 0 < asker.facts["start_seconds"] < 300
+
+
+def test_a_choice_gives_legal_labels_only(asker: VllmAsker) -> None:
+    labels = ("GetWeather", "PlayMusic", 'a "quoted" one', "Play")
+    asked = [
+        question(n, f"song {n}", constraint=Constraint(choice=labels), sampling_temperature=1.0) for n in range(20)
+    ]
+    found = answers(asker, *asked)
+    assert {answer.text for answer in found} <= set(labels)
+    assert {answer.finish_reason for answer in found} == {"stop"}
+    assert len(found) == 20
+
+
+def test_a_grammar_gives_parses(asker: VllmAsker) -> None:
+    """A random model opens slots until its tokens are used up, or takes a word twice; the form it cannot break."""
+    problem = problem_for(load_config(str(ROOT / "examples/snips.yaml")).problem)
+    text = "play westbam"
+    asked = question(0, text, constraint=problem.constraint(text), sampling_temperature=1.0, samples=tuple(range(24)))
+    whole = [
+        answer.text for answer in answers(asker, asked_with(asked, max_tokens=200)) if answer.finish_reason == "stop"
+    ]
+    parsed = [problem.parse(text, completion) for completion in whole]
+    failures = {label.reason for label in parsed if isinstance(label, ParseFailure)}
+    assert failures <= {"overlapping-slots"}
+    assert any(not isinstance(label, ParseFailure) for label in parsed)
+
+
+def asked_with(asked: Question, **changes: Any) -> Question:
+    return Question(**{**{name: getattr(asked, name) for name in Question.__slots__}, **changes})
+
+
+def test_unconstrained_completions_end_with_the_line(asker: VllmAsker) -> None:
+    limits = [3, 400] * 12
+    asked = [question(n, f"song {n}", max_tokens=most, sampling_temperature=1.0) for n, most in enumerate(limits)]
+    found = answers(asker, *asked)
+    assert all("\n" not in answer.text for answer in found)
+    assert {answer.finish_reason for answer in found} == {"stop", "length"}
+    assert all(answer.completion_tokens in (3, 400) for answer in found if answer.finish_reason == "length")
+
+
+def test_samples_differ_and_repeat(asker: VllmAsker) -> None:
+    def once() -> list[str]:
+        return [answer.text for answer in answers(asker, question(0, sampling_temperature=1.0, samples=(0, 1, 2)))]
+
+    first = once()
+    assert len(set(first)) == 3
+    assert once() == first
+    (third,) = answers(asker, question(1, sampling_temperature=1.0, samples=(2,)))
+    assert third.text == first[2]
+
+
+def test_what_cannot_be_answered_is_refused_alone(asker: VllmAsker) -> None:
+    asked = [
+        question("a"),
+        question("long", "word " * 2 * CONTEXT),
+        question("bad", constraint=Constraint(grammar="root ::= nowhere")),
+        question("surrogate", "song \ud800"),
+        question("empty", ""),
+        question("z"),
+    ]
+    found = list(asker.ask(iter(asked)))
+    refused = {answer.key: answer for answer in found if isinstance(answer, Refusal)}
+    assert refused[b"long"].reason == "too-long"
+    assert str(CONTEXT) in refused[b"long"].detail
+    assert refused[b"bad"].reason == "bad-constraint"
+    assert refused[b"surrogate"].reason == "rejected"
+    assert {answer.key for answer in found if isinstance(answer, Answer)} == {b"a", b"empty", b"z"}
+    assert len(found) == 6
+
+
+def test_the_shared_prefix_is_computed_once(asker: VllmAsker) -> None:
+    answers(asker, question("first"))
+    found = answers(asker, *(question(n, f"the song {n}") for n in range(20)))
+    assert all(answer.cached_tokens >= 128 for answer in found)  # a block, on the CPU
+    assert all(answer.prompt_tokens > answer.cached_tokens for answer in found)
+
+
+def test_questions_are_taken_as_they_are_needed(asker: VllmAsker) -> None:
+    taken = 0
+
+    def many() -> Iterator[Question]:
+        nonlocal taken
+        for number in range(5000):
+            taken += 1
+            yield question(number, f"song {number}", max_tokens=4)
+
+    answering = asker.ask(many())
+    next(answering)
+    assert taken <= asker.facts["window"] + 64
+    answering.close()
+    assert [answer.key for answer in answers(asker, question("after"))] == [b"after"]
+
+
+VERBALIZERS = ("a", "play", "play westbam", "SearchCreativeWork")
+
+
+def test_scores_match_transformers(asker: VllmAsker, tiny_causal: Path) -> None:
+    """`play` is one token, the last is several, and `play` begins another, so that it is ended by the empty line."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal)
+    tokens = [tokenizer.encode(text) for text in VERBALIZERS]
+    assert [len(ids) for ids in tokens][:2] == [1, 1]
+    assert tokens[2][:1] == tokens[1]
+    assert len(tokens[3]) > 2
+    end = tokenizer.encode("\n\n")[:1]
+    paths = [tokens[0], [*tokens[1], *end], tokens[2], tokens[3]]
+    plain = "".join(f"{item}\n{label}\n\n" for item, label in DEMONSTRATIONS)
+    prompt = tokenizer.encode(f"Label the request.\n\n{plain}Input: play westbam\nOutput:\n")
+    expected = by_hand(tiny_causal, prompt, paths)
+    (answer,) = answers(asker, question(0, verbalizers=VERBALIZERS))
+    assert answer.scores == pytest.approx(expected, abs=1e-2)
+    assert [math.exp(score) for score in answer.scores] == pytest.approx([math.exp(x) for x in expected], abs=1e-2)
+    assert answer.text == VERBALIZERS[expected.index(max(expected))]
+    assert answer.prompt_tokens == len(prompt)
+
+
+def by_hand(model: Path, prompt: list[int], paths: Sequence[Sequence[int]]) -> list[float]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    causal = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    found = []
+    for path in paths:
+        with torch.no_grad():
+            logits = causal(torch.tensor([[*prompt, *path]])).logits[0]
+        steps = logits.log_softmax(-1)[len(prompt) - 1 :]
+        found.append(sum(float(steps[at, token]) for at, token in enumerate(path)))
+    return found
+
+
+def test_hundreds_of_verbalizers(asker: VllmAsker) -> None:
+    """More than vLLM takes in one request."""
+    many = tuple(f"{first}{second}" for first in "abcdefghijklm" for second in "ABCDEFGHIJKLMNOPQRST")
+    (answer,) = answers(asker, question(0, verbalizers=many))
+    assert len(answer.scores) == len(many)
+    assert sum(math.exp(score) for score in answer.scores) < 1
+
+
+def endless() -> Iterator[Question]:
+    number = 0
+    while True:
+        number += 1
+        yield question(number, f"song {number}", max_tokens=1 + number % 64)
+
+
+def test_a_killed_engine(tiny_causal: Path) -> None:
+    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as asker:
+        answering = asker.ask(endless())
+        found = [next(answering) for _ in range(20)]
+        os.kill(asker.engines[0].pid, signal.SIGKILL)
+        with pytest.raises(TeacherUnavailable, match="SIGKILL"):
+            found += answering
+        assert len({answer.key for answer in found}) == len(found)
+    assert gone(asker.engines[0].pid)
+
+
+def test_an_engine_that_hangs(tiny_causal: Path) -> None:
+    with open_vllm(config_for(tiny_causal, stall_seconds=3), 0, str(tiny_causal), None) as asker:
+        answering = asker.ask(endless())
+        next(answering)
+        os.kill(asker.engines[0].pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        with pytest.raises(TeacherUnavailable, match=r"teacher\.stall_seconds = 3"):
+            list(answering)
+        assert 2 < time.monotonic() - stopped < 10
+    assert gone(asker.engines[0].pid)
+
+
+PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_vllm
+from pathlib import Path
+model = Path(sys.argv[2])
+with test_vllm.open_vllm(test_vllm.config_for(model), 0, str(model), None) as asker:
+    for answer in asker.ask(test_vllm.endless()):
+        print(asker.engines[0].pid, flush=True)
+"""
+
+
+def test_a_killed_parent(tiny_causal: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), str(tiny_causal)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout
+        engine = int(parent.stdout.readline())
+        parent.kill()
+        killed = time.monotonic()
+        while not gone(engine):
+            assert time.monotonic() - killed < 3
+            time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    """A process that ended and that nobody has asked about yet counts as gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"teacher\.model = .*decoder-only"),
+        open_vllm(config_for(tiny_encoder), 0, str(tiny_encoder), None),
+    ):
+        pass
+
+
+def test_the_cpu_holds_one_copy(tiny_causal: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"teacher\.tensor_parallel = 2: no GPU"),
+        open_vllm(config_for(tiny_causal, tensor_parallel=2), 0, str(tiny_causal), None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("python", ["/nowhere/bin/python", sys.executable, "/bin/false"])
+def test_a_missing_environment(python: str, tiny_causal: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"teacher\.python = .*make teacher"),
+        open_vllm(config_for(tiny_causal, python=python), 0, str(tiny_causal), None),
+    ):
+        pass
