@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,8 +63,8 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
         print(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
     misses = sum(stage.status == "MISS" for stage in planned.stages)
     print(f"{misses} of {len(planned.stages)} stages would be made.")
-    teacher = planned.teacher
-    print(f"teacher ({teacher['kind']}): {teacher['requests']} requests, {teacher['money']:.2f} to pay")
+    for line in teacher_lines(planned.teacher):
+        print(line)
 
 
 @app.command()
@@ -108,6 +108,72 @@ def schema() -> None:
     from retort.config import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@app.command()
+def prompt(
+    config: ConfigPath,
+    set_: Overrides = None,
+    row: Annotated[str | None, typer.Option("--row", help="The id of a row; left out, the pool's first.")] = None,
+    json_: Json = False,
+) -> None:
+    """Print the exact prompt of a row, its number of tokens and the length of the prefix that all rows share."""
+    from retort.configfile import load_config
+    from retort.prompting import show_prompts
+
+    for shown in show_prompts(load_config(config, set_ or []), row):
+        if json_:
+            print(shown.model_dump_json())
+        else:
+            print(shown.text)
+            print(f"-- {shown.teacher}: {shown.measure}", file=sys.stderr)
+
+
+batch = typer.Typer(no_args_is_help=True, help="Ask an endpoint teacher through OpenAI batch files.")
+app.add_typer(batch, name="batch")
+BatchFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines in OpenAI's batch format.")]
+
+
+@batch.command("export")
+def batch_export(config: ConfigPath, file: BatchFile, set_: Overrides = None) -> None:
+    """Write a request for every completion that the ledger lacks."""
+    from retort.batches import export_requests
+    from retort.configfile import load_config
+
+    count = export_requests(load_config(config, set_ or []), file)
+    print(f"{count} requests in {file}", file=sys.stderr)
+
+
+@batch.command("import")
+def batch_import(config: ConfigPath, file: BatchFile, set_: Overrides = None) -> None:
+    """Put the answers into the ledger; the next run finds them there. What is no answer is told, and exit 1."""
+    from retort.batches import import_answers
+    from retort.configfile import load_config
+
+    taken, known, bad = import_answers(load_config(config, set_ or []), file)
+    for line in bad:
+        print(f"{line.place}: {line.reason}: {line.detail}", file=sys.stderr)
+    print(f"{taken} answers taken, {known} known before, {len(bad)} lines left out", file=sys.stderr)
+    if bad:
+        raise typer.Exit(1)
+
+
+def teacher_lines(teacher: dict[str, Any]) -> list[str]:
+    """A plan's forecast, for people."""
+    lines = [f"teacher ({teacher['kind']}): {teacher['requests']} requests, {teacher['money']:.2f} to pay"]
+    for one in [teacher, *teacher.get("members", [])]:
+        if "prompt_tokens" not in one:
+            continue
+        about = "" if one["exact_tokens"] else "about "
+        seconds = "not known before the first run" if one["seconds"] is None else f"about {one['seconds']:.0f} s"
+        lines.append(
+            f"  {one['kind']}: {one['known']} completions known; {about}{one['prompt_tokens']:,} prompt tokens, "
+            f"{one['cached_tokens']:,} of them in the shared prefix; about {one['completion_tokens']:,} completion "
+            f"tokens; time {seconds}"
+            if one["requests"]
+            else f"  {one['kind']}: {one['known']} completions known"
+        )
+    return lines
 
 
 def _checkout() -> Path:

@@ -3,6 +3,7 @@ encoder, and tiny data to run a whole distillation on."""
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+
+EndpointServer = runpy.run_path(str(Path(__file__).parent / "teachers" / "endpoint_server.py"))["EndpointServer"]
 
 # Before anything imports torch: threads that spin while they wait for each other make a tiny training on a busy
 # machine forty times as long.
@@ -233,3 +236,10 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(30)
+
+
+@pytest.fixture
+def endpoint_server() -> Iterator[Any]:
+    """An OpenAI-compatible server on loopback that answers `food`; see endpoint_server.py for its faults."""
+    with EndpointServer() as server:
+        yield server

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from retort.config import Config, HubConfig
+from retort.config import Config, EnsembleConfig, HubConfig
 from retort.method.duel import duel
 from retort.method.scoring import mean_score
 from retort.records import ArtifactRef, Distilled, Round
@@ -23,6 +23,7 @@ from retort.report.summary import (
     percent,
     signed,
 )
+from retort.report.teachers import teacher_facts
 from retort.rows import Row, read_rows
 from retort.stages.scores import PREDICTIONS, read_scores
 from retort.stages.selection import VERDICT
@@ -53,6 +54,7 @@ def gather(work: Work) -> Summary:
         data=tuple(_data_set(work, config, role, ref) for role, ref in data_refs(distilled.data).items()),
         labels=labels,
         failures=label_failures(work, distilled.labels[0]),
+        teachers=teacher_facts(work, distilled.labels[0]),
         errors=error_tables(config.problem, work.problem, _predictions(work, distilled.final_scores)),
         timings=timings(parts),
         compute_seconds=sum(part.manifest.seconds for part in parts),
@@ -101,7 +103,7 @@ def _systems(work: Work, config: Config, distilled: Distilled, parts: list[Made]
     seconds: dict[str, float] = {}
     for part in parts:
         seconds[part.group] = seconds.get(part.group, 0.0) + part.manifest.seconds
-    rows = [_teacher_row(work, config, distilled)]
+    rows = [_teacher_row(work, config, distilled), *_asked_rows(work, config, distilled)]
     rows += [_stage_row(work, config, distilled, done) for done in distilled.rounds]
     rows.append(
         SystemRow(
@@ -127,6 +129,26 @@ def _teacher_row(work: Work, config: Config, distilled: Distilled) -> SystemRow:
         return row.model_copy(update={"note": f"{config.teacher.kind}; the pool has no gold to measure it on"})
     note = f"{config.teacher.kind}; its labels against the pool's gold"
     return row.model_copy(update={"measured_on": "pool", "scores": quality, "note": note})
+
+
+def _asked_rows(work: Work, config: Config, distilled: Distilled) -> list[SystemRow]:
+    """The teacher on the labelled set, and each member of an ensemble."""
+    rows = []
+    if distilled.teacher_own_scores is not None:
+        note = f"{config.teacher.kind}; each labelled row, with the others as demonstrations"
+        rows.append(_labelled_row(work, config, "teacher, labelled set", distilled.teacher_own_scores, note))
+    members = config.teacher.members if isinstance(config.teacher, EnsembleConfig) else []
+    for (name, ref), member in zip(distilled.member_scores.items(), members, strict=True):
+        rows.append(_labelled_row(work, config, name, ref, f"{member.kind}, alone"))
+    return rows
+
+
+def _labelled_row(work: Work, config: Config, name: str, ref: ArtifactRef, note: str) -> SystemRow:
+    row = SystemRow(role="teacher", name=name, note=note)
+    params = manifest_of(work, ref).made_of["params"]
+    scores: Scores = {score.metric: score for score in read_scores(work, ref)}
+    on = "labelled" if params.get("rows") == "labeled" else "pool"
+    return row.model_copy(update={"measured_on": on, "scores": scores}) if scores else row
 
 
 def _stage_row(work: Work, config: Config, distilled: Distilled, done: Round) -> SystemRow:

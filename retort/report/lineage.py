@@ -17,6 +17,8 @@ _KINDS = {
     "pool": ("examples",),
     "rows": ("examples", "pseudolabels"),
     "labels": ("pseudolabels", "examples"),
+    "labeled": ("examples",),
+    "members": ("pseudolabels",),
     "previous": ("pseudolabels",),
     "cross_labels": ("pseudolabels",),
     "reigning": ("scores",),
@@ -87,7 +89,8 @@ def _timing(group: str, what: str, manifests: list[Manifest]) -> Timing:
 def _groups(distilled: Distilled) -> Iterator[tuple[str, list[ArtifactRef]]]:
     """In the order of the work."""
     yield "data", list(data_refs(distilled.data).values())
-    teacher = [distilled.labels[0], distilled.label_scores[0], distilled.teacher_scores]
+    teacher = [distilled.labels[0], distilled.label_scores[0], distilled.teacher_scores, distilled.teacher_own_scores]
+    teacher += distilled.member_scores.values()
     yield "teacher", [ref for ref in teacher if ref is not None]
     for done in distilled.rounds:
         refs = [*done.students, *done.judge_scores, *done.test_scores, done.selection]

@@ -49,8 +49,9 @@ class SystemRow(Record):
     """`teacher`, `stage 1`, `final student`, or the baseline's name."""
     stage: int | None = None
     num_students: int = 1
-    measured_on: Literal["test", "pool"] | None = None
-    """pool: a recorded teacher's labels against the pool's gold, all that can be measured of it."""
+    measured_on: Literal["test", "pool", "labelled"] | None = None
+    """pool: a teacher's labels against the pool's gold. labelled: its labels of the labelled set, each row asked about
+    with the others as demonstrations."""
     scores: Scores = Field(default_factory=dict)
     """Means over the students; empty where nothing could be measured."""
     judge_scores: Scores = Field(default_factory=dict)
@@ -160,6 +161,17 @@ class ErrorTable(Record):
     spans, and where there are too many classes to look at."""
 
 
+class TeacherFacts(Record):
+    """What a teacher cost, and how good it is known to be."""
+
+    name: str
+    """`teacher`, or `teacher-0` of an ensemble."""
+    lines: tuple[tuple[str, str], ...]
+    """(what, value) for people."""
+    metrics: dict[str, float]
+    """For MLflow: tokens, money, seconds, calibration; of the run that made the labels."""
+
+
 class Timing(Record):
     """Artifacts of one sort made in one stage."""
 
@@ -195,6 +207,8 @@ class Summary(Record):
     data: tuple[DataSet, ...]
     labels: tuple[LabelStage, ...]
     failures: LabelFailures
+    teachers: tuple[TeacherFacts, ...]
+    """Those that were asked row by row, and every member of an ensemble."""
     errors: tuple[ErrorTable, ...]
     timings: tuple[Timing, ...]
     compute_seconds: float

@@ -39,6 +39,8 @@ class Question:
     max_tokens: int = 256
     samples: tuple[int, ...] = (0,)
     """Numbers of the completions wanted, each with a seed of its own."""
+    ledger_keys: tuple[bytes, ...] = ()
+    """Of each of the `samples`: under which its completion is kept, for answers that come in another run."""
     verbalizers: tuple[str, ...] = ()
     """If given, nothing is written: wanted are the log-probabilities of these texts as the completion."""
 

@@ -67,7 +67,7 @@ class Asking:
         self._ahead: deque[Question] = deque()
         self._waking = False
         self._pending: asyncio.Queue[Question] = asyncio.Queue()
-        self._arrived: SimpleQueue[list[Outcome] | BaseException] = SimpleQueue()
+        self._arrived: SimpleQueue[tuple[list[Outcome], bool] | BaseException] = SimpleQueue()
         tries.stopped = False
         self._task = _run(loop, self._start())
 
@@ -90,8 +90,10 @@ class Asking:
             arrived = self._arrived.get()
             if isinstance(arrived, BaseException):
                 raise arrived
-            in_hand -= 1
-            yield from arrived
+            outcomes, settled = arrived
+            # One that met an error stays in hand until the error comes, so that the end is not taken for a good one.
+            in_hand -= settled
+            yield from outcomes
 
     def close(self) -> None:
         if not self._loop.is_closed():
@@ -134,11 +136,12 @@ class Asking:
 
     async def _work(self) -> None:
         while not self._tries.stopped:
-            question, outcomes = await self._pending.get(), list[Outcome]()
+            question, outcomes, settled = await self._pending.get(), list[Outcome](), False
             try:
                 await self._tries.settle(question, outcomes)
+                settled = True
             finally:
-                self._arrived.put(outcomes)
+                self._arrived.put((outcomes, settled))
 
     async def _cancel(self) -> None:
         self._task.cancel()

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from retort.config import VllmConfig
 from retort.errors import ChildOutOfMemory, ConfigError, RetortError, TeacherUnavailable
 from retort.teachers.engine import failures
 
@@ -134,7 +135,7 @@ class EngineChild:
                 self._process.wait(_CLOSE_SECONDS)
         self.kill()
 
-    def death(self, model: str, fatal: Message | None) -> RetortError:
+    def death(self, config: VllmConfig, fatal: Message | None) -> RetortError:
         """Why it ended, after it has. `fatal` is what it said last, if it could."""
         detail = fatal["detail"] if fatal else ""
         reason, field = (fatal["reason"], fatal["field"]) if fatal else ("engine", "")
@@ -147,11 +148,10 @@ class EngineChild:
             case "out-of-memory":
                 return ChildOutOfMemory(f"{self.title} ran out of memory: {detail}")
             case "model":
-                return ConfigError(
-                    f"teacher.model = '{model}': vLLM cannot use it: {detail}; allowed are decoder-only language models"
-                )
+                allowed = "; allowed are decoder-only language models" if failures.is_other_kind(detail) else ""
+                return ConfigError(f"teacher.model = '{config.model}': vLLM cannot use it: {detail}{allowed}")
             case "config":
-                name = f"teacher.{field}" if field else "teacher"
+                name = f"teacher.{field} = {getattr(config, field)}" if field else "teacher"
                 return ConfigError(f"{name}: vLLM refuses it: {detail}")
         return TeacherUnavailable(f"{self.title} {self._ending()}{self._last_words(detail)}")
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 from retort.errors import BudgetSpent
 from retort.records import ParseFailure
 from retort.rows import Row, read_rows, write_rows
-from retort.teachers.asking import Answer, Asker, OpenAsker, Question, Refusal
-from retort.teachers.ledger import Entry, Ledger, Writer
+from retort.teachers.asking import Asker, OpenAsker, Question, Refusal
+from retort.teachers.ledger import Ledger, Writer, entry_of
 from retort.teachers.outcomes import Labelled, Outcome, Reader
 from retort.teachers.questions import Pending, Questions
 from retort.teachers.spending import Spending
@@ -167,7 +167,7 @@ class Labelling:
                     lacking.keys.clear()
                 else:
                     self.spending.came(answer)
-                    writer.add(self._entry(lacking.keys.pop(answer.sample), answer))
+                    writer.add(entry_of(lacking.keys.pop(answer.sample), answer, self._max_tokens))
                 if not lacking.keys:
                     del under_way[answer.key]
                 self._tell(len(was_asked))
@@ -189,19 +189,6 @@ class Labelling:
         for number, found in groupby(missing, lambda completion: completion[0] // samples):
             keys = {position % samples: key for position, key in found}
             yield _Lacking(number, next(row for at, row in walk if at == number), keys)
-
-    def _entry(self, key: bytes, answer: Answer) -> Entry:
-        return Entry(
-            key=key,
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            max_tokens=self._max_tokens,
-            prompt_tokens=answer.prompt_tokens,
-            cached_tokens=answer.cached_tokens,
-            completion_tokens=answer.completion_tokens,
-            scores=answer.scores,
-            asked_at=time.time(),
-        )
 
     @property
     def _max_tokens(self) -> int:

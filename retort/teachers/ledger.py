@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from retort.records import digest
 from retort.store import Store
+from retort.teachers.asking import Answer
 from retort.teachers.shards import SCHEMA, Shards, first_of_each_key, is_full, query, write_pieces
 
 FLUSH_SECONDS = 4.0
@@ -58,6 +59,21 @@ class Entry(NamedTuple):
     """Natural logarithms of the verbalizers' probabilities, or ()."""
     asked_at: float
     """Unix seconds."""
+
+
+def entry_of(key: bytes, answer: Answer, max_tokens: int) -> Entry:
+    """An answer that came just now, as kept."""
+    return Entry(
+        key=key,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        max_tokens=max_tokens,
+        prompt_tokens=answer.prompt_tokens,
+        cached_tokens=answer.cached_tokens,
+        completion_tokens=answer.completion_tokens,
+        scores=answer.scores,
+        asked_at=time.time(),
+    )
 
 
 def ledger_key(shared_digest: bytes, item: str, constraint: str, attempt: int, sample: int) -> bytes:

@@ -1,7 +1,7 @@
 """A causal language model in this process, through transformers: a teacher for laptops.
 
-The keys and values of the shared prefix are computed once and kept for as long as rows with the same turns come: of a
-row that costs only its own tokens. Rows are computed in batches, padded on the left.
+The keys and values of the shared prefix are computed once and kept for as long as rows with the same turns come, so a
+row costs only its own tokens.
 
 At temperature 0, float32 gives the same completions in whatever batch; in bfloat16 the last bits depend on the batch,
 and near-ties can fall either way. Of sampled completions each has a random generator of its own, seeded by the config's
@@ -42,8 +42,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
-_WINDOW_BATCHES = 16
-"""Batches whose rows are sorted by length together."""
+_WINDOW_ROWS = 128
+"""Rows that are sorted by length together."""
+_OWN_TOKENS = 256
+"""Tokens of a row, without the shared prefix, for which a batch is meant; of longer rows it takes fewer."""
 _READS = {"past_key_values", "position_ids", "logits_to_keep"}
 """What a model must take, to go on from a prefix that it has read."""
 
@@ -124,6 +126,8 @@ class LocalAsker:
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self._limit = int(limit) if limit else 2**31
         self._reader = Reader(model)
+        if self._reader.one_row_only:
+            self._batch_rows = 1
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -137,7 +141,7 @@ class LocalAsker:
         }
 
     def ask(self, questions: Iterator[Question]) -> Iterator[Answer | Refusal]:
-        while window := list(islice(questions, self._batch_rows * _WINDOW_BATCHES)):
+        while window := list(islice(questions, _WINDOW_ROWS)):
             groups: dict[tuple[Turn, ...], list[Question]] = {}
             for question in window:
                 groups.setdefault(question.prompt.shared, []).append(question)
@@ -159,14 +163,21 @@ class LocalAsker:
             for samples in [question.samples] if alike else [(sample,) for sample in question.samples]:
                 rows.setdefault(question.verbalizers, []).append(BatchRow(question, samples, token_ids))
         for verbalizers, members in rows.items():
-            members.sort(key=lambda row: -len(row.token_ids))
-            for start in range(0, len(members), self._batch_rows):
-                batch = members[start : start + self._batch_rows]
+            for batch in self._batches(members, len(prefix_ids)):
                 known = known_beginning(prefix_ids, [row.token_ids for row in batch])
                 if verbalizers:
                     yield from self._scored(batch, known, verbalizers, after)
                 else:
                     yield from self._written(batch, known, after)
+
+    def _batches(self, rows: list[BatchRow], num_shared: int) -> Iterator[list[BatchRow]]:
+        """Longest first, so that a batch that does not fit fails at once."""
+        rows = sorted(rows, key=lambda row: -len(row.token_ids))
+        while rows:
+            own = max(1, len(rows[0].token_ids) - num_shared)
+            size = max(1, min(self._batch_rows, self._batch_rows * _OWN_TOKENS // own))
+            yield rows[:size]
+            rows = rows[size:]
 
     def _render(self, shared: tuple[Turn, ...]) -> tuple[str, str, str]:
         try:
@@ -184,20 +195,17 @@ class LocalAsker:
 
     def _written(self, batch: list[BatchRow], known: list[int], after: str) -> Iterator[Answer]:
         context, logits, cached = self._reader.start([row.token_ids for row in batch], known)
-        writing = [self._writing(row, num_cached, after) for row, num_cached in zip(batch, cached, strict=True)]
+        writing = {number: self._writing(row, cached[number], after) for number, row in enumerate(batch)}
         while True:
-            for completion, next_logits in zip(writing, logits, strict=True):
-                completion.add(next_logits)
+            for number, completion in writing.items():
+                completion.add(logits[number][-1])
                 if completion.finish_reason:
                     yield from completion.answers()
-            going = [index for index, completion in enumerate(writing) if not completion.finish_reason]
-            if not going:
+            writing = {number: completion for number, completion in writing.items() if not completion.finish_reason}
+            if not writing:
                 return
-            if len(going) < len(writing):
-                writing = [writing[index] for index in going]
-                context.keep(going)
-            logits = self._reader.read(context, torch.tensor([[completion.token_ids[-1]] for completion in writing]))
-            logits = logits[:, -1]
+            last = {number: completion.token_ids[-1:] for number, completion in writing.items()}
+            logits = self._reader.read(context, last)
 
     def _writing(self, row: BatchRow, num_cached: int, after: str) -> Writing:
         question = row.question
@@ -219,20 +227,25 @@ class LocalAsker:
     ) -> Iterator[Answer]:
         paths = self._paths(verbalizers, after)
         context, logits, cached = self._reader.start([row.token_ids for row in batch], known)
-        after_node: dict[scoring.Path, Tensor] = {(): logits.log_softmax(-1)}
         nodes = scoring.nodes(paths)
-        for stem in (node for node in nodes[1:] if sum(node == other[: len(node)] for other in nodes) == 1):
-            logits = self._reader.read(context.copied(), torch.tensor([stem] * len(batch)))
-            after_node |= {stem[: at + 1]: logits[:, at].log_softmax(-1) for at in range(len(stem))}
-        for number, (row, num_cached) in enumerate(zip(batch, cached, strict=True)):
+        after_node: dict[scoring.Path, dict[int, Tensor]] = {(): {number: part[0] for number, part in logits.items()}}
+        for stem in (node for node in nodes if node and sum(node == other[: len(node)] for other in nodes) == 1):
+            read = self._reader.read(context.copied(), dict.fromkeys(logits, stem), every=True)
+            after_node |= {
+                stem[: at + 1]: {number: part[at] for number, part in read.items()} for at in range(len(stem))
+            }
+        for number, row in enumerate(batch):
             next_token = {
-                node: {token: float(after_node[node][number, token]) for token in scoring.children(paths, node)}
-                for node in nodes
+                node: _log_probabilities(after_node[node][number], scoring.children(paths, node)) for node in nodes
             }
             scores = tuple(scoring.log_probabilities(paths, next_token))
             best = verbalizers[scores.index(max(scores))]
             for sample in row.samples:
-                yield Answer(row.question.key, sample, best, "stop", len(row.token_ids), num_cached, 0, scores)
+                yield Answer(row.question.key, sample, best, "stop", len(row.token_ids), cached[number], 0, scores)
+
+
+def _log_probabilities(logits: Tensor, token_ids: list[int]) -> dict[int, float]:
+    return dict(zip(token_ids, logits.log_softmax(-1)[token_ids].tolist(), strict=True))
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:

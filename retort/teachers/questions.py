@@ -76,6 +76,7 @@ class Questions:
             top_p=self.teacher.sampling.top_p,
             max_tokens=self.teacher.sampling.max_tokens,
             samples=tuple(keys),
+            ledger_keys=tuple(keys.values()),
             verbalizers=self.verbalizers,
         )
 

@@ -67,6 +67,8 @@ def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]
                 f"teacher.tensor_parallel = {size}: no GPU can be used, since teacher.python = '{config.python}' holds "
                 "vLLM's CPU build; allowed: 1"
             )
+        if config.batch_invariant:
+            raise ConfigError("teacher.batch_invariant = true: vLLM has this mode on GPUs only; allowed here: false")
         return [Place("cpu")]
     gpus = visible_gpus()
     if not gpus:

@@ -154,7 +154,7 @@ class Tries:
             self._early_refusals.add(reply.status)
             if self._num_refused == FIRST_ANSWERS and len(self._early_refusals) == 1:
                 raise ConfigError(
-                    f"teacher.url = '{self._config.url}' refuses all rows, the first {FIRST_ANSWERS} of them with {said}"
+                    f"teacher.url = '{self._config.url}' refuses all rows, the first {FIRST_ANSWERS} with {said}"
                 )
         return Refusal(question.key, f"http-{reply.status}", f"The server refused the row ({said})", _raw(reply))
 

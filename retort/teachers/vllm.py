@@ -172,7 +172,7 @@ class VllmAsker:
                 yield engine, message
         for engine, message in heard:
             if message is None:
-                raise engine.death(self._config.model, self._fatal.get(engine))
+                raise engine.death(self._config, self._fatal.get(engine))
 
     def _check_progress(self) -> None:
         for engine in self.engines:

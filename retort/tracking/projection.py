@@ -182,6 +182,9 @@ def _points(summary: Summary) -> Iterator[Point]:
         yield from _scored("label", labels.quality, labels.stage)
         if labels.change is not None:
             yield Point("changed_share", labels.changed_share, labels.stage)
+    for teacher in summary.teachers:
+        for name, value in teacher.metrics.items():
+            yield Point(f"{teacher.name}_{name}", value, 0)
     yield Point("kept_stage", summary.kept_stage, 0)
     yield Point("compute_seconds", summary.compute_seconds, 0)
     yield Point("label_failures", sum(summary.failures.reasons.values()), 0)

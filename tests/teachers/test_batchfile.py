@@ -20,7 +20,7 @@ from retort.teachers.chat import Bodies
 ENDPOINT = EndpointConfig(kind="endpoint", url="http://unused/v1", model="dummy", constraint_style="json-schema")
 PROMPT = Prompt((Turn("system", "Say what it is."),), "an äpple")
 CHOICE = Constraint(choice=("food", "drink"))
-KEYS = [bytes([n]) * 16 for n in range(10)]
+KEYS = [bytes([0xA0 + n]) * 16 for n in range(10)]
 
 
 def requests(questions: list[Question], config: AskedConfig = ENDPOINT) -> list[dict[str, Any]]:
@@ -90,9 +90,9 @@ def test_a_json_schema_s_answer_is_unwrapped(tmp_path: Path) -> None:
         "food",
         "drink",
     ]
-    assert [answer.text for answer in read_answers(output, None) if isinstance(answer, Answer)][
-        0
-    ] == '{"label": "food"}'
+    first = next(read_answers(output, None))
+    assert isinstance(first, Answer)
+    assert first.text == '{"label": "food"}'
 
 
 def test_what_is_no_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_row_that_the_server_refuses_is_not_asked_again(endpoint_server: Serve
 
 def test_if_all_rows_are_refused_it_is_not_the_rows(endpoint_server: Server) -> None:
     endpoint_server.fail(endpoint_server.error(400, "unknown parameter: 'top_p'"))
-    with pytest.raises(ConfigError, match=r"refuses all rows, the first 20 of them with HTTP 400: unknown parameter"):
+    with pytest.raises(ConfigError, match=r"refuses all rows, the first 20 with HTTP 400: unknown parameter"):
         ask(endpoint_server, questions(500), concurrency=4)
     assert sum(endpoint_server.asked.values()) < 30
 
@@ -411,7 +411,7 @@ def test_retry_after_pauses_all_requests_and_is_no_try(endpoint_server: Server, 
     outcomes = ask(endpoint_server, questions(40), concurrency=4, retries=0)
     # The first four are told at once; then one goes ahead, and while it is refused the others wait on.
     # (A date has no fractions of a second.)
-    assert 1.0 < time.monotonic() - start < 5
+    assert 0.9 < time.monotonic() - start < 5
     all_answered_once(endpoint_server, outcomes, 40)
     assert sum(endpoint_server.asked.values()) == 48
 

@@ -259,10 +259,11 @@ def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
         pass
 
 
-def test_the_cpu_holds_one_copy(tiny_causal: Path) -> None:
+@pytest.mark.parametrize(("field", "value"), [("tensor_parallel", 2), ("batch_invariant", True)])
+def test_what_needs_gpus(field: str, value: int, tiny_causal: Path) -> None:
     with (
-        pytest.raises(ConfigError, match=r"teacher\.tensor_parallel = 2: no GPU"),
-        open_vllm(config_for(tiny_causal, tensor_parallel=2), 0, str(tiny_causal), None),
+        pytest.raises(ConfigError, match=rf"teacher\.{field} = .*GPU.*; allowed"),
+        open_vllm(config_for(tiny_causal, **{field: value}), 0, str(tiny_causal), None),
     ):
         pass
 

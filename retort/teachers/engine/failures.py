@@ -26,7 +26,7 @@ _MODEL = re.compile(
 )
 _RAISED = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): .+")
 _HEARSAY = re.compile(r"Engine core initialization failed|root cause|background process")
-_MOST_CHARACTERS = 600
+_MOST_CHARACTERS = 400
 
 
 class BadTemplate(Exception):
@@ -57,14 +57,19 @@ def classify(text: str) -> tuple[str, str]:
     return ("model" if _MODEL.search(text) else "engine"), ""
 
 
+def is_other_kind(detail: str) -> bool:
+    """Whether what was told of a model is that it is no causal language model."""
+    return bool(re.search("runner|architecture|decoder|not supported for now", detail))
+
+
 def told(error: BaseException) -> str:
     """An exception as one line. Of pydantic's the first reason, without the wrapping, which repeats all settings."""
     listed: Any = getattr(error, "errors", None)
     if callable(listed):
         return str(listed()[0]["msg"]).removeprefix("Value error, ")[:_MOST_CHARACTERS]
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    name = type(error).__name__
-    return f"{name}: {first}"[:_MOST_CHARACTERS] if first else name
+    name = "" if isinstance(error, BadTemplate) else type(error).__name__
+    return ": ".join(part for part in (name, first) if part)[:_MOST_CHARACTERS]
 
 
 def raised(lines: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,12 +19,16 @@ _PARENT_EVERY_SECONDS = 0.5
 
 
 class Wire:
-    """Takes standard output for itself: what anything else prints goes to standard error from here on."""
+    """Takes standard input and output for itself: what anything else prints goes to standard error from here on, and
+    processes that vLLM forks find neither a pipe to read from nor a lock on one that a thread held."""
 
     def __init__(self, parent: int) -> None:
         """`parent` is Retort's process id."""
-        self._out = os.fdopen(os.dup(1), "wb")
+        self._in, self._out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
         self._lock = threading.Lock()
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         """What Retort said; None at its end."""
@@ -53,7 +56,7 @@ class Wire:
         threading.Thread(target=beating, daemon=True).start()
 
     def _read(self) -> None:
-        for line in sys.stdin.buffer:
+        for line in self._in:
             self.inbox.put(json.loads(line))
         self.inbox.put(None)
 
