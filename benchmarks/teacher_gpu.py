@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 SNIPS = ROOT / "examples" / "snips"
 sys.path.insert(0, str(ROOT))
 
-COMPLETION_TOKENS, DEMONSTRATION_TOKENS, WARM_UP_ROWS = 32, 2000, 64
+COMPLETION_TOKENS, PREFIX_TOKENS, WARM_UP_ROWS = 32, 2000, 64
 CONTEXT_TOKENS, MEMORY_SHARE, FLUSH_SECONDS, SINGLE_SECONDS = 4096, 0.9, 5.0, 45.0
 PARTS = {"model": 30.0, "bare": 150.0, "retort": 110.0, "uncached": 100.0}
 """Seconds that are kept for a part until its turn comes; then it may take all that the later ones do not need."""
@@ -312,29 +312,29 @@ def make_model() -> None:
 
 
 def train_tokenizer(vocab_size: int) -> Any:
-    """A byte-level BPE of as many merges as make the demonstrations about 2,000 tokens, filled up to the vocabulary's
-    size with tokens that no text gives, so that whatever a model of dummy weights writes can be decoded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE of as many merges as make the prefix about 2,000 tokens, filled up to the vocabulary's size with
+    tokens that no text gives, so that whatever a model of dummy weights writes can be decoded."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    texts = [row["text"] for row in read("unlabeled.jsonl.gz")] + [turn.content for turn in turns()] * 10
+    prefix, _, _ = rendered(None)
+    texts = [*(row["text"] for row in read("unlabeled.jsonl.gz")), *prefix.splitlines()]
     found = []
-    for size in (400, 600, 800, 1000, 1500, 2000, 3000, 5000):
+    for size in (400, 600, 800, 1000, 1300, 1700, 2200, 3000, 4000):
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words = pre_tokenizers.Split(Regex(r" ?\S+|\s"), "isolated")
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+        tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=size, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
-        tokens = sum(len(tokenizer.encode(turn.content).ids) + 1 for turn in turns())
-        found.append((abs(tokens - DEMONSTRATION_TOKENS), tokenizer))
-    best = min(found, key=lambda pair: pair[0])[1]
-    content = json.loads(best.to_str())
-    vocabulary = content["model"]["vocab"]
+        found.append((abs(len(tokenizer.encode(prefix).ids) - PREFIX_TOKENS), tokenizer))
+    best = json.loads(min(found, key=lambda pair: pair[0])[1].to_str())
+    vocabulary = best["model"]["vocab"]
     vocabulary |= {f"Ġfill{number}": number for number in range(len(vocabulary), vocab_size)}
-    filled = Tokenizer.from_str(json.dumps(content))
-    filled.decoder = decoders.ByteLevel()
-    return filled
+    return Tokenizer.from_str(json.dumps(best))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from retort.config import Config, RecordedConfig
+from retort.config import AskedConfig, Config, RecordedConfig
+from retort.config.teachers import Member
 from retort.errors import RetortError
 from retort.preflight import (
     check_cells,
@@ -15,13 +16,18 @@ from retort.preflight import (
     check_overlap,
     ingest_all,
     ingest_role,
+    members_of,
     refusals,
     resolve,
     texts_of,
     tracking_uri,
     usable_store,
 )
-from retort.records import Record
+from retort.pricing import questions_of
+from retort.records import Data, Record
+from retort.store import Store
+from retort.teachers.checks import check_teacher
+from retort.teachers.identity import teacher_weights
 
 if TYPE_CHECKING:
     from retort.students.weights import Weights
@@ -126,14 +132,27 @@ def leakage(config: Config) -> str:
 
 
 def teacher(config: Config) -> str:
+    """Everything about each teacher that can be seen without starting an engine or paying for a token."""
     config = resolve(config)
-    if not isinstance(config.teacher, RecordedConfig):
-        return f"{config.teacher.kind}: trained on the labelled set"
     place = usable_store(config)
-    pool = ingest_all(config, place).unlabeled
-    missing = check_completions(config, config.teacher, place, pool)
-    told = f"{pool.rows - missing} of the pool's {pool.rows} rows have a recorded completion"
-    return f"note: {told}" if missing else told
+    data = ingest_all(config, place)
+    return "; ".join(_teacher_told(config, member, place, data) for _, member in members_of(config.teacher))
+
+
+def _teacher_told(config: Config, member: Member, place: Store, data: Data) -> str:
+    match member:
+        case RecordedConfig():
+            missing = check_completions(config, member, place, data.unlabeled)
+            told = (
+                f"{data.unlabeled.rows - missing} of the pool's {data.unlabeled.rows} rows have a recorded completion"
+            )
+            return f"note: {told}" if missing else told
+        case AskedConfig():
+            questions = questions_of(config, member, place.fetch(data.labeled))
+            check_teacher(member, questions, teacher_weights(member, config.store.server))
+            shown = sum(turn.role == "assistant" for turn in questions.everything)
+            return f"{member.kind} {member.model}: {shown} demonstrations"
+    return f"{member.kind}: trained on the labelled set"
 
 
 def student(config: Config) -> str:

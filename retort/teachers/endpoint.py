@@ -129,6 +129,8 @@ class Asking:
                 # What is under way may have been paid for.
                 await asyncio.wait(others)
         finally:
+            # A cancellation that meets a request's timeout is lost in it: then the worker sees that it is to stop.
+            self._tries.stopped = True
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)

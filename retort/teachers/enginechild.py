@@ -100,6 +100,8 @@ class EngineChild:
                     self._events.put((self, message))
                 self.progress_at = time.monotonic()
         self._log_thread.join(_CLOSE_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_SECONDS)
         self._events.put((self, None))
 
     def _log_lines(self, stderr: IO[bytes]) -> None:
@@ -151,7 +153,8 @@ class EngineChild:
                 allowed = "; allowed are decoder-only language models" if failures.is_other_kind(detail) else ""
                 return ConfigError(f"teacher.model = '{config.model}': vLLM cannot use it: {detail}{allowed}")
             case "config":
-                name = f"teacher.{field} = {getattr(config, field)}" if field else "teacher"
+                value = getattr(config, field) if field else None
+                name = f"teacher{field and '.'}{field}" + (f" = {value}" if value is not None else "")
                 return ConfigError(f"{name}: vLLM refuses it: {detail}")
         return TeacherUnavailable(f"{self.title} {self._ending()}{self._last_words(detail)}")
 

@@ -1,9 +1,9 @@
 """From rows to labels, asking only for what the ledger lacks.
 
 A round asks every row that has no label yet for its next try and parses what comes; tries that an earlier run paid for
-are found in the ledger and cost nothing. A row whose completion gives no label goes into the next round, until this run
-has asked it `1 + ask_again.times` times; then it is set aside with its raw text and the reason. So a run that comes
-later asks again only for what was set aside.
+are found in the ledger and cost nothing. A row whose completion gives no label goes into the next round, until it has
+had `1 + ask_again.times` tries; then it is set aside with its raw text and the reason. A run that comes later asks again
+only for what was set aside.
 """
 
 import tempfile
@@ -130,12 +130,17 @@ class Labelling:
         entries = self.ledger.join(asked)
         for index, pending in enumerate(rows()):
             found = [next(entries) for _ in range(samples)]
-            times = pending.times_asked + was_asked[index]
-            if index in refused:  # it would be refused again
-                times, refusal = 1_000_000, refused[index]
-                yield replace(pending, times_asked=times), ParseFailure(refusal.reason, refusal.detail, refusal.raw)
+            tried = replace(
+                pending,
+                num_tries=pending.num_tries + 1,
+                was_asked=pending.was_asked or bool(was_asked[index]),
+                is_refused=index in refused,
+            )
+            if index in refused:
+                refusal = refused[index]
+                yield tried, ParseFailure(refusal.reason, refusal.detail, refusal.raw)
             else:
-                yield replace(pending, times_asked=times), self.reader.read(pending.text, found)
+                yield tried, self.reader.read(pending.text, found)
 
     def _ask(self, rows: Rows, asked: Path, attempt: int, was_asked: bytearray) -> dict[int, Refusal]:
         """Bring the ledger what it lacks of a round. Returns the rows that were refused, by index, and marks in

@@ -25,8 +25,12 @@ class Pending:
     """In the file of rows, from 0."""
     example_id: str
     text: str
-    times_asked: int = 0
+    num_tries: int = 0
+    """Rounds that it has been through in this run, whether its try was known or asked for."""
+    was_asked: bool = False
     """In this run."""
+    is_refused: bool = False
+    """It would be refused again."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,13 @@ class Questions:
         return self.teacher.labels == "hard" and (self.teacher.constrained or attempt > 0)
 
     def may_ask_again(self, pending: Pending) -> bool:
-        """The same question at temperature 0 would get the same answer."""
+        """A pass over a row has `1 + ask_again.times` tries. A run finishes the pass that an earlier one began, and
+        begins another only for a row that was set aside then: all its tries are known. At temperature 0 the same
+        question would get the same answer."""
         differs = self.temperature(1) > 0 or not self.teacher.constrained
-        return differs and self.teacher.labels == "hard" and pending.times_asked <= self.teacher.ask_again.times
+        mid_pass = pending.num_tries % (1 + self.teacher.ask_again.times) != 0
+        useful = differs and self.teacher.labels == "hard" and not pending.is_refused
+        return useful and (mid_pass or not pending.was_asked)
 
     def _shared_digest(self, shared: Sequence[Turn], attempt: int) -> bytes:
         """All that a completion depends on beside the row and who the teacher is, which is the ledger's folder. Not

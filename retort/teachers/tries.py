@@ -57,6 +57,8 @@ class Tries:
                 outcomes += result
                 missing, failures, waits = missing[len(result) :], 0, 0
                 continue
+            if self.stopped:
+                return
             if result.kind == "busy":
                 waits = waits + 1 if progress == self._progress else 1
                 progress = self._progress

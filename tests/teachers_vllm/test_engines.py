@@ -1,0 +1,148 @@
+"""Retort's side of the vLLM teacher, with a fake engine that speaks the same lines."""
+
+import time
+from collections import Counter
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.config import VllmConfig
+from retort.errors import ChildOutOfMemory, ConfigError, TeacherUnavailable
+from retort.teachers.asking import Answer, Prompt, Question, Turn
+from retort.teachers.engine import failures
+from retort.teachers.vllm import VllmAsker, open_vllm
+
+FAKE = Path(__file__).with_name("fake_python.py")
+SHARED = (Turn("system", "Label it."),)
+
+
+def opened(attempt: int = 0, **changes: Any) -> AbstractContextManager[VllmAsker]:
+    config = VllmConfig.model_validate({"kind": "vllm", "model": "fake", "python": str(FAKE), **changes})
+    return open_vllm(config, attempt, "fake", None)
+
+
+def question(number: int, samples: tuple[int, ...] = (0,)) -> Question:
+    return Question(number.to_bytes(16, "big"), Prompt(SHARED, f"row {number}"), samples=samples)
+
+
+@pytest.fixture(autouse=True)
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+
+
+def test_each_gpu_has_an_engine_and_its_share() -> None:
+    with opened() as asker:
+        found = list(asker.ask(question(number, samples=(0, 1)) for number in range(200)))
+        assert asker.facts["num_gpus"] == asker.facts["num_engines"] == 2
+        pids = [engine.pid for engine in asker.engines]
+    answers = [answer for answer in found if isinstance(answer, Answer)]
+    assert Counter((answer.key, answer.sample) for answer in answers).total() == len({*answers}) == 400
+    shares = Counter(answer.text for answer in answers)
+    assert shares.keys() == {"4", "5"}
+    assert min(shares.values()) > 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_an_engine_takes_a_group_of_gpus() -> None:
+    with opened(tensor_parallel=2) as asker:
+        (answer,) = asker.ask(iter([question(0)]))
+        assert isinstance(answer, Answer)
+        assert answer.text == "4,5"
+        assert asker.facts["num_gpus"] == 2
+
+
+@pytest.mark.parametrize(
+    ("visible", "tensor_parallel", "sentence"),
+    [
+        ("0,1,2", 4, r"teacher\.tensor_parallel = 4: 3 GPUs can be used; allowed: 1 to 3"),
+        ("", 1, r"teacher\.python = .*this machine shows none; `make teacher`"),
+        ("-1", 1, "this machine shows none"),
+    ],
+)
+def test_too_few_gpus(visible: str, tensor_parallel: int, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match=sentence), opened(tensor_parallel=tensor_parallel):
+        pass
+
+
+def test_a_retry_takes_less() -> None:
+    with opened(attempt=2, max_sequences=6, memory_share=0.5, tensor_parallel=2) as asker:
+        options = asker.facts["options"]
+    assert options["memory_share"] == pytest.approx(0.5 * 0.81)
+    assert (options["max_sequences"], options["halvings"]) == (1, 2)
+
+
+def test_out_of_memory_where_only_the_log_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "out of memory")
+    with pytest.raises(ChildOutOfMemory, match=r"GPU [45].*CUDA out of memory"), opened():
+        pass
+
+
+def test_a_context_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "context")
+    with (
+        pytest.raises(ConfigError, match=r"teacher\.max_length: vLLM refuses it: ValueError: To serve"),
+        opened(),
+    ):
+        pass
+
+
+def test_an_engine_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "dies")
+    with opened(tensor_parallel=2) as asker:
+        answering, found = asker.ask(question(number) for number in range(100)), []
+        with pytest.raises(TeacherUnavailable, match=r"ended with exit code 7; its last words: .*while it lasted"):
+            found += answering
+        assert len(found) == 4
+
+
+def test_an_engine_that_gives_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "spins")
+    with opened(stall_seconds=1) as asker, pytest.raises(TeacherUnavailable, match=r"hung.*teacher\.stall_seconds = 1"):
+        list(asker.ask(iter([question(0)])))
+
+
+def test_an_engine_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "silent")
+    begun = time.monotonic()
+    with pytest.raises(TeacherUnavailable, match=r"not ready after teacher\.start_seconds = 0\.5"):
+        opened(start_seconds=0.5).__enter__()
+    assert time.monotonic() - begun < 5
+
+
+def test_leaving_early_and_asking_again() -> None:
+    with opened() as asker:
+        answering = asker.ask(question(number) for number in range(100))
+        next(answering)
+        answering.close()
+        keys = {answer.key for answer in asker.ask(question(number) for number in range(1000, 1040))}
+        assert keys == {question(number).key for number in range(1000, 1040)}
+
+
+def test_what_is_shared_is_told_once_and_forgotten() -> None:
+    """Rows that may not see themselves among the demonstrations have turns of their own."""
+    with opened() as asker:
+        asked = (
+            Question(number.to_bytes(16, "big"), Prompt((Turn("system", str(number // 2)),), "row"))
+            for number in range(200)
+        )
+        assert len(list(asker.ask(asked))) == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "ValueError: Free memory on device (3.1/79.2 GiB) on startup is less than desired GPU memory utilization",
+            "out-of-memory",
+        ),
+        ("Model architectures ['BertModel'] are not supported for now.", "model"),
+        ("This model does not support `--runner generate`.", "model"),
+        ("ValueError: No available memory for the cache blocks. Try increasing gpu_memory_utilization", "config"),
+        ("EngineDeadError: EngineCore encountered an issue.", "engine"),
+    ],
+)
+def test_reasons(text: str, reason: str) -> None:
+    assert failures.classify(text)[0] == reason
