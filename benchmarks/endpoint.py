@@ -1,11 +1,11 @@
 """Requests a second that the endpoint teacher reaches, against bare clients, and what bounds it.
 
-    .venv/bin/python benchmarks/endpoint.py [--questions 20000] [--concurrency 64] [--repeats 1]
+    .venv/bin/python benchmarks/endpoint.py [--questions 20000] [--concurrency 64] [--repeats 3]
 
 One run, side by side: questions with a shared prefix of 8 KB, a server in a process of its own on loopback that reads
 each request and answers a fixed chat completion at once. The rivals send the same bodies and read the answer's text,
-without retries, limits or books: httpx.AsyncClient with a semaphore, and aiohttp with as many workers. Printed: the
-median of the repeats, CPU seconds of client and server (a client that is busy all the time is bounded by its one core).
+without retries, limits or books: httpx.AsyncClient with a semaphore, and aiohttp with as many workers. Printed: medians
+of the repeats, CPU of client and server (a client that is busy all the time is bounded by its one core).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from retort.teachers.endpoint import open_endpoint
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--questions", type=int, default=20_000)
 arguments.add_argument("--concurrency", type=int, default=64)
-arguments.add_argument("--repeats", type=int, default=1)
+arguments.add_argument("--repeats", type=int, default=3)
 arguments.add_argument("--httpx-questions", type=int, default=4_000, help="fewer, since it is slow")
 
 SHARED = tuple(
@@ -119,7 +119,9 @@ def bare_httpx(url: str, number: int, concurrency: int) -> int:
     async def run() -> int:
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         semaphore, bodies = asyncio.Semaphore(concurrency), Bodies("dummy", "none")
-        async with httpx.AsyncClient(limits=limits, headers={"Content-Type": "application/json"}) as client:
+        async with httpx.AsyncClient(
+            limits=limits, timeout=120, headers={"Content-Type": "application/json"}
+        ) as client:
 
             async def one(question: Question) -> bool:
                 async with semaphore:
@@ -150,24 +152,31 @@ def measure(client: Callable[[str, int, int], int], number: int, concurrency: in
 
 def main() -> None:
     given = arguments.parse_args()
+    few = min(given.questions, given.httpx_questions)
     clients = {
         "retort": (ours, given.questions),
         "aiohttp, bare": (bare_aiohttp, given.questions),
-        "httpx, bare": (bare_httpx, min(given.questions, given.httpx_questions)),
+        "httpx, bare": (bare_httpx, few),
     }
-    body = len(Bodies("dummy", "none").body(next(questions(1)), (0,)))
-    print(f"{given.questions} questions of {body} bytes, {given.concurrency} under way, median of {given.repeats}")
-    first = 0.0
-    for name, (client, number) in clients.items():
-        runs = [measure(client, number, given.concurrency) for _ in range(given.repeats)]
-        speed, cpu, server_cpu = (statistics.median(values) for values in zip(*runs, strict=True))
-        first = first or speed
-        per_request = f"{cpu / number * 1e6:.0f} us CPU a request, busy {cpu / number * speed:.0%} of a core"
-        print(
-            f"{name:14} {speed:6.0f} requests/s, retort is {first / speed:.2f} times that; client {per_request}; ",
-            end="",
+    size = len(Bodies("dummy", "none").body(next(questions(1)), (0,)))
+    print(f"{given.questions} questions ({few} for httpx) of {size} bytes, {given.concurrency} under way")
+    # In turns, so that whatever else the machine does meets all of them.
+    rounds = [
+        [measure(client, number, given.concurrency) for client, number in clients.values()]
+        for _ in range(given.repeats)
+    ]
+    for place, (name, (_, number)) in enumerate(clients.items()):
+        speeds, cpu, server_cpu = zip(*(one_round[place] for one_round in rounds), strict=True)
+        ratios = [one_round[0][0] / one_round[place][0] for one_round in rounds]
+        busy, server = (
+            statistics.median(seconds / number * speed for seconds, speed in zip(spent, speeds, strict=True))
+            for spent in (cpu, server_cpu)
         )
-        print(f"server {server_cpu / number * speed:.0%}")
+        print(
+            f"{name:14}{statistics.median(speeds):6.0f} requests/s; retort's are {statistics.median(ratios):.2f} times "
+            f"that; client {statistics.median(cpu) / number * 1e6:.0f} us CPU a request, {busy:.0%} of a core; server "
+            f"{server:.0%}"
+        )
 
 
 if __name__ == "__main__":

@@ -107,10 +107,14 @@ def _sentence(detail: ErrorDetails) -> str:
         case "union_tag_invalid":
             return f"{where}.kind = {_short(context['tag'])}: allowed: {_listed(_kinds(location))}"
         case "value_error":
-            prefix = f"{where} = {_short(given)}: " if where and not isinstance(given, dict) else ""
+            shown = "" if location and location[-1] in _SECRETS else f" = {_short(given)}"
+            prefix = f"{where}{shown}: " if where and not isinstance(given, dict) else ""
             return f"{prefix}{context['error']}"
     return f"{where} = {_short(given)}: {_rule(detail, where)}"
 
+
+_SECRETS = {"api_key"}
+"""Fields whose value is not shown, whatever is wrong with it."""
 
 _UNIONS = {
     *(("problem",), ("teacher",), ("student",)),

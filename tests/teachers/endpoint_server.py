@@ -11,6 +11,10 @@ from typing import Any
 
 from aiohttp import web
 
+from retort.config import EndpointConfig
+from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
+from retort.teachers.endpoint import open_endpoint
+
 Body = dict[str, Any]
 Fault = Callable[["EndpointServer", web.Request, Body], Awaitable[web.StreamResponse]]
 
@@ -159,3 +163,31 @@ class EndpointServer:
         """Every choice comes twice."""
         completion = server.completion(body)
         return await server.answer(request, body, {**completion, "choices": completion["choices"] * 2})
+
+
+SHARED = (Turn("system", "Say what it is."), Turn("user", "an äpple"), Turn("assistant", "food"))
+
+
+def config(server: EndpointServer | str, **more: Any) -> EndpointConfig:
+    url = server if isinstance(server, str) else server.url
+    return EndpointConfig.model_validate({"kind": "endpoint", "url": url, "model": "dummy"} | more)
+
+
+def questions(number: int, **more: Any) -> list[Question]:
+    return [Question(n.to_bytes(16, "big"), Prompt(SHARED, f"row {n:05d}"), **more) for n in range(number)]
+
+
+def ask(server: EndpointServer | str, asked: list[Question], **more: Any) -> list[Answer | Refusal]:
+    with open_endpoint(config(server, **more), backoff_seconds=0.001) as asker:
+        return list(asker.ask(iter(asked)))
+
+
+def texts(outcomes: list[Answer | Refusal]) -> list[str]:
+    assert all(isinstance(outcome, Answer) for outcome in outcomes), outcomes
+    return [outcome.text for outcome in outcomes if isinstance(outcome, Answer)]
+
+
+def all_answered_once(server: EndpointServer, outcomes: list[Answer | Refusal], number: int) -> None:
+    assert sorted(int.from_bytes(outcome.key, "big") for outcome in outcomes) == list(range(number))
+    assert texts(outcomes) == ["food"] * number
+    assert server.answered == {f"row {n:05d}": 1 for n in range(number)}
