@@ -50,7 +50,7 @@ def test_facts(asker: VllmAsker) -> None:
     }
     expected = {"dtype": "float32", "num_gpus": 0, "max_model_len": CONTEXT, "max_num_seqs": 64, "chat_template": False}
     assert known == expected
-    assert 0 < asker.facts["start_seconds"] < 300
+    assert asker.facts["start_seconds"] > 0
 
 
 def test_a_choice_gives_legal_labels_only(asker: VllmAsker) -> None:
