@@ -24,8 +24,8 @@ import httpx
 
 from retort.config import EndpointConfig
 from retort.teachers.asking import Answer, Prompt, Question, Turn
-from retort.teachers.chat import Bodies
-from retort.teachers.endpoint import open_endpoint
+from retort.teachers.endpoint.asker import open_endpoint
+from retort.teachers.endpoint.chat import Bodies
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--questions", type=int, default=20_000)

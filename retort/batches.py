@@ -16,7 +16,7 @@ from retort.rows import write_rows
 from retort.stages.examples import ROWS
 from retort.store import Store
 from retort.teachers.asking import Answer, Asker, Question, Refusal
-from retort.teachers.batchfile import read_answers, write_requests
+from retort.teachers.endpoint.batchfile import read_answers, write_requests
 from retort.teachers.identity import teacher_identity
 from retort.teachers.labelling import ASKED, Labelling
 from retort.teachers.ledger import Ledger, Writer, entry_of

@@ -9,6 +9,7 @@ from retort.config.teachers import AskedConfig, EndpointConfig, VllmConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.students.weights import Weights
 from retort.teachers.counting import token_counter
+from retort.teachers.endpoint.firsttoken import check_first_tokens
 from retort.teachers.questions import Questions
 
 PROBE_SECONDS = 10.0
@@ -19,6 +20,7 @@ _WRITERS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 def check_teacher(teacher: AskedConfig, questions: Questions, weights: Weights | None) -> None:
     """Raises ConfigError, or TeacherUnavailable for an endpoint that cannot be reached."""
     if isinstance(teacher, EndpointConfig):
+        check_first_tokens(questions.verbalizers)
         check_endpoint(teacher)
     if isinstance(teacher, VllmConfig):
         from retort.teachers.teachermachine import find_interpreter, places
@@ -82,7 +84,7 @@ def _check_causal(teacher: AskedConfig, settings: dict[str, Any]) -> None:
     if settings.get("is_encoder_decoder") or (names and not writes):
         what = names[0] if names else "an encoder-decoder"
         raise ConfigError(
-            f"teacher.model = '{teacher.model}': holds a {what}, which is no causal language model; a teacher must write"
+            f"teacher.model = '{teacher.model}': holds a {what}, which is no causal language model: it cannot write"
         )
 
 

@@ -2,8 +2,8 @@
 
 A round asks every row that has no label yet for its next try and parses what comes; tries that an earlier run paid for
 are found in the ledger and cost nothing. A row whose completion gives no label goes into the next round, until it has
-had `1 + ask_again.times` tries; then it is set aside with its raw text and the reason. A run that comes later asks again
-only for what was set aside.
+had `1 + ask_again.times` tries; then it is set aside with its raw text and the reason. A run that comes later asks
+again only for what was set aside.
 """
 
 import tempfile

@@ -12,7 +12,7 @@ def open_asker(teacher: AskedConfig, attempt: int, execution: ExecutionConfig, e
     weights = teacher_weights(teacher, endpoint_url and expand(endpoint_url))
     match teacher:
         case EndpointConfig():
-            from retort.teachers.endpoint import open_endpoint
+            from retort.teachers.endpoint.asker import open_endpoint
 
             return open_endpoint(teacher)
         case VllmConfig() if weights:
@@ -20,7 +20,7 @@ def open_asker(teacher: AskedConfig, attempt: int, execution: ExecutionConfig, e
 
             return open_vllm(teacher, attempt, weights.address, weights.revision)
         case TransformersConfig() if weights:
-            from retort.teachers.local import open_transformers
+            from retort.teachers.local.asker import open_transformers
 
             return open_transformers(teacher, attempt, weights.address, weights.revision, execution.device)
     raise AssertionError(f"a teacher of kind {type(teacher).__name__} cannot be asked")

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from retort.config import EndpointConfig
 from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.endpoint import open_endpoint
+from retort.teachers.endpoint.asker import open_endpoint
 
 Body = dict[str, Any]
 Fault = Callable[["EndpointServer", web.Request, Body], Awaitable[web.StreamResponse]]

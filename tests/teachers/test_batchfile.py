@@ -14,8 +14,8 @@ from retort.data.completions import BadLine
 from retort.errors import ConfigError, DataError
 from retort.problems import Constraint
 from retort.teachers.asking import Answer, Prompt, Question, Turn
-from retort.teachers.batchfile import read_answers, write_requests
-from retort.teachers.chat import Bodies
+from retort.teachers.endpoint.batchfile import read_answers, write_requests
+from retort.teachers.endpoint.chat import Bodies
 
 ENDPOINT = EndpointConfig(kind="endpoint", url="http://unused/v1", model="dummy", constraint_style="json-schema")
 PROMPT = Prompt((Turn("system", "Say what it is."),), "an äpple")

@@ -19,9 +19,9 @@ import pytest
 from retort.errors import ConfigError
 from retort.problems import Constraint
 from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.chat import seed
-from retort.teachers.endpoint import open_endpoint
-from retort.teachers.firsttoken import first_token_scores
+from retort.teachers.endpoint.asker import open_endpoint
+from retort.teachers.endpoint.chat import seed
+from retort.teachers.endpoint.firsttoken import first_token_scores
 
 server_module = runpy.run_path(str(Path(__file__).with_name("endpoint_server.py")))
 SHARED, config, questions, ask, texts, all_answered_once = (

@@ -17,9 +17,9 @@ import pytest
 
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.teachers.asking import Answer, Question, Refusal
-from retort.teachers.endpoint import open_endpoint
-from retort.teachers.pacing import LONGEST_BACKOFF_SECONDS, backoff, retry_after
-from retort.teachers.tries import FREE_WAITS
+from retort.teachers.endpoint.asker import open_endpoint
+from retort.teachers.endpoint.pacing import LONGEST_BACKOFF_SECONDS, backoff, retry_after
+from retort.teachers.endpoint.tries import FREE_WAITS
 
 server_module = runpy.run_path(str(Path(__file__).with_name("endpoint_server.py")))
 config, questions, ask, texts, all_answered_once = (

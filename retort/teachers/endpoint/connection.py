@@ -12,7 +12,7 @@ from yarl import URL
 
 from retort.config import EndpointConfig, expand
 from retort.errors import ConfigError
-from retort.teachers.pacing import retry_after
+from retort.teachers.endpoint.pacing import retry_after
 
 KEEP_ALIVE_SECONDS = 4.0
 """Less than the 5 s after which vLLM's server closes an idle connection: one closed just then is a lost try."""

@@ -9,9 +9,9 @@ from typing import Literal
 from retort.config import EndpointConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.teachers.asking import Answer, Question, Refusal
-from retort.teachers.chat import Bodies, NoLogprobs, Nonsense, answers_in
-from retort.teachers.connection import Reply, Setback
-from retort.teachers.pacing import Gate, backoff
+from retort.teachers.endpoint.chat import Bodies, NoLogprobs, Nonsense, answers_in
+from retort.teachers.endpoint.connection import Reply, Setback
+from retort.teachers.endpoint.pacing import Gate, backoff
 
 Outcome = Answer | Refusal
 

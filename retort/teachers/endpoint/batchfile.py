@@ -12,7 +12,7 @@ from retort.config.teachers import AskedConfig
 from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError
 from retort.teachers.asking import Answer, Question
-from retort.teachers.chat import Bodies, ConstraintStyle, unwrapped
+from retort.teachers.endpoint.chat import Bodies, ConstraintStyle, unwrapped
 
 _ID = re.compile(r"([0-9a-f]{32})(?:-(0|[1-9][0-9]{0,8}))?")
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from retort.config import EndpointConfig
 from retort.teachers.asking import Asker, Question
-from retort.teachers.connection import Connection
-from retort.teachers.firsttoken import check_first_tokens
-from retort.teachers.tries import Outcome, Tries
+from retort.teachers.endpoint.connection import Connection
+from retort.teachers.endpoint.firsttoken import check_first_tokens
+from retort.teachers.endpoint.tries import Outcome, Tries
 
 MOST_AHEAD = 256
 """Questions taken beyond those under way."""

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from retort.problems import Constraint
 from retort.teachers.asking import Answer, Question, Turn
-from retort.teachers.firsttoken import first_token_scores
+from retort.teachers.endpoint.firsttoken import first_token_scores
 
 ConstraintStyle = Literal["none", "vllm", "json-schema"]
 TOP_LOGPROBS = 20

@@ -1,0 +1,1 @@
+"""A causal model in this process, through transformers."""
