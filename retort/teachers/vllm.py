@@ -130,10 +130,14 @@ class VllmAsker:
         more = True
         while more or under_way:
             more = more and self._hand_out(questions, under_way)
+            caller_seconds = 0.0
             # Where the caller has more and an engine has room, only look whether something came.
             for _, message in self._heard(wait=not (more and self._roomiest())):
-                yield from _answers(message, under_way)
-            self._check_progress()
+                for answer in _answers(message, under_way):
+                    given_at = time.monotonic()
+                    yield answer
+                    caller_seconds += time.monotonic() - given_at
+            self._check_progress(caller_seconds)
 
     def _hand_out(self, questions: Iterator[Question], under_way: dict[int, _UnderWay]) -> bool:
         """False when there are no more."""
@@ -174,8 +178,10 @@ class VllmAsker:
             if message is None:
                 raise engine.death(self._config, self._fatal.get(engine))
 
-    def _check_progress(self) -> None:
+    def _check_progress(self, caller_seconds: float) -> None:
+        """An engine may have been idle while the caller was busy with what it got."""
         for engine in self.engines:
+            engine.progress_at += caller_seconds
             if engine.num_under_way and engine.stalled_seconds() > self._config.stall_seconds and self._events.empty():
                 engine.kill()
                 raise TeacherUnavailable(

@@ -104,6 +104,16 @@ def test_an_engine_that_gives_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
         list(asker.ask(iter([question(0)])))
 
 
+def test_a_caller_may_take_its_time() -> None:
+    with opened(stall_seconds=0.6, tensor_parallel=2) as asker:
+        answering = asker.ask(question(number) for number in range(20))
+        found = [next(answering)]
+        for _ in range(2):
+            time.sleep(1.0)
+            found.append(next(answering))
+        assert len([*found, *answering]) == 20
+
+
 def test_an_engine_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ENGINE", "silent")
     begun = time.monotonic()
