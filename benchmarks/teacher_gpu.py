@@ -184,7 +184,7 @@ def uncached() -> None:
 def ask(what: str, rows: int, prefix_caching: bool) -> None:
     from retort.config import VllmConfig
     from retort.teachers.asking import Answer, Prompt, Question
-    from retort.teachers.vllm import open_vllm
+    from retort.teachers.vllm.asker import open_vllm
 
     settings = {"model": str(given.folder), "python": sys.executable, "max_length": CONTEXT_TOKENS}
     measured = {"weights": "random", "memory_share": MEMORY_SHARE, "prefix_caching": prefix_caching}
@@ -257,7 +257,7 @@ def plain_files(folder: Path) -> Iterator[Callable[[Any], None]]:
 
 def has_gpu() -> bool:
     from retort.config import VllmConfig
-    from retort.teachers.teachermachine import find_interpreter
+    from retort.teachers.vllm.machine import find_interpreter
 
     return find_interpreter(VllmConfig(kind="vllm", model="any", python=sys.executable))[1] == "cuda"
 
@@ -286,7 +286,7 @@ def turns() -> tuple[Any, ...]:
 
 
 def rendered(tokenizer: Any) -> tuple[str, str, str]:
-    from retort.teachers.engine.rendering import render
+    from retort.teachers.vllm.engine.rendering import render
 
     return render(tokenizer, [{"role": turn.role, "content": turn.content} for turn in turns()])
 

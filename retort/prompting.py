@@ -73,7 +73,7 @@ def _shown(teacher: str, example_id: str, prompt: Prompt, weights: Weights | Non
         num_tokens, shared_tokens = counter.count(text), counter.count(shared)
         exact = False
     else:
-        from retort.teachers.engine.rendering import render
+        from retort.teachers.vllm.engine.rendering import render
 
         tokenizer = _tokenizer(weights)
         shared, before, after = render(tokenizer, [asdict(turn) for turn in prompt.shared])

@@ -23,7 +23,7 @@ def check_teacher(teacher: AskedConfig, questions: Questions, weights: Weights |
         check_first_tokens(questions.verbalizers)
         check_endpoint(teacher)
     if isinstance(teacher, VllmConfig):
-        from retort.teachers.teachermachine import find_interpreter, places
+        from retort.teachers.vllm.machine import find_interpreter, places
 
         _, built_for = find_interpreter(teacher)
         places(teacher, built_for)

@@ -16,7 +16,7 @@ def open_asker(teacher: AskedConfig, attempt: int, execution: ExecutionConfig, e
 
             return open_endpoint(teacher)
         case VllmConfig() if weights:
-            from retort.teachers.vllm import open_vllm
+            from retort.teachers.vllm.asker import open_vllm
 
             return open_vllm(teacher, attempt, weights.address, weights.revision)
         case TransformersConfig() if weights:

@@ -28,9 +28,9 @@ from retort.config.teachers import TransformersConfig
 from retort.errors import ConfigError
 from retort.problems import Constraint
 from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.engine.rendering import render
 from retort.teachers.local.asker import LocalAsker, open_transformers
 from retort.teachers.local.decoding import sampled
+from retort.teachers.vllm.engine.rendering import render
 
 SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
 ROWS = [json.loads(line) for line in SNIPS.read_text().splitlines()]

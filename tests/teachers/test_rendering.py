@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from retort.teachers.engine.rendering import has_chat_template, render
+from retort.teachers.vllm.engine.rendering import has_chat_template, render
 
 SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
 ROWS = [json.loads(line) for line in SNIPS.read_text().splitlines()]

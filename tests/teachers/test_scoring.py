@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from retort.teachers.engine.scoring import children, continuation, end_token, ended, log_probabilities, nodes
+from retort.teachers.vllm.engine.scoring import children, continuation, end_token, ended, log_probabilities, nodes
 
 END = 9
 

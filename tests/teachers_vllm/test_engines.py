@@ -11,8 +11,8 @@ import pytest
 from retort.config import VllmConfig
 from retort.errors import ChildOutOfMemory, ConfigError, TeacherUnavailable
 from retort.teachers.asking import Answer, Prompt, Question, Turn
-from retort.teachers.engine import failures
-from retort.teachers.vllm import VllmAsker, open_vllm
+from retort.teachers.vllm.asker import VllmAsker, open_vllm
+from retort.teachers.vllm.engine import failures
 
 FAKE = Path(__file__).with_name("fake_python.py")
 SHARED = (Turn("system", "Label it."),)

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from retort.teachers.engine.rendering import render
-from retort.teachers.vllm import ENGINE
+from retort.teachers.vllm.asker import ENGINE
+from retort.teachers.vllm.engine.rendering import render
 
 TURNS = [
     {"role": "system", "content": "Label the request."},

@@ -29,13 +29,14 @@ Start = Callable[[dict[str, Any]], subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(prefect_api: str, tmp_path: Path) -> Start:
-    """`retort run CONFIG --json` in a process group of its own."""
+def start(prefect_api: str, tmp_path: Path) -> Iterator[Start]:
+    """`retort run CONFIG --json` in a process group of its own, which ends with the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def go(values: dict[str, Any]) -> subprocess.Popen[str]:
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(values))
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [RETORT, "run", str(path), "--json"],
             cwd=ROOT,
             env={**os.environ, "PREFECT_API_URL": prefect_api},
@@ -44,8 +45,14 @@ def start(prefect_api: str, tmp_path: Path) -> Start:
             text=True,
             start_new_session=True,
         )
+        started.append(process)
+        return process
 
-    return go
+    yield go
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=20)
 
 
 def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def test_a_run_survives_the_deaths_of_engine_worker_and_itself(
     """And ends with a student, trained in stages on legal labels; nothing that was kept is asked about again."""
     store, pool = tmp_path / "store", tmp_path / "pool.jsonl"
     rows = [json.loads(line) for line in Path(tiny_slots["data"]["unlabeled"]).read_text().splitlines()]
-    texts = [{"id": f"{row['id']}-{n}", "text": f"{row['text']} {n}"} for n in range(6) for row in rows]
+    texts = [{"id": f"{row['id']}-{n}", "text": f"{row['text']} {n}"} for n in range(4) for row in rows]
     pool.write_text("".join(json.dumps(row) + "\n" for row in texts))
     values = with_teacher(
         {**tiny_slots, "data": {**tiny_slots["data"], "unlabeled": str(pool)}},
@@ -112,16 +119,18 @@ def kill(process: subprocess.Popen[str], store: Path, what: str, before: int) ->
     """SIGKILL in mid-labelling; returns how many completions the ledger has after it. The last were kept at most 5 s
     before, with a second for a busy machine."""
     end = time.monotonic() + 150
-    while in_ledger(store) < before + 40:
+    while in_ledger(store) < before + 30 or not engines_of(process):
         assert time.monotonic() < end, f"before {what}: {in_ledger(store)} completions"
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    below = psutil.Process(process.pid).children(recursive=True)
-    engines = [child for child in below if str(PYTHON.parent) in " ".join(child.cmdline()[:1])]
-    workers = [psutil.Process(engine.ppid()) for engine in engines]
-    victims = {"engine": engines, "worker": workers, "run": [psutil.Process(process.pid), *below]}[what]
+    time.sleep(1.5)  # somewhere between two writes
+    engines = engines_of(process)
+    victims = {
+        "engine": lambda: engines,
+        "worker": lambda: [psutil.Process(engine.ppid()) for engine in engines],
+        "run": lambda: [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)],
+    }[what]()
     assert victims
-    time.sleep(2.5)  # somewhere between two writes
     for victim in victims:
         victim.send_signal(signal.SIGKILL)
     killed = time.time()
@@ -129,6 +138,11 @@ def kill(process: subprocess.Popen[str], store: Path, what: str, before: int) ->
     last = max(shard.stat().st_mtime for shard in store.glob("ledger/*/*.parquet"))
     assert last > killed - 6.0
     return in_ledger(store)
+
+
+def engines_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in below if str(PYTHON.parent) in " ".join(child.cmdline()[:1])]
 
 
 @pytest.fixture
@@ -180,7 +194,8 @@ def by_hand(values: dict[str, Any], model_folder: Path, texts: list[str], temper
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    prompts = [prompt_of(values, text) for text in texts]
+    begins, ends = prompt_of(values)
+    prompts = [begins + text + ends for text in texts]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     names = values["problem"]["labels"]
@@ -196,8 +211,8 @@ def by_hand(values: dict[str, Any], model_folder: Path, texts: list[str], temper
     return powered / powered.sum(axis=1, keepdims=True)
 
 
-def prompt_of(values: dict[str, Any], text: str) -> str:
-    """As `retort prompt` prints it for some row, with another text in that row's place."""
+def prompt_of(values: dict[str, Any]) -> tuple[str, str]:
+    """What stands before and after the row, as `retort prompt` prints it."""
     path = Path(values["store"]["root"]).parent / "config.yaml"
     shown = subprocess.run(
         [RETORT, "prompt", str(path), "--json"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -206,7 +221,7 @@ def prompt_of(values: dict[str, Any], text: str) -> str:
     pool = [json.loads(line) for line in Path(values["data"]["unlabeled"]).read_text().splitlines()]
     (row,) = [row for row in pool if row["id"] == told["example_id"]]
     before, _, after = str(told["text"]).rpartition(row["answer"])
-    return before + text + after
+    return before, after
 
 
 TEMPLATE = (

@@ -19,7 +19,7 @@ from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
 from retort.records import ParseFailure
 from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.vllm import VllmAsker, open_vllm
+from retort.teachers.vllm.asker import VllmAsker, open_vllm
 
 pytestmark = pytest.mark.teacher
 here = runpy.run_path(str(Path(__file__).with_name("conftest.py")), run_name="conftest")

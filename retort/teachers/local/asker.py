@@ -33,10 +33,10 @@ from retort.config.teachers import TransformersConfig
 from retort.errors import ConfigError
 from retort.students.device import choose_device
 from retort.teachers.asking import Answer, Question, Refusal, Turn
-from retort.teachers.engine import scoring
-from retort.teachers.engine.rendering import has_chat_template, render
 from retort.teachers.local.contexts import Reader, known_beginning
 from retort.teachers.local.decoding import BatchRow, Writing, seed_of
+from retort.teachers.vllm.engine import scoring
+from retort.teachers.vllm.engine.rendering import has_chat_template, render
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from retort.teachers.asking import Answer, Question
-from retort.teachers.engine import scoring
+from retort.teachers.vllm.engine import scoring
 
 
 @dataclass(frozen=True, slots=True)

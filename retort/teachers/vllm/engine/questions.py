@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind, StructuredOutputsParams
 
 if TYPE_CHECKING:
-    from retort.teachers.engine import rendering, scoring
-    from retort.teachers.engine.prefixes import Prefix
+    from retort.teachers.vllm.engine import rendering, scoring
+    from retort.teachers.vllm.engine.prefixes import Prefix
 else:
     import rendering
     import scoring

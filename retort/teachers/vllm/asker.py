@@ -19,8 +19,8 @@ from retort.config import VllmConfig
 from retort.errors import TeacherUnavailable
 from retort.problems import Constraint
 from retort.teachers.asking import Answer, Question, Refusal, Turn
-from retort.teachers.enginechild import EngineChild, Message
-from retort.teachers.teachermachine import Place, find_interpreter, places
+from retort.teachers.vllm.child import EngineChild, Message
+from retort.teachers.vllm.machine import Place, find_interpreter, places
 
 ENGINE = Path(__file__).parent / "engine"
 _LESS_MEMORY = 0.9

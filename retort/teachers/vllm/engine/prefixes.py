@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retort.teachers.engine import rendering
+    from retort.teachers.vllm.engine import rendering
 else:
     import rendering
 

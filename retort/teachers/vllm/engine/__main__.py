@@ -1,4 +1,4 @@
-"""The vLLM teacher's engine: `PYTHON retort/teachers/engine OPTIONS`, with the interpreter of vLLM's environment.
+"""The vLLM teacher's engine: `PYTHON retort/teachers/vllm/engine OPTIONS`, with the interpreter of vLLM's environment.
 
 Retort is not installed there: the modules of this folder import each other by their plain names, and nothing else of
 Retort. OPTIONS is a JSON object, which `retort.teachers.vllm` writes. On standard input come JSON lines:
@@ -27,9 +27,9 @@ import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retort.teachers.engine import failures
-    from retort.teachers.engine.session import Session, engine_config  # noqa: F401, ruff sees one of the two only
-    from retort.teachers.engine.wire import Message, Wire
+    from retort.teachers.vllm.engine import failures
+    from retort.teachers.vllm.engine.session import Session, engine_config  # noqa: F401, ruff sees one of the two only
+    from retort.teachers.vllm.engine.wire import Message, Wire
 else:
     import failures
     from wire import Message, Wire

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from retort.config import VllmConfig
 from retort.errors import ChildOutOfMemory, ConfigError, RetortError, TeacherUnavailable
-from retort.teachers.engine import failures
+from retort.teachers.vllm.engine import failures
 
 Message = dict[str, Any]
 
