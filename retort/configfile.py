@@ -123,15 +123,20 @@ _UNIONS = {
 """Fields that can be of several kinds. Pydantic puts the kind after them in an error's location; people do not."""
 
 
-def _kind_at(location: Location) -> int | None:
-    """Where in an error's location a kind stands that is no field."""
-    return next((n for n in (1, 2) if len(location) > n and location[:n] in _UNIONS), None)
+_MEMBERS = ("teacher", "ensemble", "members")
+"""A list whose entries are such fields too."""
+
+
+def _kinds_at(location: Location) -> set[int]:
+    """Where in an error's location kinds stand, which are no fields."""
+    found = {n for n in (1, 2) if len(location) > n and location[:n] in _UNIONS}
+    return found | ({4} if location[:3] == _MEMBERS and len(location) > 4 else set())
 
 
 def _written(location: Location) -> list[str]:
     """The fields as they stand in the YAML file."""
-    kind_at = _kind_at(location)
-    return [str(part) for at, part in enumerate(location) if at != kind_at and part != "[key]"]
+    kinds_at = _kinds_at(location)
+    return [str(part) for at, part in enumerate(location) if at not in kinds_at and part != "[key]"]
 
 
 _RULES: Mapping[str, str] = {
@@ -206,10 +211,12 @@ def _schema() -> dict[str, Any]:
 
 def _reached(location: Location) -> list[dict[str, Any]]:
     """The parts of the JSON Schema that may stand at a place of the config."""
-    here, kind_at = [_schema()], _kind_at(location)
+    here, kinds_at = [_schema()], _kinds_at(location)
     for at, name in enumerate(location):
-        if at == kind_at:
+        if at in kinds_at:
             here = [part for part in here if _kind_of(part) in (name, None)]
+        elif isinstance(name, int):
+            here = [part for schema in here if "items" in schema for part in _members(schema["items"])]
         else:
             inner = [part["properties"][name] for part in here if name in part.get("properties", {})]
             here = [part for schema in inner for part in _members(schema)]

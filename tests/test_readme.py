@@ -30,7 +30,8 @@ def test_its_links_lead_somewhere() -> None:
 def test_its_commands_exist_and_none_is_forgotten() -> None:
     told = set(re.findall(r"^\| `retort (\w+)", README, re.MULTILINE))
     assert told == {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+        *(command.name or command.callback.__name__ for command in app.registered_commands if command.callback),
+        *(group.name for group in app.registered_groups),
     }
     for command in told:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0

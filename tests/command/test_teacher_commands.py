@@ -157,3 +157,27 @@ def test_a_key_must_come_from_the_environment(asked: Any, command: Command) -> N
     asked.values["teacher"]["api_key"] = "${RETORT_NO_SUCH_KEY}"
     _, out, _ = command("doctor", asked.save())
     assert "needs the environment variable RETORT_NO_SUCH_KEY, which is not set" in out
+
+
+@pytest.mark.parametrize(
+    ("member", "sentence"),
+    [
+        ({"kind": "vllm"}, "teacher.members.1.model: missing, but required"),
+        ({"kind": "vlm", "model": "m"}, "teacher.members.1.kind = 'vlm': allowed: 'recorded', 'finetuned', 'vllm'"),
+        ({"kind": "vllm", "model": "m", "temprature": 1}, "teacher.members.1.temprature: unknown field; "),
+        ({"kind": "vllm", "model": "m", "prices": {"prompt": -1}}, "teacher.members.1.prices.prompt = -1: must be at"),
+    ],
+)
+def test_a_member_that_is_wrong(classes: Any, command: Command, member: dict[str, Any], sentence: str) -> None:
+    classes.values["teacher"] = {"kind": "ensemble", "members": [classes.values["teacher"], member]}
+    code, _, err = command("plan", classes.save())
+    assert code == 2
+    assert sentence in err
+
+
+def test_weights_need_members_that_can_be_asked(classes: Any, command: Command) -> None:
+    members = [classes.values["teacher"], {"kind": "vllm", "model": "m"}]
+    classes.values["teacher"] = {"kind": "ensemble", "merge": "weighted", "members": members}
+    code, _, err = command("plan", classes.save())
+    assert code == 2
+    assert "merge: weighted needs members that can be asked about the labelled set, which 'recorded' cannot" in err

@@ -124,3 +124,19 @@ def test_a_killed_run_asks_again_for_five_seconds_at_most(
     twice = sum(count > 1 for count in endpoint_server.answered.values())
     assert len(endpoint_server.answered) == ROWS
     assert twice <= 48 - safe + 4, f"{twice} asked again, {safe} of 48 had come 5 s before the kill; 4 were under way"
+
+
+def test_an_ensemble_trusts_the_teacher_that_is_right(
+    asked_classes: dict[str, Any], endpoint_server: Any, configured: Build, run_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    endpoint_server.reply = lambda body: label_of(body) if body["model"] == "wise" else "up"
+    one = asked_classes["teacher"]
+    teacher = {"kind": "ensemble", "merge": "weighted", "members": [{**one, "model": m} for m in ("fool", "wise")]}
+    summary = run_here(configured(asked_classes, tmp_path / "store", teacher=teacher)).summary
+    scores = {row.name: row.scores["accuracy"].value for row in summary.systems if row.role == "teacher"}
+    assert scores == {"teacher": 1.0, "teacher, labelled set": 1.0, "teacher-0": 0.5, "teacher-1": 1.0}
+    fool, wise = (dict(facts.lines) for facts in summary.teachers)
+    assert float(wise["weight of its vote"]) > float(fool["weight of its vote"])
+    assert fool["rows labelled as by teacher 0, 1, ..."] == "100.0 %, 50.0 %"
+    assert wise["right units on the labelled set"] == "100.0 %"
+    assert endpoint_server.answered.total() == 2 * ROWS, "each member was asked about each text"
