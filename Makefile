@@ -44,7 +44,7 @@ QUICK := --set name=snips-quick --set data.limit=500 --set method.stages=2
 test: setup lint  ## lint, types, import rules, all tests but those of test-teacher
 	$(BIN)/python -m pytest -m "not teacher"
 
-test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about 3 minutes
+test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about 6 minutes
 	$(BIN)/python -m pytest tests/teachers_vllm
 
 lint: setup  ## style, strict types, import rules

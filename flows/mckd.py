@@ -97,4 +97,5 @@ def run_id() -> str:
 def origin() -> dict[str, str]:
     """Where the run comes from, told to MLflow."""
     url = url_for("flow-run", obj_id=run_id()) if run_id() else None
-    return {"prefect.flow_run_id": run_id(), "prefect.url": url or "", "git.commit": git_commit()}
+    told = {"prefect.flow_run_id": run_id(), "prefect.url": url or "", "git.commit": git_commit()}
+    return {name: value for name, value in told.items() if value}
