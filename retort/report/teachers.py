@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from retort.records import ArtifactRef
 from retort.report.lineage import manifest_of
-from retort.report.summary import TeacherFacts, percent, seconds_text
+from retort.report.summary import TeacherFacts, percent, seconds_text, shortened
 from retort.stages.work import Work
 from retort.store import Manifest
 

@@ -93,7 +93,8 @@ def make_student(work: Work) -> Product:
     )
     rows = list(in_cells(_labelled_rows(work), params["cells"]))
     if not rows:
-        raise StageFailed(f"{work.stage.name}: no row of the pool is in its cells; lower method.partitions")
+        where = "the pool" if params["cells"] is None else "its cells of the pool; lower method.partitions"
+        raise StageFailed(f"{work.stage.name}: there is no labelled row to train on in {where}")
     encoded = list(encode_all(encoder, work.problem, (row["text"] for row in rows)))
     history = train(
         encoder,
