@@ -45,10 +45,8 @@ def _membership(told: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 def _identity(manifest: Manifest) -> Iterator[tuple[str, str]]:
     params, engine = manifest.made_of["params"], manifest.details.get("engine", {})
-    yield (
-        "teacher",
-        ", ".join(f"{key} {value}" for key, value in params["identity"].items() if value not in (None, False)),
-    )
+    known = {key: str(value) for key, value in params["identity"].items() if value not in (None, False)}
+    yield "teacher", ", ".join(f"{key} {shortened(value, 40)}" for key, value in known.items())
     shown = {key: engine[key] for key in _ENGINE if engine.get(key) not in (None, "")}
     if shown:
         yield "engine", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
