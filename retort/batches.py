@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +26,8 @@ from retort.teachers.spending import Spending
 
 
 class _Exporter:
-    """An asker that writes questions down and answers none."""
+    """An asker that writes questions down and answers none. Each sample goes out by itself, under the key that the
+    ledger will keep it under, which is all that an answer brings back."""
 
     def __init__(self, teacher: EndpointConfig, stream: BinaryIO) -> None:
         self._teacher, self._stream = teacher, stream
@@ -37,7 +39,8 @@ class _Exporter:
         yield self
 
     def ask(self, questions: Iterator[Question]) -> Iterator[Answer | Refusal]:
-        self.num_requests += write_requests(self._teacher, questions, self._stream)
+        single = (replace(question, key=key, samples=(0,)) for question in questions for key in question.ledger_keys)
+        self.num_requests += write_requests(self._teacher, single, self._stream)
         yield from ()
 
 

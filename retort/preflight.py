@@ -82,8 +82,8 @@ def check_member(config: Config, name: str, teacher: Member, store: Store, data:
                 check_completions(config, teacher, store, data.unlabeled)
         case AskedConfig():
             stage = pseudolabel_asked(config, name, teacher, data)
-            questions = questions_of(config, teacher, store.fetch(data.labeled))
             if store.find(stage.kind, stage.key) is None:
+                questions = questions_of(config, teacher, store.fetch(data.labeled))
                 check_teacher(teacher, questions, teacher_weights(teacher, config.store.server))
 
 

@@ -25,14 +25,15 @@ async def compare_baselines(config: Config, distilled: Distilled, do: Do) -> Dis
 
 async def vanilla_kd(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
     """One student on the teacher's labels of the whole pool."""
-    return await do(train_student(config, "vanilla-kd/student", distilled.labels[0]))
+    return await do(train_student(config, "vanilla-kd/student", distilled.labels[0], soft=is_soft(config, 1)))
 
 
 async def compute_matched_kd(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
     """Vanilla, with as many epochs as all the stages have together."""
     training = config.student.training
     longer = training.model_copy(update={"epochs": training.epochs * config.method.stages})
-    return await do(train_student(config, "compute-matched-kd/student", distilled.labels[0], training=longer))
+    soft, name = is_soft(config, 1), "compute-matched-kd/student"
+    return await do(train_student(config, name, distilled.labels[0], training=longer, soft=soft))
 
 
 async def same_partition(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:

@@ -74,6 +74,19 @@ def test_batch_files_fill_the_ledger(asked: Any, command: Command) -> None:
     assert (teacher["requests"], teacher["known"]) == (4, 40)
 
 
+def test_each_sample_comes_back_under_its_own_key(asked: Any, command: Command) -> None:
+    asked.values["teacher"]["sampling"] = {"samples": 3, "sampling_temperature": 1.0}
+    config, out_file, in_file = asked.save(), str(asked.file("requests.jsonl")), str(asked.file("answers.jsonl"))
+    command("batch", "export", config, out_file)
+    requests = requests_in(asked, "requests.jsonl")
+    assert len({request["custom_id"] for request in requests}) == 3 * 44
+    assert len({request["body"]["seed"] for request in requests}) > 120
+    asked.write("answers.jsonl", [answer(request, "good") for request in requests])
+    assert "132 answers taken" in command("batch", "import", config, in_file)[2]
+    teacher = json.loads(command("plan", config, "--json")[1])["teacher"]
+    assert (teacher["requests"], teacher["known"]) == (0, 132)
+
+
 def test_batch_files_are_for_endpoints(classes: Any, command: Command) -> None:
     code, _, err = command("batch", "export", classes.save(), str(classes.file("out.jsonl")))
     assert code == 2
