@@ -11,6 +11,7 @@ RetortError                  exit 1: something failed that was asked for rightly
 ├── TeacherUnavailable       exit 1: an engine or endpoint died or cannot be reached; heals, so it is retried
 ├── StageFailed              exit 1: a stage cannot give a result (too few labels parsed ...)
 │   └── BudgetSpent          the teacher's budget is used up; the next run goes on
+├── GateRefused              exit 3: the gate said no, and nothing was promoted
 └── ChildError               exit 1: a supervised child process ended without a result
     ├── ChildKilled          by a signal, most often for memory; retried with half the micro-batch
     ├── ChildOutOfMemory     the device's memory was too small; retried with half the micro-batch
@@ -63,6 +64,12 @@ class StageFailed(RetortError):
 
 class BudgetSpent(StageFailed):
     """The teacher's budget is used up: what came is kept, and the next run goes on."""
+
+
+class GateRefused(RetortError):
+    """A student may not become the champion."""
+
+    exit_code = 3
 
 
 class TeacherUnavailable(RetortError):

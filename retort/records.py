@@ -91,6 +91,7 @@ Verb = Literal[
     "merge-labels",
     "evaluate",
     "select",
+    "gate",
     "report",
     "track",
 ]
@@ -165,6 +166,17 @@ class Round(Record):
     """The comparison with the round before; None for the first, or where labels need not prove themselves."""
 
 
+class Reigning(Record):
+    """The registered student that a new one must beat."""
+
+    model: str
+    """The registered model's name."""
+    version: str
+    student: ArtifactRef
+    made_of: dict[str, Any]
+    """From the student's manifest."""
+
+
 class Distilled(Record):
     """Everything that a run made, as references."""
 
@@ -186,12 +198,18 @@ class Distilled(Record):
     final_scores: ArtifactRef
     baselines: dict[str, ArtifactRef] = Field(default_factory=dict)
     """Scores on the test rows, by the baseline's name."""
+    reigning: Reigning | None = None
+    """The champion that the final student was compared with; None where none reigned."""
+    reigning_scores: ArtifactRef | None = None
+    """Of the champion on the same test rows."""
+    verdict: ArtifactRef | None = None
+    """The gate's; None where the config has no registry to promote in."""
 
     def refs(self) -> list[ArtifactRef]:
         """Every artifact, each once, in the order of the work."""
         rounds = [ref for r in self.rounds for ref in (*r.students, *r.test_scores, *r.judge_scores, r.selection)]
         data = [self.data.labeled, self.data.unlabeled, self.data.test, self.data.judge]
-        final = [self.final_student, self.final_scores, *self.baselines.values()]
+        final = [self.final_student, self.final_scores, *self.baselines.values(), self.reigning_scores, self.verdict]
         teachers = [self.teacher_scores, self.teacher_own_scores, *self.member_scores.values()]
         every = [*data, *self.labels, *self.label_scores, *teachers, *rounds, *final]
         return list({ref.key: ref for ref in every if ref is not None}.values())

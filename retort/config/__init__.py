@@ -10,9 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from retort.config.base import Address as Address
+from retort.config.base import Metric as Metric
 from retort.config.base import Name, Text
 from retort.config.base import Settings as Settings
 from retort.config.base import expand as expand
+from retort.config.gate import GateConfig as GateConfig
+from retort.config.gate import SliceConfig as SliceConfig
 from retort.config.teachers import FINETUNED_TRAINING as FINETUNED_TRAINING
 from retort.config.teachers import AskedConfig as AskedConfig
 from retort.config.teachers import EndpointConfig as EndpointConfig
@@ -107,6 +110,9 @@ class EncoderConfig(Settings):
     """random: only the architecture and the tokenizer are taken from `model`."""
     training: TrainingConfig = TrainingConfig()
     """How it is trained."""
+    warm_start: bool = False
+    """Start the final student from the reigning champion's weights. Never the others: who relabels rows must not have
+    been trained on them, and the champion was."""
 
 
 class TokenClassificationConfig(EncoderConfig):
@@ -172,8 +178,6 @@ Baseline = Literal[
     "supervised",
 ]
 
-Metric = Literal["slot_f1", "intent_accuracy", "exact_match", "accuracy", "macro_f1", "quadratic_weighted_kappa"]
-
 _METRICS: Mapping[str, tuple[Metric, ...]] = {
     "slots": ("slot_f1", "intent_accuracy", "exact_match"),
     "classification": ("accuracy", "macro_f1", "quadratic_weighted_kappa"),
@@ -224,6 +228,10 @@ class ExecutionConfig(Settings):
     """Students trained side by side. Left out: one per GPU, or one per core."""
     stage_timeout_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
     """A supervised child process that runs longer is ended, and its stage fails."""
+    teacher_pool: Text | None = None
+    """The Prefect work pool on which a teacher that needs a GPU labels, each as a run of its own; left out: here."""
+    student_pool: Text | None = None
+    """The Prefect work pool on which students are trained, label and are scored; left out: here."""
 
 
 class Config(Settings):
@@ -245,6 +253,8 @@ class Config(Settings):
     """What else is computed for comparison; each shares what it can with the main run."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
+    gate: GateConfig = GateConfig()
+    """What the final student must prove before it becomes the champion."""
     store: StoreConfig = StoreConfig()
     """Where artifacts lie."""
     tracking: TrackingConfig | None = None
@@ -257,10 +267,12 @@ class Config(Settings):
         kind = self.problem.kind
         if self.student.kind not in _STUDENTS[kind]:
             raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {_STUDENTS[kind][0]}")
-        wrong = [metric for metric in self.evaluation.metrics if metric not in _METRICS[kind]]
+        named = [("evaluation.metrics", metric) for metric in self.evaluation.metrics]
+        named += [(f"gate.slices.{at}.metric", part.metric) for at, part in enumerate(self.gate.slices) if part.metric]
+        wrong = [(field, metric) for field, metric in named if metric not in _METRICS[kind]]
         if wrong:
-            allowed = ", ".join(_METRICS[kind])
-            raise ValueError(f"evaluation.metrics '{wrong[0]}' does not measure '{kind}'; allowed: {allowed}")
+            (field, metric), allowed = wrong[0], ", ".join(_METRICS[kind])
+            raise ValueError(f"{field} '{metric}' does not measure '{kind}'; allowed: {allowed}")
         if kind != "classification" and self.has_soft_teacher:
             raise ValueError(f"teacher.labels 'soft' needs a problem with one class for each row, not '{kind}'")
         if self.evaluation.judge == "dev" and self.data.dev is None:

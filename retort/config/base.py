@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -32,6 +32,7 @@ def _no_variable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_no_variable)]
 Address = str
 """A path, glob, bucket address or URL; may hold `${VAR}`."""
+Metric = Literal["slot_f1", "intent_accuracy", "exact_match", "accuracy", "macro_f1", "quadratic_weighted_kappa"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 

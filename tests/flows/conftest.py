@@ -23,15 +23,6 @@ ROOT = Path(__file__).parents[2]
 RETORT = str(Path(sys.executable).with_name("retort"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Prefect leaves its connections to the garbage collector."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(
-                pytest.mark.filterwarnings("ignore:unclosed <(socket|_SelectorSocketTransport):ResourceWarning")
-            )
-
-
 @pytest.fixture(scope="session")
 def configured() -> Callable[..., dict[str, Any]]:
     """A copy of a config with its store at `root`, and dotted fields set."""
