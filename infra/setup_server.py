@@ -1,0 +1,190 @@
+"""Make a Prefect server ready for Retort: work pools, GPU limits, notifications, automations.
+
+    python infra/setup_server.py [--type process|kubernetes] [--gpus N] [--webhook URL] [--notify TYPE/NAME]
+                                 [--silence-seconds N]
+
+Doing it again brings everything up to date and changes nothing else. The server is that of PREFECT_API_URL (and
+PREFECT_API_AUTH_STRING, where it asks for one).
+"""
+
+import argparse
+import asyncio
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.blocks.core import Block
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.objects import StateType
+from prefect.events import CallWebhook, ChangeFlowRunState, EventTrigger, Posture, SendNotification
+from prefect.events.actions import ActionTypes
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+POOLS = {
+    "cpu": "Parent runs, and stages that need no GPU",
+    "gpu-teacher": "Teachers that label on GPUs of their own",
+    "gpu-student": "Students: training, labelling, scoring",
+}
+HEARTBEAT_SECONDS = 30
+"""How often a run says that it lives; the least that Prefect takes."""
+START_SECONDS = 1800
+"""A run that was handed to a worker and has not begun by then never will: pulling an image takes minutes, not this."""
+ENDS = ("Completed", "Cached", "Failed", "Crashed", "Cancelled")
+WEBHOOK = "retort-notifications"
+
+
+async def set_up(options: argparse.Namespace) -> None:
+    async with get_client() as client:
+        for name, description in POOLS.items():
+            await make_pool(client, name, options.type, description, template_of(name, options.type, options.gpus))
+        for gpu in range(options.gpus):
+            await client.upsert_global_concurrency_limit_by_name(f"gpu-{gpu}", limit=1)
+        for automation in [*guards(options.silence_seconds), *await messages(options)]:
+            await keep(automation)
+
+
+async def make_pool(client: PrefectClient, name: str, kind: str, description: str, template: dict[str, Any]) -> None:
+    try:
+        pool = await client.read_work_pool(name)
+    except ObjectNotFound:
+        await client.create_work_pool(
+            WorkPoolCreate(name=name, type=kind, description=description, base_job_template=template)
+        )
+        print(f"work pool {name}: made ({kind})")
+        return
+    if pool.type != kind:
+        raise SystemExit(
+            f"work pool '{name}' is of type '{pool.type}', not '{kind}': delete it first, or give its type"
+        )
+    await client.update_work_pool(name, WorkPoolUpdate(description=description, base_job_template=template))
+    print(f"work pool {name}: up to date")
+
+
+def template_of(pool: str, kind: str, gpus: int) -> dict[str, Any]:
+    """What a worker of the pool starts for a run."""
+    if kind == "kubernetes":
+        template: dict[str, Any] = json.loads((Path(__file__).parent / "kubernetes" / f"{pool}.json").read_text())
+        return template
+    template = ProcessWorker.get_default_base_job_template()
+    environment = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    if gpus and pool != "cpu":
+        environment["RETORT_GPUS"] = str(gpus)
+    template["variables"]["properties"]["env"]["default"] = environment
+    return template
+
+
+def guards(silence_seconds: int) -> list[Automation]:
+    """Runs whose process is gone hold their slots, and no retry is possible, until somebody says that they crashed."""
+    return [
+        Automation(
+            name="Retort: a silent run has crashed",
+            description="A run that sends no heartbeat any more is marked Crashed, which frees its slots.",
+            trigger=EventTrigger(
+                after={"prefect.flow-run.heartbeat"},
+                expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ENDS)},
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=silence_seconds),
+            ),
+            actions=[crashed(f"No sign of life for {silence_seconds} s: its worker or its machine is gone.")],
+        ),
+        Automation(
+            name="Retort: a run that does not begin has crashed",
+            description="A run that a worker took and did not start is marked Crashed, which frees its slots.",
+            trigger=EventTrigger(
+                after={"prefect.flow-run.Pending"},
+                expect={"prefect.flow-run.Running", *(f"prefect.flow-run.{end}" for end in ENDS)},
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=START_SECONDS),
+            ),
+            actions=[crashed(f"Taken by a worker {START_SECONDS} s ago, and not begun since.")],
+        ),
+    ]
+
+
+def crashed(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)
+
+
+async def messages(options: argparse.Namespace) -> list[Automation]:
+    """Failures of whole runs, and what the gate said, told to the webhook and to the notification block."""
+    failed = EventTrigger(
+        expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": ["mckd", "nightly", "promote"]},
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+    judged = EventTrigger(expect={"retort.gate.*"}, posture=Posture.Reactive, threshold=1)
+    run_failed = (
+        "{{ flow.name }} '{{ flow_run.name }}' ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}"
+    )
+    gate_said = "{{ event.resource.name }}: {{ event.payload.text }}"
+    return [
+        Automation(name=f"Retort: {what}", description=why, trigger=trigger, actions=actions)
+        for what, why, trigger, text, link in (
+            ("a run failed", "Tells of runs that failed or crashed.", failed, run_failed, "{{ flow_run|ui_url }}"),
+            (
+                "the gate has judged",
+                "Tells what became of a new student.",
+                judged,
+                gate_said,
+                "{{ event.payload.report }}",
+            ),
+        )
+        if (actions := await told(options, text, link))
+    ]
+
+
+async def told(options: argparse.Namespace, text: str, link: str) -> list[ActionTypes]:
+    actions: list[ActionTypes] = []
+    if options.webhook:
+        block = await Webhook(method="POST", url=options.webhook).save(WEBHOOK, overwrite=True)
+        payload = json.dumps({"text": f"{text} {link}", "link": link})
+        actions.append(CallWebhook(block_document_id=UUID(str(block)), payload=payload))
+    if options.notify:
+        block_id = UUID(str((await Block.load(options.notify))._block_document_id))
+        actions.append(SendNotification(block_document_id=block_id, subject="Retort", body=f"{text}\n{link}"))
+    return actions
+
+
+async def keep(automation: Automation) -> None:
+    """Made, or brought up to date; found by its name."""
+    try:
+        known = await Automation.aread(name=automation.name)
+    except ValueError:
+        await automation.acreate()
+        print(f"automation '{automation.name}': made")
+        return
+    automation.id = known.id
+    await automation.aupdate()
+    print(f"automation '{automation.name}': up to date")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", choices=("process", "kubernetes"), default="process", help="of the work pools")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that the workers of one machine share")
+    parser.add_argument("--webhook", help="address that is told of failures and of the gate's verdicts")
+    parser.add_argument("--notify", help="notification block to tell, as TYPE/NAME, such as sendgrid-email/team")
+    parser.add_argument("--silence-seconds", type=int, default=90, help="after which a run counts as crashed")
+    options = parser.parse_args()
+    if not 0 <= options.gpus <= 64:
+        parser.error(f"--gpus {options.gpus}: must be 0 to 64")
+    if options.silence_seconds < 2 * HEARTBEAT_SECONDS:
+        parser.error(
+            f"--silence-seconds {options.silence_seconds}: must be at least two heartbeats of {HEARTBEAT_SECONDS}"
+        )
+    asyncio.run(set_up(options))
+
+
+if __name__ == "__main__":
+    main()

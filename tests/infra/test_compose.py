@@ -1,0 +1,176 @@
+"""compose.yaml: valid by the Compose Specification, and safe and startable as it is."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+SOURCE = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load(SOURCE)
+SCHEMA = json.loads((Path(__file__).parent / "schemas" / "compose-spec.json").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+EXAMPLE = (DOCKER / ".env.example").read_text(encoding="utf-8")
+VARIABLES = re.compile(r"(?<!\$)\$\{(\w+)(:[?-])?([^}]*)\}")
+SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING")
+DROPS_ROOT_ITSELF = {"s3"}
+"""Their entrypoint starts as root to give a volume to the user that it goes on as."""
+
+every_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def waited_for(condition: str) -> set[str]:
+    """Services that another one waits for with this condition."""
+    waits = [service.get("depends_on", {}) for service in SERVICES.values()]
+    return {name for wait in waits for name, how in wait.items() if how["condition"] == condition}
+
+
+ONE_SHOT = waited_for("service_completed_successfully")
+
+
+def test_it_is_valid_by_the_specification() -> None:
+    jsonschema.validate(COMPOSE, SCHEMA)
+
+
+def test_the_specification_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(jsonschema.ValidationError, match="helthcheck"):
+        jsonschema.validate({"services": {"s3": {**SERVICES["s3"], "helthcheck": {}}}}, SCHEMA)
+
+
+@every_service
+def test_an_image_is_pinned(name: str) -> None:
+    image = SERVICES[name]["image"]
+    if image.startswith("retort/"):
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+        assert image.endswith(f":${{RETORT_VERSION:-{version}}}")
+    else:
+        assert re.search(r":\d+\.\d+[\w.-]*$", image), image
+
+
+def test_every_variable_has_a_value_or_is_demanded() -> None:
+    bare = {name for name, how, _ in VARIABLES.findall(SOURCE) if not how}
+    # In comments, of what configs name.
+    assert bare <= {"S3_ENDPOINT_URL", "RETORT_BUCKET", "VAR"}
+
+
+def test_secrets_are_demanded_and_have_no_default() -> None:
+    demanded = {name for name, how, _ in VARIABLES.findall(SOURCE) if how == ":?"}
+    defaulted = {name for name, how, _ in VARIABLES.findall(SOURCE) if how == ":-"}
+    assert {name for name in demanded | defaulted if SECRET.search(name)} == demanded
+    assert re.findall(r"^(\w+)=$", EXAMPLE, re.MULTILINE) == sorted(demanded, key=EXAMPLE.index)
+
+
+@every_service
+def test_no_secret_is_written_down(name: str) -> None:
+    for variable, value in SERVICES[name].get("environment", {}).items():
+        if SECRET.search(variable):
+            assert ":?" in str(value), variable
+
+
+def test_the_example_names_every_variable() -> None:
+    known = set(re.findall(r"^#?(\w+)=", EXAMPLE, re.MULTILINE))
+    assert {name for name, how, _ in VARIABLES.findall(SOURCE) if how} == known
+
+
+@every_service
+def test_it_says_when_it_is_ready(name: str) -> None:
+    service = SERVICES[name]
+    checks = service.get("healthcheck", {})
+    if name in ONE_SHOT:
+        assert service["restart"].startswith("on-failure")
+        assert checks == {"disable": True}
+    elif "command" in service or "build" not in service:
+        assert checks.get("test"), "the image's own check, if any, is for another command"
+    else:
+        assert not checks  # the worker's, in the Dockerfile
+
+
+@every_service
+def test_it_waits_for_what_it_needs_to_be_ready(name: str) -> None:
+    for needed, how in SERVICES[name].get("depends_on", {}).items():
+        ended = "service_completed_successfully" if needed in ONE_SHOT else "service_healthy"
+        assert how["condition"] == ended
+
+
+@every_service
+def test_ports_are_published_on_loopback_only(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+
+
+@every_service
+def test_it_runs_with_as_few_rights_as_it_can(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service.get("privileged")
+    assert bool(service.get("cap_add")) == (name in DROPS_ROOT_ITSELF)
+    if "build" not in service and name not in DROPS_ROOT_ITSELF:
+        assert not service["user"].startswith("0")
+        assert service["user"] != "root"
+
+
+def test_gpus_are_asked_for_in_the_gpu_profile_only() -> None:
+    def asks(service: dict[str, Any]) -> bool:
+        return "devices" in service.get("deploy", {}).get("resources", {}).get("reservations", {})
+
+    by_profile = {name for name, service in SERVICES.items() if service.get("profiles") == ["gpu"]}
+    assert by_profile == {name for name, service in SERVICES.items() if asks(service)}
+    assert by_profile == {"worker-gpu-teacher", "worker-gpu-student"}
+    assert all("profiles" not in SERVICES[name] for name in set(SERVICES) - by_profile)
+
+
+def test_every_pool_has_a_worker() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    pools = {deployment["work_pool"]["name"] for deployment in deployments}
+    assert {f"worker-{pool}" for pool in pools} == {name for name in SERVICES if name.startswith("worker-")}
+
+
+def test_what_must_outlive_a_container_is_in_a_volume() -> None:
+    used = {
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if not volume.startswith("$")
+    }
+    assert used == set(COMPOSE["volumes"])
+
+
+def docker_compose() -> list[str] | None:
+    """Compose v2 or newer, which needs no engine to resolve a file."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]):
+            asked = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
+            if re.match(r"v?([2-9]|\d\d)\.", asked.stdout):
+                return command
+    return None
+
+
+@pytest.mark.skipif(docker_compose() is None, reason="Docker Compose v2 is not installed")
+def test_compose_resolves_it_with_passwords_and_refuses_without(tmp_path: Path) -> None:
+    command = [*(docker_compose() or []), "--file", str(DOCKER / "compose.yaml"), "--profile", "gpu"]
+    filled = tmp_path / "filled.env"
+    filled.write_text(re.sub(r"^(\w+)=$", r"\1=0123abcd", EXAMPLE, flags=re.MULTILINE), encoding="utf-8")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    asked = {"capture_output": True, "text": True, "env": environment, "check": False}
+    resolved = subprocess.run([*command, "--env-file", str(filled), "config", "--format", "json"], **asked)
+    assert set(json.loads(resolved.stdout)["services"]) == set(SERVICES), resolved.stderr
+    refused = subprocess.run([*command, "--env-file", str(DOCKER / ".env.example"), "config"], **asked)
+    assert refused.returncode != 0
+    assert "set it in docker/.env" in refused.stderr
+
+
+def test_files_with_secrets_are_kept_from_git_and_from_images() -> None:
+    files = [entry["path"] for service in SERVICES.values() for entry in service.get("env_file", [])]
+    kept_out = (DOCKER / ".gitignore").read_text(encoding="utf-8").split()
+    assert {".env", *files} == set(kept_out)
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", "docker/.env"], cwd=ROOT, check=False)
+    assert ignored.returncode == 0
