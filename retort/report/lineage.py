@@ -1,30 +1,16 @@
-"""What a run is made of: names for its artifacts, and a walk over the manifests behind them."""
+"""What a run is made of: names for its artifacts, and the manifests behind them."""
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from retort.errors import DamagedArtifact
 from retort.records import ArtifactRef, Data, Distilled
 from retort.report.summary import Timing
 from retort.stages.work import Work
 from retort.store import Manifest
+from retort.store.ancestry import ancestors
 from retort.store.store import REPAIR
-
-_KINDS = {
-    "student": ("students",),
-    "gold": ("examples",),
-    "pool": ("examples",),
-    "rows": ("examples", "pseudolabels"),
-    "labels": ("pseudolabels", "examples"),
-    "labeled": ("examples",),
-    "members": ("pseudolabels",),
-    "previous": ("pseudolabels",),
-    "cross_labels": ("pseudolabels",),
-    "reigning": ("scores",),
-    "challenger": ("scores",),
-}
-"""A manifest names its inputs by role and key; where to look for each role."""
 
 
 class Made(NamedTuple):
@@ -62,7 +48,7 @@ def made(work: Work, distilled: Distilled) -> list[Made]:
         Made(group, manifest)
         for group, refs in _groups(distilled)
         for ref in refs
-        for manifest in _walk(work, (ref.kind,), ref.key, seen)
+        for manifest in ancestors(work.store, ref.kind, ref.key, seen)
     ]
 
 
@@ -99,17 +85,3 @@ def _groups(distilled: Distilled) -> Iterator[tuple[str, list[ArtifactRef]]]:
     yield "final student", [distilled.final_student, distilled.final_scores]
     for name, scores in distilled.baselines.items():
         yield name, [scores]
-
-
-def _walk(work: Work, kinds: tuple[str, ...], key: str, seen: set[str]) -> Iterator[Manifest]:
-    if key in seen:
-        return
-    seen.add(key)
-    manifest = next((found for kind in kinds if (found := work.store.find(kind, key))), None)
-    if manifest is None:  # swept from the store since; what was made of it is all that is left to tell
-        return
-    inputs: dict[str, list[Any]] = manifest.made_of["inputs"]
-    for role, keys in inputs.items():
-        for input_key in keys:
-            yield from _walk(work, _KINDS.get(role, ()), input_key, seen)
-    yield manifest

@@ -3,13 +3,14 @@
 import io
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
 from retort.errors import ConfigError, StoreUnavailable
+from retort.store.listing import FoundFile
 
 
 class Folder:
@@ -29,6 +30,14 @@ class Folder:
         with _local_errors(self.root / path), (self.root / path).open("rb") as stream:
             yield stream
 
+    def folders(self, path: str = "") -> list[str]:
+        """Names of the folders in a folder, sorted; none where there is no such folder."""
+        try:
+            with _local_errors(self.root / path):
+                return sorted(entry.name for entry in os.scandir(self.root / path) if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
     def list(self, path: str) -> list[str]:
         """Names of the files in a folder, sorted; none where there is no such folder. Drafts are left out."""
         try:
@@ -36,6 +45,15 @@ class Folder:
                 return sorted(e.name for e in os.scandir(self.root / path) if e.is_file() and e.name[0] != ".")
         except FileNotFoundError:
             return []
+
+    def walk(self, path: str) -> Iterator[FoundFile]:
+        """Every file below a folder, drafts too; what goes meanwhile is left out."""
+        for folder, _, names in os.walk(self.root / path):
+            for name in names:
+                file = Path(folder) / name
+                with suppress(FileNotFoundError), _local_errors(file):
+                    status = file.stat()
+                    yield FoundFile(file.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
 
     def download(self, path: str, target: Path) -> None:
         """Raises FileNotFoundError, else StoreUnavailable."""
@@ -61,6 +79,23 @@ class Folder:
                     target.unlink()
         except FileNotFoundError:
             pass
+
+    def remove_files(self, folder: str, paths: Iterable[str]) -> None:
+        """These files and no others, then what is empty of `folder`; what is not there is no error."""
+        for path in paths:
+            with suppress(FileNotFoundError), _local_errors(self.root / path):
+                (self.root / path).unlink()
+        for emptied, _, _ in os.walk(self.root / folder, topdown=False):
+            with suppress(OSError):  # not empty: somebody writes there
+                os.rmdir(emptied)
+
+    def touch(self, path: str) -> None:
+        """An empty file that was changed just now."""
+        try:
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).touch()
+        except OSError as error:
+            raise StoreUnavailable(f"cannot write {self.root / path}: {error.strerror or error}") from error
 
     def check_writable(self) -> None:
         """Raises ConfigError with one sentence if nothing can be written here."""

@@ -33,6 +33,8 @@ class Manifest(Product):
     """The stage's name in the run that made it."""
     made_of: dict[str, Any]
     """verb, version, params and the inputs' keys: the key is its digest, lineage is a walk over it."""
+    input_kinds: dict[str, str] = Field(default_factory=dict)
+    """The kind of each input, by its key; empty in manifests that are older than this field."""
     folder: str
     """Where the files lie, below the artifact's address; one for each writer, so that two do no harm."""
     files: tuple[StoredFile, ...]

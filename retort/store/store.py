@@ -7,6 +7,8 @@ import platform
 import re
 import shutil
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
     from retort.store.bucket import Bucket
 
 PACKAGES = ("retort", "torch", "transformers", "numpy", "pyarrow")
+MANIFEST, USED = "manifest.json", "used"
+"""In an artifact's folder. `used` is empty: its time is when a run last found the artifact."""
+LATEST = "latest"
+CONNECTIONS = 8
+"""Requests to a bucket at once."""
+PUT_BACK_SECONDS = 0.5
+"""How long a sweep takes at most to put a manifest back, see `retention`."""
 REPAIR = "`retort run CONFIG --repair` makes it again"
 
 
@@ -59,7 +68,7 @@ class Store:
 
     def find(self, kind: str, key: str) -> Manifest | None:
         """The manifest, in one GET; None is a miss."""
-        path = f"{_below(kind, key)}/manifest.json"
+        path = f"{artifact_folder(kind, key)}/{MANIFEST}"
         try:
             data = self._place.read(path)
         except FileNotFoundError:
@@ -71,12 +80,43 @@ class Store:
 
         An artifact that is there already stays as it is: whoever came first made the same.
         """
-        manifest = self.find(stage.kind, stage.key) or self._upload(stage, folder, product, seconds)
-        self.point(run_name, stage)
+        manifest = self.reuse(run_name, stage)
+        if manifest is None:
+            manifest = self._upload(stage, folder, product, seconds)
+            self._point(run_name, stage)
         return self.ref(manifest)
 
+    def reuse(self, run_name: str, stage: Stage) -> Manifest | None:
+        """Find the stage's artifact for use in a run, safe from a sweep at the same time (see `retention`); None is a
+        miss."""
+        if self.find(stage.kind, stage.key) is None:
+            return None
+        self.point(run_name, stage)
+        return self.find(stage.kind, stage.key)  # a sweep that had begun has now seen the mark, or taken it away
+
     def point(self, run_name: str, stage: Stage) -> None:
-        """Remember the stage's artifact as the config's latest, so that a plan can say what changed since."""
+        """Remember the stage's artifact as the config's latest, so that a plan can say what changed since, and as used
+        just now, so that no sweep takes it."""
+        self._place.touch(f"{artifact_folder(stage.kind, stage.key)}/{USED}")
+        self._point(run_name, stage)
+
+    def pointers(self) -> dict[str, Pointer]:
+        """Every config's latest artifacts, by the pointer's path below the root. Raises DamagedArtifact."""
+        paths = [file.path for file in self._place.walk(LATEST) if not file.path.rpartition("/")[2].startswith(".")]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            found = dict(zip(paths, pool.map(self.pointer, paths), strict=True))
+        return {path: pointer for path, pointer in found.items() if pointer is not None}
+
+    def pointer(self, path: str) -> Pointer | None:
+        """None where there is none."""
+        try:
+            return Pointer.model_validate_json(self._place.read(path))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise DamagedArtifact(f"{self._address(path)} is no pointer to an artifact: delete it") from error
+
+    def _point(self, run_name: str, stage: Stage) -> None:
         path = _pointer_path(run_name, stage.name)
         pointer = Pointer(kind=stage.kind, key=stage.key).model_dump_json().encode()
         with contextlib.suppress(FileNotFoundError):
@@ -86,18 +126,12 @@ class Store:
 
     def latest(self, run_name: str, stage_name: str) -> Manifest | None:
         """The manifest of the artifact that this stage gave last, if it is still there."""
-        path = _pointer_path(run_name, stage_name)
-        try:
-            pointer = Pointer.model_validate_json(self._place.read(path))
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise DamagedArtifact(f"{self._address(path)} is no pointer to an artifact: delete it") from error
-        return self.find(pointer.kind, pointer.key)
+        pointer = self.pointer(_pointer_path(run_name, stage_name))
+        return self.find(pointer.kind, pointer.key) if pointer else None
 
     def ref(self, manifest: Manifest) -> ArtifactRef:
         return ArtifactRef(
-            uri=self._address(_below(manifest.kind, manifest.key)),
+            uri=self._address(artifact_folder(manifest.kind, manifest.key)),
             kind=manifest.kind,
             key=manifest.key,
             rows=manifest.rows,
@@ -106,21 +140,24 @@ class Store:
 
     def files_address(self, manifest: Manifest) -> str:
         """Address of the folder that holds the files themselves, for programs that read them without Retort."""
-        return self._address(_files_below(manifest))
+        return self._address(files_folder(manifest))
 
     def fetch(self, ref: ArtifactRef) -> Path:
         """A local folder with the artifact's files under their names, verified. Do not write there."""
         manifest = self.find(ref.kind, ref.key)
+        if manifest is None:  # a sweep that met its use just now puts it back at once
+            time.sleep(PUT_BACK_SECONDS)
+            manifest = self.find(ref.kind, ref.key)
         if manifest is None:
             raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
         if isinstance(self._place, Folder):
             self.verify(manifest)
-            return self._place.root / _files_below(manifest)
+            return self._place.root / files_folder(manifest)
         return self._download(self._place, manifest)
 
     def verify(self, manifest: Manifest) -> None:
         """Read every file and compare size and sha256. Raises DamagedArtifact."""
-        below = _files_below(manifest)
+        below = files_folder(manifest)
         for file in manifest.files:
             try:
                 with self._place.open(f"{below}/{file.path}") as stream:
@@ -132,8 +169,8 @@ class Store:
 
     def discard(self, kind: str, key: str) -> None:
         """Forget an artifact: the manifest first, so that nobody finds half of it. None there is no error."""
-        self._place.remove(f"{_below(kind, key)}/manifest.json")
-        self._place.remove(_below(kind, key))
+        self._place.remove(f"{artifact_folder(kind, key)}/{MANIFEST}")
+        self._place.remove(artifact_folder(kind, key))
 
     def check_writable(self) -> None:
         """Write and delete a probe. Raises ConfigError for a folder, StoreUnavailable for a bucket."""
@@ -147,6 +184,7 @@ class Store:
             key=stage.key,
             name=stage.name,
             made_of=stage.made_of,
+            input_kinds={ref.key: ref.kind for refs in stage.inputs.values() for ref in refs},
             folder=digest([[file.path, file.sha256] for file in files])[:12],
             files=files,
             versions=_versions(),
@@ -154,12 +192,12 @@ class Store:
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         for file in files:
-            self._place.upload(folder / file.path, f"{_files_below(manifest)}/{file.path}")
+            self._place.upload(folder / file.path, f"{files_folder(manifest)}/{file.path}")
         if (first := self.find(stage.kind, stage.key)) is not None:
             return first
         # json and not pydantic: a metric may be NaN, which pydantic would write as null.
         data = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=1)
-        self._place.write(f"{_below(stage.kind, stage.key)}/manifest.json", data.encode())
+        self._place.write(f"{artifact_folder(stage.kind, stage.key)}/{MANIFEST}", data.encode())
         return manifest
 
     def _download(self, bucket: "Bucket", manifest: Manifest) -> Path:
@@ -183,7 +221,7 @@ class Store:
 
     def _download_file(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> None:
         try:
-            bucket.download(f"{_files_below(manifest)}/{file.path}", folder / file.path)
+            bucket.download(f"{files_folder(manifest)}/{file.path}", folder / file.path)
         except FileNotFoundError:
             raise self._damaged(manifest, file, "is missing") from None
         with (folder / file.path).open("rb") as stream:
@@ -192,7 +230,7 @@ class Store:
             raise self._damaged(manifest, file, fault)
 
     def _damaged(self, manifest: Manifest, file: StoredFile, fault: str) -> DamagedArtifact:
-        uri = self._address(_below(manifest.kind, manifest.key))
+        uri = self._address(artifact_folder(manifest.kind, manifest.key))
         return DamagedArtifact(f"artifact {uri} of {manifest.name}: file '{file.path}' {fault}; {REPAIR}")
 
     def _address(self, path: str) -> str:
@@ -214,16 +252,18 @@ def _default_cache() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "retort"
 
 
-def _below(kind: str, key: str) -> str:
+def artifact_folder(kind: str, key: str) -> str:
+    """Below the root."""
     return f"{kind}/{key[:2]}/{key}"
 
 
-def _files_below(manifest: Manifest) -> str:
-    return f"{_below(manifest.kind, manifest.key)}/{manifest.folder}"
+def files_folder(manifest: Manifest) -> str:
+    """Below the root."""
+    return f"{artifact_folder(manifest.kind, manifest.key)}/{manifest.folder}"
 
 
 def _pointer_path(run_name: str, stage_name: str) -> str:
-    return f"latest/{run_name}/{stage_name}.json"
+    return f"{LATEST}/{run_name}/{stage_name}.json"
 
 
 def _parse(data: bytes, kind: str, key: str, address: str) -> Manifest:

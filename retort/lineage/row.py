@@ -1,0 +1,164 @@
+"""One row's history: what the teacher wrote, which label it had after each stage, and which students learned it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from retort.data import fingerprint
+from retort.data.completions import BadLine, read_completions
+from retort.errors import ConfigError, UserError
+from retort.lineage.student import Traced
+from retort.lineage.teacher import RawCompletion, completions_of, prompt_of
+from retort.records import Record
+from retort.rows import Row
+from retort.stages.examples import GOLD_ROWS, ROWS
+from retort.stages.recorded import FAILED_ROWS
+from retort.stages.student import in_cells
+from retort.store import Manifest
+from retort.store.ancestry import input_keys
+
+
+class RowLabel(Record):
+    """What a row was labelled with at a stage."""
+
+    stage: str
+    """`stage0/pseudolabels`: the teacher's; `stage1/cross-labels-0`: a student's vote; `stage1/pseudolabels`."""
+    label: str
+    confidence: float
+    labeler: str
+
+
+class SetAside(Record):
+    """Why a row got no label."""
+
+    stage: str
+    reason: str
+    detail: str
+    raw: str
+
+
+class Said(Record):
+    """What a teacher wrote, raw."""
+
+    stage: str
+    """The teacher's."""
+    completions: tuple[RawCompletion, ...]
+    """Empty with a `note`, where they cannot be found."""
+    note: str | None = None
+
+
+class RowHistory(Record):
+    """A row's way into a student."""
+
+    example_id: str
+    text: str
+    sets: tuple[str, ...]
+    """Where it is: unlabeled (the pool), labeled, test, dev."""
+    unknown_sets: tuple[str, ...]
+    """Those of the four that cannot be looked into: swept, or the run that used them is not known."""
+    gold: str | None
+    demonstrated_by: tuple[str, ...]
+    """Stages whose teacher was shown it, with its gold label."""
+    said: tuple[Said, ...]
+    labels: tuple[RowLabel, ...]
+    """In the order of the work."""
+    set_aside: tuple[SetAside, ...]
+    trained: tuple[str, ...]
+    """Students that learned it."""
+
+
+def history(traced: Traced, example_id: str) -> RowHistory:
+    """Raises ConfigError where no data set behind the student, nor its run's test set, has this id."""
+    looker = _Looker(traced, example_id)
+    found = {role: row for role, manifest in traced.data.items() if (row := looker.row(manifest, ROWS))}
+    if not found:
+        known = ", ".join(sorted(traced.data)) or "none is left in the store"
+        raise ConfigError(f"--row {example_id}: no row of the student's data has this id (looked into: {known})")
+    row = next(iter(found.values()))
+    golds = [gold["label"] for role in found if (gold := looker.row(traced.data[role], GOLD_ROWS))]
+    return RowHistory(
+        example_id=example_id,
+        text=row["text"],
+        sets=tuple(found),
+        unknown_sets=tuple(role for role in ("unlabeled", "labeled", "test") if role not in traced.data),
+        gold=next(iter(golds), None),
+        demonstrated_by=tuple(looker.demonstrated()),
+        said=tuple(looker.said(row["text"])),
+        labels=tuple(looker.labels()),
+        set_aside=tuple(looker.set_aside()),
+        trained=tuple(looker.trained()),
+    )
+
+
+class _Looker:
+    """Looks for one row in every artifact behind a student."""
+
+    def __init__(self, traced: Traced, example_id: str) -> None:
+        self._traced, self._store, self._id = traced, traced.store, example_id
+        self._labels = [manifest for manifest in traced.manifests if manifest.kind == "pseudolabels"]
+
+    def row(self, manifest: Manifest, file: str) -> Row | None:
+        """The row in an artifact's file; None where either is not there."""
+        if all(stored.path != file for stored in manifest.files):
+            return None
+        path: Path = self._store.fetch(self._store.ref(manifest)) / file
+        rows = pq.read_table(path, filters=[("example_id", "=", self._id)]).to_pylist()
+        return rows[0] if rows else None
+
+    def labels(self) -> Iterator[RowLabel]:
+        for manifest in self._labels:
+            if row := self.row(manifest, ROWS):
+                yield RowLabel(
+                    stage=manifest.name, label=row["label"], confidence=row["confidence"], labeler=row["labeler"]
+                )
+
+    def set_aside(self) -> Iterator[SetAside]:
+        for manifest in self._labels:
+            if row := self.row(manifest, FAILED_ROWS):
+                yield SetAside(stage=manifest.name, reason=row["reason"], detail=row["detail"], raw=row["raw"])
+
+    def demonstrated(self) -> Iterator[str]:
+        for manifest in self._teachers("asked"):
+            prompt = prompt_of(self._store, manifest)
+            if prompt and self._id in prompt.demonstrations:
+                yield manifest.name
+
+    def said(self, text: str) -> Iterator[Said]:
+        for manifest in self._teachers("asked"):
+            found = tuple(completions_of(self._store, manifest, self._id, text))
+            note = None if found else "the ledger has no completion of this row by this prompt"
+            yield Said(stage=manifest.name, completions=found, note=note)
+        for manifest in self._teachers("recorded"):
+            yield self._recorded(manifest)
+
+    def trained(self) -> Iterator[str]:
+        by_key = {manifest.key: manifest for manifest in self._traced.manifests}
+        for student in self._traced.manifests:
+            if student.kind != "students":
+                continue
+            for key in input_keys(student, "labels"):
+                labels = by_key.get(key)
+                row = labels and (self.row(labels, GOLD_ROWS if labels.kind == "examples" else ROWS))
+                if row and any(in_cells(iter([row]), student.made_of["params"]["cells"])):
+                    yield student.name
+
+    def _teachers(self, kind: str) -> list[Manifest]:
+        return [manifest for manifest in self._labels if manifest.made_of["params"].get("teacher") == kind]
+
+    def _recorded(self, manifest: Manifest) -> Said:
+        """Out of the file of completions, if it is where the config said and as it was."""
+        origin, stage = self._traced.origin, manifest.name
+        path = origin.params.get("teacher.completions") if origin else None
+        if path is None:
+            return Said(stage=stage, completions=(), note="where the recorded completions lie is not known here")
+        try:
+            if fingerprint(path) != manifest.made_of["params"]["completions"]:
+                return Said(stage=stage, completions=(), note=f"the recorded completions in {path} have changed since")
+            found = next((one for one in read_completions(path) if one.example_id == self._id), None)
+        except UserError as error:
+            return Said(stage=stage, completions=(), note=str(error))
+        if found is None or isinstance(found, BadLine):
+            return Said(stage=stage, completions=(), note=f"{path} has no completion of this row")
+        raw = RawCompletion(attempt=0, sample=0, text=found.text, finish_reason=found.finish_reason)
+        return Said(stage=stage, completions=(raw,))

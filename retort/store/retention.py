@@ -1,0 +1,103 @@
+"""What lies in a store, and taking away what nobody uses while others read and write.
+
+An artifact's last use is the newest time of any file in its folder: `Store.point` touches `used` there whenever a run
+finds the artifact. What was used within the grace period is never taken, so a run in progress may rely on all that it
+found, if it takes less long than that. Between a look and a deletion a run may still find an artifact, so
+
+    the run                       the sweep (`retire`)
+    1 reads the manifest          1 looks when the artifact was last used
+    2 touches `used`              2 removes the manifest, so that nobody finds the artifact any more
+    3 reads the manifest again    3 looks again: if `used` is new, puts the manifest back
+    (`Store.reuse`)               4 else deletes the files that it saw
+
+and either the sweep sees the touch in its third step, or the run sees in its third that the artifact is gone, which is
+a miss. Nothing locks, and a sweep that dies anywhere leaves an artifact or files without a manifest, which the next one
+takes. Two sweeps at once could each undo what the other decides: run one at a time. Only files of the form
+<kind>/<2 hex digits>/<64 hex digits>/... are ever looked at as artifacts.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from retort.store.listing import FoundFile
+from retort.store.manifest import Manifest
+from retort.store.store import MANIFEST, USED, Store, artifact_folder, files_folder
+
+NO_ARTIFACTS = frozenset({"ledger", "latest", "runs", "orders"})
+"""Folders of a store that hold other things."""
+_ARTIFACT = re.compile(r"([^/]+)/([0-9a-f]{2})/(\2[0-9a-f]{62})/.+")
+
+
+@dataclass
+class Holding:
+    """An artifact's folder as a listing tells it, whether complete or left by a writer that died."""
+
+    kind: str
+    key: str
+    files: list[FoundFile] = field(default_factory=list)
+
+    @property
+    def folder(self) -> str:
+        """Below the store's root."""
+        return artifact_folder(self.kind, self.key)
+
+    @property
+    def is_complete(self) -> bool:
+        return any(file.path == f"{self.folder}/{MANIFEST}" for file in self.files)
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def last_used(self) -> float:
+        """Unix seconds."""
+        return max(file.modified for file in self.files)
+
+    def strays(self, manifest: Manifest, unused_since: float) -> list[FoundFile]:
+        """Old files that are not the artifact's: of a second writer, who came too late, or of one that died."""
+        own = {f"{files_folder(manifest)}/{file.path}" for file in manifest.files}
+        own |= {f"{self.folder}/{MANIFEST}", f"{self.folder}/{USED}"}
+        return [file for file in self.files if file.path not in own and file.modified < unused_since]
+
+
+def holdings(store: Store) -> dict[str, Holding]:
+    """Everything that has the form of an artifact, by key; one listing for each kind."""
+    found: dict[str, Holding] = {}
+    for kind in store.place.folders():
+        if kind in NO_ARTIFACTS:
+            continue
+        for file in store.place.walk(kind):
+            if match := _ARTIFACT.fullmatch(file.path):
+                found.setdefault(match[3], Holding(match[1], match[3])).files.append(file)
+    return found
+
+
+def retire(store: Store, holding: Holding, unused_since: float) -> int:
+    """Delete an artifact, or what is left of one, unless it was used since; returns the bytes freed.
+
+    `unused_since` is in Unix seconds. Raises StoreUnavailable.
+    """
+    if _was_used(_look(store, holding), unused_since):
+        return 0
+    path = f"{holding.folder}/{MANIFEST}"
+    try:
+        manifest = store.place.read(path)
+    except FileNotFoundError:
+        manifest = b""
+    store.place.remove_files(holding.folder, [path])
+    files = _look(store, holding)
+    if _was_used(files, unused_since):
+        if manifest and not any(file.path == path for file in files):
+            store.place.write(path, manifest)
+        return 0
+    store.place.remove_files(holding.folder, [file.path for file in files])
+    return sum(file.bytes for file in files) + len(manifest)
+
+
+def _look(store: Store, holding: Holding) -> list[FoundFile]:
+    return list(store.place.walk(holding.folder))
+
+
+def _was_used(files: list[FoundFile], unused_since: float) -> bool:
+    return any(file.modified >= unused_since for file in files)
