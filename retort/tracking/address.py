@@ -4,6 +4,8 @@ import json
 import os
 import re
 import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,22 @@ def check_reachable(uri: str) -> None:
         ) from error
 
 
+def ask(uri: str, path: str, query: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> httpx.Response:
+    """A GET of MLflow's REST API: `runs/get`. `uri` is expanded. Raises httpx.HTTPError, httpx.InvalidURL."""
+    timeout = httpx.Timeout(seconds, connect=ANSWER_SECONDS)
+    return httpx.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=query, timeout=timeout, **_credentials())
+
+
+@contextmanager
+def read_only(file: Path) -> Iterator[sqlite3.Connection]:
+    """MLflow's SQLite database, which must be there. Raises sqlite3.Error."""
+    connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
 def is_current(uri: str, tracking_json: Path) -> bool:
     """Whether the tracking run that a `tracking.json` names is still there, so that nothing need be logged again.
 
@@ -61,19 +79,15 @@ def _in_database(file: Path, run_id: str) -> bool:
         return False
     query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
     try:
-        connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
-        try:
-            return connection.execute(query, (run_id,)).fetchone() is not None
-        finally:
-            connection.close()
+        with read_only(file) as database:
+            return database.execute(query, (run_id,)).fetchone() is not None
     except sqlite3.Error:
         return False
 
 
 def _on_server(uri: str, run_id: str) -> bool:
-    address = f"{uri.rstrip('/')}/api/2.0/mlflow/runs/get"
     try:
-        answer = httpx.get(address, params={"run_id": run_id}, timeout=ANSWER_SECONDS, **_credentials())
+        answer = ask(uri, "runs/get", {"run_id": run_id})
     except httpx.HTTPError:
         return False
     return answer.status_code == 200 and answer.json()["run"]["info"].get("lifecycle_stage", "active") == "active"

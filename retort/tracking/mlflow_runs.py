@@ -6,7 +6,7 @@ MLflow is imported inside the functions only: it takes seconds.
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -149,12 +149,28 @@ def register(client: "MlflowClient", model: str, key: str, source: str, run_id: 
     return str(client.create_model_version(model, source, run_id=run_id, tags=every).version)
 
 
-def point_alias(client: "MlflowClient", model: str, alias: str) -> None:
-    """At the newest version."""
-    versions = client.search_model_versions(f"name = '{model}'")
-    newest = max(int(version.version) for version in versions)
-    if str(client.get_registered_model(model).aliases.get(alias)) != str(newest):
-        client.set_registered_model_alias(model, alias, str(newest))
+def set_alias(client: "MlflowClient", model: str, alias: str, version: str) -> None:
+    """Also where it is on another version now: MLflow keeps one place for each alias."""
+    _insert(client.set_registered_model_alias, model, alias, version)
+
+
+def tag_version(client: "MlflowClient", model: str, version: str, tags: Mapping[str, str | None]) -> None:
+    """None takes a tag away, if it is there."""
+    for tag, value in tags.items():
+        if value is None:
+            client.delete_model_version_tag(model, version, tag)
+        else:
+            _insert(client.set_model_version_tag, model, version, tag, value[:TAG_CHARACTERS])
+
+
+def _insert(write: Callable[..., None], *arguments: str) -> None:
+    """Of two that set something new at the same moment, MLflow fails one on the table's key; it may try once more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        write(*arguments)
+    except MlflowException:
+        write(*arguments)
 
 
 def now_ms() -> int:

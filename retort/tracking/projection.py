@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retort.config import expand
 from retort.records import ArtifactRef, Distilled, Record, Score, digest
 from retort.report.lineage import manifest_of, student_behind
-from retort.report.summary import Scores, Summary, read_summary
+from retort.report.summary import Scores, Summary, Verdict, read_summary
 from retort.stages.scores import read_scores
 from retort.stages.student import HISTORY, MODEL
 from retort.stages.work import Work
 from retort.store import Manifest
 from retort.tracking import mlflow_runs as runs
-from retort.tracking.address import is_server, without_secrets
+from retort.tracking.address import is_current, is_server, without_secrets
 from retort.tracking.mlflow_runs import Input, Point
+from retort.tracking.registry import CHALLENGER, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CHALLENGER = "challenger"
+VERDICT, OUTCOME = "gate.verdict", "gate.outcome"
+_COMPARED = ("gain", "low", "high", "win_share", "p_value")
 
 
 class Tracked(Record):
@@ -36,6 +38,8 @@ class Tracked(Record):
     """The command that shows it; empty for a server."""
     model: str
     version: str
+    verdict: str = ""
+    """Key of the gate's verdict, which is on the version; empty without one."""
 
 
 class Student(NamedTuple):
@@ -48,12 +52,27 @@ class Student(NamedTuple):
     """By the rows that it was scored on: `test`, `judge`."""
 
 
+def is_projected(uri: str, tracking_json: Path) -> bool:
+    """Whether MLflow still shows what a `tracking.json` tells: the run, and on the version this very verdict. Another
+    night's may have been written over it since. `uri` may hold `${VAR}`. Raises TrackingUnavailable, as a rule not: a
+    server that cannot be reached counts as no."""
+    if not is_current(uri, tracking_json):
+        return False
+    told = Tracked.model_validate_json(tracking_json.read_text(encoding="utf-8"))
+    return not told.verdict or any(
+        version.version == told.version and version.tags.get(VERDICT) == told.verdict and CHALLENGER in version.aliases
+        for version in versions(uri, told.model)
+    )
+
+
 def project(work: Work) -> Tracked:
     """Bring MLflow to where it shows the run. Raises TrackingUnavailable."""
     params = work.stage.params
     uri = expand(params["uri"])
     summary = read_summary(work.fetch("report"))
-    students = list(_students(work, Distilled.model_validate(work.stage.knobs["distilled"])))
+    distilled = Distilled.model_validate(work.stage.knobs["distilled"])
+    students = list(_students(work, distilled))
+    verdict = distilled.verdict.key if distilled.verdict else ""
     with runs.connected(uri) as client:
         experiment_id = runs.open_experiment(client, params["experiment"], uri)
         run_id = _parent(client, work, summary, experiment_id)
@@ -61,6 +80,8 @@ def project(work: Work) -> Tracked:
             _child(client, work, student, experiment_id, run_id)
             work.progress(done, len(students), student.name)
         version = _version(client, work, summary, run_id, uri)
+        if summary.gate is not None:
+            _tag_verdict(client, summary, summary.gate, verdict, version)
         runs.finish(client, run_id, runs.now_ms())
     page = f"{without_secrets(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
     return Tracked(
@@ -70,6 +91,7 @@ def project(work: Work) -> Tracked:
         open_with="" if is_server(uri) else f"mlflow ui --backend-store-uri {without_secrets(uri)}",
         model=summary.name,
         version=version,
+        verdict=verdict,
     )
 
 
@@ -113,8 +135,26 @@ def _version(client: "MlflowClient", work: Work, summary: Summary, run_id: str, 
         tags = {**scores, "retort.artifact": summary.model_uri, "retort.reason": summary.reason}
         source = _source(client, work, summary, run_id, uri)
         version = runs.register(client, summary.name, summary.model_key, source, run_id, tags)
-    runs.point_alias(client, summary.name, CHALLENGER)
+    if str(client.get_registered_model(summary.name).aliases.get(CHALLENGER)) != version:
+        runs.set_alias(client, summary.name, CHALLENGER, version)
     return version
+
+
+def _tag_verdict(client: "MlflowClient", summary: Summary, verdict: Verdict, key: str, version: str) -> None:
+    """The latest night's, whichever night the version was registered in; what was compared then and not now goes."""
+    contest = verdict.contest
+    compared = {name: f"{getattr(contest, name):.6f}" if contest else None for name in _COMPARED}
+    tags: dict[str, str | None] = {
+        VERDICT: key,
+        "gate.accepted": str(verdict.accepted).lower(),
+        "gate.champion": summary.champion,
+        "gate.reasons": "\n".join(verdict.reasons),
+        **{f"gate.{name}": text for name, text in compared.items()},
+    }
+    # The outcome goes first and comes last, so that nobody finds it beside another night's champion, not even after
+    # a run that was killed here.
+    for part in ({OUTCOME: None}, tags, {OUTCOME: verdict.outcome}):
+        runs.tag_version(client, summary.name, version, part)
 
 
 def _source(client: "MlflowClient", work: Work, summary: Summary, run_id: str, uri: str) -> str:
@@ -185,9 +225,22 @@ def _points(summary: Summary) -> Iterator[Point]:
     for teacher in summary.teachers:
         for name, value in teacher.metrics.items():
             yield Point(f"{teacher.name}_{name}", value, 0)
+    if summary.gate is not None:
+        yield from _gate_points(summary.gate)
     yield Point("kept_stage", summary.kept_stage, 0)
     yield Point("compute_seconds", summary.compute_seconds, 0)
     yield Point("label_failures", sum(summary.failures.reasons.values()), 0)
+
+
+def _gate_points(verdict: Verdict) -> Iterator[Point]:
+    yield Point("gate_accepted", float(verdict.accepted), 0)
+    for name in _COMPARED if verdict.contest else ():
+        yield Point(f"gate_{name}", getattr(verdict.contest, name), 0)
+    for part in verdict.slices:
+        if part.score is not None:
+            yield from _with_interval(f"gate_slice_{re.sub(r'[^A-Za-z0-9_]', '_', part.name)}", part.score, 0)
+    yield Point("gate_latency_ms", verdict.cost.latency_ms, 0)
+    yield Point("gate_megabytes", verdict.cost.megabytes, 0)
 
 
 def _curve(work: Work, student: Student) -> Iterator[Point]:

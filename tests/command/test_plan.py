@@ -15,7 +15,7 @@ from retort.records import ArtifactRef, Stage
 from retort.stages.making import make, open_store
 from retort.store import Product
 
-STUDENTS_AND_AFTER = ("train-student", "cross-label", "evaluate", "merge-labels", "select", "report", "track")
+STUDENTS_AND_AFTER = ("train-student", "cross-label", "evaluate", "merge-labels", "select", "gate", "report", "track")
 
 EVERY_STAGE = [
     "ingest/labeled",
@@ -94,7 +94,7 @@ def test_before_the_first_run_everything_is_new(slots: Any) -> None:
 
 def test_tracking_is_the_last_stage(slots: Any) -> None:
     slots.values["tracking"] = {"uri": f"sqlite:///{slots.folder}/mlflow.db"}
-    assert [stage.name for stage in planned(slots).stages] == [*EVERY_STAGE, "tracking"]
+    assert [stage.name for stage in planned(slots).stages] == [*EVERY_STAGE[:-1], "gate", "report", "tracking"]
     assert not slots.file("mlflow.db").exists()
 
 

@@ -17,10 +17,11 @@ from retort.stages.tracking import TRACKED, make_tracking, track
 from retort.stages.work import Work
 from retort.store import Product
 from retort.tracking.address import check_reachable, is_current, without_secrets
-from retort.tracking.projection import flattened
+from retort.tracking.projection import flattened, is_projected
 
 # Test folders are no packages, so what they share is loaded by its path.
-synthetic = runpy.run_path(str(Path(__file__).parents[1] / "report" / "synthetic_run.py"))["synthetic"]
+_synthetic_run = runpy.run_path(str(Path(__file__).parents[1] / "report" / "synthetic_run.py"))
+synthetic, crowned = _synthetic_run["synthetic"], _synthetic_run["crowned"]
 ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "run-1", "started_at": "2026-01-02T03:04:05+00:00"}
 
 
@@ -231,6 +232,68 @@ def test_a_file_that_is_no_database_is_one_sentence(tracking: Tracking, tmp_path
     (tmp_path / "out").mkdir()
     with pytest.raises(TrackingUnavailable, match=r"tracking\.uri = 'sqlite:///.*mlflow\.db'"):
         make_tracking(Work(stage, run.store, tmp_path / "out", ExecutionConfig(), 0, lambda *_: None))
+
+
+class Nights:
+    """Runs of one config, tracked in one real database; each night tells what the version's tags are after it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._uri = folder, f"sqlite:///{folder}/nights.db"
+
+    @property
+    def client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self._uri)
+
+    def stands(self, name: str) -> bool:
+        """Whether a later run would find the night tracked, and not track it again."""
+        return is_projected(self._uri, self._folder / name / TRACKED)
+
+    def night(self, name: str, seed: int, reigning: Any = None) -> tuple[Any, dict[str, str]]:
+        settings = {"name": "nights", "method": {"stages": 1, "seed": seed}, "baselines": []}
+        run = synthetic(self._folder, reigning=reigning, tracking={"uri": self._uri}, **settings)
+        stage = track(run.config, TrackingConfig(uri=self._uri), run.distilled, run.report, ORIGIN)
+        (self._folder / name).mkdir()
+        work = Work(stage, run.store, self._folder / name, ExecutionConfig(), 0, lambda *_: None)
+        tracked = make_tracking(work).details
+        tags = self.client.get_model_version("nights", tracked["version"]).tags
+        told = {tag.removeprefix("gate."): value for tag, value in tags.items() if tag.startswith("gate.")}
+        metrics = self.client.get_run(tracked["run_id"]).data.metrics
+        assert self.stands(name)
+        return run, {**told, "version": tracked["version"], **{k: v for k, v in metrics.items() if "gate" in k}}
+
+
+def test_each_night_tags_the_version_with_its_verdict(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    first, told = nights.night("first", seed=0)
+    assert (told["version"], told["outcome"], told["accepted"]) == ("1", "first", "true")
+    assert told["reasons"] == "No champion reigns yet, so there is none to beat."
+    assert not told.keys() & {"champion", "gain", "low", "high", "p_value", "gate_gain"}
+    assert (told["gate_accepted"], told["gate_latency_ms"]) == (1.0, 2.5)
+
+    champion = crowned(first, "1")
+    _, told = nights.night("second", seed=1, reigning=champion)
+    assert (told["version"], told["outcome"], told["accepted"], told["champion"]) == ("2", "refused", "false", "1")
+    assert float(told["gain"]) == pytest.approx(4 / 7 - 2 / 7, abs=1e-6) == told["gate_gain"]
+    assert float(told["low"]) <= float(told["gain"]) <= float(told["high"])
+    assert float(told["p_value"]) == 1.0 == told["gate_p_value"]
+    assert told["reasons"].startswith(
+        "The final student scores 57.1 slot F1 against the champion's 28.6 on 4 test rows"
+    )
+
+    # A night without news: the version of the first night gets tonight's verdict, and is the one that stands for it.
+    _, told = nights.night("third", seed=0, reigning=champion)
+    assert (told["version"], told["outcome"], told["champion"], told["gain"]) == ("1", "reigns", "1", "0.000000")
+    assert str(nights.client.get_model_version_by_alias("nights", "challenger").version) == "1"
+
+    # The same student as in the first night, but its version tells another verdict by now.
+    assert not nights.stands("first")
+    assert not nights.stands("second")  # whose student is no challenger any more
+
+    # The champion was taken away: what it was compared with then goes too.
+    _, told = nights.night("fourth", seed=0)
+    assert (told["outcome"], "gain" in told, "champion" in told) == ("first", False, False)
 
 
 def test_flattened_names_are_legal_and_values_text() -> None:

@@ -1,0 +1,246 @@
+"""The model registry, read: which version of a model is which student, and who reigns.
+
+Reading takes no MLflow, which needs seconds to import: a server is asked over HTTP, an SQLite file is opened. Only
+other databases are left to MLflow's client.
+"""
+
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+
+from retort.config import expand
+from retort.errors import ConfigError, TrackingUnavailable
+from retort.records import Record
+from retort.tracking.address import ask, database_file, is_server, read_only, without_secrets
+from retort.tracking.mlflow_runs import ARTIFACT_KEY, connected
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+ARTIFACT = "retort.artifact"
+AT_ONCE = 1000
+"""Entries a page: the most that MLflow gives of registered models."""
+PAGE_SECONDS = 30.0
+"""For a page of a registry on a busy server."""
+# No quotes: a name stands in MLflow's filters. No slashes, colons: MLflow refuses them.
+_ADDRESS = re.compile(r"(?:models:/)?(?P<model>[^/:@'\"\s]+)(?:@(?P<alias>[\w-]+)|/0*(?P<version>[0-9]{1,9}))")
+
+Aliases = Mapping[str, Mapping[str, str]]
+"""Of each model: alias -> version."""
+
+
+class ModelVersion(Record):
+    """A registered student."""
+
+    model: str
+    version: str
+    """A whole number."""
+    key: str
+    """The student artifact's; empty for a version that Retort did not register."""
+    source: str
+    """Where MLflow thinks that the weights lie."""
+    run_id: str
+    """The tracking run that registered it."""
+    artifact: str
+    """The student artifact's address in its store."""
+    aliases: tuple[str, ...]
+    """Sorted."""
+    tags: dict[str, str]
+
+
+def find_version(uri: str, address: str) -> ModelVersion:
+    """The version that `models:/NAME@alias` or `models:/NAME/3` names. `uri` may hold `${VAR}`.
+
+    Raises ConfigError for an address that is none or names nothing, TrackingUnavailable.
+    """
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
+        raise ConfigError(
+            f"'{address}' names no registered student; allowed: models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+    model = parts["model"]
+    found = _find(expand(uri), model, parts["alias"], parts["version"])
+    if found is None:
+        raise ConfigError(f"'{address}' names no registered student: {_what_exists(model, _read(expand(uri), model))}")
+    return _ours(found)
+
+
+def reigning_version(uri: str, model: str) -> ModelVersion | None:
+    """The champion; None where nobody reigns. `uri` may hold `${VAR}`.
+
+    Raises ConfigError where the alias is on something that Retort did not register, TrackingUnavailable.
+    """
+    return aliased_version(uri, model, CHAMPION)
+
+
+def aliased_version(uri: str, model: str, alias: str) -> ModelVersion | None:
+    """As `reigning_version`, of any alias."""
+    found = _find(expand(uri), model, alias, None)
+    return None if found is None else _ours(found)
+
+
+def versions(uri: str, model: str | None = None) -> list[ModelVersion]:
+    """Every registered student, of one model or of all by name; each model's newest first. `uri` may hold `${VAR}`.
+
+    Raises TrackingUnavailable.
+    """
+    return [version for version in _read(expand(uri), model) if version.key]
+
+
+def _ours(version: ModelVersion) -> ModelVersion:
+    if not version.key:
+        raise ConfigError(
+            f"version {version.version} of '{version.model}' was not registered by Retort (it has no tag "
+            f"'{ARTIFACT_KEY}'): put its alias on one that was"
+        )
+    return version
+
+
+def _what_exists(model: str, known: list[ModelVersion]) -> str:
+    if not known:
+        return f"there is no version of '{model}'"
+    aliases = sorted(alias for version in known for alias in version.aliases)
+    numbers = [version.version for version in known]
+    shown = ", ".join(numbers[:5]) + (f" ... ({len(numbers)} in all)" if len(numbers) > 5 else "")
+    return f"'{model}' has the aliases {', '.join(aliases) or '(none)'} and the versions {shown}"
+
+
+def _read(uri: str, model: str | None) -> list[ModelVersion]:
+    """Of an expanded address, by model, newest first; also what Retort did not register."""
+    file = database_file(uri)
+    if is_server(uri):
+        found = _on_server(uri, model)
+    elif file is None:
+        found = _with_client(uri, model)
+    elif file.is_file():
+        try:
+            with read_only(file) as database:
+                found = _in_database(database, model)
+        except sqlite3.Error as error:
+            raise TrackingUnavailable(f"tracking.uri = '{uri}' cannot be read: {error}") from error
+    else:
+        found = []
+    return sorted(found, key=lambda version: (version.model, -int(version.version)))
+
+
+def _find(uri: str, model: str, alias: str | None, number: str | None) -> ModelVersion | None:
+    """One version, by its alias or its number; a server is not asked for all of them."""
+    if not is_server(uri):
+        known = _read(uri, model)
+        return next((v for v in known if (alias in v.aliases if alias else v.version == number)), None)
+    aliases = _aliases(_answer(uri, "registered-models/get", {"name": model}).get("registered_model"))
+    wanted = aliases.get(model, {}).get(alias) if alias else number
+    answer = _answer(uri, "model-versions/get", {"name": model, "version": wanted}) if wanted else {}
+    return _served(answer["model_version"], aliases) if answer else None
+
+
+def _in_database(database: sqlite3.Connection, model: str | None) -> list[ModelVersion]:
+    """By the tables of MLflow 3.17; a file without them is one that MLflow has yet to fill."""
+    if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'model_version_tags'").fetchone():
+        return []
+    # A version that is deleted stays as a row. Workspaces are a matter of servers; without one there is this only.
+    of_model, given = "workspace = 'default' AND (? IS NULL OR name = ?)", (model, model)
+    aliases: dict[str, dict[str, str]] = {}
+    for name, alias, number in database.execute(
+        f"SELECT name, alias, version FROM registered_model_aliases WHERE {of_model}", given
+    ):
+        aliases.setdefault(name, {})[alias] = str(number)
+    tags: dict[tuple[str, int], dict[str, str]] = {}
+    for name, number, key, value in database.execute(
+        f"SELECT name, version, key, value FROM model_version_tags WHERE {of_model}", given
+    ):
+        tags.setdefault((name, number), {})[key] = value or ""
+    rows = database.execute(
+        "SELECT name, version, source, run_id FROM model_versions "
+        f"WHERE current_stage != 'Deleted_Internal' AND {of_model}",
+        given,
+    )
+    return [_version(name, at, source, run, tags.get((name, at), {}), aliases) for name, at, source, run in rows]
+
+
+def _on_server(uri: str, model: str | None) -> list[ModelVersion]:
+    if model is None:
+        aliases = _aliases(*_pages(uri, "registered-models/search", {}, "registered_models"))
+        query = {}
+    else:
+        aliases = _aliases(_answer(uri, "registered-models/get", {"name": model}).get("registered_model"))
+        query = {"filter": f"name = '{model}'"}
+    return [_served(one, aliases) for one in _pages(uri, "model-versions/search", query, "model_versions")]
+
+
+def _aliases(*models: dict[str, Any] | None) -> Aliases:
+    """Of models in a server's words; None is one that it does not have."""
+    known = (model for model in models if model is not None)
+    return {model["name"]: {a["alias"]: str(a["version"]) for a in model.get("aliases", [])} for model in known}
+
+
+def _served(one: dict[str, Any], aliases: Aliases) -> ModelVersion:
+    """A version in a server's words. Those of a search know nothing of their aliases."""
+    tags = {tag["key"]: tag.get("value", "") for tag in one.get("tags", [])}
+    return _version(one["name"], one["version"], one.get("source"), one.get("run_id"), tags, aliases)
+
+
+def _pages(uri: str, path: str, query: Mapping[str, str], entries: str) -> Iterator[dict[str, Any]]:
+    token = ""
+    while True:
+        page = {**query, "max_results": str(AT_ONCE), **({"page_token": token} if token else {})}
+        answer = _answer(uri, path, page)
+        yield from answer.get(entries, [])
+        token = answer.get("next_page_token", "")
+        if not token:
+            return
+
+
+def _answer(uri: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+    """What the server says; empty for what it does not have. Raises TrackingUnavailable."""
+    place = f"tracking.uri = '{without_secrets(uri)}'"
+    try:
+        answer = ask(uri, path, query, PAGE_SECONDS)
+        body: dict[str, Any] = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise TrackingUnavailable(f"{place} cannot be reached ({type(error).__name__})") from error
+    except ValueError as error:
+        raise TrackingUnavailable(f"{place} answers {path} with {answer.status_code} and no JSON") from error
+    if answer.status_code == 200:
+        return body
+    if body.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
+        return {}
+    raise TrackingUnavailable(f"{place} refuses {path}: {answer.status_code} {str(body.get('message', ''))[:300]}")
+
+
+def _with_client(uri: str, model: str | None) -> list[ModelVersion]:
+    """By MLflow's own client: 6 s to import."""
+    with connected(uri) as client:
+        query = None if model is None else f"name = '{model}'"
+        aliases = {one.name: one.aliases for one in _client_pages(client.search_registered_models, query)}
+        return [
+            _version(one.name, one.version, one.source, one.run_id, one.tags, aliases)
+            for one in _client_pages(client.search_model_versions, query)
+        ]
+
+
+def _client_pages(search: Any, query: str | None) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(query, max_results=AT_ONCE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _version(
+    model: str, number: int | str, source: str | None, run_id: str | None, tags: Mapping[str, str], aliases: Aliases
+) -> ModelVersion:
+    version = str(number)
+    return ModelVersion(
+        model=model,
+        version=version,
+        key=tags.get(ARTIFACT_KEY, ""),
+        source=source or "",
+        run_id=run_id or "",
+        artifact=tags.get(ARTIFACT, ""),
+        aliases=tuple(sorted(alias for alias, target in aliases.get(model, {}).items() if str(target) == version)),
+        tags=dict(tags),
+    )
