@@ -5,16 +5,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from retort.algorithms.baselines import compare_baselines
+from retort.algorithms.challenge import challenge
 from retort.algorithms.mckd import Do, distil, ingest_data
 from retort.config import Config
 from retort.errors import DamagedArtifact
 from retort.preflight import refusals, resolve, usable_store
 from retort.pricing import teacher_cost
-from retort.records import ArtifactRef, Record, Stage
+from retort.records import ArtifactRef, Record, Reigning, Stage
+from retort.reigning import reigning_student
 from retort.stages.report import report
 from retort.stages.tracking import TRACKED, track
 from retort.store import Manifest, Store
-from retort.tracking.address import is_current
+from retort.tracking.projection import is_projected
 
 Look = Callable[[Stage], ArtifactRef]
 
@@ -38,7 +40,7 @@ async def plan(config: Config) -> Plan:
     with refusals():
         store = usable_store(config)
         look = _Lookup(store, config.name)
-        await walk(config, look)
+        await walk(config, look, reigning_student(config, store))
         return Plan(stages=tuple(look.planned), teacher=teacher_cost(resolve(config), store, look.asked))
 
 
@@ -60,16 +62,30 @@ async def repair(config: Config) -> list[str]:
         return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
 
     with refusals():
-        await walk(config, check)
+        await walk(config, check, reigning_student(config, store))
     return faults
 
 
-async def walk(config: Config, look: Look) -> None:
+async def stages_of(config: Config, store: Store, reigning: Reigning | None = None) -> list[Stage]:
+    """Every stage of a run, in the order of the work; a verdict that is not known yet counts as accepted."""
+    stages: list[Stage] = []
+
+    def look(stage: Stage) -> ArtifactRef:
+        stages.append(stage)
+        manifest = store.find(stage.kind, stage.key)
+        return store.ref(manifest) if manifest else ArtifactRef(uri="", kind=stage.kind, key=stage.key)
+
+    await walk(config, look, reigning)
+    return stages
+
+
+async def walk(config: Config, look: Look, reigning: Reigning | None = None) -> None:
     """The whole run, where each stage is only looked at."""
     do = _at_once(look)
     config = resolve(config)
-    distilled = await distil(config, await ingest_data(config, do), do)
+    distilled = await distil(config, await ingest_data(config, do), do, reigning)
     distilled = await compare_baselines(config, distilled, do)
+    distilled = await challenge(config, distilled, reigning, do)
     page = await do(report(config, distilled))
     if config.tracking:
         await do(track(config, config.tracking, distilled, page, {}))
@@ -111,7 +127,7 @@ class _Lookup:
         return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
 
     def _is_tracked(self, stage: Stage, manifest: Manifest) -> bool:
-        return is_current(stage.params["uri"], self._store.fetch(self._store.ref(manifest)) / TRACKED)
+        return is_projected(stage.params["uri"], self._store.fetch(self._store.ref(manifest)) / TRACKED)
 
 
 def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:

@@ -8,14 +8,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from retort.config import Config
+from retort.errors import ConfigError
 from retort.method.partitioning import label_cells, train_cells
-from retort.records import ArtifactRef, Data, Distilled, Round, Stage
+from retort.records import ArtifactRef, Data, Distilled, Reigning, Round, Stage
 from retort.stages.cross_labels import cross_label
 from retort.stages.examples import ingest
+from retort.stages.gate import check_slices
 from retort.stages.pseudolabels import merge_labels
 from retort.stages.scores import evaluate_labels, evaluate_student
 from retort.stages.selection import select
-from retort.stages.student import train_student
+from retort.stages.student import start_from, train_student
 from retort.stages.teacher import teacher_labels
 
 Do = Callable[[Stage], Awaitable[ArtifactRef]]
@@ -33,8 +35,14 @@ async def ingest_data(config: Config, do: Do) -> Data:
     )
 
 
-async def distil(config: Config, data: Data, do: Do) -> Distilled:
-    """From the teacher's labels to the final student."""
+async def distil(config: Config, data: Data, do: Do, reigning: Reigning | None = None) -> Distilled:
+    """From the teacher's labels to the final student. `reigning` is the champion, whom a warm start begins with.
+
+    Raises ConfigError, before anything is made, where the champion solves another problem, or the gate has a slice of
+    a class that does not exist.
+    """
+    check_slices(config)
+    check_champion(config, reigning)
     method, selecting = config.method, config.selection.kind == "better"
     teacher = await teacher_labels(config, data, do)
     labels = [teacher.labels]
@@ -56,7 +64,7 @@ async def distil(config: Config, data: Data, do: Do) -> Distilled:
         if stage < method.stages:
             labels.append(await relabel(config, stage, students, labels[-1], do))
 
-    final = await do(train_student(config, "final/student", labels[kept_stage - 1], soft=is_soft(config, kept_stage)))
+    final = await train_final(config, kept_stage, labels[kept_stage - 1], reigning, do)
     return Distilled(
         data=data,
         labels=tuple(labels),
@@ -69,6 +77,27 @@ async def distil(config: Config, data: Data, do: Do) -> Distilled:
         final_student=final,
         final_scores=await do(evaluate_student(config, "final/test", final, data.test)),
     )
+
+
+def check_champion(config: Config, reigning: Reigning | None) -> None:
+    """Raises ConfigError where the two cannot be compared."""
+    kind = reigning.made_of["params"]["problem"]["kind"] if reigning else config.problem.kind
+    if reigning and kind != config.problem.kind:
+        raise ConfigError(
+            f"name = '{config.name}': the champion of this name, version {reigning.version}, solves '{kind}' and not "
+            f"problem.kind = '{config.problem.kind}'; give this job another name"
+        )
+
+
+async def train_final(
+    config: Config, kept_stage: int, labels: ArtifactRef, reigning: Reigning | None, do: Do
+) -> ArtifactRef:
+    """On the whole pool; the only student that may begin with the champion's weights."""
+    soft, name = is_soft(config, kept_stage), "final/student"
+    stage = train_student(config, name, labels, soft=soft)
+    if reigning and config.student.warm_start:
+        stage = train_student(config, name, labels, soft=soft, start=start_from(stage, reigning))
+    return await do(stage)
 
 
 async def train_on_partitions(

@@ -1,5 +1,6 @@
 """What a new student must prove before it becomes the champion."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -27,6 +28,10 @@ class SliceConfig(Settings):
     def _selects_rows(self) -> Self:
         if self.pattern is None and self.label is None:
             raise ValueError("a slice needs a pattern or a label")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise ValueError(f"pattern '{self.pattern}' is no regular expression: {error}") from None
         return self
 
 
@@ -43,3 +48,11 @@ class GateConfig(Settings):
     """Most milliseconds for one row on one CPU thread (the median)."""
     max_megabytes: Annotated[float, Field(gt=0)] | None = None
     """Most megabytes (10^6 bytes) of weights."""
+
+    @model_validator(mode="after")
+    def _tells_slices_apart(self) -> Self:
+        names = [part.name for part in self.slices]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"slices: the name '{twice}' stands for two slices; each needs its own")
+        return self

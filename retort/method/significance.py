@@ -71,18 +71,21 @@ def compare(old: Sequence[Floats], new: Sequence[Floats], value: Value, resample
 
     Raises DataError where there are no rows or the systems differ in their number.
     """
-    if not old or not new:
-        raise DataError("a comparison needs at least one system on each side")
-    if len({len(statistics) for statistics in (*old, *new)}) > 1:
-        raise DataError("the systems to compare were scored on different numbers of rows")
-    scores = _resampled([*old, *new], value, resamples, seed)
-    gains = scores[:, len(old) :].mean(axis=1) - scores[:, : len(old)].mean(axis=1)
+    gains = _resampled_gains(old, new, value, resamples, seed)
     ties = np.abs(gains) < TIE
     wins = ((gains > 0) & ~ties) + 0.5 * ties
     low, high = np.quantile(gains, (0.025, 0.975))
     return Comparison(
         _mean_score(new, value) - _mean_score(old, value), float(low), float(high), float(wins.mean()), resamples
     )
+
+
+def share_above(
+    old: Sequence[Floats], new: Sequence[Floats], value: Value, margin: float, resamples: int, seed: int
+) -> float:
+    """Share of the resamples that `compare` takes, in [0, 1], in which the gain is more than `margin`: unlike there,
+    a tie is no win. Raises DataError as `compare` does."""
+    return float((_resampled_gains(old, new, value, resamples, seed) > margin + TIE).mean())
 
 
 def mcnemar(old_correct: NDArray[np.bool_], new_correct: NDArray[np.bool_]) -> McNemar:
@@ -93,6 +96,17 @@ def mcnemar(old_correct: NDArray[np.bool_], new_correct: NDArray[np.bool_]) -> M
     only_new = int(np.sum(new_correct & ~old_correct))
     tail = bdtr(min(only_old, only_new), only_old + only_new, 0.5)
     return McNemar(only_old, only_new, min(1.0, 2.0 * float(tail)))
+
+
+def _resampled_gains(old: Sequence[Floats], new: Sequence[Floats], value: Value, resamples: int, seed: int) -> Floats:
+    """`(resamples,)`: mean score of the new systems less that of the old."""
+    if not old or not new:
+        raise DataError("a comparison needs at least one system on each side")
+    if len({len(statistics) for statistics in (*old, *new)}) > 1:
+        raise DataError("the systems to compare were scored on different numbers of rows")
+    scores = _resampled([*old, *new], value, resamples, seed)
+    gains: Floats = scores[:, len(old) :].mean(axis=1) - scores[:, : len(old)].mean(axis=1)
+    return gains
 
 
 def _mean_score(systems: Sequence[Floats], value: Value) -> float:

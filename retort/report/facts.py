@@ -25,6 +25,7 @@ from retort.report.summary import (
 )
 from retort.report.teachers import teacher_facts
 from retort.rows import Row, read_rows
+from retort.stages.gate import read_verdict
 from retort.stages.scores import PREDICTIONS, read_scores
 from retort.stages.selection import VERDICT
 from retort.stages.work import Work
@@ -35,7 +36,7 @@ def gather(work: Work) -> Summary:
     config = Config.model_validate(work.stage.params["config"])
     distilled = Distilled.model_validate(work.stage.knobs["distilled"])
     work.progress(0, 3, "times")
-    parts = made(work, distilled)
+    parts = _with_gate(work, distilled, made(work, distilled))
     work.progress(1, 3, "labels")
     labels = tuple(_label_stage(work, config, distilled, stage) for stage in range(len(distilled.labels)))
     work.progress(2, 3, "scores")
@@ -63,7 +64,17 @@ def gather(work: Work) -> Summary:
         made_with={**described, **student.versions},
         made_at=student.created_at,
         config=config.model_dump(mode="json", exclude={"store", "tracking", "execution"}),
+        gate=read_verdict(work.store, distilled.verdict) if distilled.verdict else None,
+        champion=distilled.reigning.version if distilled.reigning else None,
     )
+
+
+def _with_gate(work: Work, distilled: Distilled, parts: list[Made]) -> list[Made]:
+    """With the champion's scores and the verdict alone: what the champion itself cost was another night's."""
+    refs = {"champion": distilled.reigning_scores, "gate": distilled.verdict}
+    found = [Made(group, manifest_of(work, ref)) for group, ref in refs.items() if ref is not None]
+    known = {part.manifest.key for part in parts}
+    return [*parts, *(part for part in found if part.manifest.key not in known)]
 
 
 _DEVICE = ("device", "device_name", "precision", "threads", "parameters")
@@ -114,6 +125,7 @@ def _systems(work: Work, config: Config, distilled: Distilled, parts: list[Made]
             note=f"labels of stage {distilled.kept_stage - 1}",
         )
     )
+    rows += _champion_rows(work, config, distilled)
     rows += [_baseline_row(work, config, distilled, name) for name in distilled.baselines]
     return tuple(row.model_copy(update={"seconds": seconds.get(row.name, 0.0)}) for row in rows)
 
@@ -164,6 +176,23 @@ def _stage_row(work: Work, config: Config, distilled: Distilled, done: Round) ->
         note=f"labels of stage {done.stage - 1}" + (", rejected" if rejected else ""),
         rejected=rejected,
     )
+
+
+def _champion_rows(work: Work, config: Config, distilled: Distilled) -> list[SystemRow]:
+    """Of the champion, where one reigns."""
+    reigning, scores = distilled.reigning, distilled.reigning_scores
+    if reigning is None or scores is None:
+        return []
+    shared = reigning.student.key == distilled.final_student.key
+    return [
+        SystemRow(
+            role="champion",
+            name="champion",
+            measured_on="test",
+            scores=_mean_scores(work, config, (scores,)),
+            note=f"version {reigning.version}" + (", the same student as the final one" if shared else ""),
+        )
+    ]
 
 
 def _baseline_row(work: Work, config: Config, distilled: Distilled, name: str) -> SystemRow:

@@ -10,7 +10,17 @@ from markupsafe import Markup
 
 from retort.records import Score
 from retort.report.pictures import SVG
-from retort.report.summary import TITLES, Summary, p_text, percent, seconds_text, signed, table, with_interval
+from retort.report.summary import (
+    TITLES,
+    Summary,
+    p_text,
+    percent,
+    seconds_text,
+    signed,
+    table,
+    verdict_text,
+    with_interval,
+)
 
 HTML, MARKDOWN = "report.html", "report.md"
 ORDERS = {
@@ -51,7 +61,7 @@ def _environment() -> Environment:
         cell=_markdown_cell,
         title=_title,
     )
-    environment.globals.update(orders=ORDERS, plain=_plain, shade=_shade)
+    environment.globals.update(orders=ORDERS, verdict_text=verdict_text, plain=_plain, shade=_shade)
     return environment
 
 

@@ -13,7 +13,13 @@ from retort.report.summary import TITLES, Role, Summary, SystemRow, percent
 
 PNG, SVG = "scores.png", "scores.svg"
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
-COLORS: dict[Role, str] = {"teacher": "#8a6d3b", "stage": "#4c78a8", "final": "#c2410c", "baseline": "#7a8691"}
+COLORS: dict[Role, str] = {
+    "teacher": "#8a6d3b",
+    "stage": "#4c78a8",
+    "final": "#c2410c",
+    "champion": "#7b5aa6",
+    "baseline": "#7a8691",
+}
 
 
 def draw_scores(summary: Summary, folder: Path) -> None:

@@ -23,7 +23,11 @@ Scores = dict[str, Score]
 Use = Literal["final student", "rejected", "replaced", "not needed"]
 """What became of a stage's labels."""
 
-Role = Literal["teacher", "stage", "final", "baseline"]
+Role = Literal["teacher", "stage", "final", "champion", "baseline"]
+
+Outcome = Literal["passed", "first", "refused", "reigns"]
+"""passed: better than the champion. first: no champion reigns, and nothing else speaks against it. refused: not good
+enough. reigns: it is the champion already, so there is nothing to promote."""
 
 
 class FinalGain(Record):
@@ -41,12 +45,81 @@ class FinalGain(Record):
     """McNemar's, of these two counts."""
 
 
+class Contest(Record):
+    """The final student against the champion on the same test rows, paired, in the deciding metric."""
+
+    score: float
+    champion_score: float
+    gain: float
+    low: float
+    """Lower end of the gain's 95 % bootstrap interval."""
+    high: float
+    min_gain: float
+    win_share: float
+    """Share of resamples, in [0, 1], in which the gain is more than `min_gain`; at least `confidence` is needed."""
+    confidence: float
+    resamples: int
+    only_champion: int
+    """Rows whose whole label only the champion gets right."""
+    only_final: int
+    p_value: float
+    """McNemar's, of these two counts; it decides nothing."""
+
+
+class SliceScore(Record):
+    """The final student on a part of the test rows."""
+
+    name: str
+    metric: Metric
+    n: int
+    score: Score | None
+    """None where the slice has no row."""
+    floor: float
+    min_rows: int
+
+    @property
+    def passed(self) -> bool:
+        return self.score is not None and self.n >= self.min_rows and self.score.value >= self.floor
+
+
+class Cost(Record):
+    """What the final student costs whoever serves it."""
+
+    latency_ms: float
+    """For one row on one CPU thread, from text to label: the median."""
+    timed_rows: int
+    machine: str
+    max_latency_ms: float | None
+    megabytes: float
+    """10^6 bytes of weights."""
+    max_megabytes: float | None
+
+
+class Verdict(Record):
+    """The gate's."""
+
+    outcome: Outcome
+    accepted: bool
+    """Whether it is to be promoted: passed or first."""
+    metric: Metric
+    n: int
+    """Test rows."""
+    contest: Contest | None
+    """None where no champion reigns."""
+    slices: tuple[SliceScore, ...]
+    cost: Cost
+    reasons: tuple[str, ...]
+    """A sentence for each check."""
+    refusals: tuple[str, ...]
+    """Those of them that were not passed."""
+
+
 class SystemRow(Record):
     """One line of the result table: a labeler, and how well it does."""
 
     role: Role
     name: str
-    """`teacher`, `stage 1`, `final student`, or the baseline's name."""
+    """`teacher`, `stage 1`, `final student`, `champion`, or the baseline's name."""
     stage: int | None = None
     num_students: int = 1
     measured_on: Literal["test", "pool", "labelled"] | None = None
@@ -221,6 +294,10 @@ class Summary(Record):
     made_at: str
     """When the final student was finished, ISO 8601 in UTC: a report made again says the same."""
     config: dict[str, Any]
+    gate: Verdict | None = None
+    """None where there is no registry to promote in."""
+    champion: str | None = None
+    """The registered version that the final student met; None where none reigned."""
 
     @property
     def final(self) -> SystemRow:
@@ -230,6 +307,20 @@ class Summary(Record):
     def rivals(self) -> tuple[SystemRow, ...]:
         """The baselines that the final student is compared with."""
         return tuple(row for row in self.systems if row.final_gain)
+
+
+def verdict_text(verdict: Verdict, champion: str | None) -> str:
+    """The gate's verdict in one sentence."""
+    match verdict.outcome:
+        case "passed":
+            return f"The gate lets the final student take the place of the champion, version {champion}."
+        case "first":
+            return "The gate lets the final student become the first champion."
+        case "reigns":
+            return f"The final student is the champion already, version {champion}."
+    place = f"take the place of the champion, version {champion}" if champion else "become the first champion"
+    failed, made = len(verdict.refusals), len(verdict.reasons)
+    return f"The gate does not let the final student {place}: {failed} of {made} checks failed."
 
 
 def read_summary(path: Path) -> Summary:

@@ -4,9 +4,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from retort.report.summary import Summary, seconds_text, table
+from retort.report.summary import Summary, seconds_text, table, verdict_text
 
-_STYLES = {"teacher": "", "stage": "", "final": "bold green", "baseline": ""}
+_STYLES = {"teacher": "", "stage": "", "final": "bold green", "champion": "", "baseline": ""}
 
 
 def render_terminal(summary: Summary) -> Table:
@@ -17,7 +17,7 @@ def render_terminal(summary: Summary) -> Table:
         title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
         title_style="bold",
         title_justify="left",
-        caption=Text(f"{summary.reason}\n{cost}"),
+        caption=Text("\n".join([summary.reason, *_gate_lines(summary), cost])),
         caption_justify="left",
         caption_style="",
         box=SIMPLE_HEAD,
@@ -30,3 +30,11 @@ def render_terminal(summary: Summary) -> Table:
         below = (Text(cell.replace(" [", "\n[")) for cell in cells)
         rendered.add_row(Text.assemble(name, "\n", (note, "dim not bold")), *below, style=_STYLES[row.role])
     return rendered
+
+
+def _gate_lines(summary: Summary) -> list[str]:
+    """The verdict, and each check where there was something to decide."""
+    if summary.gate is None:
+        return []
+    checks = [] if summary.gate.outcome == "reigns" else summary.gate.reasons
+    return [verdict_text(summary.gate, summary.champion), *(f"- {reason}" for reason in checks)]

@@ -75,7 +75,7 @@ def predictions(work: Work, role: str) -> Iterator[tuple[Row, "Prediction"]]:
 
     params = work.stage.params
     device = choose_device(work.execution.device, "auto", work.stage.siblings)
-    encoder = load_encoder(work.fetch("student") / MODEL, params["student"], params["max_length"])
+    encoder = load_encoder(work.fetch("student") / MODEL, params["student"], params["max_length"], work.problem.classes)
     path = work.fetch(role) / ROWS
 
     def wanted() -> Iterator[Row]:

@@ -9,6 +9,7 @@ from retort.config import Config, StoreConfig, expand
 from retort.records import ArtifactRef, Stage, Verb
 from retort.stages.cross_labels import make_cross_labels
 from retort.stages.examples import make_examples
+from retort.stages.gate import make_gate
 from retort.stages.pseudolabels import make_merged_labels
 from retort.stages.report import make_report
 from retort.stages.scores import make_scores
@@ -27,6 +28,7 @@ MAKERS: dict[Verb, Callable[[Work], Product]] = {
     "merge-labels": make_merged_labels,
     "evaluate": make_scores,
     "select": make_selection,
+    "gate": make_gate,
     "report": make_report,
     "track": make_tracking,
 }

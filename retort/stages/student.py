@@ -1,4 +1,4 @@
-"""`train-student`: a fresh student from its pretrained weights on some cells' labels."""
+"""`train-student`: a fresh student from its pretrained weights, or from the champion's, on some cells' labels."""
 
 import json
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from retort.config import Config, TrainingConfig
-from retort.errors import StageFailed
+from retort.config import Config, EncoderConfig, TrainingConfig, expand
+from retort.errors import ConfigError, StageFailed
 from retort.method.partitioning import cell_of
-from retort.records import ArtifactRef, Stage
+from retort.records import ArtifactRef, Reigning, Stage
 from retort.rows import Row, read_rows
 from retort.stages.examples import GOLD_ROWS, ROWS
 from retort.stages.work import Work
 from retort.store import Product
-from retort.students.weights import find_weights
+from retort.students.weights import Weights, find_weights
 
 VERSION = 1
 HISTORY = "history.json"
@@ -32,8 +32,10 @@ def train_student(
     siblings: int = 1,
     training: TrainingConfig | None = None,
     soft: bool = False,
+    start: ArtifactRef | None = None,
 ) -> Stage:
-    """One student. `cells` are those of the pool that it may see; None is all of it.
+    """One student. `cells` are those of the pool that it may see; None is all of it. `start` is a student whose
+    weights it begins with; left out, `student.model`.
 
     The seed comes from the method's seed and `index` alone: student i of one stage and of the next start from
     the same weights and differ only in their labels. `labels` may be pseudolabels or gold-labelled examples.
@@ -54,10 +56,28 @@ def train_student(
             "cells": None if cells is None else partition_params(config, cells),
             "soft": soft,
         },
-        inputs={"labels": (labels,)},
-        knobs={"address": weights.address, "revision": weights.revision},
+        inputs={"labels": (labels,), **({"start": (start,)} if start else {})},
+        knobs={
+            "model": config.student.model,
+            "revision": config.student.revision,
+            "weights": config.student.weights,
+            "endpoint_url": config.store.endpoint_url,
+        },
         siblings=siblings,
     )
+
+
+def start_from(stage: Stage, reigning: Reigning) -> ArtifactRef | None:
+    """The student that `stage`, one without a start, is to begin with: the champion.
+
+    If the champion was made of the same labels in the same way, then what the champion itself began with: the stage
+    is the champion's own, is found in the store, and a night without news trains nothing.
+    """
+    inputs = dict(reigning.made_of["inputs"])
+    own = inputs.pop("start", [])
+    if {**reigning.made_of, "inputs": inputs} != stage.made_of:
+        return reigning.student
+    return ArtifactRef(uri=f"students/{own[0]}", kind="students", key=own[0]) if own else None
 
 
 def partition_params(config: Config, cells: tuple[int, ...]) -> dict[str, object]:
@@ -76,21 +96,21 @@ def make_student(work: Work) -> Product:
     import torch
 
     from retort.students.device import choose_device
-    from retort.students.encoder import encode_all, new_encoder
+    from retort.students.encoder import continue_from, encode_all, new_encoder
     from retort.students.training import TrainingRows, train
-    from retort.students.weights import Weights
 
-    params, knobs = work.stage.params, work.stage.knobs
+    params, warm = work.stage.params, "start" in work.stage.inputs
     training = TrainingConfig.model_validate(params["training"])
     device = choose_device(work.execution.device, training.precision, work.stage.siblings)
     torch.manual_seed(params["seed"])
     encoder = new_encoder(
         params["student"],
-        Weights(knobs["address"], params["weights"], knobs["revision"]),
-        pretrained=params["pretrained"],
+        _weights(work.stage),
+        pretrained=params["pretrained"] and not warm,
         problem=work.problem,
         max_length=training.max_length,
     )
+    same_head = warm and continue_from(encoder, work.fetch("start") / MODEL)
     rows = list(in_cells(_labelled_rows(work), params["cells"]))
     if not rows:
         where = "the pool" if params["cells"] is None else "its cells of the pool; lower method.partitions"
@@ -119,8 +139,28 @@ def make_student(work: Work) -> Product:
             "training_seconds": history.seconds,
             "tokens": history.tokens,
             "padding_share": history.padding_share,
+            **({"start": _WARM[same_head]} if warm else {}),
         },
     )
+
+
+_WARM = {True: "the champion's weights", False: "the champion's weights with a new head, for the class names differ"}
+
+
+def _weights(stage: Stage) -> Weights:
+    """Found anew, since the worker may be another machine than the one that planned the stage.
+
+    Raises ConfigError where they are not those that the stage's key was made of.
+    """
+    model, endpoint_url = stage.knobs["model"], stage.knobs["endpoint_url"]
+    source = EncoderConfig(model=model, revision=stage.knobs["revision"], weights=stage.knobs["weights"])
+    found = find_weights(source, endpoint_url and expand(endpoint_url))
+    if found.identity != stage.params["weights"]:
+        raise ConfigError(
+            f"student.model = '{model}': what {stage.name} finds there is not what the run began with; the files were "
+            "changed since, or this worker has others: give all machines the same, or an s3:// address"
+        )
+    return found
 
 
 def _labelled_rows(work: Work) -> Iterator[Row]:

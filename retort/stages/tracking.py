@@ -1,10 +1,10 @@
 """`track`: the run as MLflow sees it, projected from its artifacts, so that doing it twice changes nothing."""
 
-from retort.config import Config, TrackingConfig, expand
+from retort.config import Config, TrackingConfig
 from retort.records import ArtifactRef, Distilled, Stage
 from retort.stages.work import Work
 from retort.store import Product, Store
-from retort.tracking.address import is_current
+from retort.tracking.projection import is_projected, project
 
 VERSION = 1
 TRACKED = "tracking.json"
@@ -32,19 +32,18 @@ def track(
 
 
 def forget_if_gone(store: Store, stage: Stage) -> None:
-    """If the tracking database was deleted or emptied since, what the store knows of it is worth nothing."""
+    """If the tracking database was deleted or emptied since, or tells another night's verdict of the same student, what
+    the store knows of it is worth nothing."""
     manifest = store.find(stage.kind, stage.key)
     if manifest is None:
         return
     tracked = store.fetch(store.ref(manifest)) / TRACKED
-    if not is_current(expand(stage.params["uri"]), tracked):
+    if not is_projected(stage.params["uri"], tracked):
         store.discard(stage.kind, stage.key)
 
 
 def make_tracking(work: Work) -> Product:
     """Writes `tracking.json`. Raises TrackingUnavailable; what was logged by then is found again by the next try."""
-    from retort.tracking.projection import project
-
     tracked = project(work)
     (work.folder / TRACKED).write_text(tracked.model_dump_json(indent=1), encoding="utf-8")
     return Product(rows=1, details=tracked.model_dump())

@@ -40,6 +40,10 @@ _ARCHITECTURES: dict[str, Any] = {
 }
 
 
+_UNKNOWN = -1.0e4
+"""The logit of a class that a model was not trained on: a probability of 0, and finite in every precision."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
     token_ids: NDArray[np.int32]
@@ -56,6 +60,8 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     kind: str
     max_length: int
+    columns: tuple[int, ...] | None = None
+    """For each class of the problem, where the model's logits have it, -1 where they do not; None: as they are."""
 
     def encode(self, problem: Problem, texts: list[str]) -> list[EncodedRow]:
         words = [problem.words(text) for text in texts]
@@ -85,6 +91,8 @@ class Encoder:
         logits: Tensor = self.model(
             input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
         ).logits
+        if self.columns is not None:
+            logits = torch.nn.functional.pad(logits, (0, 1), value=_UNKNOWN)[..., list(self.columns)]
         if self.kind == "sequence-classification":
             return logits.float()
         flat = [index * length + row.positions[row.positions >= 0] for index, row in enumerate(rows)]
@@ -120,10 +128,53 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
     return Encoder(model, tokenizer, kind, _length_limit(config, max_length))
 
 
-def load_encoder(folder: Path, kind: str, max_length: int) -> Encoder:
-    """A trained student, from its artifact's files."""
+def load_encoder(folder: Path, kind: str, max_length: int, classes: tuple[str, ...] | None = None) -> Encoder:
+    """A trained student, from its artifact's files. Where the problem's `classes` have changed since, they are found
+    by their names, and those that the student does not know get a probability of 0."""
     model = _ARCHITECTURES[kind].from_pretrained(folder, use_safetensors=True)
-    return Encoder(model, AutoTokenizer.from_pretrained(folder), kind, _length_limit(model.config, max_length))
+    known = class_names(model)
+    columns = None
+    if classes is not None and classes != known:
+        columns = tuple(known.index(name) if name in known else -1 for name in classes)
+    limit = _length_limit(model.config, max_length)
+    return Encoder(model, AutoTokenizer.from_pretrained(folder), kind, limit, columns)
+
+
+def class_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Of a trained student, in the order of its logits."""
+    names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
+    return tuple(names[index] for index in sorted(names))
+
+
+def continue_from(encoder: Encoder, folder: Path) -> bool:
+    """Give `encoder` the weights of the trained student in `folder`: all of them where both have the same classes,
+    else all but the head. Whether the head was taken.
+
+    Raises ConfigError where the two do not have the same architecture and vocabulary.
+    """
+    other = load_encoder(folder, encoder.kind, encoder.max_length)
+    same_head = class_names(other.model) == class_names(encoder.model)
+    theirs, ours = other.model.state_dict(), encoder.model.state_dict()
+    body = f"{encoder.model.base_model_prefix}."
+    if not same_head:
+        theirs, ours = ({k: v for k, v in one.items() if k.startswith(body)} for one in (theirs, ours))
+    if not theirs or {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+        raise ConfigError(_OTHER_START.format("architecture", *(_described(one.model) for one in (other, encoder))))
+    if other.tokenizer.get_vocab() != encoder.tokenizer.get_vocab():
+        sizes = (f"{len(one.tokenizer)} tokens" for one in (other, encoder))
+        raise ConfigError(_OTHER_START.format("vocabulary", *sizes))
+    encoder.model.load_state_dict(theirs, strict=same_head)
+    return same_head
+
+
+_OTHER_START = (
+    "student.warm_start: the champion has another {} than student.model ({} against {}), so its weights are no start; "
+    "give the champion's student.model, or warm_start: false"
+)
+
+
+def _described(model: PreTrainedModel) -> str:
+    return f"{model.config.model_type} of {model.num_parameters():,} parameters"
 
 
 def encode_all(encoder: Encoder, problem: Problem, texts: Iterable[str], chunk: int = 1024) -> Iterator[EncodedRow]:

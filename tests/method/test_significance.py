@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from retort.errors import DataError
 from retort.method.scoring import mean_score, score, statistics_of
-from retort.method.significance import bootstrap, compare, mcnemar
+from retort.method.significance import bootstrap, compare, mcnemar, share_above
 from retort.problems.base import Floats
 from retort.problems.classification import Classification
 
@@ -125,3 +125,10 @@ def test_a_mean_score_is_the_mean_of_its_systems_scores() -> None:
     assert (result.value, result.n) == (0.5, 2)
     alone = mean_score(problem, "accuracy", ["a", "b"], [["a", "a"]], resamples=200, seed=0)
     assert alone == score(problem, "accuracy", ["a", "b"], ["a", "a"], resamples=200, seed=0)
+
+
+def test_a_tie_is_half_a_win_and_no_gain_above_the_margin() -> None:
+    same = [answers([1, 0])]
+    assert compare(same, same, share, 100, 0).win_share == 0.5
+    assert share_above(same, same, share, 0.0, 100, 0) == 0.0
+    assert share_above(same, same, share, -0.01, 100, 0) == 1.0

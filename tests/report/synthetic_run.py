@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retort.algorithms.baselines import compare_baselines
+from retort.algorithms.challenge import challenge
 from retort.algorithms.mckd import distil
 from retort.config import Config, ExecutionConfig
 from retort.method.scoring import score
-from retort.records import ArtifactRef, Data, Distilled, Stage
+from retort.records import ArtifactRef, Data, Distilled, Reigning, Stage
 from retort.rows import PSEUDOLABELS, read_rows, write_rows
 from retort.stages.examples import ROWS, ingest, make_examples, read_gold
+from retort.stages.gate import make_gate
 from retort.stages.pseudolabels import make_merged_labels
 from retort.stages.report import make_report, report
 from retort.stages.scores import _SCHEMA, PREDICTIONS, SCORES, make_scores
@@ -68,6 +70,7 @@ WRONG = {
     "stage2/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"},
     "stage2/test": {"t0": "[IN:PLAY ]", "t1": PLAY_ARTIST.format("bad")},
     "final/test": {"t1": PLAY_ARTIST.format("bad"), "t3": "[IN:PLAY ]"},
+    "champion/test": {"t0": PLAY_TRACK.format("cher"), "t1": PLAY_ARTIST.format("bad"), "t3": "[IN:PLAY ]"},
 }
 """What students say instead of the gold, by the beginning of the evaluation's name."""
 
@@ -83,8 +86,8 @@ class Run(NamedTuple):
 Wrong = Mapping[str, Mapping[str, str]]
 
 
-def synthetic(tmp_path: Path, wrong: Wrong = WRONG, **changes: Any) -> Run:
-    """`changes` are fields of the config. Every artifact is told to have taken one second."""
+def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Reigning | None = None, **changes: Any) -> Run:
+    """`changes` are fields of the config. Every artifact is told to have taken one second, a row 2.5 ms."""
     config = Config.model_validate({**_config(tmp_path), **changes})
     store = Store(config.store.root)
 
@@ -102,10 +105,19 @@ def synthetic(tmp_path: Path, wrong: Wrong = WRONG, **changes: Any) -> Run:
     async def everything() -> Distilled:
         refs = {role: await do(ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
         data = Data(**refs, judge=refs["labeled"])
-        return await compare_baselines(config, await distil(config, data, do), do)
+        distilled = await compare_baselines(config, await distil(config, data, do, reigning), do)
+        return await challenge(config, distilled, reigning, do)
 
     distilled = asyncio.run(everything())
     return Run(config, store, distilled, perform(report(config, distilled)), perform)
+
+
+def crowned(run: Run, version: str) -> Reigning:
+    """The final student of a run as the champion of the next."""
+    student = run.distilled.final_student
+    manifest = run.store.find(student.kind, student.key)
+    assert manifest is not None
+    return Reigning(model=run.config.name, version=version, student=student, made_of=manifest.made_of)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -149,6 +161,7 @@ def _maker(stage: Stage, wrong: Wrong) -> Callable[[Work], Product]:
         "merge-labels": make_merged_labels,
         "evaluate": partial(_make_student_scores, wrong) if "student" in stage.inputs else make_scores,
         "select": make_selection,
+        "gate": partial(make_gate, measure=lambda work, texts: (2.5, "a machine")),
         "report": make_report,
     }
     return makers[stage.verb]

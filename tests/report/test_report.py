@@ -16,7 +16,8 @@ from retort.report.mistakes import NOTHING, error_tables
 from retort.report.summary import Summary, p_text, percent, read_summary, seconds_text, signed, table
 from retort.report.terminal import render_terminal
 
-synthetic = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))["synthetic"]
+_synthetic_run = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))
+synthetic, crowned = _synthetic_run["synthetic"], _synthetic_run["crowned"]
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,91 @@ def test_the_terminal_shows_every_score(summary: Summary, width: int) -> None:
     text = console.export_text()
     assert all(shown in text for shown in ("87.5", "57.1", "26.0 s", "seconds"))
     assert all(len(line) <= width for line in text.splitlines())
+
+
+TRACKED = {"tracking": {"uri": "sqlite:///never-opened.db"}, "method": {"stages": 1}, "baselines": []}
+"""A config with a registry to promote in."""
+MUSIC = {"name": "music | <b>", "label": "PLAY", "metric": "exact_match", "floor": 0.9, "min_rows": 2}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a second night: other labels, a champion with one mistake more, too little to be sure."""
+    folder = tmp_path_factory.mktemp("nights")
+    champion = crowned(synthetic(folder, **TRACKED), "4")
+    other = {**TRACKED, "method": {"stages": 1, "seed": 1}, "gate": {"slices": [MUSIC], "max_latency_ms": 5}}
+    night = synthetic(folder, reigning=champion, **other)
+    return Path(night.store.fetch(night.report))
+
+
+def test_the_champion_has_a_row_of_its_own(refused: Path) -> None:
+    summary = read_summary(refused)
+    final, champion = summary.systems[-2:]
+    assert (champion.role, champion.name, champion.note) == ("champion", "champion", "version 4")
+    assert (final.scores["exact_match"].value, champion.scores["exact_match"].value) == (0.5, 0.25)
+    # Its own training was another night's; here it was scored.
+    assert champion.seconds == 1
+    assert {(t.group, t.what) for t in summary.timings} >= {("champion", "test"), ("gate", "gate")}
+
+
+def test_the_summary_has_the_gates_figures(refused: Path) -> None:
+    summary = read_summary(refused)
+    verdict = summary.gate
+    assert verdict is not None
+    assert (summary.champion, verdict.outcome, verdict.accepted, verdict.n) == ("4", "refused", False, 4)
+    assert verdict.contest is not None
+    # Of four spans the final student finds two and says one that is wrong; the champion finds one and says two.
+    assert verdict.contest.gain == pytest.approx(4 / 7 - 2 / 7)
+    assert (verdict.contest.only_final, verdict.contest.only_champion) == (1, 0)
+    (music,) = verdict.slices
+    assert music.score is not None
+    assert (music.n, music.score.value, music.passed) == (2, 0.5, False)
+    assert [reason in verdict.refusals for reason in verdict.reasons] == [True, True, False]
+
+
+def test_pages_tell_the_verdict(refused: Path) -> None:
+    markdown, html = ((refused / name).read_text() for name in ("report.md", "report.html"))
+    sentence = (
+        "The gate does not let the final student take the place of the champion, version 4: 2 of 3 checks failed."
+    )
+    assert sentence in markdown
+    assert f'<p class="verdict refused">{sentence}</p>' in html
+    assert "- Failed: The final student scores 57.1 slot F1 against the champion&#39;s 28.6 on 4 test rows" in markdown
+    assert "| music \\| &lt;b&gt; | exact match | 50.0 [" in markdown
+    assert "(a machine) | 2.5 ms | 5 ms |" in markdown
+    assert "music | &lt;b&gt;" in html
+    assert "music | <b>" not in html
+    assert '<tr class="champion"><td>champion</td>' in html
+
+
+def test_the_terminal_tells_the_verdict(refused: Path) -> None:
+    console = Console(width=200, file=StringIO(), record=True)
+    console.print(render_terminal(read_summary(refused)))
+    text = " ".join(console.export_text().split())
+    assert "champion, version 4: 2 of 3 checks failed. - The final student scores 57.1 slot F1 against" in text
+    assert "version 4" in text
+
+
+def test_without_a_registry_nothing_is_said_of_a_gate(folder: Path, summary: Summary) -> None:
+    assert (summary.gate, summary.champion) == (None, None)
+    assert "## Gate" not in (folder / "report.md").read_text()
+    assert "<h2>Gate</h2>" not in (folder / "report.html").read_text()
+
+
+def test_a_champion_that_is_the_final_student_is_told_once(tmp_path: Path) -> None:
+    first = synthetic(tmp_path, **TRACKED)
+    told = read_summary(Path(first.store.fetch(first.report)))
+    assert told.gate is not None
+    assert (told.gate.outcome, told.champion) == ("first", None)
+    second = synthetic(tmp_path, reigning=crowned(first, "1"), **TRACKED)
+    summary = read_summary(Path(second.store.fetch(second.report)))
+    assert summary.gate is not None
+    assert summary.gate.outcome == "reigns"
+    assert summary.systems[-1].note == "version 1, the same student as the final one"
+    assert summary.compute_seconds == told.compute_seconds
+    console = Console(width=200, file=StringIO(), record=True)
+    console.print(render_terminal(summary))
+    assert "The final student is the champion already, version 1." in console.export_text()
 
 
 def test_a_report_made_again_is_the_same(run: Any, folder: Path, tmp_path: Path) -> None:

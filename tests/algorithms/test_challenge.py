@@ -1,0 +1,154 @@
+"""What is asked for where a champion reigns: its scores, the gate, and a start for the final student alone."""
+
+import asyncio
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.algorithms.challenge import challenge
+from retort.algorithms.mckd import distil
+from retort.config import Config
+from retort.errors import ConfigError
+from retort.records import Distilled, Reigning, Stage
+
+_order = runpy.run_path(str(Path(__file__).with_name("test_order.py")))
+Recorder, config_of, data_of = _order["Recorder"], _order["config_of"], _order["data_of"]
+
+
+def tracked(warm: bool = False, **student: Any) -> Config:
+    config: Config = config_of(stages=2)
+    values = config.model_dump(mode="json")
+    values["student"] |= {"warm_start": warm, **student}
+    return Config.model_validate({**values, "tracking": {"uri": "sqlite:///mlflow.db"}})
+
+
+def night(do: Any, config: Config, reigning: Reigning | None = None, pool: str = "pool") -> Distilled:
+    async def run() -> Distilled:
+        distilled = await distil(config, data_of(pool), do, reigning)
+        return await challenge(config, distilled, reigning, do)
+
+    return asyncio.run(run())
+
+
+def crowned(do: Any, distilled: Distilled, version: str = "1") -> Reigning:
+    stage: Stage = do.of(distilled.final_student)
+    return Reigning(model="order", version=version, student=distilled.final_student, made_of=stage.made_of)
+
+
+def test_without_tracking_there_is_nothing_to_promote_in() -> None:
+    do = Recorder()
+    distilled = night(do, config_of(stages=2))
+    assert distilled.verdict is None
+    assert not do.made("gate")
+
+
+def test_without_a_champion_the_gate_looks_at_the_final_student_alone() -> None:
+    do = Recorder()
+    distilled = night(do, tracked())
+    (stage,) = do.made("gate")
+    assert stage.inputs == {"challenger": (distilled.final_scores,), "student": (distilled.final_student,)}
+    assert stage == do.stages[-1]
+    assert (distilled.reigning, distilled.reigning_scores) == (None, None)
+    assert distilled.verdict in distilled.refs()
+
+
+def test_the_champion_is_scored_on_tonights_test_rows() -> None:
+    before, do = Recorder(), Recorder()
+    reigning = crowned(before, night(before, tracked()))
+    distilled = night(do, tracked(), reigning, pool="pool-of-tomorrow")
+    scored, gate = do.stages[-2:]
+    assert (scored.name, scored.verb, gate.verb) == ("champion/test", "evaluate", "gate")
+    assert (scored.input("student"), scored.input("gold")) == (reigning.student, distilled.data.test)
+    assert gate.input("reigning") == distilled.reigning_scores
+    assert gate.input("challenger") == distilled.final_scores != distilled.reigning_scores
+    assert distilled.reigning == reigning
+    assert all(ref in distilled.refs() for ref in (distilled.verdict, distilled.reigning_scores))
+
+
+def test_the_champion_reads_rows_as_long_as_it_was_trained_for() -> None:
+    before, do = Recorder(), Recorder()
+    reigning = crowned(before, night(before, tracked()))
+    night(do, tracked(training={"max_length": 32}), reigning)
+    assert [stage.params["max_length"] for stage in do.stages if stage.name in ("final/test", "champion/test")] == [
+        32,
+        128,
+    ]
+
+
+def test_a_night_without_news_meets_itself() -> None:
+    first, second, third = Recorder(), Recorder(), Recorder()
+    reigning = crowned(first, night(first, tracked()))
+    distilled = night(second, tracked(), reigning)
+    assert distilled.reigning_scores == distilled.final_scores.model_copy(update={"uri": "champion/test"})
+    assert {stage.key for stage in second.stages} - {stage.key for stage in first.stages} == {second.stages[-1].key}
+    night(third, tracked(), reigning)
+    assert {stage.key for stage in third.stages} == {stage.key for stage in second.stages}
+
+
+def starts(do: Any) -> dict[str, str]:
+    """The students that were given a start."""
+    return {stage.name: stage.input("start").key for stage in do.stages if "start" in stage.inputs}
+
+
+def test_only_the_final_student_starts_warm() -> None:
+    before, do = Recorder(), Recorder()
+    reigning = crowned(before, night(before, tracked(warm=True)))
+    night(do, tracked(warm=True), reigning, pool="pool-of-tomorrow")
+    assert starts(before) == {}
+    assert starts(do) == {"final/student": reigning.student.key}
+    cold = Recorder()
+    night(cold, tracked(), reigning, pool="pool-of-tomorrow")
+    assert starts(cold) == {}
+    assert len({s.key for s in cold.made("train-student")} - {s.key for s in do.made("train-student")}) == 1
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_a_warm_night_without_news_trains_nothing(promoted: bool) -> None:
+    """Whether the student of the night before, itself started warm, reigns by now or was refused."""
+    first, second, third = Recorder(), Recorder(), Recorder()
+    config = tracked(warm=True)
+    champion = crowned(first, night(first, config))
+    distilled = night(second, config, champion, pool="pool-2")
+    reigning = crowned(second, distilled, "2") if promoted else champion
+    again = night(third, config, reigning, pool="pool-2")
+    assert again.final_student == distilled.final_student
+    assert starts(third) == {"final/student": champion.student.key}
+    assert {s.key for s in third.made("train-student")} == {s.key for s in second.made("train-student")}
+
+
+def test_the_first_champion_is_found_again_without_a_start() -> None:
+    first, second = Recorder(), Recorder()
+    distilled = night(first, tracked(warm=True))
+    again = night(second, tracked(warm=True), crowned(first, distilled))
+    assert again.final_student == distilled.final_student
+    assert starts(second) == {}
+
+
+@pytest.mark.parametrize("change", [{"pool": "pool-3"}, {"training": {"epochs": 7}}])
+def test_news_start_from_whoever_reigns_now(change: dict[str, Any]) -> None:
+    first, second, third = Recorder(), Recorder(), Recorder()
+    champion = crowned(first, night(first, tracked(warm=True)))
+    reigning = crowned(second, night(second, tracked(warm=True), champion, pool="pool-2"), "2")
+    pool = change.pop("pool", "pool-2")
+    night(third, tracked(warm=True, **change), reigning, pool=pool)
+    assert starts(third) == {"final/student": reigning.student.key}
+
+
+def test_a_champion_of_another_problem_is_refused_before_anything_is_made() -> None:
+    before, do = Recorder(), Recorder()
+    reigning = crowned(before, night(before, tracked()))
+    made_of = {**reigning.made_of, "params": {**reigning.made_of["params"], "problem": {"kind": "slots"}}}
+    with pytest.raises(ConfigError, match="the champion of this name, version 1, solves 'slots' and not"):
+        night(do, tracked(), reigning.model_copy(update={"made_of": made_of}))
+    assert do.stages == []
+
+
+def test_a_slice_of_a_class_that_there_is_not_is_refused_before_anything_is_made() -> None:
+    do = Recorder()
+    values = tracked().model_dump(mode="json")
+    values["gate"]["slices"] = [{"name": "part", "label": "c", "floor": 0.5}]
+    with pytest.raises(ConfigError, match=r"gate\.slices\.0\.label = 'c': no such class; allowed: a, b"):
+        night(do, Config.model_validate(values))
+    assert do.stages == []
