@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,13 +30,28 @@ def run(
     config: ConfigPath,
     set_: Overrides = None,
     json_: Json = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="STAGE", help="Make only this stage (stage1/student-0, stage1). Repeatable."),
+    ] = None,
+    from_stage: Annotated[
+        str | None,
+        typer.Option(
+            "--from-stage", metavar="STAGE", help="What comes before must be in the store, or nothing starts."
+        ),
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option("--force", metavar="STAGE", help="Make this stage again, and all that rests on it. Repeatable."),
+    ] = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Check every stored file that the run would use; make damaged ones again.")
     ] = False,
 ) -> None:
     """Run the distillation. What is in the store already is not made again."""
     root = _checkout()
-    options = {"overrides": set_ or [], "json_output": json_, "repair": repair}
+    scope = {"only": only or [], "from_stage": from_stage, "force": force or []}
+    options = {"overrides": set_ or [], "scope": scope, "json_output": json_, "repair": repair}
     # Flows stand above this package and are not installed with it, so they run in an interpreter of their own.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "flows.launch", config, json.dumps(options)]
@@ -127,6 +142,154 @@ def prompt(
         else:
             print(shown.text)
             print(f"-- {shown.teacher}: {shown.measure}", file=sys.stderr)
+
+
+@app.command()
+def promote(
+    config: ConfigPath,
+    set_: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Whatever the gate says; needs --reason.")] = False,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the records.")] = None,
+    json_: Json = False,
+) -> None:
+    """Make the last run's student the champion, if the gate let it pass against the one that reigns now."""
+    from retort.configfile import load_config
+    from retort.errors import ConfigError
+    from retort.promotion import promote as make_champion
+
+    if force != (reason is not None):
+        raise ConfigError("--force needs --reason TEXT, and --reason is for --force only")
+    promotion = make_champion(load_config(config, set_ or []), forced_because=reason)
+    print(promotion.model_dump_json() if json_ else promotion.sentence)
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The registered model's name.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the records.")],
+    tracking: Annotated[
+        str | None, typer.Option("--tracking", metavar="URI", help="MLflow's address; left out: $MLFLOW_TRACKING_URI.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Let the version reign again that the champion replaced; twice: the one before that."""
+    from retort.errors import ConfigError
+    from retort.promotion import rollback as go_back
+
+    address = tracking or os.environ.get("MLFLOW_TRACKING_URI")
+    if not address:
+        raise ConfigError("no registry is named: give --tracking URI, or set MLFLOW_TRACKING_URI")
+    promotion = go_back(address, model, reason)
+    print(promotion.model_dump_json() if json_ else promotion.sentence)
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="models:/NAME@champion, models:/NAME/3, or the address of a student's artifact."
+    ),
+]
+Registry = Annotated[
+    str | None,
+    typer.Option("--tracking", metavar="URI", help="The model registry; left out, MLFLOW_TRACKING_URI."),
+]
+
+
+@app.command()
+def predict(
+    model: Model,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A file, folder, glob or s3:// address; - is JSON lines on standard input."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help=".parquet or .jsonl; left out, standard output.")
+    ] = None,
+    tracking: Registry = None,
+    text: Annotated[str, typer.Option("--text", metavar="FIELD", help="The field that holds the text.")] = "text",
+    id_: Annotated[
+        str,
+        typer.Option("--id", metavar="FIELD", help="The field that holds the row's id; without it, the text's digest."),
+    ] = "id",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Those of every class too; for slots, of every intent.")
+    ] = False,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU if there is one.")
+    ] = "auto",
+    max_bad: Annotated[
+        float, typer.Option("--max-bad", min=0, max=1, help="Exit 1 if a larger share of the rows had to be set aside.")
+    ] = 0.1,
+) -> None:
+    """Label texts with a trained student, as JSON lines or Parquet.
+
+    A row that cannot be labelled is set aside: told on standard error with the reason, and counted.
+    """
+    from retort.serving.files import Order, predict_file
+    from retort.serving.texts import Fields
+
+    predict_file(Order(model, file, out, tracking, Fields(text, id_), probabilities, device, max_bad))
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    tracking: Registry = None,
+) -> None:
+    """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /health. SIGTERM ends it."""
+    from retort.serving.server import serve as answer
+
+    answer(model, host=host, port=port, tracking=tracking)
+
+
+@app.command()
+def why(
+    model: Model,
+    row: Annotated[str | None, typer.Option("--row", metavar="ID", help="Tell the history of this row.")] = None,
+    tracking: Registry = None,
+    json_: Json = False,
+) -> None:
+    """Tell where a student came from: every stage back to the teacher and the data, or the history of one row."""
+    from retort.lineage.row import history
+    from retort.lineage.student import Traced, trace
+    from retort.lineage.text import history_lines, lineage_lines
+
+    traced = Traced(model, tracking)
+    if row is None:
+        lineage = trace(traced)
+        lines = [lineage.model_dump_json()] if json_ else lineage_lines(lineage)
+    else:
+        found = history(traced, row)
+        lines = [found.model_dump_json()] if json_ else history_lines(found)
+    for line in lines:
+        print(line)
+
+
+@app.command()
+def maintain(
+    config: ConfigPath,
+    set_: Overrides = None,
+    nights: Annotated[int, typer.Option("--nights", min=0, help="Runs of each config that are kept.")] = 7,
+    grace_hours: Annotated[
+        float, typer.Option("--grace-hours", min=0, help="What was used since is kept; longer than any run takes.")
+    ] = 24,
+    delete: Annotated[bool, typer.Option("--delete", help="Do it; else only say what would go.")] = False,
+    json_: Json = False,
+) -> None:
+    """Free what no registered student and no recent run rests on. Completions that were paid for are never deleted."""
+    from retort.configfile import load_config
+    from retort.maintenance import maintain as sweep
+
+    done = sweep(load_config(config, set_ or []), nights=nights, grace_hours=grace_hours, delete=delete)
+    if json_:
+        print(done.model_dump_json())
+        return
+    for line in done.lines():
+        print(line)
 
 
 batch = typer.Typer(no_args_is_help=True, help="Ask an endpoint teacher through OpenAI batch files.")

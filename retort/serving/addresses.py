@@ -1,0 +1,99 @@
+"""Which student a MODEL names: a version in a registry, or an artifact's address. Imports neither torch nor MLflow.
+
+An S3 server that is not AWS is given as for every AWS tool, by AWS_ENDPOINT_URL.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retort.errors import ConfigError
+from retort.preflight import refusals
+from retort.records import Record
+from retort.store import Manifest, Store
+
+if TYPE_CHECKING:
+    from retort.tracking.registry import ModelVersion
+
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+_REGISTERED = re.compile(r"models:/.+|[^/]+@[^/]+")
+_ARTIFACT = re.compile(r"(.+)/students/([0-9a-f]{2})/(\2[0-9a-f]{62})/*")
+
+
+class ModelName(Record):
+    """What a student is called in an answer: the registered model's name and version, if it was found so."""
+
+    name: str | None = None
+    version: str | None = None
+    key: str
+    """Of the student's artifact."""
+
+    def __str__(self) -> str:
+        name = " ".join(part for part in (self.name, self.version) if part)
+        return f"{name} ({self.key[:12]})" if name else self.key[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundStudent:
+    """A student's artifact that is there, not yet loaded."""
+
+    store: Store
+    manifest: Manifest
+    name: ModelName
+
+
+def find_student(model: str, tracking: str | None = None) -> FoundStudent:
+    """`model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or ROOT/students/XX/KEY in a folder or a bucket.
+
+    `tracking` is the registry's address; left out, the environment's MLFLOW_TRACKING_URI. Raises ConfigError if it
+    names no student that is there, StoreUnavailable or TrackingUnavailable for a server that cannot be reached.
+    """
+    with refusals():
+        if _REGISTERED.fullmatch(model):
+            return _registered(model, tracking)
+        found = _at(model, ModelName(key=""))
+    if found is None:
+        raise ConfigError(
+            f"MODEL '{model}': there is no student's artifact; allowed: models:/NAME@ALIAS, models:/NAME/VERSION, or "
+            "an artifact's address, STORE/students/XX/KEY, in a folder or an s3:// bucket"
+        )
+    return found
+
+
+def _registered(model: str, tracking: str | None) -> FoundStudent:
+    from retort.tracking.registry import find_version
+
+    address = tracking or os.environ.get(TRACKING_VARIABLE)
+    if not address:
+        raise ConfigError(
+            f"MODEL '{model}' is in a model registry: give its address by --tracking or {TRACKING_VARIABLE}"
+        )
+    version = find_version(address, model)
+    name = ModelName(name=version.model, version=version.version, key=version.key)
+    for place in _places(version):
+        if (found := _at(place, name)) is not None:
+            return found
+    raise ConfigError(
+        f"MODEL '{model}' is version {version.version}, whose artifact '{version.artifact}' is not there; a relative "
+        "address counts from the folder in which it was trained"
+    )
+
+
+def _places(version: "ModelVersion") -> list[str]:
+    """A relative artifact's address is registered with its absolute one as the source, where there is no server."""
+    return [place for place in (version.artifact, version.source) if place]
+
+
+def _at(address: str, name: ModelName) -> FoundStudent | None:
+    """The artifact at an address; None if the address is of another form, or nothing is there."""
+    match = _ARTIFACT.fullmatch(address if "://" in address else str(Path(address).absolute()))
+    if match is None:
+        return None
+    root, _, key = match.groups()
+    store = Store(root)
+    manifest = store.find("students", key)
+    if manifest is None:
+        return None
+    return FoundStudent(store, manifest, name.model_copy(update={"key": key}))

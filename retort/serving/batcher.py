@@ -1,0 +1,102 @@
+"""Requests that come while the model is busy are labelled together, in the next batch."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from retort.errors import RetortError
+
+T = TypeVar("T")
+
+BATCH_TEXTS = 256
+"""Labelled at once, unless one request alone holds more. Bounds how long a request waits for others."""
+WAITING_TEXTS = 8192
+"""What waits beyond this is refused."""
+
+
+class Busy(RetortError):
+    """More texts wait than can be labelled in a reasonable time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request(Generic[T]):
+    texts: Sequence[str]
+    answers: "asyncio.Future[list[T]]"
+
+
+class Batcher(Generic[T]):
+    """`label` runs in one thread of its own, so the event loop never waits for it."""
+
+    def __init__(self, label: Callable[[list[str]], list[T]]) -> None:
+        self._label = label
+        self._waiting: deque[_Request[T]] = deque()
+        self._num_waiting = 0
+        self._arrived = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Requests are answered inside; those that are left at the end are cancelled."""
+        with ThreadPoolExecutor(1, "model") as thread:
+            worker = asyncio.create_task(self._work(thread))
+            try:
+                yield
+            finally:
+                worker.cancel()
+                with suppress(asyncio.CancelledError):
+                    await worker
+                while self._waiting:
+                    self._waiting.popleft().answers.cancel()
+
+    async def ask(self, texts: Sequence[str]) -> list[T]:
+        """An answer for each text. Raises Busy, or what `label` raised."""
+        if self._num_waiting + len(texts) > WAITING_TEXTS:
+            raise Busy(f"{self._num_waiting:,} texts are waiting already; try again in a moment")
+        request: _Request[T] = _Request(texts, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        self._num_waiting += len(texts)
+        self._arrived.set()
+        return await request.answers
+
+    async def _work(self, thread: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch = self._next_batch()
+            if not batch:
+                self._arrived.clear()
+                continue
+            texts = [text for request in batch for text in request.texts]
+            try:
+                answers = await loop.run_in_executor(thread, self._label, texts)
+            except Exception as error:  # whatever it is, those who wait must hear of it, and the next batch may be fine
+                _settle(batch, error)
+            else:
+                _settle(batch, answers)
+
+    def _next_batch(self) -> list[_Request[T]]:
+        """The requests that waited longest, whole ones only. Those whose asker is gone are dropped."""
+        batch: list[_Request[T]] = []
+        num_texts = 0
+        while self._waiting and (not batch or num_texts + len(self._waiting[0].texts) <= BATCH_TEXTS):
+            request = self._waiting.popleft()
+            self._num_waiting -= len(request.texts)
+            if not request.answers.cancelled():
+                batch.append(request)
+                num_texts += len(request.texts)
+        return batch
+
+
+def _settle(batch: Sequence[_Request[T]], outcome: list[T] | Exception) -> None:
+    start = 0
+    for request in batch:
+        stop = start + len(request.texts)
+        if not request.answers.done():  # else its asker is gone
+            if isinstance(outcome, Exception):
+                request.answers.set_exception(outcome)
+            else:
+                request.answers.set_result(outcome[start:stop])
+        start = stop

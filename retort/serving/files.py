@@ -1,0 +1,158 @@
+"""`retort predict`: a file of texts in, a file of answers out, in bounded memory."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+from uuid import uuid4
+
+import pyarrow as pa
+
+from retort.errors import ConfigError, RetortError
+from retort.rows import write_rows
+from retort.serving.addresses import find_student
+from retort.serving.answers import Answer, answer, answer_schema
+from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
+
+if TYPE_CHECKING:
+    from retort.serving.student import LoadedStudent
+
+WINDOW_ROWS = 8192
+"""As many as prediction sorts by length together."""
+WINDOW_CHARACTERS = 2**20
+"""Bounds memory where the rows are long."""
+TELL_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What `retort predict` was asked for."""
+
+    model: str
+    source: str
+    out: Path | None
+    """.jsonl or .parquet; None is standard output, as JSON lines."""
+    tracking: str | None
+    fields: Fields
+    probabilities: bool
+    device: str
+    max_bad: float
+    """The most that may be set aside, as a share of the rows in [0, 1]."""
+
+
+def predict_file(order: Order) -> Tally:
+    """Label every row; what cannot be is told on standard error, one line each, and counted.
+
+    Raises ConfigError or DataError before anything costly; RetortError if more than `max_bad` were set aside: then
+    `out` is not written.
+    """
+    check_out(order.out)
+    found = find_student(order.model, order.tracking)
+    rows = read_texts(order.source, order.fields)
+    from retort.serving.student import load_student  # torch: seconds, which no error above should take
+
+    student = load_student(found, order.device)
+    tally, started = Tally(), time.monotonic()
+    answers = _answers(student, rows, tally, order.probabilities)
+    if order.out is None:
+        write_lines(sys.stdout, answers)
+        check_share(tally, order.max_bad)
+    else:
+        schema = answer_schema(student.problem, probabilities=order.probabilities)
+        with _replacing(order.out) as draft:
+            _write(draft, schema, answers)
+            check_share(tally, order.max_bad, f"; '{order.out}' is not written")
+    rate = tally.labelled / max(1e-9, time.monotonic() - started)
+    _tell(f"{tally}, by {student.name}; {rate:,.0f} rows/s on {student.device.name}")
+    return tally
+
+
+def check_out(out: Path | None) -> None:
+    """Raises ConfigError for a file that could not be written when all is done."""
+    if out is None:
+        return
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ConfigError(f"--out '{out}': the name must end in .jsonl or .parquet")
+    if out.is_dir():
+        raise ConfigError(f"--out '{out}': is a folder; give a file's name")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"--out '{out}': '{out.parent}' is no folder of this machine that can be written to")
+
+
+def check_share(tally: Tally, max_bad: float, consequence: str = "") -> None:
+    if tally.bad_share > max_bad:
+        raise RetortError(f"{tally}: {tally.bad_share:.1%}, more than --max-bad {max_bad:.1%}{consequence}")
+
+
+def _answers(
+    student: "LoadedStudent", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
+) -> Iterator[Answer]:
+    last = time.monotonic()
+    for window in windows(_set_aside(rows, tally)):
+        for row, prediction in zip(window, student.label([row.text for row in window]), strict=True):
+            yield {"id": row.row_id, **answer(student.problem, row.text, prediction, probabilities=probabilities)}
+        tally.labelled += len(window)
+        if time.monotonic() - last > TELL_SECONDS:
+            last = time.monotonic()
+            _tell(f"{tally} so far")
+
+
+def _set_aside(rows: Iterator[TextRow | BadRow], tally: Tally) -> Iterator[TextRow]:
+    for row in rows:
+        if isinstance(row, BadRow):
+            tally.reasons[row.reason] += 1
+            _tell(f"{row.place}: {row.reason}: {row.detail}")
+        else:
+            yield row
+
+
+def windows(rows: Iterable[TextRow]) -> Iterator[list[TextRow]]:
+    """Of WINDOW_ROWS rows, or of fewer long ones."""
+    window: list[TextRow] = []
+    characters = 0
+    for row in rows:
+        window.append(row)
+        characters += len(row.text)
+        if len(window) == WINDOW_ROWS or characters >= WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
+
+
+def write_lines(stream: TextIO, answers: Iterable[Answer]) -> None:
+    for row in answers:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def _write(path: Path, schema: pa.Schema, answers: Iterable[Answer]) -> None:
+    """In the format that the name says. Raises RetortError where the disk refuses."""
+    try:
+        if path.suffix == ".parquet":
+            write_rows(path, schema, answers)
+            return
+        with path.open("w", encoding="utf-8") as stream:
+            write_lines(stream, answers)
+    except OSError as error:
+        raise RetortError(f"--out: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A draft beside `out` that takes its place if the block succeeds, and is gone if it does not."""
+    draft = out.with_name(f".{out.stem}.{uuid4().hex}{out.suffix}")
+    try:
+        yield draft
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""The HTTP scorer: POST /predict, GET /health. Errors are `{"detail": one sentence}`."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from retort.serving.addresses import ModelName
+from retort.serving.answers import Answer, answer
+from retort.serving.batcher import Batcher, Busy
+from retort.serving.student import LoadedStudent
+from retort.serving.texts import MOST_CHARACTERS, text_fault
+
+MOST_TEXTS = 256
+"""In one request."""
+MOST_BYTES = 8 * 2**20
+"""Of a request's body."""
+
+
+class Texts(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    texts: list[str]
+    """1 to 256 texts."""
+
+
+class Predictions(BaseModel):
+    model: ModelName
+    predictions: list[dict[str, Any]]
+    """One for each text, in order: {label, confidence}, and for slots {intent, slots}."""
+
+
+class Health(BaseModel):
+    model: ModelName
+
+
+def scorer(student: LoadedStudent) -> FastAPI:
+    """The application around a loaded student."""
+    batcher: Batcher[Answer] = Batcher(lambda texts: _answers(student, texts))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with batcher.running():
+            yield
+
+    app = FastAPI(title="Retort", description=str(student.name), lifespan=lifespan)
+    app.add_middleware(BodyLimit)
+    app.add_exception_handler(RequestValidationError, _one_sentence)
+
+    @app.get("/health")
+    async def health() -> Health:
+        return Health(model=student.name)
+
+    @app.post("/predict")
+    async def predict(body: Texts) -> Predictions:
+        _check(body.texts)
+        try:
+            return Predictions(model=student.name, predictions=await batcher.ask(body.texts))
+        except Busy as error:
+            raise HTTPException(503, str(error), {"Retry-After": "1"}) from None
+
+    return app
+
+
+class BodyLimit:
+    """Refuses a body that is too large while it arrives."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, _limited(receive) if scope["type"] == "http" else receive, send)
+
+
+def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
+    arrived = 0
+
+    async def limited() -> Message:
+        nonlocal arrived
+        message = await receive()
+        arrived += len(message.get("body", b""))
+        if arrived > MOST_BYTES:
+            raise HTTPException(413, f"the body has more than {MOST_BYTES:,} bytes; send fewer texts at once")
+        return message
+
+    return limited
+
+
+def _answers(student: LoadedStudent, texts: list[str]) -> list[Answer]:
+    predictions = student.label(texts)
+    return [answer(student.problem, text, one) for text, one in zip(texts, predictions, strict=True)]
+
+
+def _check(texts: list[str]) -> None:
+    """Raises HTTPException: 413 for too much, 422 for what cannot be labelled."""
+    if not texts:
+        raise HTTPException(422, "'texts' is empty; give at least one text")
+    if len(texts) > MOST_TEXTS:
+        raise HTTPException(413, f"'texts' holds {len(texts):,} texts; at most {MOST_TEXTS} are taken at once")
+    for index, text in enumerate(texts):
+        if fault := text_fault(text):
+            raise HTTPException(413 if len(text) > MOST_CHARACTERS else 422, f"texts[{index}] {fault[1]}")
+
+
+async def _one_sentence(_: Request, error: Exception) -> JSONResponse:
+    """Where and what of the first fault, without the text that was sent."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+    wanted = 'send {"texts": ["...", ...]}'
+    return JSONResponse({"detail": f"{where}: {first['msg']}; {wanted}"}, 422)

@@ -1,0 +1,188 @@
+"""Texts to label, out of any file that Retort reads or standard input. A row that cannot be used never ends the
+reading: it comes out as what is wrong with it. A file that is missing, cut or damaged does: DataError.
+"""
+
+import csv
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from retort.data.files import DataFile, data_files
+from retort.data.formats import rows_of
+from retort.data.lines import json_fault, lines_of, place
+from retort.data.reading import ID_DIGITS
+from retort.errors import DataError
+
+STANDARD_INPUT = "-"
+MOST_CHARACTERS = 100_000
+"""Of a text; far beyond what a student reads."""
+HEAD_ROWS = 100
+"""If not one of so many first rows can be used, it is the command that is wrong and not the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    row_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be labelled: a typed outcome."""
+
+    place: str
+    """File and line; in Parquet, file and row."""
+    reason: str
+    """A short code, counted: `not-json`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`, `bad-id`."""
+    detail: str
+    """One sentence for people, without the text itself."""
+
+
+class Fields(NamedTuple):
+    text: str
+    id: str
+    """Where a row has none, the sha256 of its text serves, as in training data."""
+
+
+def read_texts(source: str, fields: Fields) -> Iterator[TextRow | BadRow]:
+    """Every row of a file, folder, glob or s3:// address, or of standard input ("-": JSON lines), in order and in
+    bounded memory. Raises DataError, at once where none of the first rows can be used."""
+    rows = _lines_in() if source == STANDARD_INPUT else _files(source, fields)
+    read = (row if isinstance(row, BadRow) else _checked(*row, fields) for row in rows)
+    head = list(itertools.islice(read, HEAD_ROWS))
+    first = head[0] if head else None
+    if isinstance(first, BadRow) and all(isinstance(row, BadRow) for row in head):
+        raise DataError(
+            f"{source}: none of the first {len(head)} row(s) can be labelled; {first.place}: {first.detail}"
+        )
+    return itertools.chain(head, read)
+
+
+_Placed = tuple[str, Mapping[str, Any]]
+
+
+def _lines_in() -> Iterator[_Placed | BadRow]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        if line.strip():
+            yield _json_row(f"line {number}", line)
+
+
+def _files(source: str, fields: Fields) -> Iterator[_Placed | BadRow]:
+    files = data_files(source, None)
+    for file in files:
+        file.format  # noqa: B018  refuses an unknown extension now, and not after hours
+    for file in files:
+        match file.format:
+            case "parquet":
+                yield from _whole_rows(file, fields)
+            case "csv":
+                yield from _csv_rows(file, fields)
+            case _:
+                yield from (_json_row(place(file, number), line) for number, line in lines_of(file) if line.strip())
+
+
+def _whole_rows(file: DataFile, fields: Fields) -> Iterator[_Placed]:
+    for where, row in rows_of(file):
+        _check_column(file, list(row), fields)
+        yield where, row
+
+
+def _json_row(where: str, line: bytes) -> _Placed | BadRow:
+    """An object, or a text by itself."""
+    try:
+        # Bytes that are no UTF-8 become halves of surrogate pairs, which no text may hold.
+        row = json.loads(line.decode(errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        return BadRow(where, "not-json", json_fault(error))
+    if isinstance(row, str):
+        return where, {"text": row}
+    return (where, row) if isinstance(row, dict) else BadRow(where, "not-json", "neither a JSON object nor a text")
+
+
+def _csv_rows(file: DataFile, fields: Fields) -> Iterator[_Placed | BadRow]:
+    """The first line is the header."""
+    reader = csv.reader((line.decode(errors="surrogateescape") for _, line in lines_of(file)), strict=True)
+    header: list[str] | None = None
+    while True:
+        where = place(file, reader.line_num + 1)
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield BadRow(where, "not-csv", f"not CSV ({error})")
+            continue
+        if header is None:
+            header = _check_column(file, values, fields)
+        elif len(values) == len(header):
+            yield where, {name: value or None for name, value in zip(header, values, strict=True)}
+        elif values:
+            yield BadRow(where, "not-csv", f"{len(values)} fields where the header has {len(header)}")
+
+
+def _check_column(file: DataFile, names: list[str], fields: Fields) -> list[str]:
+    """The names. Raises DataError if the text's is not among them."""
+    if fields.text not in names:
+        known = ", ".join(f"'{name}'" for name in names)
+        raise DataError(f"{file.name}: no column '{fields.text}' for the text (--text); its columns are {known}")
+    return names
+
+
+def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+    text = row.get(fields.text)
+    if not isinstance(text, str):
+        what = "missing" if text is None else f"no text but {type(text).__name__}"
+        return BadRow(where, "no-text", f"'{fields.text}' is {what}")
+    if fault := text_fault(text):
+        return BadRow(where, fault[0], f"'{fields.text}' {fault[1]}")
+    value = row.get(fields.id)
+    if value is None:
+        return TextRow(hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS], text)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number and (not isinstance(value, str) or not value.strip() or not _is_unicode(value)):
+        return BadRow(where, "bad-id", f"'{fields.id}' is neither a number nor a text")
+    return TextRow(str(value), text)
+
+
+def text_fault(text: str) -> tuple[str, str] | None:
+    """(reason, predicate of a sentence) of a text that cannot be labelled."""
+    if not text.strip():
+        return "empty-text", "is empty"
+    if len(text) > MOST_CHARACTERS:
+        return "too-long", f"has {len(text):,} characters, more than {MOST_CHARACTERS:,}"
+    return None if _is_unicode(text) else ("not-unicode", "is not Unicode (not UTF-8, or half of a surrogate pair)")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Tally:
+    """What came of the rows so far."""
+
+    def __init__(self) -> None:
+        self.labelled = 0
+        self.reasons: Counter[str] = Counter()
+
+    @property
+    def bad(self) -> int:
+        return self.reasons.total()
+
+    @property
+    def bad_share(self) -> float:
+        """0 where there were no rows."""
+        return self.bad / max(1, self.labelled + self.bad)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
+        return f"{self.labelled:,} rows labelled, {self.bad:,} set aside" + (f" ({parts})" if parts else "")
