@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher demo demo-quick test test-teacher lint lock clean
+.PHONY: help setup teacher demo demo-quick setup-server worker test test-teacher test-stack lint lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,11 +41,26 @@ demo-quick: setup  ## the same path in about a minute: 500 rows, 2 stages
 
 QUICK := --set name=snips-quick --set data.limit=500 --set method.stages=2
 
+SERVER_OPTIONS = $(if $(GPUS),--gpus $(GPUS)) $(if $(WEBHOOK),--webhook $(WEBHOOK)) $(if $(NOTIFY),--notify $(NOTIFY))
+
+setup-server: setup  ## pools, limits, automations and deployments on the server of PREFECT_API_URL; GPUS=2 WEBHOOK=URL
+	$(BIN)/python infra/setup_server.py $(SERVER_OPTIONS)
+	env -u RETORT_HOME $(BIN)/prefect --no-prompt deploy --all
+
+worker: export RETORT_HOME := $(CURDIR)
+worker: export PYTHONPATH := $(CURDIR)
+worker: export PREFECT_WORKER_QUERY_SECONDS := 2
+worker: setup  ## a worker on this machine, begun anew if it dies: make worker POOL=gpu-student
+	until $(BIN)/prefect worker start --pool $(POOL) $(WORKER_OPTIONS); do sleep 2; done
+
 test: setup lint  ## lint, types, import rules, all tests but those of test-teacher
 	$(BIN)/python -m pytest -m "not teacher"
 
 test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about 6 minutes
 	$(BIN)/python -m pytest tests/teachers_vllm
+
+test-stack: setup  ## the tests on a whole stack: server on PostgreSQL, S3, MLflow, workers, a browser
+	$(BIN)/python -m pytest tests/stack
 
 lint: setup  ## style, strict types, import rules
 	$(BIN)/ruff format --check

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from retort.algorithms.scope import Scope
 from retort.config import Config
 from retort.configfile import load_config
 from retort.errors import RetortError
@@ -22,6 +23,7 @@ from retort.supervision import warm_up
 
 if TYPE_CHECKING:
     from flows.mckd import Finished
+    from retort.report.summary import Summary
 
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -33,6 +35,7 @@ _QUIET = {
 
 class RunOptions(Record):
     overrides: tuple[str, ...] = ()
+    scope: Scope = Scope()
     json_output: bool = False
     repair: bool = False
 
@@ -49,7 +52,7 @@ def main() -> None:
         config = check(config)
         if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
             warm_up()  # torch is imported there while Prefect is imported here
-        finished = run(config)
+        finished = run(config, path, options)
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -59,14 +62,14 @@ def main() -> None:
     tell(finished, options, time.monotonic() - started)
 
 
-def run(config: Config) -> "Finished":
+def run(config: Config, path: str, options: RunOptions) -> "Finished":
     """The flow, with progress bars on standard error."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from flows.mckd import mckd
+    from flows.mckd import CHECKED, mckd
     from tasks.progress import TERMINAL
 
     columns = (
@@ -77,7 +80,10 @@ def run(config: Config) -> "Finished":
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         TERMINAL.set(bars)
-        return asyncio.run(mckd(config))
+        CHECKED.set(config)
+        scope = {name: value for name, value in options.scope.model_dump(mode="json").items() if value}
+        finished: Finished = asyncio.run(mckd(path, overrides=list(options.overrides), **scope))
+    return finished
 
 
 def tell(finished: "Finished", options: RunOptions, seconds: float) -> None:
@@ -86,13 +92,13 @@ def tell(finished: "Finished", options: RunOptions, seconds: float) -> None:
     from retort.report.terminal import render_terminal
 
     console = Console(stderr=True)
-    console.print(render_terminal(finished.summary))
     made = sum(stage.status == "MADE" for stage in finished.stages)
-    console.print(
-        f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
-        f"in {seconds:.0f} s. Report: retort report CONFIG; final student: {finished.summary.model_uri}",
-        highlight=False,
-    )
+    told = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
+    told += f"in {seconds:.0f} s."
+    if finished.summary:
+        console.print(render_terminal(finished.summary))
+        told += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
+    console.print(told, highlight=False)
     if options.json_output:
         print(json.dumps(as_json(finished, seconds)))
 
@@ -103,15 +109,19 @@ def as_json(finished: "Finished", seconds: float) -> dict[str, object]:
         "run_id": finished.run_id,
         "status": "COMPLETED",
         "stages": [stage.model_dump() for stage in finished.stages],
-        "final": {
-            "stage": finished.summary.kept_stage,
-            "scores": {
-                metric: score.model_dump(include={"value", "low", "high", "n"})
-                for metric, score in finished.summary.final.scores.items()
-            },
-            "model": finished.summary.model_uri,
-        },
+        "final": finished.summary and final_as_json(finished.summary),
         "seconds": round(seconds, 2),
+    }
+
+
+def final_as_json(summary: "Summary") -> dict[str, object]:
+    return {
+        "stage": summary.kept_stage,
+        "scores": {
+            metric: score.model_dump(include={"value", "low", "high", "n"})
+            for metric, score in summary.final.scores.items()
+        },
+        "model": summary.model_uri,
     }
 
 

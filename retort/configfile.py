@@ -18,9 +18,10 @@ Location = tuple[int | str, ...]
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read, override and validate. `overrides` are `dotted.field=value`, the value in YAML syntax.
 
-    Raises ConfigError with one line for each thing that is wrong.
+    `path` may be an s3:// address; the server is then AWS, or that of AWS_ENDPOINT_URL. Raises ConfigError with one
+    line for each thing that is wrong, and StoreUnavailable for a bucket that does not answer.
     """
-    values = _read(Path(path))
+    values = _read(str(path))
     for override in overrides:
         _apply(values, override)
     return parse_config(values, str(path))
@@ -49,9 +50,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(_bytes(path).decode(), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: {_unreadable(error)}; give the path of a YAML config") from None
     except UnicodeDecodeError as error:
@@ -64,6 +65,18 @@ def _read(path: Path) -> dict[str, Any]:
         found = {type(None): "nothing", list: "a list", str: "one text"}.get(type(values), "one value")
         raise ConfigError(f"{path}: must hold fields (name: ..., data: ...), but holds {found}")
     return values
+
+
+def _bytes(path: str) -> bytes:
+    if "://" not in path:
+        return Path(path).read_bytes()
+    if not path.startswith("s3://"):
+        raise ConfigError(f"{path}: give the path of a YAML config, or s3://bucket/key")
+    from retort.buckets import filesystem, remote_errors
+
+    with remote_errors(path, None):
+        content: bytes = filesystem(None).cat_file(path)
+    return content
 
 
 def _unreadable(error: OSError) -> str:

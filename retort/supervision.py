@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -49,15 +49,21 @@ def warm_up() -> None:
 
 
 async def in_child(
-    function: Callable[..., T], *args: object, timeout_seconds: float, on_progress: Progress = lambda *_: None
+    function: Callable[..., T],
+    *args: object,
+    timeout_seconds: float,
+    on_progress: Progress = lambda *_: None,
+    environment: Mapping[str, str] = types.MappingProxyType({}),
 ) -> T:
     """`function(*args, progress)` in a child process; its result, or its RetortError raised again here.
+
+    `environment` is what the child has beside, or instead of, this process's variables.
 
     Raises ChildTimedOut, ChildKilled, ChildOutOfMemory or ChildCrashed where there is no result. Cancelling ends
     the child at once.
     """
     ours, theirs = _context.Pipe()
-    surroundings = (dict(os.environ), os.getcwd())
+    surroundings = ({**os.environ, **environment}, os.getcwd())
     child = _context.Process(target=_child_main, args=(theirs, surroundings, function, args), daemon=True)
     starting = asyncio.create_task(asyncio.to_thread(_start, child))
     try:

@@ -1,4 +1,5 @@
-"""What every task does: look into the store, and only on a miss make the artifact in a supervised child."""
+"""What every task does: look into the store, and only on a miss make the artifact, in a supervised child process here
+or in a run of its own on a work pool."""
 
 import asyncio
 from typing import Any
@@ -13,6 +14,8 @@ from retort.errors import HEALING
 from retort.records import ArtifactRef, Stage
 from retort.stages.making import make, open_store
 from retort.supervision import in_child
+from tasks.gpus import gpus_for
+from tasks.pools import on_pool, pool_of
 from tasks.progress import progress_of
 
 RETRIES: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 10]}
@@ -32,20 +35,25 @@ async def perform(config: Config, stage: Stage) -> ArtifactRef | State[ArtifactR
     would hold the run's id in its key and trust results that may have vanished.
     """
     store = open_store(config.store)
-    manifest = await asyncio.to_thread(store.find, stage.kind, stage.key)
+    manifest = await asyncio.to_thread(store.reuse, config.name, stage)
     if manifest is not None:
-        await asyncio.to_thread(store.point, config.name, stage)
         return Completed(name="Cached", message=f"found {stage.kind}/{stage.key[:12]}", data=store.ref(manifest))
+    pool = pool_of(config.execution, stage)
+    ref = await (on_pool(config, stage, pool) if pool else _here(config, stage))
+    get_run_logger().info("%s: %s rows at %s", stage.name, ref.rows, ref.uri)
+    return ref
+
+
+async def _here(config: Config, stage: Stage) -> ArtifactRef:
     context = TaskRunContext.get()
     attempt = context.task_run.run_count - 1 if context else 0
-    async with progress_of(stage) as on_progress:
-        ref = await in_child(
+    async with gpus_for(stage) as environment, progress_of(stage) as on_progress:
+        return await in_child(
             make,
             config,
             stage,
             max(0, attempt),
+            environment=environment,
             timeout_seconds=config.execution.stage_timeout_seconds,
             on_progress=on_progress,
         )
-    get_run_logger().info("%s: %s rows at %s", stage.name, ref.rows, ref.uri)
-    return ref

@@ -1,16 +1,19 @@
-"""The report, shown on the flow run's page."""
+"""The report, and what a night did, shown on the flow run's page."""
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
 from retort.config import Config
-from retort.records import ArtifactRef
+from retort.news import News
+from retort.records import ArtifactRef, Performed
 from retort.report.summary import Summary, table
 from retort.stages.making import open_store
 from retort.stages.report import SUMMARY
+from tasks.promotion import Judged
 
 
 async def show_report(config: Config, report: ArtifactRef) -> Summary:
@@ -24,6 +27,24 @@ async def show_report(config: Config, report: ArtifactRef) -> Summary:
         acreate_image_artifact(_data_uri(folder / "scores.png"), key="scores-by-stage"),
     )
     return summary
+
+
+async def show_night(config: Config, stages: Sequence[Performed], news: News, judged: Judged | None) -> None:
+    """Publish what was new, what was made, what was skipped and why, and what became of the champion."""
+    made = [stage for stage in stages if stage.status == "MADE"]
+    found = len(stages) - len(made)
+    lines = [
+        f"# {config.name}: {'nothing new' if not made else f'{len(made)} of {len(stages)} stages made'}",
+        "",
+        f"**Pool**: {news.new:,} new rows, {news.changed:,} changed, {news.gone:,} gone, {news.same:,} as before.",
+        "",
+        f"**Champion**: {judged.text if judged else 'no promotion was asked for, or the config has no registry.'}",
+        "",
+        f"**Skipped**: {found} stages, whose inputs and settings are those of an artifact in the store.",
+    ]
+    if made:
+        lines += ["", "| made | seconds |", "| --- | --- |", *(f"| {one.name} | {one.seconds:.1f} |" for one in made)]
+    await acreate_markdown_artifact("\n".join(lines), key="night", description=lines[0].removeprefix("# "))
 
 
 def _data_uri(image: Path) -> str:

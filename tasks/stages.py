@@ -66,6 +66,12 @@ async def select(config: Config, stage: Stage) -> Outcome:
     return await perform(config, stage)
 
 
+@task(name="gate", **_ANY)
+async def gate(config: Config, stage: Stage) -> Outcome:
+    """Whether the final student may become the champion."""
+    return await perform(config, stage)
+
+
 @task(name="report", **_ANY)
 async def report(config: Config, stage: Stage) -> Outcome:
     """Draw and write what the run did."""
@@ -87,6 +93,7 @@ TASKS: dict[Verb, Task[[Config, Stage], Any]] = {
     "merge-labels": merge_labels,
     "evaluate": evaluate,
     "select": select,
+    "gate": gate,
     "report": report,
     "track": track,
 }

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from retort.config import Config
+from retort.preflight import resolve
 
 ROOT = Path(__file__).parents[2]
 RETORT = str(Path(sys.executable).with_name("retort"))
@@ -42,15 +43,19 @@ def configured() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def run_here(prefect_api: str) -> Iterator[Callable[[dict[str, Any]], Any]]:
-    """The flow in this process; returns its `Finished`."""
+def run_here(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """The flow in this process, as `retort run` starts it but without its checks; returns its `Finished`."""
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
 
-    from flows.mckd import mckd
+    from flows.mckd import CHECKED, mckd
 
-    def run(values: dict[str, Any]) -> Any:
-        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
-            return asyncio.run(mckd(Config.model_validate(values)))
+    def run(values: dict[str, Any], **scope: Any) -> Any:
+        CHECKED.set(resolve(Config.model_validate(values)))
+        try:
+            with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
+                return asyncio.run(mckd(f"{values['name']}.yaml", **scope))
+        finally:
+            CHECKED.set(None)
 
     level = logging.getLogger("prefect").level
     logging.getLogger("prefect").setLevel(logging.CRITICAL)
@@ -127,3 +132,29 @@ def manifests() -> Callable[[Path], dict[str, bytes]]:
         return {json.loads(data)["name"]: data for data in found}
 
     return read
+
+
+def label_of(body: dict[str, Any]) -> str:
+    item = body["messages"][-1]["content"]
+    return "up" if "great" in item or "good" in item else "down"
+
+
+@pytest.fixture
+def asked_classes(
+    tiny_classes: dict[str, Any],
+    endpoint_server: Any,
+    configured: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> dict[str, Any]:
+    """The config with the server as its teacher; its address is not part of who the teacher is."""
+    monkeypatch.setenv("RETORT_TEST_TEACHER", endpoint_server.url)
+    endpoint_server.reply = label_of
+    teacher = {
+        "kind": "endpoint",
+        "model": "scripted",
+        "url": "${RETORT_TEST_TEACHER}",
+        "concurrency": 4,
+        "prices": {"prompt": 1.0, "completion": 10.0},
+    }
+    return configured(tiny_classes, tmp_path / "store", name="asked", teacher=teacher)

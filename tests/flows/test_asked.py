@@ -17,32 +17,6 @@ ROWS = 52 + 12
 """Different texts of the pool (of its 60), and of the labelled set, which the teacher is asked about as well."""
 
 
-def label_of(body: dict[str, Any]) -> str:
-    item = body["messages"][-1]["content"]
-    return "up" if "great" in item or "good" in item else "down"
-
-
-@pytest.fixture
-def asked_classes(
-    tiny_classes: dict[str, Any],
-    endpoint_server: Any,
-    configured: Build,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> dict[str, Any]:
-    """The config with the server as its teacher; its address is not part of who the teacher is."""
-    monkeypatch.setenv("RETORT_TEST_TEACHER", endpoint_server.url)
-    endpoint_server.reply = label_of
-    teacher = {
-        "kind": "endpoint",
-        "model": "scripted",
-        "url": "${RETORT_TEST_TEACHER}",
-        "concurrency": 4,
-        "prices": {"prompt": 1.0, "completion": 10.0},
-    }
-    return configured(tiny_classes, tmp_path / "store", name="asked", teacher=teacher)
-
-
 def test_every_row_is_paid_for_once_in_its_life(
     asked_classes: dict[str, Any], endpoint_server: Any, configured: Build, run_here: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -129,7 +103,8 @@ def test_a_killed_run_asks_again_for_five_seconds_at_most(
 def test_an_ensemble_trusts_the_teacher_that_is_right(
     asked_classes: dict[str, Any], endpoint_server: Any, configured: Build, run_here: Callable[..., Any], tmp_path: Path
 ) -> None:
-    endpoint_server.reply = lambda body: label_of(body) if body["model"] == "wise" else "up"
+    right = endpoint_server.reply
+    endpoint_server.reply = lambda body: right(body) if body["model"] == "wise" else "up"
     one = asked_classes["teacher"]
     teacher = {"kind": "ensemble", "merge": "weighted", "members": [{**one, "model": m} for m in ("fool", "wise")]}
     summary = run_here(configured(asked_classes, tmp_path / "store", teacher=teacher)).summary

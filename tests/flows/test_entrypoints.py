@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 LOAD = """
@@ -18,7 +20,12 @@ print(json.dumps({"name": flow.name, "schema": flow.parameters.model_dump(), "he
 """
 
 
-@pytest.mark.parametrize("entrypoint", ["flows/mckd.py:mckd"])
+def deployments() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    return found
+
+
+@pytest.mark.parametrize("entrypoint", [one["entrypoint"] for one in deployments()])
 def test_a_worker_can_load_it(entrypoint: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PREFECT_API_URL")}
     loaded = subprocess.run(
@@ -32,10 +39,9 @@ def test_a_worker_can_load_it(entrypoint: str, tmp_path: Path) -> None:
     )
     assert loaded.returncode == 0, loaded.stderr
     told = json.loads(loaded.stdout.splitlines()[-1])
-    assert told["name"] == entrypoint.partition(":")[2]
-    schema = told["schema"]
-    assert schema["required"] == ["config"]
-    config = schema["definitions"]["Config"]
-    assert {"name", "problem", "data", "teacher", "student", "method", "store"} <= config["properties"].keys()
-    assert config["properties"]["name"]["description"]
+    deployment = next(one for one in deployments() if one["entrypoint"] == entrypoint)
+    assert told["name"] == deployment["name"]
+    properties = told["schema"]["properties"]
+    assert deployment.get("parameters", {}).keys() <= properties.keys()
+    assert all(field.get("description") for field in properties.values()), "a person has to fill this form"
     assert told["heavy"] == []

@@ -1,0 +1,30 @@
+"""Promotion by hand: from the Prefect UI, what `retort promote` does on the command line."""
+
+import asyncio
+from typing import Annotated
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+from pydantic import Field
+
+from retort.configfile import load_config
+from tasks.promotion import Judged, promote
+
+
+@flow(name="promote", persist_result=False)
+async def promote_challenger(
+    config: Annotated[str, Field(min_length=1)],
+    force: bool = False,
+    reason: str | None = None,
+) -> Judged | State[Judged]:
+    """Make the challenger the champion, if the gate let it pass.
+
+    Args:
+        config: The YAML file: a path below the project's folder, or s3://bucket/key.
+        force: Promote it whatever the gate said. Needs a reason.
+        reason: Why; kept with the model version, with your name and the time.
+    """
+    settings = await asyncio.to_thread(load_config, config)
+    judged = await promote(settings, (reason or "") if force else None)
+    return Failed(message=judged.text) if judged.outcome == "refused" else judged

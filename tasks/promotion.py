@@ -1,0 +1,68 @@
+"""The alias `champion`: moved by the gate's verdict, or by a person who gives a reason. What became of it is an event
+that automations can send on.
+"""
+
+import asyncio
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+from prefect.utilities.urls import url_for
+
+from retort import promotion
+from retort.config import Config
+from retort.errors import GateRefused
+from retort.promotion import Promotion
+from retort.records import Record
+
+EVENTS = "retort.gate"
+
+
+class Judged(Record):
+    """What the gate said, and what followed."""
+
+    outcome: str
+    """`promoted`, `forced`, `reigns` (the new student is the champion already) or `refused`."""
+    version: str | None
+    """The champion's, after that; None where nobody reigns, or the gate refused."""
+    replaced: str | None = None
+    text: str
+    """In sentences, for people."""
+
+
+@task(name="promote", task_run_name="promotion", cache_policy=NO_CACHE, persist_result=False)
+async def promote(config: Config, forced_because: str | None = None) -> Judged:
+    """Promote the challenger if the gate let it pass. A refusal is a result, no failure."""
+    try:
+        done = await asyncio.to_thread(promotion.promote, config, forced_because=forced_because)
+        judged = Judged(outcome=done.outcome, version=done.version, replaced=done.replaced, text=_told(done))
+    except GateRefused as refusal:
+        judged = Judged(outcome="refused", version=None, text=str(refusal))
+    get_run_logger().info("%s", judged.text)
+    announce(config, judged)
+    return judged
+
+
+def _told(done: Promotion) -> str:
+    what = {
+        "promoted": f"version {done.version} of '{done.model}' is the champion now",
+        "forced": f"version {done.version} of '{done.model}' was made the champion by force",
+        "reigns": f"version {done.version} of '{done.model}' is the champion, as before",
+    }[done.outcome]
+    after = f", after version {done.replaced}" if done.replaced else ""
+    return f"{what}{after}. {' '.join(done.reasons)}".strip()
+
+
+def announce(config: Config, judged: Judged) -> None:
+    """Emit `retort.gate.OUTCOME`, with the address of the page that has the report."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    emit_event(
+        f"{EVENTS}.{judged.outcome}",
+        resource={"prefect.resource.id": f"retort.model.{config.name}", "prefect.resource.name": config.name},
+        related=[{"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.role": "flow-run"}]
+        if run
+        else [],
+        payload={"text": judged.text, "report": (run and url_for(run)) or ""},
+    )

@@ -1,0 +1,109 @@
+"""Nights, one after the other: what is new is labelled, the gate judges, and the champion stands in the registry."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from retort.tracking.registry import reigning_version
+
+Build = Callable[..., dict[str, Any]]
+POOL = 60
+BAD = {"epochs": 1, "learning_rate": 1e-6}
+
+
+@pytest.fixture
+def night(prefect_api: str) -> Callable[..., Any]:
+    """The flow `nightly` in this process, on the config in a file; returns its `Night`."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
+
+    from flows.nightly import nightly
+
+    def run(path: Path, **parameters: Any) -> Any:
+        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
+            return asyncio.run(nightly(str(path), **parameters))
+
+    return run
+
+
+@pytest.fixture
+def artifact(prefect_api: str) -> Callable[[str, str], str]:
+    """The text of a run's artifact of this key."""
+
+    def read(run_id: str, key: str) -> str:
+        body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
+        (found,) = httpx.post(f"{prefect_api}/artifacts/filter", json=body).json()
+        return str(found["data"])
+
+    return read
+
+
+@pytest.mark.slow
+def test_nights_with_new_rows_a_refusal_a_promotion_and_nothing_new(
+    asked_classes: dict[str, Any],
+    endpoint_server: Any,
+    configured: Build,
+    night: Callable[..., Any],
+    artifact: Callable[[str, str], str],
+    tmp_path: Path,
+) -> None:
+    pool = tmp_path / "pool" / "day1.jsonl"
+    pool.parent.mkdir()
+    pool.write_text(Path(asked_classes["data"]["unlabeled"]).read_text())
+    tracking = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    fields = {f"student__training__{name}": value for name, value in BAD.items()}
+    values = configured(
+        asked_classes, tmp_path / "store", name="nights", tracking=tracking, method__stages=1,
+        data__unlabeled=str(pool.parent), **fields,
+    )  # fmt: skip
+    path = tmp_path / "nights.yaml"
+    path.write_text(yaml.safe_dump(values))
+
+    # The first night: everything is new, and nobody reigns.
+    first = night(path)
+    assert first.news == (POOL, 0, 0, 0)
+    assert first.promotion.outcome == "promoted"
+    assert reigning_version(tracking["uri"], "nights").version == "1"
+
+    # 5 % new rows: these alone are asked about, and a student that is no better does not reign.
+    endpoint_server.asked.clear()
+    texts = [f"the film number{number} was {word}" for number, word in enumerate(("good", "dull", "great"))]
+    rows = [{"id": f"new-{number}", "text": text} for number, text in enumerate(texts)]
+    (pool.parent / "day2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second = night(path)
+    assert second.news == (3, 0, 0, POOL)
+    assert sorted(endpoint_server.asked) == sorted(f"Input: {text}\nOutput:" for text in texts)
+    assert endpoint_server.asked.total() == 3
+    assert second.promotion.outcome == "refused"
+    assert reigning_version(tracking["uri"], "nights").version == "1"
+    told = artifact(second.finished.run_id, "night")
+    assert "3 new rows, 0 changed, 0 gone, 60 as before" in told
+    assert "did not pass the gate" in told
+
+    # Other settings: no row is asked about, and the better student reigns.
+    endpoint_server.asked.clear()
+    better = ["student.training.epochs=30", "student.training.learning_rate=0.003"]
+    third = night(path, overrides=better)
+    assert endpoint_server.asked.total() == 0
+    assert third.promotion.outcome == "promoted", third.promotion.text
+    assert third.promotion.replaced == "1"
+    champion = reigning_version(tracking["uri"], "nights")
+    assert champion.tags["gate.outcome"] == "passed"
+    assert float(champion.tags["gate.gain"]) > 0
+
+    # Nothing new, twice: the first of these still has to say that the student reigns now.
+    night(path, overrides=better)
+    started = time.monotonic()
+    last = night(path, overrides=better)
+    assert last.news == (0, 0, 0, POOL + 3)
+    assert {stage.status for stage in last.finished.stages} == {"HIT"}
+    assert last.promotion.outcome == "reigns"
+    assert reigning_version(tracking["uri"], "nights").version == champion.version
+    assert "nothing new" in artifact(last.finished.run_id, "night")
+    assert time.monotonic() - started < 60
