@@ -53,8 +53,8 @@ worker: export PREFECT_WORKER_QUERY_SECONDS := 2
 worker: setup  ## a worker on this machine, begun anew if it dies: make worker POOL=gpu-student
 	until $(BIN)/prefect worker start --pool $(POOL) $(WORKER_OPTIONS); do sleep 2; done
 
-test: setup lint  ## lint, types, import rules, all tests but those of test-teacher
-	$(BIN)/python -m pytest -m "not teacher"
+test: setup lint  ## lint, types, import rules, all tests but those of test-teacher and test-stack
+	$(BIN)/python -m pytest -m "not teacher" --ignore tests/stack
 
 test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about 6 minutes
 	$(BIN)/python -m pytest tests/teachers_vllm

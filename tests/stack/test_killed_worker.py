@@ -86,7 +86,8 @@ def runs_on(stack: Any, run: dict[str, Any], worker: str) -> bool:
 
 def manifests(store: Store) -> dict[str, str]:
     """When each artifact of the store was made, by its stage's name."""
-    found = [file.path for file in store.place.walk("") if file.path.endswith("/manifest.json")]
+    files = [file for kind in store.place.folders() for file in store.place.walk(kind)]
+    found = [file.path for file in files if file.path.endswith("/manifest.json")]
     read = [json.loads(store.place.read(path)) for path in found]
     return {manifest["name"]: manifest["created_at"] for manifest in read}
 
