@@ -10,6 +10,7 @@ from prefect import Flow
 
 from retort.config import StoreConfig
 from retort.records import ArtifactRef
+from retort.supervision import warm_up
 from tasks.pools import read_order
 from tasks.stages import TASKS
 
@@ -22,6 +23,7 @@ async def carry_out(stage: str, order: str, store: StoreConfig) -> ArtifactRef:
         order: Digest of the order that the parent run wrote into the store.
         store: Where the order lies, and where the artifact goes.
     """
+    warm_up()  # torch is imported there while the order is read here
     ordered = await asyncio.to_thread(read_order, store, order)
     ref: ArtifactRef = await TASKS[ordered.stage.verb](ordered.config, ordered.stage)
     return ref
