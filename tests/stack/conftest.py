@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -80,6 +82,26 @@ def postgres() -> Iterator[int]:
     finally:
         call("pg_ctl", "-D", data, "-m", "immediate", "stop")
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The address of a server that takes notifications, and what it was told."""
+    told: list[dict[str, str]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", told
+        server.shutdown()
 
 
 class Stack:
@@ -197,7 +219,9 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def stack(postgres: int, s3_rclone: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(
+    postgres: int, webhook: Any, s3_rclone: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     api_port, mlflow_port = free_port(), free_port()
     api, mlflow = f"http://127.0.0.1:{api_port}/api", f"http://127.0.0.1:{mlflow_port}"
@@ -230,7 +254,8 @@ def stack(postgres: int, s3_rclone: tuple[str, str], tmp_path_factory: pytest.Te
                 )
             started.append(process)
         wait_until("the Prefect server answers", 120, lambda: answers(f"{api}/health"))
-        built.command(sys.executable, "infra/setup_server.py", "--silence-seconds", str(SILENCE_SECONDS))
+        options = ["--silence-seconds", str(SILENCE_SECONDS), "--webhook", webhook[0]]
+        built.command(sys.executable, "infra/setup_server.py", *options)
         built.command(str(BIN / "prefect"), "--no-prompt", "deploy", "--all")
         wait_until("the MLflow server answers", 120, lambda: answers(f"{mlflow}/health"))
         yield built

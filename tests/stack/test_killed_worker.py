@@ -15,7 +15,7 @@ STUDENTS = ("stage1/student-0", "stage1/student-1")
 
 
 def test_a_killed_workers_stage_is_retried_alone_and_the_next_night_begins(
-    stack: Any, wait_until: Any, s3_rclone: tuple[str, str], tiny_slots: dict[str, Any], tmp_path: Path
+    stack: Any, webhook: Any, wait_until: Any, s3_rclone: tuple[str, str], tiny_slots: dict[str, Any], tmp_path: Path
 ) -> None:
     root = f"s3://{s3_rclone[1]}/stack"
     store = Store(root, s3_rclone[0], cache=tmp_path / "cache")
@@ -45,6 +45,7 @@ def test_a_killed_workers_stage_is_retried_alone_and_the_next_night_begins(
     failed = stack.end_of(parent, 60)
     assert failed["state_type"] == "FAILED", stack.told(failed)
     assert victim in failed["state"]["message"]
+    assert "ended as Failed" in message(wait_until, webhook, "mckd 'killed'", parent)
     assert stack.end_of(night, CRASH_SECONDS)["state_type"] == "CRASHED"
     finished = manifests(store)
     assert set(STUDENTS) - {victim} <= finished.keys()
@@ -69,8 +70,21 @@ def test_a_killed_workers_stage_is_retried_alone_and_the_next_night_begins(
 
     # The night that died keeps no other from beginning.
     small = copy.deepcopy(tiny_slots) | {"name": "small", "store": {"root": str(tmp_path / "small")}}
+    small["tracking"] = {"uri": stack.mlflow}
     next_night = stack.end_of(stack.start_run("nightly/nightly", config=stack.write_config(small)), 120)
     assert next_night["state_type"] == "COMPLETED", stack.told(next_night)
+    assert "is the champion now" in message(wait_until, webhook, "small:", next_night["id"])
+
+
+def message(wait_until: Any, webhook: Any, start: str, run_id: str) -> str:
+    """What the webhook was told of something, with a link to a run's page."""
+
+    def told() -> str | None:
+        found = (one for one in webhook[1] if one["text"].startswith(start) and one["link"].endswith(run_id))
+        return next((one["text"] for one in found), None)
+
+    text: str = wait_until(f"the webhook is told of {start}", 30, told)
+    return text
 
 
 def longer(values: dict[str, Any], name: str, epochs: int, store: dict[str, Any]) -> dict[str, Any]:
