@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from retort.config import ClassificationConfig, ColumnsConfig, SlotsConfig
+from retort.config import ClassificationConfig, ColumnsConfig, ConstituencyConfig, SlotsConfig, TextConfig
 from retort.config import Problem as ProblemConfig
 from retort.errors import ConfigError
-from retort.problems import classification, slots
+from retort.problems import classification, constituency, slots
 from retort.problems.base import Constraint, Problem
 from retort.problems.classification import Classification
+from retort.problems.constituency import Constituency
 from retort.problems.slots import Slots
+from retort.problems.text import FreeText
 
 __all__ = ["Constraint", "Problem", "infer_schema", "problem_for"]
 
@@ -28,7 +30,13 @@ def problem_for(config: ProblemConfig) -> Problem:
             raise ConfigError("problem.labels is not given; list the class names")
         case ClassificationConfig(labels=list(labels)):
             return Classification(labels)
-    raise ConfigError(f"problem.kind '{config.kind}' is not known; use slots or classification")
+        case ConstituencyConfig(labels=None, form="labelled"):
+            raise ConfigError("problem.labels is not given; list the phrase labels")
+        case ConstituencyConfig():
+            return Constituency(config)
+        case TextConfig():
+            return FreeText(config)
+    raise ConfigError(f"problem.kind '{config.kind}' is not known; use slots, classification, constituency or text")
 
 
 def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> ProblemConfig:
@@ -43,4 +51,6 @@ def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], colum
         case ClassificationConfig(labels=None):
             labels = classification.infer_labels(rows, columns, ordered=config.ordered)
             return config.model_copy(update={"labels": labels})
+        case ConstituencyConfig(labels=None, form="labelled", tags=has_tags):
+            return config.model_copy(update={"labels": constituency.infer_labels(rows, columns, has_tags=has_tags)})
     return config

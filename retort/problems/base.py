@@ -27,7 +27,8 @@ class Problem(Protocol):
     """A label as text, as units with classes, and as statistics.
 
     A *unit* is what a student decides on: the whole text for classification; for slots the request's intent
-    (unit 0) and each word (units 1 ..). Every unit has one of `classes`; probabilities are `(units, classes)`.
+    (unit 0) and each word (units 1 ..); for constituency three kinds of units in and between words; a free text has
+    none. Every unit has one of `classes`; probabilities are `(units, classes)`.
     """
 
     @property
@@ -61,12 +62,21 @@ class Problem(Protocol):
         """The label in a teacher's completion for `text`. Never raises."""
         ...
 
-    def constraint(self, text: str) -> Constraint:
-        """What a constrained decoder may write for `text`."""
+    def mend(self, text: str, completion: str) -> str:
+        """A completion that `parse` refuses, with what is unambiguous put right; unchanged where nothing is. Never
+        raises."""
+        ...
+
+    def constraint(self, text: str) -> Constraint | None:
+        """What a constrained decoder may write for `text`; None: anything."""
         ...
 
     def words(self, text: str) -> list[str]:
         """The text's units of tokenisation: words for tagging."""
+        ...
+
+    def sites(self, num_words: int) -> NDArray[np.int64]:
+        """Which word each unit of a text is read at, `(units,)`: 0 is the mark before all words, 1 the first word."""
         ...
 
     def targets(self, text: str, label: Label) -> list[int]:
@@ -82,6 +92,10 @@ class Problem(Protocol):
         geometric mean over units of the chosen class's probability."""
         ...
 
+    def matches(self, gold: Label, predicted: Label | None) -> bool:
+        """Whether a prediction is all right. A gold label may hold more than one can predict, so `==` is not enough."""
+        ...
+
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
         """What one row adds to the sums that the metric is computed from, `(d,)`. `predicted` is None where
         there is no label: counted as wrong."""
@@ -94,6 +108,12 @@ class Problem(Protocol):
     def parts(self, label: Label) -> list[str]:
         """Names for a table of errors: the class; for slots the intent and each span's type with its words' range."""
         ...
+
+
+def gbnf_text(text: str) -> str:
+    """A text as a grammar in GBNF has it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

@@ -71,11 +71,17 @@ class Classification:
             return ParseFailure("unknown-label", detail, completion)
         return label
 
+    def mend(self, text: str, completion: str) -> str:
+        return completion
+
     def constraint(self, text: str) -> Constraint:
         return Constraint(choice=self._classes)
 
     def words(self, text: str) -> list[str]:
         return [text]
+
+    def sites(self, num_words: int) -> NDArray[np.int64]:
+        return np.zeros(1, dtype=np.int64)
 
     def targets(self, text: str, label: Label) -> list[int]:
         return [self._index[label]]
@@ -87,6 +93,9 @@ class Classification:
         (scores,) = probabilities
         best = int(np.argmax(scores))
         return self._classes[best], float(ratio(scores[best], np.sum(scores)))
+
+    def matches(self, gold: Label, predicted: Label | None) -> bool:
+        return gold == predicted
 
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
         """accuracy: (correct, 1). Otherwise the confusion matrix `(C, C + 1)`, gold by predicted, row by row,

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, listed, ratio
+from retort.problems.base import Constraint, Floats, gbnf_text, listed, ratio
 from retort.records import Label, ParseFailure
 
 Span = tuple[str, int, int]
@@ -123,6 +124,9 @@ class Slots:
         except _Unparsable as failure:
             return ParseFailure(failure.reason, failure.detail, completion)
 
+    def mend(self, text: str, completion: str) -> str:
+        return completion
+
     def constraint(self, text: str) -> Constraint:
         """Every intent with any number of its slots, each holding consecutive words of `text`.
 
@@ -132,18 +136,21 @@ class Slots:
         words = text.split()
         rules = ["root ::= " + " | ".join(f"intent{number}" for number in range(len(self._intents)))]
         for number, intent in enumerate(self._intents):
-            openings = " | ".join(_literal(f"[SL:{name} ") for name in self._slots[intent])
+            openings = " | ".join(gbnf_text(f"[SL:{name} ") for name in self._slots[intent])
             slots = f'(({openings}) span "] ")* ' if openings and words else ""
-            rules.append(f'intent{number} ::= {_literal(f"[IN:{intent} ")} {slots}"]"')
+            rules.append(f'intent{number} ::= {gbnf_text(f"[IN:{intent} ")} {slots}"]"')
         if words:
             rules.append("span ::= " + " | ".join(f"w{number}" for number in range(len(words))))
         for number, word in enumerate(words):
             rest = f" w{number + 1}?" if number + 1 < len(words) else ""
-            rules.append(f"w{number} ::= {_literal(f'{word} ')}{rest}")
+            rules.append(f"w{number} ::= {gbnf_text(f'{word} ')}{rest}")
         return Constraint(grammar="\n".join(rules) + "\n")
 
     def words(self, text: str) -> list[str]:
         return text.split()
+
+    def sites(self, num_words: int) -> NDArray[np.int64]:
+        return np.arange(num_words + 1)
 
     def targets(self, text: str, label: Label) -> list[int]:
         intent, tags = decode(label)
@@ -177,13 +184,15 @@ class Slots:
         label = encode(self._intents[best], [self._tags[index] for index in best_tags[:, best].tolist()])
         return label, min(float(np.exp(logs[best])), 1.0)
 
+    def matches(self, gold: Label, predicted: Label | None) -> bool:
+        return gold == predicted
+
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
         """slot_f1: (true positives, false positives, false negatives) of spans; the others: (correct, 1)."""
-        gold_intent, gold_tags = decode(gold)
-        intent, tags = decode(predicted) if predicted is not None else (None, [])
+        gold_intent, wanted = _read(gold)
+        intent, found = _read(predicted) if predicted is not None else (None, frozenset[Span]())
         if metric == "intent_accuracy":
             return np.array([float(intent == gold_intent), 1.0])
-        wanted, found = set(spans(gold_tags)), set(spans(tags))
         if metric == "exact_match":
             return np.array([float(intent == gold_intent and found == wanted), 1.0])
         both = len(wanted & found)
@@ -253,6 +262,13 @@ def decode(label: Label) -> tuple[str, list[str]]:
     """(intent, tags) of a canonical label."""
     fields = json.loads(label)
     return fields["intent"], fields["tags"]
+
+
+@lru_cache(maxsize=1024)  # one row's metrics, and one gold label's systems, come one after the other
+def _read(label: Label) -> tuple[str, frozenset[Span]]:
+    """Intent and spans of a canonical label."""
+    intent, tags = decode(label)
+    return intent, frozenset(spans(tags))
 
 
 def spans(tags: Sequence[str]) -> list[Span]:
@@ -369,9 +385,3 @@ def _align(words: Sequence[str], slots: Iterable[tuple[str, list[str]]]) -> list
 
 def _shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _literal(text: str) -> str:
-    """A GBNF string."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'

@@ -1,0 +1,307 @@
+"""Constituency parsing. A label is a tree.
+
+The canonical label is `(S (NP The cat) (VP sat) .)`, with the parts of speech behind a tab where the data has them:
+only the deletion of punctuation looks at them, and no student or teacher writes them. Teachers and sequence students
+write the brackets without tags, or the paper's unlabelled ones. Tagging students decide, for each word, the unary chain
+above it, and for each gap between two words, how much deeper the tree is there than in the gap before, and which
+constituent spans it. These three are classes apart, as in multitask sequence labelling (Vilares, Abdou and Søgaard
+2019), so that 50 trees show most of them, where they would show few of their combinations. Depths are relative since
+the absolute ones cost a student of 500 CRAFT trees 14 points of bracket F1 (46.4 against 60.1 after 6 epochs).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import ColumnsConfig, ConstituencyConfig, Metric
+from retort.errors import ConfigError, DataError
+from retort.problems.base import Constraint, Floats, gbnf_text, listed, ratio
+from retort.problems.brackets import bracket_counts, unlabelled_f1
+from retort.problems.trees import (
+    CHAIN,
+    UNLABELLED,
+    Span,
+    Tree,
+    Unreadable,
+    collapsed,
+    decisions_of,
+    decode_label,
+    encode_label,
+    escaped,
+    nodes_of,
+    read_tree,
+    read_unlabelled,
+    tree_of,
+    unescaped,
+    unlabelled,
+    write_tree,
+    write_unlabelled,
+)
+from retort.records import Label, ParseFailure
+
+_NAME = re.compile(r"[^\s()+]+")
+
+
+class Constituency:
+    """`config.labels`: phrase labels and unary chains (`S+VP`) that a tagging student can give. Every label of a chain
+    is also one by itself. Raises ConfigError for none, or one that is no label.
+    """
+
+    def __init__(self, config: ConstituencyConfig) -> None:
+        given = [UNLABELLED] if config.form == "unlabelled" else config.labels or []
+        if not given:
+            raise ConfigError("problem.labels names no phrase label")
+        for name in given:
+            if not all(_NAME.fullmatch(part) for part in name.split(CHAIN)):
+                raise ConfigError(f"problem.labels: '{name}' is no phrase label; allowed: NP, or a unary chain as S+VP")
+        self._has_labels, self._has_tags = config.form == "labelled", config.tags
+        self._labels = tuple(sorted({part for name in given for part in name.split(CHAIN)}))
+        nodes = tuple(sorted({*given, *self._labels}))
+        # Unlabelled brackets have no constituents of one word.
+        self._chains = ("", *nodes) if self._has_labels else ("",)
+        self._max_change, self._nodes = config.max_change, nodes
+        self._chain_index = {name: index for index, name in enumerate(self._chains)}
+        self._node_index = {name: index for index, name in enumerate(self._nodes)}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """`word:` for no chain, `word:NP` ..., `deeper:-1` ..., `gap:S+VP` ..."""
+        return (
+            *(f"word:{name}" for name in self._chains),
+            *(f"deeper:{change}" for change in range(-self._max_change, self._max_change + 1)),
+            *(f"gap:{name}" for name in self._nodes),
+        )
+
+    @property
+    def instruction(self) -> str:
+        if not self._has_labels:
+            return (
+                "Parse each sentence into constituents, without labels. Put brackets with spaces around each word, "
+                "( word ), and around each phrase of two or more words. Copy every word and punctuation mark in the "
+                "order of the sentence, and answer with the brackets and nothing else."
+            )
+        return (
+            "Parse each sentence into a constituency tree in the style of the Penn Treebank. Write (LABEL ... ) around "
+            "each phrase, without part-of-speech tags. Copy every word and punctuation mark in the order of the "
+            "sentence, and answer with the tree on one line and nothing else. Use only these labels: {schema}"
+        )
+
+    @property
+    def schema(self) -> str:
+        return ", ".join(self._labels)
+
+    def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
+        """See `Problem.gold`. A blank field is no label."""
+        brackets = str(row.get(columns.label) or "").strip()
+        if not brackets:
+            return None
+        tree = _read_gold(brackets, has_tags=self._has_tags)
+        if difference := _difference(tree, str(row[columns.text])):
+            raise DataError(f"the tree is not that of the text: {difference}")
+        if not self._has_labels:
+            return encode_label(unlabelled(tree))
+        for label in {span.label for span in tree.spans}:
+            if label not in self._labels:
+                raise DataError(f"the tree's label '{label}' is not in problem.labels; allowed: {listed(self._labels)}")
+        return encode_label(tree)
+
+    def render(self, text: str, label: Label) -> str:
+        tree = decode_label(label)
+        return write_tree(tree) if self._has_labels else write_unlabelled(tree)
+
+    def parse(self, text: str, completion: str) -> Label | ParseFailure:
+        """See `Problem.parse`. White space does not count, and tags that the teacher wrote are left out: a bracket
+        around one word whose label is not in the schema.
+
+        Reason codes: `empty`, `unbalanced-brackets`, `empty-bracket`, `no-tree`, `text-after-tree`, `words-differ`,
+        `unknown-label`.
+        """
+        try:
+            tree = read_tree(completion, self._is_tag) if self._has_labels else read_unlabelled(completion)
+            if difference := _difference(tree, text):
+                raise Unreadable("words-differ", f"{difference[0].upper()}{difference[1:]}.")
+            for span in tree.spans:
+                if span.label not in self._labels:
+                    detail = f"'{span.label[:80]}' is no phrase label; allowed: {listed(self._labels)}."
+                    raise Unreadable("unknown-label", detail)
+        except Unreadable as failure:
+            return ParseFailure(failure.reason, failure.detail, completion)
+        return encode_label(Tree(tree.words, tree.spans))
+
+    def _is_tag(self, label: str) -> bool:
+        return label not in self._labels
+
+    def mend(self, text: str, completion: str) -> str:
+        """See `Problem.mend`. Brackets that are missing at the end are closed there, and those that are too many there
+        are cut off: whatever the tree was meant to be, that is the least change."""
+        depth = 0
+        for place, character in enumerate(completion):
+            depth += (character == "(") - (character == ")")
+            if depth < 0:
+                is_rest = not completion[place:].strip(" \n)")
+                return completion[:place] if is_rest else completion
+        return completion + ")" * depth
+
+    def constraint(self, text: str) -> Constraint:
+        """The words in order, each between any number of opening and closing brackets. No grammar of a size that is
+        linear in the words also balances them; `mend` closes what is left open."""
+        if self._has_labels:
+            names = " | ".join(gbnf_text(f"({label} ") for label in self._labels)
+            rules, close, joint = f"open ::= {names}\n", '")"*', '" "'
+            words = [gbnf_text(escaped(word)) for word in text.split()]
+        else:
+            rules, close, joint = 'open ::= "( "\n', '" )"*', '" "'
+            words = [gbnf_text(f"( {escaped(word)} )") for word in text.split()]
+        body = f" {joint} ".join(f"open* {word} {close}" for word in words)
+        return Constraint(grammar=f"root ::= {body}\n{rules}")
+
+    def words(self, text: str) -> list[str]:
+        return [unescaped(word) for word in text.split()]
+
+    def sites(self, num_words: int) -> NDArray[np.int64]:
+        """The words' chains, the gaps' changes of depth, the gaps' constituents: `3 n - 2` units; a gap's are read at
+        the word before it."""
+        words, gaps = np.arange(1, num_words + 1), np.arange(1, num_words)
+        return np.concatenate([words, gaps, gaps])
+
+    def targets(self, text: str, label: Label) -> list[int]:
+        """See `Problem.targets`. What a change of depth is cut by, the next ones make up for; of a chain that is no
+        class, as much of its lower end counts as is one."""
+        chains, depths, nodes = decisions_of(decode_label(label))
+        no_change, at_nodes = len(self._chains) + self._max_change, self._at_nodes
+        changes, reached = [], 0
+        for depth in depths:
+            change = max(-self._max_change, min(depth - reached, self._max_change))
+            changes.append(no_change + change)
+            reached += change
+        return [
+            *(self._chain_index[_known(chain, self._chain_index)] for chain in chains),
+            *changes,
+            *(at_nodes + self._node_index[_known(node, self._node_index)] for node in nodes),
+        ]
+
+    @property
+    def _at_nodes(self) -> int:
+        return len(self._chains) + 2 * self._max_change + 1
+
+    def allowed(self, num_units: int) -> NDArray[np.bool_]:
+        """See `Problem.allowed`: chains, then changes of depth, then constituents."""
+        num_words = (num_units + 2) // 3
+        sizes = len(self._chains), 2 * self._max_change + 1, len(self._nodes)
+        of_unit = np.repeat([0, 1, 2], [num_words, num_words - 1, num_words - 1])
+        allowed: NDArray[np.bool_] = of_unit[:, None] == np.repeat([0, 1, 2], sizes)
+        return allowed
+
+    def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
+        """See `Problem.decide`. The most probable chains and changes of depth; then each constituent takes the label
+        that is most probable over all its gaps together. Whatever the probabilities, this is a tree.
+
+        Raises ValueError unless there are 3 n - 2 units for n words.
+        """
+        words = [escaped(word) for word in text.split()]
+        num_words = len(words)
+        if len(probabilities) != 3 * num_words - 2:
+            raise ValueError(f"{len(probabilities)} units of probabilities for {num_words} words")
+        at_changes, at_nodes = len(self._chains), self._at_nodes
+        chains = _logs(probabilities[:num_words, :at_changes])
+        changes = _logs(probabilities[num_words : 2 * num_words - 1, at_changes:at_nodes])
+        nodes = _logs(probabilities[2 * num_words - 1 :, at_nodes:])
+        labelled, total = [], float(chains.max(axis=1).sum() + changes.max(axis=1).sum())
+        depths = np.cumsum(changes.argmax(axis=1) - self._max_change)
+        for start, end, gaps in nodes_of(depths.tolist()):
+            together = nodes[gaps].sum(axis=0)
+            best = int(together.argmax())
+            labelled.append(Span(self._nodes[best], start, end))
+            total += float(together[best])
+        tree = tree_of(words, [self._chains[best] for best in chains.argmax(axis=1).tolist()], labelled)
+        return encode_label(tree), min(float(np.exp(total / len(probabilities))), 1.0)
+
+    def matches(self, gold: Label, predicted: Label | None) -> bool:
+        return predicted is not None and gold.partition("\t")[0] == predicted.partition("\t")[0]
+
+    def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
+        """bracket_*: (in both, in gold, in predicted); unlabeled_f1: (F1, 1); exact_match: (correct, 1)."""
+        if metric == "exact_match":
+            return np.array([float(self.matches(gold, predicted)), 1.0])
+        found = decode_label(predicted) if predicted is not None else None
+        if metric == "unlabeled_f1":
+            return np.array([unlabelled_f1(decode_label(gold), found), 1.0])
+        return bracket_counts(decode_label(gold), found)
+
+    def value(self, metric: Metric, sums: Floats) -> Floats:
+        """See `Problem.value`. Where neither side has a constituent, bracket_* is 1; the means are 0 without rows."""
+        common = sums[..., 0]
+        match metric:
+            case "bracket_f1":
+                return ratio(2 * common, sums[..., 1] + sums[..., 2], empty=1.0)
+            case "bracket_recall":
+                return ratio(common, sums[..., 1], empty=1.0)
+            case "bracket_precision":
+                return ratio(common, sums[..., 2], empty=1.0)
+            case "unlabeled_f1" | "exact_match":
+                return ratio(common, sums[..., 1])
+        raise ConfigError(f"metric '{metric}' does not measure constituency")
+
+    def parts(self, label: Label) -> list[str]:
+        """The label of the whole, then `NP:2-4`: words counted from 1, the last included."""
+        spans = decode_label(label).spans
+        whole = spans[0].label if spans else ""
+        return [whole, *(f"{name}:{start + 1}-{end}" for name, start, end in spans)]
+
+
+def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, has_tags: bool) -> list[str]:
+    """The labels and unary chains that occur in raw labelled rows, sorted. Rows without a label are passed over.
+
+    Raises DataError, with the row's number counted from 1, for a tree that cannot be read, or if there is none.
+    """
+    found: set[str] = set()
+    for number, row in enumerate(rows, start=1):
+        if brackets := str(row.get(columns.label) or "").strip():
+            try:
+                tree = _read_gold(brackets, has_tags=has_tags)
+            except DataError as error:
+                raise DataError(f"labelled row {number}: {error}") from None
+            found |= {span.label for span in collapsed(tree.spans)}
+    if not found:
+        raise DataError(
+            f"no labelled row has a tree in the field '{columns.label}'; see data.columns, or give problem.labels"
+        )
+    return sorted(found | {part for name in found for part in name.split(CHAIN)})
+
+
+def _read_gold(brackets: str, *, has_tags: bool) -> Tree:
+    shown = brackets if len(brackets) <= 80 else f"{brackets[:80]}..."
+    try:
+        tree = read_tree(brackets, is_tag=lambda label: has_tags)
+    except Unreadable as failure:
+        raise DataError(f"'{shown}' is no tree: {failure.detail[0].lower()}{failure.detail[1:]}") from None
+    if has_tags and tree.tags is None:
+        raise DataError(f"'{shown}' has words without a part-of-speech tag, as (NN cat); see problem.tags")
+    return tree
+
+
+def _difference(tree: Tree, text: str) -> str | None:
+    """The first word in which the tree differs from the text; None if it does not."""
+    words = [escaped(word) for word in text.split()]
+    if list(tree.words) == words:
+        return None
+    place = next((i for i, (ours, theirs) in enumerate(zip(tree.words, words, strict=False)) if ours != theirs), None)
+    if place is None:
+        return f"it has {len(tree.words)} words and the text {len(words)}"
+    return f"word {place + 1} is '{tree.words[place][:80]}' and in the text '{words[place][:80]}'"
+
+
+def _known(chain: str, index: Mapping[str, int]) -> str:
+    while chain and chain not in index:
+        chain = chain.partition(CHAIN)[2]
+    return chain
+
+
+def _logs(probabilities: Floats) -> Floats:
+    """`(units, classes)` of one kind -> logarithms of their shares; the floor keeps them finite."""
+    shares = ratio(probabilities, np.broadcast_to(probabilities.sum(axis=1, keepdims=True), probabilities.shape))
+    logarithms: Floats = np.log(np.maximum(shares, 1e-12))
+    return logarithms

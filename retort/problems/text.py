@@ -1,0 +1,263 @@
+"""Free text. A label is the text itself, or JSON by its content; there are no classes, so students that write learn it.
+
+BLEU and chrF are corpus scores: their n-gram counts are summed over the rows and divided once, as sacrebleu does.
+ROUGE-L is the mean of the rows' scores.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import ColumnsConfig, Metric, TextConfig
+from retort.errors import ConfigError, DataError
+from retort.problems.base import Constraint, Floats, ratio
+from retort.records import Label, ParseFailure
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+_CHRF_ORDERS = range(1, 7)
+_CHRF_BETA = 2.0
+
+
+class FreeText:
+    """Raises ConfigError for a pattern that is no regular expression and a schema that is no JSON Schema."""
+
+    def __init__(self, config: TextConfig) -> None:
+        try:
+            self._pattern = re.compile(config.pattern) if config.pattern is not None else None
+        except re.error as error:
+            raise ConfigError(
+                f"problem.pattern = '{config.pattern}': is no regular expression ({error}); allowed: those of Python"
+            ) from None
+        self._json_schema = config.json_schema
+        self._validator = _validator(config.json_schema) if config.json_schema is not None else None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def instruction(self) -> str:
+        if self._json_schema is None:
+            return "Answer each text as the examples show, with the answer and nothing else."
+        return "Answer each text as the examples show, with JSON and nothing else. Its JSON Schema:\n{schema}"
+
+    @property
+    def schema(self) -> str:
+        return "" if self._json_schema is None else json.dumps(self._json_schema, ensure_ascii=False)
+
+    def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
+        """See `Problem.gold`. A blank field is no label; objects and lists count as JSON."""
+        value = row.get(columns.label)
+        text = json.dumps(value) if isinstance(value, dict | list) else str("" if value is None else value).strip()
+        if not text:
+            return None
+        label = self.parse("", text)
+        if isinstance(label, ParseFailure):
+            shown = text if len(text) <= 80 else f"{text[:80]}..."
+            raise DataError(f"the label '{shown}' is not allowed: {label.detail[0].lower()}{label.detail[1:]}")
+        return label
+
+    def render(self, text: str, label: Label) -> str:
+        return label
+
+    def parse(self, text: str, completion: str) -> Label | ParseFailure:
+        """See `Problem.parse`. Outer white space does not count; in JSON, no white space and no order of keys does.
+
+        Reason codes: `empty`, `pattern`, `not-json`, `schema`.
+        """
+        label = completion.strip()
+        if not label:
+            return ParseFailure("empty", "The completion is empty.", completion)
+        if self._pattern is not None and not self._pattern.fullmatch(label):
+            return ParseFailure("pattern", f"It does not match problem.pattern '{self._pattern.pattern}'.", completion)
+        return label if self._validator is None else self._parse_json(self._validator, completion)
+
+    def _parse_json(self, validator: "Validator", completion: str) -> Label | ParseFailure:
+        try:
+            value = json.loads(completion, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            return ParseFailure("not-json", f"It is not JSON: {error}.", completion)
+        worst = min(validator.iter_errors(value), key=lambda error: len(error.absolute_path), default=None)
+        if worst is not None:
+            where = worst.json_path.removeprefix("$.") if worst.absolute_path else "the whole"
+            return ParseFailure("schema", f"Its {where} breaks problem.json_schema: {worst.message[:200]}.", completion)
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def mend(self, text: str, completion: str) -> str:
+        return completion
+
+    def constraint(self, text: str) -> Constraint | None:
+        return None
+
+    def words(self, text: str) -> list[str]:
+        return text.split()
+
+    def sites(self, num_words: int) -> NDArray[np.int64]:
+        return np.empty(0, dtype=np.int64)
+
+    def targets(self, text: str, label: Label) -> list[int]:
+        return []
+
+    def allowed(self, num_units: int) -> NDArray[np.bool_]:
+        return np.empty((num_units, 0), dtype=np.bool_)
+
+    def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
+        """Raises ConfigError: there is nothing to decide between."""
+        raise ConfigError("problem.kind 'text' has no classes, so nobody can vote on them or give their probabilities")
+
+    def matches(self, gold: Label, predicted: Label | None) -> bool:
+        return gold == predicted
+
+    def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
+        """exact_match: (correct, 1); rouge_l: (F1, 1); field_f1: (true positives, predicted, gold) of fields; bleu and
+        chrf: see `bleu_counts` and `chrf_counts`. A row without a prediction counts as an empty text."""
+        found = predicted or ""
+        match metric:
+            case "bleu":
+                return bleu_counts(gold, found)
+            case "chrf":
+                return chrf_counts(gold, found)
+            case "rouge_l":
+                return np.array([self._rouge.score(gold, found)["rougeL"].fmeasure, 1.0])
+            case "field_f1":
+                wanted, given = _fields(gold), _fields(predicted) if predicted is not None else Counter[str]()
+                return np.array([(wanted & given).total(), given.total(), wanted.total()], dtype=np.float64)
+        return np.array([float(self.matches(gold, predicted)), 1.0])
+
+    @cached_property
+    def _rouge(self) -> Any:
+        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+
+        return RougeScorer(["rougeL"])
+
+    def value(self, metric: Metric, sums: Floats) -> Floats:
+        """See `Problem.value`. field_f1 is micro F1 over all fields, and 1 where neither side has one."""
+        match metric:
+            case "bleu":
+                return bleu(sums)
+            case "chrf":
+                return chrf(sums)
+            case "field_f1":
+                return ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2], empty=1.0)
+            case "exact_match" | "rouge_l":
+                return ratio(sums[..., 0], sums[..., 1])
+        raise ConfigError(f"metric '{metric}' does not measure text")
+
+    def parts(self, label: Label) -> list[str]:
+        """The text; of JSON its fields, `$.city: "Rome"`."""
+        return [label] if self._validator is None else list(_fields(label).elements())
+
+
+def bleu_counts(gold: str, predicted: str) -> Floats:
+    """`(10,)`: matching 1- to 4-grams, all of them in the prediction, words of the prediction, words of the gold, with
+    sacrebleu's tokenizer 13a."""
+    score = _bleu().sentence_score(predicted, [gold])
+    return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=np.float64)
+
+
+@lru_cache(maxsize=1)
+def _bleu() -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    return BLEU(effective_order=True)  # of a sentence's score, which is not looked at
+
+
+def bleu(sums: Floats) -> Floats:
+    """`(..., 10)` -> `(...)` in [0, 1]: corpus BLEU with sacrebleu's exponential smoothing (Chen and Cherry 2014,
+    method 3): the i-th order without a match has the precision 1 / (2^i n-grams)."""
+    matches, totals, length, wanted = sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9]
+    without = np.cumsum((matches == 0) & (totals > 0), axis=-1)
+    smoothed = np.where(matches > 0, matches, 0.5**without)
+    logs = np.log(np.maximum(ratio(smoothed, totals), 1e-300)).mean(axis=-1)
+    brevity = np.exp(np.minimum(0.0, 1.0 - ratio(wanted, length, empty=np.inf)))
+    possible = (matches.sum(axis=-1) > 0) & (totals > 0).all(axis=-1)
+    scores: Floats = np.where(possible, brevity * np.exp(logs), 0.0)
+    return scores
+
+
+def chrf_counts(gold: str, predicted: str) -> Floats:
+    """`(18,)`: for 1- to 6-grams of characters without white space, those of the prediction (0 where the gold is
+    shorter), of the gold, and in both."""
+    counts: list[int] = []
+    texts = "".join(gold.split()), "".join(predicted.split())
+    for order in _CHRF_ORDERS:
+        wanted, found = (Counter(text[i : i + order] for i in range(len(text) - order + 1)) for text in texts)
+        counts += [found.total() if wanted else 0, wanted.total(), (wanted & found).total()]
+    return np.array(counts, dtype=np.float64)
+
+
+def chrf(sums: Floats) -> Floats:
+    """`(..., 18)` -> `(...)` in [0, 1]: chrF2 (Popović 2015) of mean precision and recall over the orders that both
+    sides have, as sacrebleu."""
+    found, wanted, both = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+    counted = (found > 0) & (wanted > 0)
+    orders = counted.sum(axis=-1)
+    precision = ratio((ratio(both, found) * counted).sum(axis=-1), orders)
+    recall = ratio((ratio(both, wanted) * counted).sum(axis=-1), orders)
+    weight = _CHRF_BETA**2
+    return ratio((1 + weight) * precision * recall, weight * precision + recall)
+
+
+def _fields(label: Label) -> Counter[str]:
+    """The leaves of a JSON label by path and value. The place in a list does not count."""
+
+    def leaves(path: str, value: object) -> Iterator[str]:
+        children: list[tuple[str, object]] = []
+        if isinstance(value, dict):
+            children = [(f"{path}.{key}", child) for key, child in value.items()]
+        elif isinstance(value, list):
+            children = [(f"{path}[]", child) for child in value]
+        if not children:
+            yield f"{path}: {json.dumps(value, ensure_ascii=False)}"
+        for name, child in children:
+            yield from leaves(name, child)
+
+    return Counter(leaves("$", json.loads(label)))
+
+
+def _validator(schema: dict[str, Any]) -> "Validator":
+    # Only jobs with a schema pay for the import.
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    kind = validator_for(schema, default=Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+        resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+        for reference in _references(schema):
+            resolver.lookup(reference)
+    except SchemaError as error:
+        where = ".".join(map(str, ("problem.json_schema", *error.absolute_path)))
+        raise ConfigError(f"{where}: is no JSON Schema: {error.message[:200]}") from None
+    except Unresolvable as error:
+        raise ConfigError(
+            f"problem.json_schema: $ref '{error.ref}' leads nowhere; allowed: places in the schema itself, #/$defs/NAME"
+        ) from None
+    validator: Validator = kind(schema, registry=Registry())
+    return validator
+
+
+def _references(schema: object) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        if isinstance(reference := schema.get("$ref"), str):
+            yield reference
+        for child in schema.values():
+            yield from _references(child)
+    elif isinstance(schema, list):
+        for child in schema:
+            yield from _references(child)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")

@@ -1,0 +1,250 @@
+"""Constituency trees: read from brackets, written as brackets, and turned into one decision for each word and gap.
+
+A tree is its constituents as spans of words, outer before inner, so that no depth of nesting can exhaust Python's
+stack and a chain of unary constituents over the same words keeps its order. Round brackets inside words are written
+-LRB- and -RRB-, as the Penn Treebank writes them.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from retort.records import Label
+
+CHAIN = "+"
+"""Joins the labels of a unary chain, outer first: `S+VP`."""
+UNLABELLED = "X"
+"""The label of every constituent where labels do not count."""
+_ROOTS = ("TOP", "ROOT", "S1", "")
+"""Treebanks' own brackets around the sentence; they say nothing."""
+
+_TOKEN = re.compile(r"[()]|[^\s()]+")
+_FUNCTION = re.compile(r"(?<=.)[-=].*")
+
+
+class Span(NamedTuple):
+    """A constituent: its first word and the word after its last, counted from 0."""
+
+    label: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One constituent at least covers all words, but where there is a single word without any."""
+
+    words: tuple[str, ...]
+    spans: tuple[Span, ...]
+    """Sorted by start, then the longer first, then the outer first."""
+    tags: tuple[str, ...] | None = None
+    """The words' parts of speech, where they are known."""
+
+
+class Decisions(NamedTuple):
+    """A tree with n words as 3n - 2 decisions (Gomez-Rodriguez and Vilares 2018, `Constituent parsing as sequence
+    labeling`), unary chains taken as one constituent."""
+
+    chains: list[str]
+    """`(n,)`: the unary chain above each word, `""` for none."""
+    depths: list[int]
+    """`(n - 1,)`: how many constituents hold both the word and the next one, >= 1."""
+    nodes: list[str]
+    """`(n - 1,)`: the smallest constituent that holds both, with the unary chain above it."""
+
+
+class Unreadable(Exception):
+    """Brackets that are no tree: a reason code, and a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def escaped(word: str) -> str:
+    return word.replace("(", "-LRB-").replace(")", "-RRB-")
+
+
+def unescaped(word: str) -> str:
+    """As running text has it, which is what a pretrained tokenizer knows."""
+    return word.replace("-LRB-", "(").replace("-RRB-", ")")
+
+
+def read_tree(text: str, is_tag: Callable[[str], bool]) -> Tree:
+    """Brackets with a label after each opening one: `(S (NP The cat) (VP sat))`. Function tags are cut off (NP-SBJ ->
+    NP), and a bracket around the whole sentence without a label of its own is left out.
+
+    A bracket that holds one word and nothing else is the word's tag if `is_tag` of its label. The tree has tags if
+    every word has one. Raises Unreadable.
+    """
+    words: list[str] = []
+    found: list[tuple[str, int, int]] = []
+    tags: dict[int, str] = {}
+    open_brackets: list[tuple[str, int, int]] = []  # label, first word, place in `found`
+    tokens, at = _TOKEN.findall(text), 0
+    while at < len(tokens):
+        token = tokens[at]
+        at += 1
+        if found and not open_brackets:
+            raise _after_end(token)
+        if token == "(":
+            is_named = at < len(tokens) and tokens[at] not in "()"
+            label = tokens[at] if is_named else ""
+            at += is_named
+            open_brackets.append((label, len(words), len(found)))
+            found.append((label, len(words), -1))
+        elif token == ")":
+            if not open_brackets:
+                raise Unreadable("unbalanced-brackets", "A bracket is closed that was not opened.")
+            label, start, place = open_brackets.pop()
+            if start == len(words):
+                raise Unreadable("empty-bracket", f"The bracket '{label}' holds no word.")
+            found[place] = (label, start, len(words))
+            is_innermost = start == len(words) - 1 and place == len(found) - 1 and start not in tags
+            if is_innermost and is_tag(label):
+                tags[start] = label
+                found.pop()
+        else:
+            words.append(token)
+    return _whole(words, found, tags, unclosed=len(open_brackets))
+
+
+def _after_end(token: str) -> Unreadable:
+    if token == ")":
+        return Unreadable("unbalanced-brackets", "A bracket is closed that was not opened.")
+    return Unreadable("text-after-tree", f"'{token[:80]}' follows the tree.")
+
+
+def _whole(words: list[str], found: list[tuple[str, int, int]], tags: dict[int, str], *, unclosed: int) -> Tree:
+    if unclosed:
+        raise Unreadable("unbalanced-brackets", f"{unclosed} bracket(s) are not closed.")
+    if not words:
+        raise Unreadable("empty", "There is no word.")
+    if found and found[0][0] in _ROOTS and len(found) > 1 and found[1][1:] == found[0][1:]:
+        found = found[1:]
+    if found and found[0][0] in _ROOTS and len(words) == 1:
+        found = found[1:]
+    if len(words) > 1 and (not found or found[0][1:] != (0, len(words))):
+        raise Unreadable("no-tree", f"No bracket holds all words, from '{words[0][:80]}' on.")
+    spans = tuple(Span(_FUNCTION.sub("", label) or _ROOTS[0], start, end) for label, start, end in found)
+    known = tuple(tags[place] for place in range(len(words))) if len(tags) == len(words) else None
+    return Tree(tuple(words), spans, known)
+
+
+def write_tree(tree: Tree) -> str:
+    """`(S (NP The cat) (VP sat) .)`: words without tags."""
+    opened: list[list[str]] = [[] for _ in tree.words]
+    closed = [0] * len(tree.words)
+    for label, start, end in tree.spans:
+        opened[start].append(f"({label} ")
+        closed[end - 1] += 1
+    words = zip(opened, tree.words, closed, strict=True)
+    return " ".join("".join(labels) + word + ")" * ends for labels, word, ends in words)
+
+
+def write_unlabelled(tree: Tree) -> str:
+    """`( ( ( The ) ( cat ) ) ( sat ) )`, the target of MCKD (arXiv 2311.08640): each word in brackets of its own,
+    constituents of several words once, however many labels they have."""
+    opened, closed = [0] * len(tree.words), [0] * len(tree.words)
+    for start, end in {span[1:] for span in tree.spans if span.end - span.start > 1}:
+        opened[start] += 1
+        closed[end - 1] += 1
+    words = zip(opened, tree.words, closed, strict=True)
+    return " ".join("( " * starts + f"( {word} )" + " )" * ends for starts, word, ends in words)
+
+
+def read_unlabelled(text: str) -> Tree:
+    """A tree whose constituents all have the label X. White space does not count. Raises Unreadable."""
+    # A bracket without a label before a word, and brackets that hold one word only, say nothing here.
+    labelled = text.replace("(", f"({UNLABELLED} ")
+    return unlabelled(read_tree(labelled, is_tag=lambda label: False))
+
+
+def unlabelled(tree: Tree) -> Tree:
+    """Constituents of several words, once each, with the label X."""
+    extents = dict.fromkeys(span[1:] for span in tree.spans if span.end - span.start > 1)
+    return Tree(tree.words, tuple(Span(UNLABELLED, *extent) for extent in extents), tree.tags)
+
+
+def encode_label(tree: Tree) -> Label:
+    """The canonical text: the tree without tags and, where tags are known, a tab and them."""
+    brackets = write_tree(tree)
+    return brackets if tree.tags is None else f"{brackets}\t{' '.join(tree.tags)}"
+
+
+@lru_cache(maxsize=1024)  # one row's metrics, and one gold label's systems, come one after the other
+def decode_label(label: Label) -> Tree:
+    """The tree of a canonical label."""
+    brackets, _, tags = label.partition("\t")
+    tree = read_tree(brackets, is_tag=lambda label: False)
+    return Tree(tree.words, tree.spans, tuple(tags.split(" "))) if tags else tree
+
+
+def decisions_of(tree: Tree) -> Decisions:
+    """See `Decisions`; lossless, tags apart, unless a single word has no constituent."""
+    num_words = len(tree.words)
+    chains, depths, nodes = [""] * num_words, [0] * (num_words - 1), [""] * (num_words - 1)
+    open_ends: list[int] = []
+    for label, start, end in collapsed(tree.spans):
+        if end - start == 1:
+            chains[start] = label
+            continue
+        while open_ends and open_ends[-1] <= start:
+            open_ends.pop()
+        open_ends.append(end)
+        # Outer constituents come first, so the innermost writes last.
+        width = end - start - 1
+        depths[start : end - 1] = [len(open_ends)] * width
+        nodes[start : end - 1] = [label] * width
+    return Decisions(chains, depths, nodes)
+
+
+def collapsed(spans: Sequence[Span]) -> list[Span]:
+    """Unary chains as one span: the labels joined by +."""
+    found: list[Span] = []
+    for span in spans:
+        if found and found[-1][1:] == span[1:]:
+            found[-1] = Span(f"{found[-1].label}{CHAIN}{span.label}", span.start, span.end)
+        else:
+            found.append(span)
+    return found
+
+
+class Node(NamedTuple):
+    """A constituent of several words, before it has a label."""
+
+    start: int
+    end: int
+    gaps: list[int]
+    """Those that it is the smallest constituent of: gap i lies between word i and the next."""
+
+
+def nodes_of(depths: Sequence[int]) -> list[Node]:
+    """The constituents that `(n - 1,)` depths describe; of a tree's own depths, exactly its constituents.
+
+    Any depths give a tree: a gap opens a constituent where it is deeper than the one before, and closes those that are
+    deeper than it. Only the order of depths counts, so a level that no gap has is left out.
+    """
+    done: list[Node] = []
+    rising: list[tuple[int, Node]] = []
+    for gap, depth in enumerate(depths):
+        start = gap
+        while rising and rising[-1][0] > depth:
+            start = rising[-1][1].start
+            done.append(rising.pop()[1]._replace(end=gap + 1))
+        if rising and rising[-1][0] == depth:
+            rising[-1][1].gaps.append(gap)
+        else:
+            rising.append((depth, Node(start, -1, [gap])))
+    done += [node._replace(end=len(depths) + 1) for _, node in rising]
+    return done
+
+
+def tree_of(words: Sequence[str], chains: Sequence[str], labelled: Sequence[Span]) -> Tree:
+    """From the words' chains `(n,)` and the constituents of several words, whose labels may be chains too."""
+    leaves = [Span(chain, place, place + 1) for place, chain in enumerate(chains) if chain]
+    order = sorted([*labelled, *leaves], key=lambda span: (span.start, -span.end))
+    spans = tuple(Span(label, s, e) for chain, s, e in order for label in chain.split(CHAIN))
+    return Tree(tuple(words), spans)
