@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from retort.problems import Constraint
+from retort.teachers.tokens import TopLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Question:
     """Of each of the `samples`: under which its completion is kept, for answers that come in another run."""
     verbalizers: tuple[str, ...] = ()
     """If given, nothing is written: wanted are the log-probabilities of these texts as the completion."""
+    top_logprobs: int = 0
+    """If above 0: how many of the likeliest next tokens are wanted at each token that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class Answer:
     scores: tuple[float, ...] = ()
     """Where verbalizers were asked for: the natural logarithm of each one's probability as the completion, not
     normalised over them; `text` is the most probable one."""
+    top: TopLogprobs | None = None
+    """Where top_logprobs were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

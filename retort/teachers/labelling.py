@@ -26,6 +26,7 @@ from retort.teachers.ledger import Ledger, Writer, entry_of
 from retort.teachers.outcomes import Labelled, Outcome, Reader
 from retort.teachers.questions import Pending, Questions
 from retort.teachers.spending import Spending
+from retort.teachers.tokens import KEPT, TopLogprobs
 
 Progress = Callable[[int, int, str], None]
 
@@ -36,6 +37,7 @@ _LABELLED: "list[pa.Field[Any]]" = [
     pa.field("label", pa.string()),
     pa.field("confidence", pa.float64()),
     pa.field("probabilities", pa.list_(pa.float64())),
+    pa.field("top", KEPT),
 ]
 _OUTCOMES = pa.schema(_LABELLED)
 
@@ -96,7 +98,7 @@ class Labelling:
                     again.append(pending)
                     yield {}
                 else:
-                    yield outcome._asdict()
+                    yield {**outcome._asdict(), "top": outcome.top and outcome.top._asdict()}
 
         write_rows(first, _OUTCOMES, first_round())
         late = self._later_rounds(again, failed)
@@ -104,7 +106,7 @@ class Labelling:
             if position in failed:
                 yield row, late.get(position, failed[position])
             else:
-                yield row, Labelled(**outcome)
+                yield row, Labelled(**{**outcome, "top": outcome["top"] and TopLogprobs(**outcome["top"])})
 
     def _later_rounds(self, again: list[Pending], failed: dict[int, ParseFailure]) -> dict[int, Labelled]:
         """Ask again, as often as the config says; keeps the last failure of each row in `failed`."""

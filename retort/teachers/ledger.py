@@ -23,22 +23,25 @@ from retort.records import digest
 from retort.store import Store
 from retort.teachers.asking import Answer
 from retort.teachers.shards import SCHEMA, Shards, first_of_each_key, is_full, query, write_pieces
+from retort.teachers.tokens import TopLogprobs
 
 FLUSH_SECONDS = 4.0
 SHARD_ENTRIES = 5000
 
 BEST_FIRST = "finish_reason IS NOT DISTINCT FROM 'length', max_tokens DESC, asked_at, text"
-MISSING = """
+SHARDS = "read_parquet($shards, union_by_name = true)"
+"""Older shards lack the last column."""
+MISSING = f"""
     SELECT min(position) AS position, key FROM read_parquet($asked) AS asked WHERE NOT EXISTS (
-        FROM read_parquet($shards) AS entry WHERE entry.key = asked.key
+        FROM {SHARDS} AS entry WHERE entry.key = asked.key
         AND (finish_reason IS DISTINCT FROM 'length' OR max_tokens >= $max_tokens)
     ) GROUP BY key ORDER BY position
 """
 JOIN = f"""
     SELECT position, entry.* FROM read_parquet($asked) AS asked
-    LEFT JOIN read_parquet($shards) AS entry ON entry.key = asked.key ORDER BY position, {BEST_FIRST}
+    LEFT JOIN {SHARDS} AS entry ON entry.key = asked.key ORDER BY position, {BEST_FIRST}
 """
-MERGE = f"FROM read_parquet($shards) ORDER BY key, {BEST_FIRST}"
+MERGE = f"FROM {SHARDS} ORDER BY key, {BEST_FIRST}"
 
 T = TypeVar("T")
 
@@ -59,6 +62,8 @@ class Entry(NamedTuple):
     """Natural logarithms of the verbalizers' probabilities, or ()."""
     asked_at: float
     """Unix seconds."""
+    top: TopLogprobs | None = None
+    """Where they were asked for."""
 
 
 def entry_of(key: bytes, answer: Answer, max_tokens: int) -> Entry:
@@ -73,6 +78,7 @@ def entry_of(key: bytes, answer: Answer, max_tokens: int) -> Entry:
         completion_tokens=answer.completion_tokens,
         scores=answer.scores,
         asked_at=time.time(),
+        top=answer.top,
     )
 
 
@@ -118,6 +124,7 @@ class Ledger:
         self._introduce()
         columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
         columns["text"] = tuple(map(_storable, columns["text"]))
+        columns["top"] = tuple(top and top._asdict() for top in columns["top"])
         self._shards.write(pa.table(columns, schema=SCHEMA))
 
     def missing(self, asked: Path, max_tokens: int) -> Iterator[pa.RecordBatch]:
@@ -136,9 +143,12 @@ class Ledger:
         last = None
         for batch in self._find(JOIN, asked=str(asked)):
             positions, keys, *others = (column.to_pylist() for column in batch.columns)
-            for position, key, text, *numbers, scores, asked_at in zip(positions, keys, *others, strict=True):
-                if position != last:
-                    yield None if key is None else Entry._make((key, text, *numbers, tuple(scores), asked_at))
+            for position, key, text, *numbers, scores, asked_at, top in zip(positions, keys, *others, strict=True):
+                if position != last and key is not None:
+                    listed = top and TopLogprobs(**top)
+                    yield Entry._make((key, text, *numbers, tuple(scores), asked_at, listed))
+                elif position != last:
+                    yield None
                 last = position
 
     def compact(self) -> int:

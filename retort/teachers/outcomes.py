@@ -15,6 +15,7 @@ from retort.problems import Problem
 from retort.records import Label, ParseFailure
 from retort.teachers.ledger import Entry
 from retort.teachers.salvage import parse_completion
+from retort.teachers.tokens import TopLogprobs
 
 MISSING = ParseFailure("missing", "The teacher gave no answer.", "")
 
@@ -25,6 +26,8 @@ class Labelled(NamedTuple):
     """1.0 for a hard label of one completion; else the share of the samples, or the class's probability."""
     probabilities: tuple[float, ...] | None = None
     """Of the classes, in the problem's order; None for hard labels."""
+    top: TopLogprobs | None = None
+    """Of the completion as it was written, where they were asked for."""
 
 
 Outcome = Labelled | ParseFailure
@@ -57,7 +60,7 @@ class Reader:
         if not any(label is not None for label in labels):
             return next(outcome for outcome in outcomes if isinstance(outcome, ParseFailure))
         if len(entries) == 1:
-            return Labelled(str(labels[0]), 1.0)
+            return Labelled(str(labels[0]), 1.0, top=came[0].top)
         by_risk = self.teacher.sampling.choose == "minimum-risk"
         chosen = minimum_risk(labels, self.problem, self.metric) if by_risk else majority(labels)
         assert chosen is not None, "one of the samples has a label"

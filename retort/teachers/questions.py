@@ -82,6 +82,7 @@ class Questions:
             samples=tuple(keys),
             ledger_keys=tuple(keys.values()),
             verbalizers=self.verbalizers,
+            top_logprobs=self.teacher.sampling.top_logprobs,
         )
 
     def temperature(self, attempt: int) -> float:
@@ -105,9 +106,11 @@ class Questions:
         sampling.max_tokens: a completion that ended properly is as good under a larger limit."""
         temperature = self.temperature(attempt)
         sampled = {"top_p": self.teacher.sampling.top_p, "seed": sampling_seed(self.teacher)} if temperature else {}
+        # A completion without them cannot be given them later.
+        listed = {"top_logprobs": k} if (k := self.teacher.sampling.top_logprobs) else {}
         parts = [
             [asdict(turn) for turn in shared],
-            {"temperature": temperature, "verbalizers": self.verbalizers, **sampled},
+            {"temperature": temperature, "verbalizers": self.verbalizers, **sampled, **listed},
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 

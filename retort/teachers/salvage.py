@@ -5,7 +5,8 @@ Tried in this order, the first that parses counts:
 2. without a model's thoughts (`<think> ... </think>`);
 3. inside a code fence or quotes;
 4. its first line that is not empty, and what follows a word and a colon there (`Label: correct`);
-5. from the first to the last bracket.
+5. from the first to the last bracket;
+6. what the problem can put right in it.
 """
 
 import re
@@ -25,7 +26,8 @@ def parse_completion(problem: Problem, text: str, completion: str) -> tuple[Labe
     outcome = problem.parse(text, completion)
     if not isinstance(outcome, ParseFailure):
         return outcome, False
-    for candidate in dict.fromkeys(_candidates(completion)):
+    candidates = list(dict.fromkeys(_candidates(completion)))
+    for candidate in (*candidates, *(problem.mend(text, candidate) for candidate in (completion, *candidates))):
         label = problem.parse(text, candidate)
         if not isinstance(label, ParseFailure):
             return label, True
@@ -42,6 +44,7 @@ def _candidates(completion: str) -> Iterator[str]:
     yield first
     if lead := _LEAD.match(first):
         yield lead[1].strip(_QUOTES + " ")
-    start, end = said.find("["), said.rfind("]")
-    if 0 <= start < end:
-        yield said[start : end + 1]
+    for opening, closing in ("[]", "()"):
+        start, end = said.find(opening), said.rfind(closing)
+        if 0 <= start < end:
+            yield said[start : end + 1]

@@ -25,6 +25,7 @@ from retort.records import digest
 from retort.rows import count_rows
 from retort.store import Store
 from retort.store.folder import Folder
+from retort.teachers.tokens import KEPT
 
 _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("key", pa.binary(16)),
@@ -36,11 +37,14 @@ _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("completion_tokens", pa.int32()),
     pa.field("scores", pa.list_(pa.float64())),
     pa.field("asked_at", pa.float64()),
+    pa.field("top", KEPT),
 ]
 SCHEMA = pa.schema(_COLUMNS)
+WITHOUT_TOP = pa.schema(_COLUMNS[:-1])
+"""Of shards that were written before there were top_logprobs; read as if each were null."""
 PIECE_ROWS = 1_000_000
 PIECE_BYTES = 200 * 2**20
-BATCH_ROWS = 2**16
+BATCH_ROWS = 2**14
 MEMORY_LIMIT = "1GB"
 THREADS = 2
 CONNECTIONS = 8
@@ -155,7 +159,7 @@ def _fault_of(stream: BinaryIO, name: str) -> str | None:
         return "its content is not what its name says"
     try:
         stream.seek(0)
-        if pq.read_schema(stream).equals(SCHEMA):
+        if pq.read_schema(stream) in (SCHEMA, WITHOUT_TOP):
             return None
     except (pa.ArrowException, OSError):
         pass

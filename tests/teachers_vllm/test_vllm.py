@@ -182,6 +182,45 @@ def by_hand(model: Path, prompt: list[int], paths: Sequence[Sequence[int]]) -> l
     return found
 
 
+LETTERS = ("a", "b", "c", "d", "e")  # one token each
+
+
+@pytest.mark.parametrize("fields", [{}, {"constraint": Constraint(choice=LETTERS)}])
+def test_top_logprobs_match_transformers(asker: VllmAsker, tiny_causal: Path, fields: dict[str, Any]) -> None:
+    """At temperature 1 whatever it samples at, and among what the constraint allows."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from retort.teachers.vllm.engine.toplogprobs import tokenizer_identity
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal)
+    plain = "".join(f"{item}\n{label}\n\n" for item, label in DEMONSTRATIONS)
+    prompt = tokenizer.encode(f"Label the request.\n\n{plain}Input: play westbam\nOutput:\n")
+    (answer,) = answers(asker, question(0, sampling_temperature=0.9, top_logprobs=4, **fields))
+    assert answer.top
+    assert (answer.top.k, answer.top.tokenizer) == (4, tokenizer_identity(tokenizer))
+    token_ids = np.frombuffer(answer.top.token_ids, "<i4").tolist()
+    assert len(token_ids) == answer.completion_tokens
+    causal = AutoModelForCausalLM.from_pretrained(tiny_causal, dtype=torch.float32)
+    with torch.no_grad():
+        logits = causal(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1]
+    if fields:
+        allowed = [[tokenizer.encode(letter)[0] for letter in LETTERS], [tokenizer.eos_token_id]]
+        assert len(token_ids) == 2
+        forbidden = torch.ones_like(logits, dtype=torch.bool)
+        for at, tokens in enumerate(allowed):
+            forbidden[at, tokens] = False
+        logits = logits.masked_fill(forbidden, -torch.inf)
+    expected = logits.log_softmax(-1).topk(4)
+    logprobs = np.frombuffer(answer.top.logprobs, "<f4").reshape(-1, 4)
+    np.testing.assert_allclose(logprobs, expected.values.numpy(), atol=2e-2)
+    likeliest = np.frombuffer(answer.top.ids, "<i4").reshape(-1, 4)[:, 0]
+    assert (likeliest == expected.indices[:, 0].numpy()).mean() > 0.9
+    (without,) = answers(asker, question(1, **fields))
+    assert without.top is None
+
+
 def test_hundreds_of_verbalizers(asker: VllmAsker) -> None:
     """More than vLLM takes in one request."""
     many = tuple(f"{first}{second}" for first in "abcdefghijklm" for second in "ABCDEFGHIJKLMNOPQRST")

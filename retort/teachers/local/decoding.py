@@ -1,7 +1,7 @@
 """A completion under way: which token comes next, and when it is finished."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from retort.teachers.asking import Answer, Question
+from retort.teachers.tokens import TopLogprobs
 from retort.teachers.vllm.engine import scoring
+from retort.teachers.vllm.engine.toplogprobs import packed, tokenizer_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,15 @@ class Writing:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: Literal["stop", "length"] | None = None
+    listed: list[dict[int, float]] = field(default_factory=list)
+    """The likeliest next tokens at each of `token_ids`, with their log-probabilities, where they are wanted."""
 
     def add(self, logits: Tensor) -> None:
         """Choose the next token; `logits` is `(vocab,)`, float32."""
         if self.choices:
             self._add_to_choice(logits)
             return
+        self._list(logits, range(len(logits)))
         token = self._chosen(logits)
         self.token_ids.append(token)
         if token in self.ends:
@@ -61,12 +66,22 @@ class Writing:
         """As soon as only one text is left, the rest of it is certain and need not be computed."""
         written = tuple(self.token_ids)
         children = scoring.children(list(self.choices), written)
+        self._list(logits[children], children)
         self.token_ids.append(children[self._chosen(logits[children])])
         left = [path for path in self.choices if path[: len(written) + 1] == tuple(self.token_ids)]
         if len(left) == 1:
+            for token in left[0][len(self.token_ids) :]:
+                self._list(logits.new_zeros(1), [token])
             self.token_ids, self.text, self.finish_reason = list(left[0]), self.choices[left[0]], "stop"
         elif len(self.token_ids) == self.limit:
             self._finish("length", self.token_ids)
+
+    def _list(self, logits: Tensor, token_ids: Sequence[int]) -> None:
+        """The likeliest of the `token_ids`, which `logits`, of the same length, are of: of those that may come next."""
+        if k := self.row.question.top_logprobs:
+            logprobs, places = logits.log_softmax(-1).topk(min(k, len(logits)))
+            found = zip(places.tolist(), logprobs.tolist(), strict=True)
+            self.listed.append({token_ids[place]: logprob for place, logprob in found})
 
     def _chosen(self, logits: Tensor) -> int:
         question = self.row.question
@@ -82,10 +97,15 @@ class Writing:
 
     def answers(self) -> Iterator[Answer]:
         question, num_prompt = self.row.question, len(self.row.token_ids)
+        usage, top = (num_prompt, self.num_cached, len(self.token_ids)), self._top()
         for sample in self.row.samples:
-            yield Answer(
-                question.key, sample, self.text, self.finish_reason, num_prompt, self.num_cached, len(self.token_ids)
-            )
+            yield Answer(question.key, sample, self.text, self.finish_reason, *usage, top=top)
+
+    def _top(self) -> TopLogprobs | None:
+        if not self.listed:
+            return None
+        k = self.row.question.top_logprobs
+        return TopLogprobs(k, tokenizer_identity(self.tokenizer), *packed(self.token_ids, self.listed, k))
 
 
 def sampled(logits: Tensor, sampling_temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import time
+from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from retort.config import VllmConfig
 from retort.errors import TeacherUnavailable
 from retort.problems import Constraint
 from retort.teachers.asking import Answer, Question, Refusal, Turn
+from retort.teachers.tokens import TopLogprobs
 from retort.teachers.vllm.child import EngineChild, Message
 from retort.teachers.vllm.machine import Place, find_interpreter, places
 
@@ -74,6 +76,7 @@ def _options(config: VllmConfig, attempt: int, address: str, revision: str | Non
         "max_sequences": sequences and max(1, sequences >> attempt),
         "halvings": attempt,
         "ignore_end": ignore_end,
+        "top_logprobs": config.sampling.top_logprobs,
     }
 
 
@@ -211,7 +214,14 @@ def _answers(message: Message, under_way: dict[int, _UnderWay]) -> Iterator[Answ
         cached_tokens=message["cached_tokens"],
         completion_tokens=message["completion_tokens"],
         scores=tuple(message["scores"]),
+        top=_top(message),
     )
+
+
+def _top(message: Message) -> TopLogprobs | None:
+    if not (top := message.get("top")):
+        return None
+    return TopLogprobs(top["k"], top["tokenizer"], *map(b64decode, top["packed"]))
 
 
 def _asked(question: Question, number: int, shared: int) -> Message:
@@ -225,6 +235,7 @@ def _asked(question: Question, number: int, shared: int) -> Message:
         "max_tokens": question.max_tokens,
         "samples": list(question.samples),
         "verbalizers": list(question.verbalizers),
+        "top_logprobs": question.top_logprobs,
     }
 
 

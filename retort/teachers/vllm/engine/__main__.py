@@ -5,12 +5,14 @@ Retort. OPTIONS is a JSON object, which `retort.teachers.vllm` writes. On standa
 
     {"shared": 1, "turns": [{"role", "content"}, ...]}   turns that questions refer to; {"forget": 1} ends it
     {"id", "shared": 1, "item", "constraint": {"choice": [...]} | {"grammar": "..."} | null,
-     "temperature", "top_p", "max_tokens", "samples": [0, ...], "verbalizers": [...]}
+     "temperature", "top_p", "max_tokens", "samples": [0, ...], "verbalizers": [...],
+     "top_logprobs": k}
 
 and on standard output go
 
     {"ready": {...}}                                      once: what the engine says of itself
-    {"id", "sample", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores"}
+    {"id", "sample", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores"},
+        and, where they were asked for, "top": {"k", "tokenizer", "packed": [three in base64]}, see toplogprobs.py
     {"id", "refused": REASON, "detail"}                   in the place of all of a question's answers
     {"alive": {"unfinished", "tokens"}}                   twice a second, as long as anything is under way
     {"fatal": {"reason", "field", "detail"}}              the last one, see `failures.fatal`

@@ -1,5 +1,6 @@
 """One question as vLLM's requests, and its answers from what they give. Runs in vLLM's environment only."""
 
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,10 +11,12 @@ from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind, Struc
 if TYPE_CHECKING:
     from retort.teachers.vllm.engine import rendering, scoring
     from retort.teachers.vllm.engine.prefixes import Prefix
+    from retort.teachers.vllm.engine.toplogprobs import packed, tokenizer_identity
 else:
     import rendering
     import scoring
     from prefixes import Prefix
+    from toplogprobs import packed, tokenizer_identity
 
 Message = dict[str, Any]
 
@@ -46,11 +49,13 @@ class Written:
     def __init__(self, question: Message, prefix: Prefix, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._question = question
         self._prompt = prefix.prompt(question["item"])
+        self._tokenizer = tokenizer
         parameters = {
             "temperature": question["temperature"],
             "top_p": question["top_p"],
             "max_tokens": question["max_tokens"],
             "output_kind": RequestOutputKind.FINAL_ONLY,
+            "logprobs": question["top_logprobs"] or None,
             **_end(question, tokenizer, options),
         }
         self.requests = {
@@ -79,8 +84,18 @@ class Written:
                 "cached_tokens": output.num_cached_tokens or 0,
                 "completion_tokens": len(completion.token_ids),
                 "scores": [],
+                "top": self._top(completion),
             }
         ]
+
+    def _top(self, completion: Any) -> Message | None:
+        """vLLM lists the token that was written as well, however unlikely it is. Its log-probabilities are those before
+        the temperature, but after the constraint, which leaves -inf to what it forbids."""
+        if not (k := self._question["top_logprobs"]):
+            return None
+        listed = ({token: entry.logprob for token, entry in at.items()} for at in completion.logprobs)
+        parts = [b64encode(part).decode() for part in packed(completion.token_ids, listed, k)]
+        return {"k": k, "tokenizer": tokenizer_identity(self._tokenizer), "packed": parts}
 
 
 def _end(question: Message, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:

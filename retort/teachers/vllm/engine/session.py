@@ -55,6 +55,8 @@ def _arguments(options: Mapping[str, Any]) -> Any:
         "tokenizer_revision": options["revision"],
         "quantization": options["quantization"],
     }
+    if options["top_logprobs"]:
+        given["max_logprobs"] = options["top_logprobs"]
     if options["weights"] == "random":
         given["load_format"] = "dummy"
     if options["device"] == "cpu":
