@@ -11,22 +11,58 @@ def token_batches(
 ) -> list[Indices]:
     """Cut the rows, sorted by length, into batches with `rows x longest <= budget_tokens` (one row at least).
 
+    `lengths` is `(rows,)`, or `(rows, sides)` where a row has several sequences, each padded by itself: then rows are
+    sorted by the sum of their lengths, and the sum of the longest of each side counts.
     With a generator, rows of equal length are shuffled among each other and then the batches, so that epochs
     differ; without one, the order is by length, longest first (a batch that does not fit memory fails at once).
     """
+    sides = lengths if lengths.ndim == 2 else lengths[:, None]
+    total = sides.sum(axis=1)
     if generator is None:
-        order = np.argsort(-lengths, kind="stable")
+        order = np.lexsort((-sides[:, 0], -total))
     else:
-        order = np.lexsort((generator.random(len(lengths)), lengths))
+        order = np.lexsort((generator.random(len(lengths)), sides[:, 0], total))
     batches, start = [], 0
-    longest = 0
+    longest = np.zeros(sides.shape[1], dtype=np.int64)
     for stop, index in enumerate(order):
-        longest = max(longest, int(lengths[index]))
-        if stop > start and (stop - start + 1) * longest > budget_tokens:
+        longest = np.maximum(longest, sides[index])
+        if stop > start and (stop - start + 1) * longest.sum() > budget_tokens:
             batches.append(order[start:stop])
-            start, longest = stop, int(lengths[index])
+            start, longest = stop, sides[index]
     if start < len(order):
         batches.append(order[start:])
     if generator is not None:
         generator.shuffle(batches)
     return batches
+
+
+def packed_batches(lengths: NDArray[np.int64], budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
+    """Cut the rows, in any order, into batches that hold at most `budget_tokens` together (one row at least)."""
+    batches: list[Indices] = []
+    order = generator.permutation(len(lengths))
+    start = held = 0
+    for stop, index in enumerate(order):
+        if stop > start and held + lengths[index] > budget_tokens:
+            batches.append(order[start:stop])
+            start, held = stop, 0
+        held += int(lengths[index])
+    if start < len(order):
+        batches.append(order[start:])
+    return batches
+
+
+def bins_of(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
+    """Places in `lengths` by the bin that each goes into; no bin holds more than `capacity`, but for a row that alone
+    does. First fit, longest first: at most 11/9 of the fewest bins, and one (Johnson 1973)."""
+    bins: list[list[int]] = []
+    free: list[int] = []
+    for place in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[place])
+        fitting = next((number for number, space in enumerate(free) if space >= length), None)
+        if fitting is None:
+            bins.append([place])
+            free.append(capacity - length)
+        else:
+            bins[fitting].append(place)
+            free[fitting] -= length
+    return bins

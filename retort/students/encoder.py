@@ -1,7 +1,7 @@
 """Encoders with a linear head: rows to token ids, and logits to the problem's units.
 
 Both kinds look alike from here: a *unit* (a word, the intent, or the whole text) has a position in the row's
-tokens at which the head's logits are read. For tagging, unit 0 (the intent) reads the first special token.
+tokens at which the head's logits are read. For tagging, a unit of no word (the intent) reads the first special token.
 """
 
 import contextlib
@@ -66,9 +66,9 @@ class Encoder:
     def encode(self, problem: Problem, texts: list[str]) -> list[EncodedRow]:
         words = [problem.words(text) for text in texts]
         batch = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
-        return [self._row(batch, index, len(row)) for index, row in enumerate(words)]
+        return [self._row(batch, index, problem.sites(len(row)), len(row)) for index, row in enumerate(words)]
 
-    def _row(self, batch: Any, index: int, num_words: int) -> EncodedRow:
+    def _row(self, batch: Any, index: int, sites: NDArray[np.int64], num_words: int) -> EncodedRow:
         token_ids = np.asarray(batch["input_ids"][index], dtype=np.int32)
         if self.kind == "sequence-classification":
             return EncodedRow(token_ids, np.zeros(1, dtype=np.int32))
@@ -77,7 +77,7 @@ class Encoder:
         for position, word in reversed(list(enumerate(batch.word_ids(index)))):
             if word is not None:
                 positions[word + 1] = position  # reversed, so the word's first token stays
-        return EncodedRow(token_ids, positions)
+        return EncodedRow(token_ids, positions[sites])
 
     def unit_logits(self, rows: list[EncodedRow]) -> Tensor:
         """`(units of all rows that were not cut off, classes)`, in fp32."""
@@ -105,7 +105,7 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
     Raises ConfigError where the weights cannot be loaded for this kind of student.
     """
     labels = dict(enumerate(problem.classes))
-    with _as_config_error(weights):
+    with as_config_error(weights):
         config = AutoConfig.from_pretrained(
             weights.address,
             revision=weights.revision,
@@ -113,10 +113,7 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
             id2label=labels,
             label2id={name: index for index, name in labels.items()},
         )
-        # With dropout inside attention, torch falls back from its fused kernel to one that is much slower.
-        for name in ("attention_probs_dropout_prob", "attention_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, 0.0)
+        use_fused_attention(config)
         tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision)
         architecture = _ARCHITECTURES[kind]
         if pretrained:
@@ -189,12 +186,19 @@ def encode_all(encoder: Encoder, problem: Problem, texts: Iterable[str], chunk: 
         yield from encoder.encode(problem, pending)
 
 
+def use_fused_attention(config: Any) -> None:
+    """With dropout inside attention, torch falls back from its fused kernel to one that is much slower."""
+    for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+
+
 def _length_limit(config: Any, max_length: int) -> int:
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
 @contextlib.contextmanager
-def _as_config_error(weights: Weights) -> Iterator[None]:
+def as_config_error(weights: Weights) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -1,7 +1,6 @@
-"""Labels and probabilities from a trained student."""
+"""Labels and probabilities from a trained encoder."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -9,23 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from retort.problems import Problem
-from retort.records import Label
+from retort.students.base import Prediction as Prediction
+from retort.students.base import Progress
 from retort.students.batching import token_batches
 from retort.students.device import Device
 from retort.students.encoder import EncodedRow, Encoder, encode_all
-from retort.students.training import Progress
 
 WINDOW_ROWS = 8192
 """Rows that are sorted by length together; bounds memory, whatever the pool's size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    label: Label
-    confidence: float
-    """Geometric mean over units of the chosen class's probability."""
-    probabilities: NDArray[np.float32]
-    """`(units, classes)`."""
 
 
 def predict(

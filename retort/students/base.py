@@ -1,0 +1,117 @@
+"""What stages see of a student, whatever its kind."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retort.config import TrainingConfig
+from retort.records import Label, ParseFailure
+from retort.students.device import Device
+
+Progress = Callable[[int, int, str], None]
+"""done, total, what: `120, 480, "loss 0.31"`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    label: Label
+    confidence: float
+    """Geometric mean over units (or tokens, where the student writes text) of the chosen one's probability."""
+    probabilities: NDArray[np.float32]
+    """`(units, classes)`; no units where the student writes text."""
+
+
+Outcome = Prediction | ParseFailure
+"""What a student says of a text. Only one that writes text can write what is no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    text: str
+    label: Label
+    probabilities: NDArray[np.float32] | None = None
+    """`(units, classes)` where the label is soft."""
+
+
+@dataclass(slots=True)
+class History:
+    """What training went through: one entry for about each percent."""
+
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Mean objective over units since the entry before."""
+    learning_rates: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    examples_per_second: float = 0.0
+    tokens: int = 0
+    """Real tokens seen, all epochs."""
+    padding_share: float = 0.0
+    """Share of computed tokens that were padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    history: History
+    counts: dict[str, int]
+    """Rows that could not be learnt as they are: `cut`, ..."""
+
+
+class Checkpoint(Protocol):
+    """Where a training's state is kept, in case it dies."""
+
+    def is_due(self) -> bool: ...
+
+    def save(self, tensors: dict[str, Tensor], state: str) -> None:
+        """In the place of what was saved before, all or nothing. `state` is JSON."""
+        ...
+
+    def load(self) -> tuple[dict[str, Tensor], str] | None:
+        """What was saved last; None where nothing was, or nothing that can be read."""
+        ...
+
+
+class Student(Protocol):
+    @property
+    def num_parameters(self) -> int: ...
+
+    def continue_from(self, folder: Path) -> bool:
+        """Take the weights of the trained student in `folder`; whether its head was taken too.
+
+        Raises ConfigError where the two do not have the same architecture and vocabulary.
+        """
+        ...
+
+    def train(
+        self,
+        rows: Sequence[TrainingRow],
+        training: TrainingConfig,
+        *,
+        seed: int,
+        device: Device,
+        micro_batches: int = 1,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress = ...,
+    ) -> Taught:
+        """In place, and deterministically on one machine. `micro_batches`: parts of a step that fit memory."""
+        ...
+
+    def predict(
+        self,
+        texts: Iterable[str],
+        *,
+        device: Device,
+        total: int,
+        batch_tokens: int = ...,
+        progress: Progress = ...,
+    ) -> Iterator[Outcome]:
+        """In the order of `texts`, `total` of them, streamed."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """As a folder that transformers loads too."""
+        ...

@@ -1,0 +1,71 @@
+"""A training's state in the store, so that an evicted worker loses at most a minute, wherever it is started again.
+
+One file, which is replaced as a whole: safetensors with JSON in its header. It lies beside the artifacts as one that
+is not complete, so a sweep takes what a run that never came back has left.
+"""
+
+import logging
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retort.records import digest
+from retort.store import Store
+
+if TYPE_CHECKING:
+    from retort.store.bucket import Bucket
+    from retort.store.folder import Folder
+
+SECONDS_BETWEEN = 45.0
+"""From the end of one saving to the next; with the time of a step and of the saving itself, less than a minute."""
+_FILE = "state.safetensors"
+_log = logging.getLogger(__name__)
+
+
+class StoredCheckpoint:
+    """Of the training that gives the artifact `key`."""
+
+    def __init__(self, store: Store, key: str, seconds_between: float = SECONDS_BETWEEN) -> None:
+        self._place: Folder | Bucket = store.place
+        self._path = f"{checkpoint_folder(key)}/{_FILE}"
+        self._seconds_between = seconds_between
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self._seconds_between
+
+    def save(self, tensors: dict[str, Tensor], state: str) -> None:
+        with TemporaryDirectory(prefix="retort-checkpoint-") as folder:
+            file = Path(folder) / _FILE
+            save_file(tensors, file, metadata={"state": state})
+            self._place.upload(file, self._path)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> tuple[dict[str, Tensor], str] | None:
+        with TemporaryDirectory(prefix="retort-checkpoint-") as folder:
+            file = Path(folder) / _FILE
+            try:
+                self._place.download(self._path, file)
+                with safe_open(file, framework="pt") as opened:
+                    state = opened.metadata()["state"]
+                    return {name: opened.get_tensor(name) for name in opened.keys()}, state  # noqa: SIM118
+            except FileNotFoundError:
+                return None
+            except (SafetensorError, KeyError, TypeError) as error:
+                _log.warning("%s cannot be read (%s): training begins anew", self._path, error)
+                return None
+
+
+def checkpoint_folder(key: str) -> str:
+    """Below the store's root. Not under the artifact's own key, which a sweep would take for the artifact's kind."""
+    own = digest(["checkpoint", key])
+    return f"checkpoints/{own[:2]}/{own}"
+
+
+def discard_checkpoint(store: Store, key: str) -> None:
+    store.place.remove(checkpoint_folder(key))

@@ -1,0 +1,87 @@
+"""Encoders as students: they decide on units."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import TrainingConfig
+from retort.problems import Problem
+from retort.students.base import Checkpoint, Prediction, Progress, Taught, TrainingRow
+from retort.students.device import Device
+from retort.students.encoder import Encoder, continue_from, encode_all
+from retort.students.prediction import predict
+from retort.students.training import TrainingRows, train
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    encoder: Encoder
+    problem: Problem
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.encoder.model.parameters())
+
+    def continue_from(self, folder: Path) -> bool:
+        return continue_from(self.encoder, folder)
+
+    def train(
+        self,
+        rows: Sequence[TrainingRow],
+        training: TrainingConfig,
+        *,
+        seed: int,
+        device: Device,
+        micro_batches: int = 1,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress = lambda done, total, note: None,
+    ) -> Taught:
+        """See `Student.train`."""
+        is_soft = any(row.probabilities is not None for row in rows)
+        encoded = list(encode_all(self.encoder, self.problem, (row.text for row in rows)))
+        history = train(
+            self.encoder,
+            TrainingRows(encoded, [self._target(row, is_soft) for row in rows]),
+            training,
+            seed=seed,
+            device=device,
+            micro_batches=micro_batches,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        return Taught(history, {"cut": sum(bool((row.positions < 0).any()) for row in encoded)})
+
+    def _target(self, row: TrainingRow, is_soft: bool) -> NDArray[np.int64] | NDArray[np.float32]:
+        """Class indices `(units,)`; where labels are soft, probabilities `(units, classes)`, one-hot for a row that has
+        none."""
+        if row.probabilities is not None:
+            return row.probabilities
+        indices = np.asarray(self.problem.targets(row.text, row.label), dtype=np.int64)
+        return np.eye(len(self.problem.classes), dtype=np.float32)[indices] if is_soft else indices
+
+    def predict(
+        self,
+        texts: Iterable[str],
+        *,
+        device: Device,
+        total: int,
+        batch_tokens: int = 2048,
+        progress: Progress = lambda done, total, note: None,
+    ) -> Iterator[Prediction]:
+        """See `Student.predict`."""
+        return predict(
+            self.encoder,
+            self.problem,
+            texts,
+            device=device,
+            total=total,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+
+    def save(self, folder: Path) -> None:
+        self.encoder.model.save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)

@@ -1,0 +1,18 @@
+"""The tiny student: a classifier of about 30,000 parameters that scores short answers (arXiv 2312.15842).
+
+    vocabulary = Vocabulary.fit(train_fields, shape)                 # training texts only
+    data = TinyRows(vocabulary.encode(train_fields), gold, probabilities)
+    dev = TinyRows(vocabulary.encode(dev_fields), dev_gold)
+    settings = [Setting(seed, soft_weight, temperature) for seed in ... for ...]
+    students = train_students(data, dev, settings, vocabulary, shape, training, num_classes=3)   # all at once
+    predict(students[0].weights, vocabulary.encode(test_fields))                     # (rows, classes)
+    export(folder, students[0].weights, vocabulary, classes, card)                   # model.onnx and JSON
+    Scorer(folder).probabilities(test_fields)                                        # onnxruntime, one thread
+
+A row is a sequence of *fields*, one text each, in the order of `TinyShape.fields` (question, reference, answer; or
+one text alone). Classes are numbered as the problem numbers them; gold is -1 where a row has none.
+
+Rooms: `shape` (dataclasses; no torch), `vocabulary`, `network`, `training`, `prediction`, `export` (ONNX and the model
+card), `scorer` (onnxruntime; latency and throughput), `baselines` (majority, TF-IDF, label smoothing, TinyBERT-sized).
+Arrays in, arrays and files out: no stage, no store, no config.
+"""

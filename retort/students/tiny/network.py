@@ -1,0 +1,140 @@
+"""The network, many of them at once: every weight has a leading axis of students, and so has every result.
+
+    x = words[id] + fields[field] + sum of overlaps[f] over the other fields f in which the word occurs
+    h = tanh(x read + read_bias)                                     for each word
+    a = softmax over words of (h attend)
+    v = the mean of h, weighted by a
+    logits = relu(v mix + mix_bias) out + out_bias
+
+Attention pooling in place of the paper's BiLSTM: `benchmarks/tiny.py --only accuracy` compares the two. Words are read
+as a bag: what one means for the score comes from its field and from where else it occurs. So rows of a batch share the
+work for the words that they share.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retort.students.tiny.shape import TinyShape, TinyTexts, Weights
+
+Indices = NDArray[np.int64]
+
+
+def layout(shape: TinyShape, vocabulary_size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one student's weights, in order. `vocabulary_size` is that of the fitted vocabulary."""
+    embedding, hidden, num_fields = shape.embedding_size, shape.hidden_size, len(shape.fields)
+    sizes: dict[str, tuple[int, ...]] = {
+        "words": (vocabulary_size, embedding),
+        "fields": (num_fields, embedding),
+        "overlaps": (num_fields, embedding),
+        "read": (embedding, hidden),
+        "read_bias": (hidden,),
+        "attend": (hidden, 1),
+        "mix": (hidden, hidden),
+        "mix_bias": (hidden,),
+        "out": (hidden, num_classes),
+        "out_bias": (num_classes,),
+    }
+    if not shape.overlap or num_fields == 1:
+        del sizes["overlaps"]
+    return sizes
+
+
+def num_parameters(weights: Weights) -> int:
+    """All of them, embeddings included."""
+    return sum(array.size for array in weights.values())
+
+
+def initial(sizes: dict[str, tuple[int, ...]], seed: int) -> Tensor:
+    """One student's weights, flat, `(parameters,)`: normal, with a variance of 1 / inputs for matrices, 0.3 squared for
+    embeddings, zero for biases."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([_draw(name, size, generator).flatten() for name, size in sizes.items()])
+
+
+def _draw(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if len(size) == 1:
+        return torch.zeros(size)
+    deviation = 0.3 if name in ("words", "fields", "overlaps") else 1 / math.sqrt(size[0])
+    return torch.randn(size, generator=generator) * deviation
+
+
+def unflatten(flat: Tensor, sizes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """`(students, parameters)` -> by name, `(students, ...)`: views, so gradients reach `flat`."""
+    parts = torch.split(flat, [math.prod(size) for size in sizes.values()], dim=1)
+    return {name: part.view(len(flat), *size) for (name, size), part in zip(sizes.items(), parts, strict=True)}
+
+
+def stacked(weights: Sequence[Weights]) -> dict[str, Tensor]:
+    """Of several students, by name, `(students, ...)`."""
+    return {name: torch.from_numpy(np.stack([one[name] for one in weights])) for name in weights[0]}
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """Rows as the words that they hold, each with its field and overlaps; a word that many rows hold stands once."""
+
+    word_ids: Tensor
+    """`(kinds,)`."""
+    features: Tensor
+    """`(kinds, features)`, 0 or 1: the word's field, then in which other fields it occurs."""
+    counts: Tensor
+    """`(rows, kinds)`: how often a row holds each."""
+
+
+def word_traits(texts: TinyTexts, num_fields: int, *, overlap: bool) -> Indices:
+    """`(rows, length)`: each word's field `f`, and with `overlap` each other field `g` in which it occurs, as
+    `f + num_fields * sum of 2^g`."""
+    traits = texts.field_ids.copy()
+    if not overlap or num_fields == 1:
+        return traits
+    fields = np.arange(num_fields)
+    for start in range(0, len(traits), 256):  # compares each word of a row with each
+        ids, own = (part[start : start + 256] for part in (texts.word_ids, texts.field_ids))
+        is_own = (own[..., None] == fields) & (ids > 0)[..., None]
+        occurs = np.matmul(ids[:, :, None] == ids[:, None, :], is_own, dtype=np.float32) > 0
+        traits[start : start + 256] += num_fields * ((occurs & ~is_own & (ids > 0)[..., None]) @ 2**fields)
+    return traits
+
+
+def as_bags(word_ids: Indices, traits: Indices, num_fields: int, *, overlap: bool) -> Bags:
+    """Of `(rows, length)` words, 0 where there is none, and their traits."""
+    rows, places = np.nonzero(word_ids)
+    size = int(word_ids.max(initial=0)) + 1
+    kinds, kind_of = np.unique(traits[rows, places] * size + word_ids[rows, places], return_inverse=True)
+    counts = np.bincount(rows * len(kinds) + kind_of, minlength=len(word_ids) * len(kinds))
+    own, elsewhere = np.divmod(kinds // size, num_fields)[::-1]
+    fields = np.arange(num_fields)
+    features = own[:, None] == fields
+    if overlap and num_fields > 1:
+        features = np.concatenate([features, elsewhere[:, None] >> fields & 1], axis=1)
+    return Bags(
+        torch.from_numpy(kinds % size),
+        torch.from_numpy(features.astype(np.float32)),
+        torch.from_numpy(counts.reshape(len(word_ids), len(kinds)).astype(np.float32)),
+    )
+
+
+def logits(weights: dict[str, Tensor], word_ids: Tensor, features: Tensor, counts: Tensor) -> Tensor:
+    """The parts of `Bags` with an axis of students before -> `(students, rows, classes)`. A count of 0 in all rows
+    fills up. Each row needs one word at least; the marks of its fields are some.
+
+    The means of all rows are one matrix product: `(counts e^a h) / (counts e^a)`. What is less than e^-80 of the
+    greatest weight in the batch counts as that much, so that no row divides by 0.
+    """
+    words = weights["words"]
+    first = torch.arange(len(words), device=word_ids.device)[:, None] * words.shape[1]
+    vectors = torch.nn.functional.embedding(word_ids + first, words.flatten(0, 1))
+    traits = torch.cat([weights[name] for name in ("fields", "overlaps") if name in weights], dim=1)
+    x = torch.baddbmm(vectors, features, traits)
+    h = torch.baddbmm(weights["read_bias"][:, None], x, weights["read"]).tanh()
+    scores = torch.bmm(h, weights["attend"])
+    shares = (scores - scores.detach().amax(1, keepdim=True)).clamp(min=-80).exp()
+    means = torch.bmm(counts, shares * h) / torch.bmm(counts, shares)
+    mixed = torch.baddbmm(weights["mix_bias"][:, None], means, weights["mix"]).relu()
+    return torch.baddbmm(weights["out_bias"][:, None], mixed, weights["out"])

@@ -1,0 +1,322 @@
+"""Training of many tiny students side by side, in one process, with the weights of all stacked.
+
+Students never meet: each has its own weights, optimizer state, batches and best epoch, and comes out as if it had been
+trained alone, up to rounding. Seeds, weights of the teacher's part, temperatures and subsets of the rows may all
+differ. One alone spends most of its time in starting operations that are too small for the machine.
+
+A batch is of rows of about the same length, and the order of these lengths depends on the epoch alone: batches of
+different students have about as many words, and little of the stack only fills it up.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retort.errors import ConfigError, DataError
+from retort.method.objectives import cross_entropy, scoring_loss
+from retort.students.tiny.network import Bags, Indices, as_bags, initial, layout, logits, unflatten, word_traits
+from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTraining, TrainedStudent
+from retort.students.tiny.vocabulary import Vocabulary
+
+Progress = Callable[[int, int, str], None]
+
+STACK = 64
+"""Students trained at once at most; bounds memory."""
+
+_JITTER_WORDS = 6.0
+"""Rows whose lengths differ by less meet in a batch."""
+
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+
+
+def train_students(
+    data: TinyRows,
+    dev: TinyRows,
+    settings: Sequence[Setting],
+    vocabulary: Vocabulary,
+    shape: TinyShape,
+    training: TinyTraining,
+    *,
+    num_classes: int,
+    progress: Progress = lambda done, total, note: None,
+) -> list[TrainedStudent]:
+    """One student for each setting, in that order; `progress` counts epochs of stacks.
+
+    Raises DataError where arrays do not fit each other, ConfigError for a setting out of range or one that needs
+    probabilities where there are none.
+    """
+    _check(data, dev, settings, num_classes)
+    rows, judged = _Rows.of(data, shape, num_classes), _Rows.of(dev, shape, num_classes)
+    unknown = vocabulary.as_unknown()
+    sizes = layout(shape, vocabulary.size, num_classes)
+    stacks = list(_stacks(settings, len(data.texts), training.batch_rows))
+    trained: dict[int, TrainedStudent] = {}
+    for number, members in enumerate(stacks):
+        stack = _Stack.new([settings[i] for i in members], sizes, len(data.texts))
+        for epoch in range(training.epochs):
+            _train_epoch(stack, rows, unknown, training, epoch)
+            stack.judge(judged, epoch + 1)
+            progress(number * training.epochs + epoch + 1, len(stacks) * training.epochs, f"{len(stack)} students")
+            if epoch + 1 < training.epochs:
+                stack = stack.still_learning(epoch + 1, training.patience)
+            if not len(stack):
+                break
+        trained.update(zip(members, stack.results(), strict=True))
+    return [trained[i] for i in range(len(settings))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows, ready to be taken from."""
+
+    word_ids: Indices
+    traits: Indices
+    num_fields: int
+    overlap: bool
+    gold: Tensor
+    probabilities: Tensor
+    """`(rows, classes)`; zeros where the teacher says nothing."""
+    told: Tensor
+    """`(rows,)`: 1 where the teacher says something."""
+    right: Tensor
+    """`(rows,)`: 1 where it also agrees with the gold label, or there is none."""
+
+    @classmethod
+    def of(cls, rows: TinyRows, shape: TinyShape, num_classes: int) -> "_Rows":
+        gold = torch.from_numpy(rows.gold)
+        probabilities = torch.full((len(gold), num_classes), math.nan)
+        if rows.probabilities is not None:
+            probabilities = torch.from_numpy(np.asarray(rows.probabilities, dtype=np.float32))
+        told = (~probabilities.isnan().any(1)).float()
+        probabilities = probabilities.nan_to_num()
+        right = told * ((probabilities.argmax(1) == gold) | (gold < 0))
+        num_fields, words = len(shape.fields), rows.texts.word_ids
+        traits = word_traits(rows.texts, num_fields, overlap=shape.overlap)
+        return cls(words, traits, num_fields, shape.overlap, gold, probabilities, told, right)
+
+    def bags(self, rows: Indices, numbers: Indices | None = None) -> Bags:
+        """`numbers`: what words are read as instead, `(rows, length)`."""
+        words = self.word_ids[rows] if numbers is None else numbers
+        return as_bags(words, self.traits[rows], self.num_fields, overlap=self.overlap)
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    epoch: int
+    accuracy: float
+    loss: float
+    flat: Tensor
+
+
+@dataclass(slots=True)
+class _Stack:
+    """Students in training: those that have stopped are no longer among them."""
+
+    settings: list[Setting]
+    sizes: dict[str, tuple[int, ...]]
+    flat: Tensor
+    """All weights, `(students, parameters)`."""
+    moments: tuple[Tensor, Tensor]
+    """Adam's, of the same shape."""
+    places: list[int]
+    """Where each stands in the stack that it was begun with."""
+    best: dict[int, _Best]
+    """By place, of those that have stopped, too."""
+    histories: dict[int, list[tuple[float, float]]]
+    begun: list[Setting]
+    num_rows: int
+    steps: int = 0
+
+    @classmethod
+    def new(cls, settings: list[Setting], sizes: dict[str, tuple[int, ...]], num_rows: int) -> "_Stack":
+        starts = {seed: initial(sizes, seed) for seed in {setting.seed for setting in settings}}
+        flat = torch.stack([starts[setting.seed] for setting in settings])
+        places = list(range(len(settings)))
+        moments = torch.zeros_like(flat), torch.zeros_like(flat)
+        return cls(settings, sizes, flat, moments, places, {}, {place: [] for place in places}, settings, num_rows)
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def step(self, loss: Tensor, leaf: Tensor, rate: float, decay: float) -> None:
+        """AdamW (Loshchilov and Hutter 2019) by the gradient of the summed losses, which is each student's own."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient = leaf.grad
+        assert gradient is not None
+        self.steps += 1
+        first, second = self.moments
+        first.lerp_(gradient, 1 - _BETAS[0])
+        second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+        scale = (second / (1 - _BETAS[1] ** self.steps)).sqrt_().add_(_EPSILON)
+        self.flat.mul_(1 - rate * decay).addcdiv_(first, scale, value=-rate / (1 - _BETAS[0] ** self.steps))
+
+    @torch.no_grad()
+    def judge(self, dev: _Rows, epoch: int) -> None:
+        """Accuracy and loss of each on the dev rows; who is better than ever is kept (of equals, the lower loss)."""
+        weights = unflatten(self.flat, self.sizes)
+        right, lost = torch.zeros(len(self)), torch.zeros(len(self))
+        for rows in np.array_split(np.arange(len(dev.gold)), math.ceil(len(dev.gold) / 256)):
+            bags = dev.bags(rows)
+            parts = (part.expand(len(self), *part.shape) for part in (bags.word_ids, bags.features, bags.counts))
+            found = logits(weights, *parts)
+            gold = dev.gold[rows].expand(len(self), -1)
+            right += (found.argmax(-1) == gold).sum(1)
+            lost += cross_entropy(found.flatten(0, 1), gold.flatten()).view(len(self), -1).sum(1)
+        for index, place in enumerate(self.places):
+            accuracy, loss = float(right[index]) / len(dev.gold), float(lost[index]) / len(dev.gold)
+            self.histories[place].append((accuracy, loss))
+            before = self.best.get(place)
+            if before is None or (accuracy, -loss) > (before.accuracy, -before.loss):
+                self.best[place] = _Best(epoch, accuracy, loss, self.flat[index].clone())
+
+    def still_learning(self, epoch: int, patience: int) -> "_Stack":
+        """Without those that have not become better for `patience` epochs."""
+        kept = [index for index, place in enumerate(self.places) if epoch - self.best[place].epoch < patience]
+        if len(kept) == len(self):
+            return self
+        first, second = (moment[kept] for moment in self.moments)
+        return replace(
+            self,
+            settings=[self.settings[index] for index in kept],
+            flat=self.flat[kept],
+            moments=(first, second),
+            places=[self.places[index] for index in kept],
+        )
+
+    def results(self) -> list[TrainedStudent]:
+        """Of all that were begun."""
+        students = []
+        for place, setting in enumerate(self.begun):
+            best = self.best[place]
+            weights = {name: part[0].numpy().copy() for name, part in unflatten(best.flat[None], self.sizes).items()}
+            history = self.histories[place]
+            students.append(TrainedStudent(setting, weights, best.epoch, best.accuracy, best.loss, history))
+        return students
+
+
+def _train_epoch(stack: _Stack, rows: _Rows, unknown: Indices, training: TinyTraining, epoch: int) -> None:
+    courses = list(dict.fromkeys((setting.seed, setting.rows) for setting in stack.settings))
+    course_of = torch.tensor([courses.index((setting.seed, setting.rows)) for setting in stack.settings])
+    plans = [_plan(rows.word_ids, seed, subset, training, epoch) for seed, subset in courses]
+    temperatures = torch.tensor([setting.distillation_temperature for setting in stack.settings])
+    weight = torch.tensor([_soft_weight(setting, epoch, training.epochs) for setting in stack.settings])
+    hard = torch.tensor([setting.hard for setting in stack.settings])[:, None]
+    careful = torch.tensor([setting.only_where_right for setting in stack.settings])[:, None]
+    steps = len(plans[0])
+    for step, batches in enumerate(zip(*plans, strict=True)):
+        index, real = (part[course_of] for part in _side_by_side([rows_of for rows_of, _ in batches]))
+        bags = _stacked_bags([_bags(rows, unknown, *batch) for batch in batches], index.shape[1])
+        leaf = stack.flat.detach().requires_grad_()
+        found = logits(unflatten(leaf, stack.sizes), *(part[course_of] for part in bags))
+        gold = rows.gold[index].masked_fill(~(hard & real), -1)
+        listen = torch.where(careful, rows.right[index], rows.told[index]) * real
+        losses = scoring_loss(found, gold, rows.probabilities[index], weight, temperatures, listen)
+        rate = training.learning_rate * (1 - (epoch + step / steps) / training.epochs)
+        stack.step((losses.sum(1) / real.sum(1)).sum(), leaf, rate, training.weight_decay)
+
+
+Plan = list[tuple[Indices, NDArray[np.bool_]]]
+"""For each batch: rows `(batch,)`, and which of their words are read as unknown, `(batch, length)`."""
+
+
+def _plan(word_ids: Indices, seed: int, subset: tuple[int, ...] | None, training: TinyTraining, epoch: int) -> Plan:
+    """One epoch of a student, whoever is trained beside it."""
+    members = np.arange(len(word_ids)) if subset is None else np.array(subset)
+    generator = np.random.default_rng([seed, epoch])
+    lengths = (word_ids[members] > 0).sum(axis=1)
+    keys = lengths + generator.uniform(-_JITTER_WORDS, _JITTER_WORDS, len(members))
+    ordered = members[np.argsort(keys, kind="stable")]
+    batches = [ordered[start : start + training.batch_rows] for start in range(0, len(ordered), training.batch_rows)]
+    order = np.random.default_rng(epoch).permutation(len(batches))
+    return [
+        (
+            batches[place],
+            generator.random((len(batches[place]), word_ids.shape[1]), dtype=np.float32) < training.word_dropout,
+        )
+        for place in order
+    ]
+
+
+def _side_by_side(batches: Sequence[Indices]) -> tuple[Tensor, Tensor]:
+    """Batches of nearly one size -> rows `(batches, most)` and which of them are real; the first row fills up."""
+    most = max(map(len, batches))
+    index = np.stack([np.pad(batch, (0, most - len(batch)), constant_values=batch[0]) for batch in batches])
+    real = np.arange(most) < np.array([len(batch) for batch in batches])[:, None]
+    return torch.from_numpy(index), torch.from_numpy(real)
+
+
+def _bags(rows: _Rows, unknown: Indices, index: Indices, dropped: NDArray[np.bool_]) -> Bags:
+    words = rows.word_ids[index]
+    return rows.bags(index, np.where(dropped, unknown[words], words))
+
+
+def _stacked_bags(bags: Sequence[Bags], num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Parts as of `Bags`, with an axis before: filled up with words that no row holds, and with rows that hold the
+    first word, since a row needs one."""
+    most = max(len(one.word_ids) for one in bags)
+
+    def wider(part: Tensor, *sides: int) -> Tensor:
+        return torch.nn.functional.pad(part, sides)
+
+    spare = [most - len(one.word_ids) for one in bags]
+    words = torch.stack([wider(one.word_ids, 0, more) for one, more in zip(bags, spare, strict=True)])
+    features = torch.stack([wider(one.features, 0, 0, 0, more) for one, more in zip(bags, spare, strict=True)])
+    counts = torch.stack(
+        [wider(one.counts, 0, more, 0, num_rows - len(one.counts)) for one, more in zip(bags, spare, strict=True)]
+    )
+    counts[..., 0] += counts.sum(-1) == 0
+    return words, features, counts
+
+
+def _soft_weight(setting: Setting, epoch: int, epochs: int) -> float:
+    if setting.soft_weight_end is None or epochs == 1:
+        return setting.soft_weight
+    share = epoch / (epochs - 1)
+    return (1 - share) * setting.soft_weight + share * setting.soft_weight_end
+
+
+def _stacks(settings: Sequence[Setting], num_rows: int, batch_rows: int) -> Iterator[list[int]]:
+    """Places of settings that are trained together: at most STACK of them, all with as many steps an epoch."""
+    by_steps: dict[int, list[int]] = defaultdict(list)
+    for place, setting in enumerate(settings):
+        size = num_rows if setting.rows is None else len(setting.rows)
+        by_steps[math.ceil(size / batch_rows)].append(place)
+    for places in by_steps.values():
+        yield from (places[start : start + STACK] for start in range(0, len(places), STACK))
+
+
+def _check(data: TinyRows, dev: TinyRows, settings: Sequence[Setting], num_classes: int) -> None:
+    for name, rows in (("training", data), ("dev", dev)):
+        if not len(rows.texts) or len(rows.texts) != len(rows.gold):
+            raise DataError(
+                f"{len(rows.texts)} {name} texts with {len(rows.gold)} labels: both must be as many, and some"
+            )
+        if rows.gold.max() >= num_classes:
+            raise DataError(f"a {name} row has class {rows.gold.max()}; allowed are 0 to {num_classes - 1}")
+    if (dev.gold < 0).any():
+        raise DataError("every dev row needs a gold label: it is what the best epoch is chosen by")
+    given = data.probabilities
+    if given is not None and given.shape != (len(data.texts), num_classes):
+        raise DataError(f"probabilities of shape {given.shape} for {len(data.texts)} rows of {num_classes} classes")
+    for setting in settings:
+        _check_setting(setting, len(data.texts), has_teacher=given is not None)
+
+
+def _check_setting(setting: Setting, num_rows: int, *, has_teacher: bool) -> None:
+    ends = (setting.soft_weight, setting.soft_weight_end or 0.0)
+    if not all(0 <= weight < math.inf for weight in ends):
+        raise ConfigError(f"soft_weight = {ends}: lambda is a number from 0 up")
+    if not 0 < setting.distillation_temperature < math.inf:
+        raise ConfigError(f"distillation_temperature = {setting.distillation_temperature}: must be above 0")
+    if max(ends) > 0 and not has_teacher:
+        raise ConfigError(f"soft_weight = {setting.soft_weight} needs a teacher's probabilities, and there are none")
+    if not setting.hard and max(ends) == 0:
+        raise ConfigError("soft_weight = 0 without gold labels teaches nothing: it must be above 0")
+    if setting.rows is not None and not (setting.rows and min(setting.rows) >= 0 and max(setting.rows) < num_rows):
+        raise ConfigError(f"a student's rows must be some of 0 to {num_rows - 1}")
