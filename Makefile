@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher demo demo-quick setup-server worker test test-teacher test-stack lint lock clean
+.PHONY: help setup teacher demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,13 @@ demo-quick: setup  ## the same path in about a minute: 500 rows, 2 stages
 	$(BIN)/retort report examples/snips.yaml $(QUICK)
 
 QUICK := --set name=snips-quick --set data.limit=500 --set method.stages=2
+
+demo-score: setup  ## a teacher of short answers into 30,000 parameters: a quick setting of examples/beetle.yaml
+	$(BIN)/retort run examples/beetle.yaml $(QUICK_SCORE)
+	$(BIN)/retort report examples/beetle.yaml $(QUICK_SCORE)
+
+QUICK_SCORE := --set name=beetle-quick --set data.limit=1200 --set teacher.folds=2 --set teacher.training.epochs=2 \
+	--set "arms=[hard, label-smoothing, soft-grid, soft-only, tfidf, majority]"
 
 SERVER_OPTIONS = $(if $(GPUS),--gpus $(GPUS)) $(if $(WEBHOOK),--webhook $(WEBHOOK)) $(if $(NOTIFY),--notify $(NOTIFY))
 

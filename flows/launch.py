@@ -5,24 +5,34 @@
 Checks come before Prefect is imported, which takes 3 s, and before its server is started, which takes 15 s.
 """
 
+import gc
+
+gc.disable()  # what imports make stays for good; looking through it again and again meanwhile costs half a second
+
 import asyncio
 import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from retort.algorithms.scope import Scope
-from retort.config import Config
-from retort.configfile import load_config
+from retort.config.scoring import Job, ScoreConfig
+from retort.configfile import load_job
 from retort.errors import RetortError
 from retort.planning import plan, repair
 from retort.preflight import check
 from retort.records import Record
+from retort.score_preflight import check_scores
 from retort.supervision import warm_up
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from flows.mckd import Finished
+    from flows.score import FinishedScores
+    from retort.report.score.summary import ScoreSummary
     from retort.report.summary import Summary
 
 _QUIET = {
@@ -45,11 +55,11 @@ def main() -> None:
     path, options = sys.argv[1], RunOptions.model_validate_json(sys.argv[2])
     started = time.monotonic()
     try:
-        config = load_config(path, options.overrides)
+        config = load_job(path, options.overrides)
         if options.repair:
             for fault in asyncio.run(repair(config)):
                 print(f"made again: {fault}", file=sys.stderr)
-        config = check(config)
+        config = check_scores(config) if isinstance(config, ScoreConfig) else check(config)
         if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
             warm_up()  # torch is imported there while Prefect is imported here
         finished = run(config, path, options)
@@ -60,18 +70,20 @@ def main() -> None:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     tell(finished, options, time.monotonic() - started)
+    gc.freeze()  # nor need it be looked through once more at the end
 
 
-def run(config: Config, path: str, options: RunOptions) -> "Finished":
+def run(config: Job, path: str, options: RunOptions) -> "Finished | FinishedScores":
     """The flow, with progress bars on standard error."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from flows.mckd import CHECKED, mckd
     from tasks.progress import TERMINAL
 
+    flow = flow_of(config)
+    thaw()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -80,30 +92,59 @@ def run(config: Config, path: str, options: RunOptions) -> "Finished":
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         TERMINAL.set(bars)
-        CHECKED.set(config)
         scope = {name: value for name, value in options.scope.model_dump(mode="json").items() if value}
-        finished: Finished = asyncio.run(mckd(path, overrides=list(options.overrides), **scope))
+        finished: Finished | FinishedScores = asyncio.run(flow(path, overrides=list(options.overrides), **scope))
     return finished
 
 
-def tell(finished: "Finished", options: RunOptions, seconds: float) -> None:
-    from rich.console import Console
+def flow_of(config: Job) -> Callable[..., Any]:
+    """The flow of this kind of config, which need not load and check it once more."""
+    if isinstance(config, ScoreConfig):
+        from flows import score
 
-    from retort.report.terminal import render_terminal
+        score.CHECKED.set(config)
+        return score.score
+    from flows import mckd
+
+    mckd.CHECKED.set(config)
+    return mckd.mckd
+
+
+def thaw() -> None:
+    """From here on garbage is collected, but not looked for in what was imported."""
+    gc.freeze()
+    gc.enable()
+
+
+def tell(finished: "Finished | FinishedScores", options: RunOptions, seconds: float) -> None:
+    from rich.console import Console
 
     console = Console(stderr=True)
     made = sum(stage.status == "MADE" for stage in finished.stages)
     told = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
     told += f"in {seconds:.0f} s."
     if finished.summary:
-        console.print(render_terminal(finished.summary))
+        console.print(rendered(finished.summary))
         told += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
     console.print(told, highlight=False)
     if options.json_output:
         print(json.dumps(as_json(finished, seconds)))
 
 
-def as_json(finished: "Finished", seconds: float) -> dict[str, object]:
+def rendered(summary: "Summary | ScoreSummary") -> "RenderableType":
+    """As a table in the terminal."""
+    from retort.report.summary import Summary
+
+    if isinstance(summary, Summary):
+        from retort.report.terminal import render_terminal
+
+        return render_terminal(summary)
+    from retort.report.score.terminal import render_score_terminal
+
+    return render_score_terminal(summary)
+
+
+def as_json(finished: "Finished | FinishedScores", seconds: float) -> dict[str, object]:
     """The shape that other programs may rely on (README, `run --json`)."""
     return {
         "run_id": finished.run_id,
@@ -114,7 +155,14 @@ def as_json(finished: "Finished", seconds: float) -> dict[str, object]:
     }
 
 
-def final_as_json(summary: "Summary") -> dict[str, object]:
+def final_as_json(summary: "Summary | ScoreSummary") -> dict[str, object]:
+    """Of the score flow `stage` is the arm of the exported student, and `scores` are by test set."""
+    from retort.report.summary import Summary
+
+    if not isinstance(summary, Summary):
+        arm = summary.scores[summary.student["arm"]]
+        tests = {rows: {metric: one.model_dump() for metric, one in arm[rows].rows.items()} for rows in summary.tests}
+        return {"stage": summary.student["arm"], "scores": tests, "model": summary.model_uri}
     return {
         "stage": summary.kept_stage,
         "scores": {

@@ -33,6 +33,7 @@ from retort.algorithms.challenge import challenge
 from retort.algorithms.mckd import Do, distil, ingest_data
 from retort.algorithms.scope import Scope, again, check_scope, make_only
 from retort.config import Config, ExecutionConfig
+from retort.config.scoring import Job
 from retort.configfile import load_config
 from retort.planning import stages_of
 from retort.preflight import check
@@ -130,7 +131,7 @@ async def carry_out(config: Config, scope: Scope) -> Finished:
     return Finished(run_id=run_id(), stages=tuple(performed), summary=await show_report(config, page))
 
 
-def doing(config: Config, performed: list[Performed]) -> Do:
+def doing(config: Job, performed: list[Performed]) -> Do:
     """Each stage as a task of this run, as many side by side as the machine has places. A stage on a work pool takes
     none of them: how many run at once there is the pool's and its workers' affair.
     """
@@ -178,11 +179,11 @@ def first_started() -> str | None:
     """When this run, at its first attempt, began."""
     context = FlowRunContext.get()
     start = context.flow_run.start_time if context and context.flow_run else None
-    return None if start is None else datetime.fromtimestamp(start.timestamp(), UTC).isoformat(timespec="seconds")
+    return None if start is None else datetime.fromtimestamp(start.timestamp(), UTC).isoformat(timespec="milliseconds")
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def origin() -> dict[str, str]:

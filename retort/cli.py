@@ -66,10 +66,10 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
     """
     import asyncio
 
-    from retort.configfile import load_config
+    from retort.configfile import load_job
     from retort.planning import plan as make_plan
 
-    planned = asyncio.run(make_plan(load_config(config, set_ or [])))
+    planned = asyncio.run(make_plan(load_job(config, set_ or [])))
     if json_:
         print(planned.model_dump_json())
         return
@@ -91,11 +91,11 @@ def report(
     ] = Path(".retort/report"),
 ) -> None:
     """Write the report of the last run of this config."""
-    from retort.configfile import load_config
+    from retort.configfile import load_job
     from retort.preflight import refusals, usable_store
     from retort.report.reading import copy_report
 
-    settings = load_config(config, set_ or [])
+    settings = load_job(config, set_ or [])
     with refusals():
         for path in copy_report(usable_store(settings), settings, out):
             print(path)
@@ -104,10 +104,10 @@ def report(
 @app.command()
 def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
     """Check everything that a run would need, before anything is spent."""
-    from retort.configfile import load_config
+    from retort.configfile import load_job
     from retort.doctor import examine
 
-    findings = list(examine(load_config(config, set_ or [])))
+    findings = list(examine(load_job(config, set_ or [])))
     if json_:
         print(json.dumps({"findings": [finding.model_dump() for finding in findings]}))
     else:
@@ -118,11 +118,13 @@ def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> N
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    kind: Annotated[Literal["mckd", "score"], typer.Option("--kind", help="Of which flow's file.")] = "mckd",
+) -> None:
     """Print the JSON Schema of the YAML file."""
-    from retort.config import Config
+    from retort.configfile import MODELS
 
-    print(json.dumps(Config.model_json_schema(), indent=2))
+    print(json.dumps(MODELS[kind].model_json_schema(), indent=2))
 
 
 @app.command()
@@ -323,7 +325,8 @@ def batch_import(config: ConfigPath, file: BatchFile, set_: Overrides = None) ->
 
 def teacher_lines(teacher: dict[str, Any]) -> list[str]:
     """A plan's forecast, for people."""
-    lines = [f"teacher ({teacher['kind']}): {teacher['requests']} requests, {teacher['money']:.2f} to pay"]
+    money = "the price is not forecast" if teacher["money"] is None else f"{teacher['money']:.2f} to pay"
+    lines = [f"teacher ({teacher['kind']}): {teacher['requests']} requests, {money}"]
     for one in [teacher, *teacher.get("members", [])]:
         if "prompt_tokens" not in one:
             continue

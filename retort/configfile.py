@@ -1,21 +1,46 @@
-"""From a YAML file and dotted overrides to a `Config`, with errors that a person can act on."""
+"""From a YAML file and dotted overrides to a config, with errors that a person can act on.
+
+`kind` at the top says which flow's it is: `score`, or left out (or `mckd`) that of the other one.
+"""
 
 import difflib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from retort.config import Config
+from retort.config.scoring import Job, ScoreConfig
 from retort.errors import ConfigError
 
 Location = tuple[int | str, ...]
+Schema = dict[str, Any]
+Model = type[Config] | type[ScoreConfig]
+
+MODELS: Mapping[str, Model] = {"mckd": Config, "score": ScoreConfig}
+"""By `kind`."""
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """As `load_job`; raises ConfigError for a config of another flow."""
+    job = load_job(path, overrides)
+    if not isinstance(job, Config):
+        raise ConfigError(f"{path}: kind = 'score' has no such command; run, plan, doctor and report it")
+    return job
+
+
+def load_score_config(path: str | Path, overrides: Iterable[str] = ()) -> ScoreConfig:
+    """As `load_job`; raises ConfigError for a config of another flow."""
+    job = load_job(path, overrides)
+    if not isinstance(job, ScoreConfig):
+        raise ConfigError(f"{path}: is no config of the score flow; it must hold kind: score")
+    return job
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     """Read, override and validate. `overrides` are `dotted.field=value`, the value in YAML syntax.
 
     `path` may be an s3:// address; the server is then AWS, or that of AWS_ENDPOINT_URL. Raises ConfigError with one
@@ -24,15 +49,33 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     values = _read(str(path))
     for override in overrides:
         _apply(values, override)
-    return parse_config(values, str(path))
+    return parse_job(values, str(path))
 
 
 def parse_config(values: dict[str, Any], origin: str) -> Config:
     """Validate; `origin` is what the error names as the place."""
+    return _parse(Config, values, origin)
+
+
+def parse_job(values: dict[str, Any], origin: str) -> Job:
+    """The same for whichever flow `kind` names."""
+    kind = values.get("kind", "mckd")
+    if kind == "score":
+        return _parse(ScoreConfig, values, origin)
+    if kind != "mckd":
+        raise ConfigError(f"{origin}: kind = {_short(kind)}: allowed: {_listed(MODELS)}")
+    return parse_config({name: value for name, value in values.items() if name != "kind"}, origin)
+
+
+J = TypeVar("J", Config, ScoreConfig)
+
+
+def _parse(model: type[J], values: dict[str, Any], origin: str) -> J:
     try:
-        return Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {_sentence(detail)}" for detail in error.errors())) from None
+        schema = model.model_json_schema()
+        raise ConfigError("\n".join(f"{origin}: {_sentence(detail, schema)}" for detail in error.errors())) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,24 +149,24 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: '{text}' is not YAML; put a text with special signs in quotes") from None
 
 
-def _sentence(detail: ErrorDetails) -> str:
+def _sentence(detail: ErrorDetails, schema: Schema) -> str:
     """One sentence: the field, what was given, what is allowed."""
     location, context = detail["loc"], detail.get("ctx", {})
-    given, where = detail["input"], ".".join(_written(location))
+    given, where = detail["input"], ".".join(_written(location, schema))
     match detail["type"]:
         case "missing":
             return f"{where}: missing, but required"
         case "extra_forbidden":
-            return f"{where}: unknown field; {_advice(location)}"
+            return f"{where}: unknown field; {_advice(location, schema)}"
         case "union_tag_not_found":
-            return f"{where}.kind: missing, but required; allowed: {_listed(_kinds(location))}"
+            return f"{where}.kind: missing, but required; allowed: {_listed(_kinds(location, schema))}"
         case "union_tag_invalid":
-            return f"{where}.kind = {_short(context['tag'])}: allowed: {_listed(_kinds(location))}"
+            return f"{where}.kind = {_short(context['tag'])}: allowed: {_listed(_kinds(location, schema))}"
         case "value_error":
             shown = "" if location and location[-1] in _SECRETS else f" = {_short(given)}"
             prefix = f"{where}{shown}: " if where and not isinstance(given, dict) else ""
             return f"{prefix}{context['error']}"
-    return f"{where} = {_short(given)}: {_rule(detail, where)}"
+    return f"{where} = {_short(given)}: {_rule(detail, schema)}"
 
 
 _SECRETS = {"api_key"}
@@ -131,7 +174,7 @@ _SECRETS = {"api_key"}
 
 _UNIONS = {
     *(("problem",), ("teacher",), ("student",)),
-    *(("data", role) for role in ("labeled", "unlabeled", "test", "dev")),
+    *(("data", role) for role in ("labeled", "unlabeled", "test", "dev", "train")),
 }
 """Fields that can be of several kinds. Pydantic puts the kind after them in an error's location; people do not."""
 
@@ -140,15 +183,19 @@ _MEMBERS = ("teacher", "ensemble", "members")
 """A list whose entries are such fields too."""
 
 
-def _kinds_at(location: Location) -> set[int]:
+def _kinds_at(location: Location, schema: Schema) -> set[int]:
     """Where in an error's location kinds stand, which are no fields."""
     found = {n for n in (1, 2) if len(location) > n and location[:n] in _UNIONS}
+    if 1 in found and "$ref" in schema["properties"][location[0]]:  # of one kind in this flow
+        found.remove(1)
+    if location[:2] == ("data", "tests") and len(location) > 3:
+        found.add(3)
     return found | ({4} if location[:3] == _MEMBERS and len(location) > 4 else set())
 
 
-def _written(location: Location) -> list[str]:
+def _written(location: Location, schema: Schema) -> list[str]:
     """The fields as they stand in the YAML file."""
-    kinds_at = _kinds_at(location)
+    kinds_at = _kinds_at(location, schema)
     return [str(part) for at, part in enumerate(location) if at not in kinds_at and part != "[key]"]
 
 
@@ -170,11 +217,11 @@ _RULES: Mapping[str, str] = {
 """By pydantic's type of error, or by what comes before its first underscore."""
 
 
-def _rule(detail: ErrorDetails, where: str) -> str:
+def _rule(detail: ErrorDetails, schema: Schema) -> str:
     """What is allowed, in plain words."""
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return f"must hold fields{_such_as(detail['loc'])}, not one value"
+        return f"must hold fields{_such_as(detail['loc'], schema)}, not one value"
     if kind == "string_type":
         quotes = not isinstance(detail["input"], dict | list | None)
         return "must be a text" + ("; put it in quotes" if quotes else "")
@@ -192,47 +239,46 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _such_as(location: Location) -> str:
-    fields = _fields((*location, ""))
+def _such_as(location: Location, schema: Schema) -> str:
+    fields = _fields((*location, ""), schema)
     return f" ({fields[0]}: ...)" if fields else ""
 
 
-def _advice(location: Location) -> str:
+def _advice(location: Location, schema: Schema) -> str:
     """For a field that is not known where it stands: what it may be, or where it belongs."""
-    name, allowed = str(location[-1]), _fields(location)
+    name, allowed = str(location[-1]), _fields(location, schema)
     if close := difflib.get_close_matches(name, allowed, n=1):
         return f"did you mean '{close[0]}'?"
-    here = ".".join(_written(location))
-    elsewhere = sorted({path for path in _paths(_schema(), "") if path.rpartition(".")[2] == name} - {here})
+    here = ".".join(_written(location, schema))
+    elsewhere = sorted({path for path in _paths(schema, schema, "") if path.rpartition(".")[2] == name} - {here})
     if 0 < len(elsewhere) <= 2:
         return f"it belongs to {' or '.join(elsewhere)}"
     return f"allowed: {_listed(allowed)}"
 
 
-def _fields(location: Location) -> list[str]:
+def _fields(location: Location, schema: Schema) -> list[str]:
     """What may be written instead of the last field of an error's location."""
-    return list(dict.fromkeys(name for part in _reached(location[:-1]) for name in part.get("properties", {})))
+    return list(dict.fromkeys(name for part in _reached(location[:-1], schema) for name in part.get("properties", {})))
 
 
-def _kinds(location: Location) -> list[str]:
-    return [part["properties"]["kind"]["const"] for part in _reached(location)]
+def _kinds(location: Location, schema: Schema) -> list[str]:
+    return [part["properties"]["kind"]["const"] for part in _reached(location, schema)]
 
 
-def _schema() -> dict[str, Any]:
-    return Config.model_json_schema()
-
-
-def _reached(location: Location) -> list[dict[str, Any]]:
+def _reached(location: Location, schema: Schema) -> list[dict[str, Any]]:
     """The parts of the JSON Schema that may stand at a place of the config."""
-    here, kinds_at = [_schema()], _kinds_at(location)
+    here, kinds_at = [schema], _kinds_at(location, schema)
     for at, name in enumerate(location):
         if at in kinds_at:
             here = [part for part in here if _kind_of(part) in (name, None)]
         elif isinstance(name, int):
-            here = [part for schema in here if "items" in schema for part in _members(schema["items"])]
+            here = [part for one in here if "items" in one for part in _members(one["items"], schema)]
         else:
             inner = [part["properties"][name] for part in here if name in part.get("properties", {})]
-            here = [part for schema in inner for part in _members(schema)]
+            inner += [
+                part["additionalProperties"] for part in here if isinstance(part.get("additionalProperties"), dict)
+            ]
+            here = [part for one in inner for part in _members(one, schema)]
     return here
 
 
@@ -241,16 +287,17 @@ def _kind_of(part: dict[str, Any]) -> str | None:
     return kind
 
 
-def _members(schema: dict[str, Any]) -> list[dict[str, Any]]:
+def _members(part: Schema, schema: Schema) -> list[Schema]:
     """A part of the schema with references followed and unions taken apart."""
-    if "$ref" in schema:
-        return [_schema()["$defs"][schema["$ref"].rpartition("/")[2]]]
-    return [part for inner in schema.get("anyOf", schema.get("oneOf", [])) for part in _members(inner)] or [schema]
+    if "$ref" in part:
+        return [schema["$defs"][part["$ref"].rpartition("/")[2]]]
+    inner: list[Schema] = part.get("anyOf") or part.get("oneOf") or []
+    return [member for one in inner for member in _members(one, schema)] or [part]
 
 
-def _paths(schema: dict[str, Any], above: str) -> Iterator[str]:
+def _paths(part: Schema, schema: Schema, above: str) -> Iterator[str]:
     """Every field of the config, dotted."""
-    for part in _members(schema):
-        for name, inner in part.get("properties", {}).items():
+    for member in _members(part, schema):
+        for name, inner in member.get("properties", {}).items():
             yield above + name
-            yield from _paths(inner, f"{above}{name}.")
+            yield from _paths(inner, schema, f"{above}{name}.")

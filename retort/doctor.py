@@ -5,9 +5,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retort.config import AskedConfig, Config, RecordedConfig
+from retort.config.scoring import Job, ScoreConfig
 from retort.config.teachers import Member
 from retort.errors import RetortError
 from retort.preflight import (
@@ -25,6 +26,7 @@ from retort.preflight import (
 )
 from retort.pricing import questions_of
 from retort.records import Data, Record
+from retort.score_preflight import score_looks
 from retort.store import Store
 from retort.teachers.checks import check_teacher
 from retort.teachers.identity import teacher_weights
@@ -39,10 +41,11 @@ class Finding(Record):
     detail: str
 
 
-Look = Callable[[Config], str]
+Look = Callable[[Any], str]
+"""At a resolved or unresolved config of one of the flows."""
 
 
-def examine(config: Config) -> Iterator[Finding]:
+def examine(config: Job) -> Iterator[Finding]:
     """One finding for each thing looked at; a thing that is wrong does not hide the next."""
     told: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="retort-doctor-") as spare:
@@ -58,7 +61,9 @@ def examine(config: Config) -> Iterator[Finding]:
             yield finding
 
 
-def _looks(config: Config) -> dict[str, Look]:
+def _looks(config: Job) -> dict[str, Look]:
+    if isinstance(config, ScoreConfig):
+        return {"versions": versions, "store": store, **score_looks(config), "tracking": tracking}
     roles = ["labeled", "unlabeled", "test", *(["dev"] if config.data.dev is not None else [])]
     return {
         "versions": versions,
@@ -72,7 +77,7 @@ def _looks(config: Config) -> dict[str, Look]:
     }
 
 
-def _finding(what: str, look: Look, config: Config) -> Finding:
+def _finding(what: str, look: Look, config: Job) -> Finding:
     try:
         with refusals():
             detail = look(config)
@@ -87,7 +92,7 @@ FASTAPI = ((0, 139), (0, 151))
 """From the first on, and below the second; others break Prefect's server although pip is content."""
 
 
-def versions(config: Config) -> str:
+def versions(config: Job) -> str:
     """Combinations that are known to break although pip is content."""
     found = {name: _version(name) for name in ("prefect", "torch", "transformers", "mlflow", "fastapi")}
     fastapi = tuple(int(part) for part in found["fastapi"].split(".")[:2])
@@ -105,7 +110,7 @@ def _version(name: str) -> str:
         raise RetortError(f"{name} is not installed: install what requirements.lock lists") from None
 
 
-def store(config: Config) -> str:
+def store(config: Job) -> str:
     usable_store(config).check_writable()
     return f"{config.store.root} can be written"
 
@@ -173,19 +178,13 @@ def student(config: Config) -> str:
 def _loaded(config: Config, weights: "Weights") -> str:
     from retort.problems import problem_for
     from retort.students.device import choose_device
-    from retort.students.encoder import new_encoder
+    from retort.students.opening import new_student
 
-    training = config.student.training
-    encoder = new_encoder(
-        config.student.kind,
-        weights,
-        pretrained=config.student.weights == "pretrained",
-        problem=problem_for(config.problem),
-        max_length=training.max_length,
-    )
-    device = choose_device(config.execution.device, training.precision, 1)
-    parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
-    return f"{config.student.model}: {parameters / 1e6:.1f} M parameters, on {device.name} in {device.precision}"
+    pretrained = config.student.weights == "pretrained"
+    student = new_student(config.student, weights, pretrained=pretrained, problem=problem_for(config.problem))
+    device = choose_device(config.execution.device, config.student.training.precision, 1)
+    millions = student.num_parameters / 1e6
+    return f"{config.student.model}: {millions:.1f} M parameters, on {device.name} in {device.precision}"
 
 
 def method(config: Config) -> str:
@@ -198,7 +197,7 @@ def method(config: Config) -> str:
     return f"{config.method.stages} stages of {config.method.partitions} students: at most {trainings} trainings"
 
 
-def tracking(config: Config) -> str:
+def tracking(config: Job) -> str:
     from retort.tracking.address import check_reachable, database_file, without_secrets
 
     if config.tracking is None:

@@ -7,13 +7,18 @@ from typing import Any, Literal
 from retort.algorithms.baselines import compare_baselines
 from retort.algorithms.challenge import challenge
 from retort.algorithms.mckd import Do, distil, ingest_data
-from retort.config import Config
+from retort.algorithms.score import distil_scores
+from retort.config import AskedConfig, Config
+from retort.config.scoring import Job, ScoreConfig
 from retort.errors import DamagedArtifact
 from retort.preflight import refusals, resolve, usable_store
 from retort.pricing import teacher_cost
 from retort.records import ArtifactRef, Record, Reigning, Stage
 from retort.reigning import reigning_student
+from retort.score_preflight import resolve_scores
 from retort.stages.report import report
+from retort.stages.score_report import report_scores
+from retort.stages.score_tracking import track_scores
 from retort.stages.tracking import TRACKED, track
 from retort.store import Manifest, Store
 from retort.tracking.projection import is_projected
@@ -35,16 +40,19 @@ class Plan(Record):
     `Forecast`; of an ensemble the sums, and `members`."""
 
 
-async def plan(config: Config) -> Plan:
+async def plan(config: Job) -> Plan:
     """Walk the algorithm over the store. Reads sources to know their content; writes and starts nothing."""
     with refusals():
         store = usable_store(config)
         look = _Lookup(store, config.name)
+        if isinstance(config, ScoreConfig):
+            await walk_scores(config, look)
+            return Plan(stages=tuple(look.planned), teacher=score_cost(config, look.asked))
         await walk(config, look, reigning_student(config, store))
         return Plan(stages=tuple(look.planned), teacher=teacher_cost(resolve(config), store, look.asked))
 
 
-async def repair(config: Config) -> list[str]:
+async def repair(config: Job) -> list[str]:
     """Forget every artifact that a run of this config would use and whose files are not what its manifest says, so
     that the run makes it again. Returns a sentence for each."""
     store = usable_store(config)
@@ -62,11 +70,14 @@ async def repair(config: Config) -> list[str]:
         return ArtifactRef(uri="", kind=stage.kind, key=stage.key)
 
     with refusals():
-        await walk(config, check, reigning_student(config, store))
+        if isinstance(config, ScoreConfig):
+            await walk_scores(config, check)
+        else:
+            await walk(config, check, reigning_student(config, store))
     return faults
 
 
-async def stages_of(config: Config, store: Store, reigning: Reigning | None = None) -> list[Stage]:
+async def stages_of(config: Job, store: Store, reigning: Reigning | None = None) -> list[Stage]:
     """Every stage of a run, in the order of the work; a verdict that is not known yet counts as accepted."""
     stages: list[Stage] = []
 
@@ -75,7 +86,10 @@ async def stages_of(config: Config, store: Store, reigning: Reigning | None = No
         manifest = store.find(stage.kind, stage.key)
         return store.ref(manifest) if manifest else ArtifactRef(uri="", kind=stage.kind, key=stage.key)
 
-    await walk(config, look, reigning)
+    if isinstance(config, ScoreConfig):
+        await walk_scores(config, look)
+    else:
+        await walk(config, look, reigning)
     return stages
 
 
@@ -89,6 +103,25 @@ async def walk(config: Config, look: Look, reigning: Reigning | None = None) -> 
     page = await do(report(config, distilled))
     if config.tracking:
         await do(track(config, config.tracking, distilled, page, {}))
+
+
+async def walk_scores(config: ScoreConfig, look: Look) -> None:
+    """The same for the score flow."""
+    do = _at_once(look)
+    config = resolve_scores(config)
+    scored = await distil_scores(config, do)
+    page = await do(report_scores(config, scored))
+    if config.tracking:
+        await do(track_scores(config, config.tracking, scored, page, {}))
+
+
+def score_cost(config: ScoreConfig, asked: list[Stage]) -> dict[str, Any]:
+    """A fine-tuned or recorded teacher costs nothing; of one that is asked row by row, how many rows it is asked about,
+    as far as they are in the store."""
+    if not isinstance(config.teacher, AskedConfig):
+        return {"kind": config.teacher.kind, "requests": 0, "money": 0.0}
+    requests = sum(ref.rows for stage in asked for ref in stage.inputs["pool"])
+    return {"kind": config.teacher.kind, "requests": requests, "money": None}
 
 
 def _at_once(look: Look) -> Do:
@@ -113,7 +146,7 @@ class _Lookup:
 
     def __call__(self, stage: Stage) -> ArtifactRef:
         manifest = self._store.find(stage.kind, stage.key)
-        if manifest is not None and stage.verb == "track" and not self._is_tracked(stage, manifest):
+        if manifest is not None and stage.verb in ("track", "track-scores") and not self._is_tracked(stage, manifest):
             self.planned.append(PlannedStage(name=stage.name, status="MISS", changed=("the tracking run is gone",)))
         elif manifest is not None:
             self.planned.append(PlannedStage(name=stage.name, status="HIT"))

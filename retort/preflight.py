@@ -7,15 +7,14 @@ from contextlib import contextmanager
 
 from retort.config import (
     AskedConfig,
-    ClassificationConfig,
     Config,
     EnsembleConfig,
     RecordedConfig,
-    SlotsConfig,
     Teacher,
     TrackingConfig,
     expand,
 )
+from retort.config.scoring import Job
 from retort.config.teachers import Member
 from retort.data import read_rows_of
 from retort.data.completions import read_completions
@@ -38,12 +37,9 @@ from retort.teachers.identity import teacher_weights
 
 def resolve(config: Config) -> Config:
     """Fill what the config leaves to the data: the schema, read off the labelled set."""
-    complete = config.problem.intents if isinstance(config.problem, SlotsConfig) else config.problem.labels
-    if complete is not None:
-        return config
     rows = (row for _, row in read_rows_of(config.data.labeled, config.store.endpoint_url))
-    problem: SlotsConfig | ClassificationConfig = infer_schema(config.problem, rows, config.data.columns)
-    return config.model_copy(update={"problem": problem})
+    problem = infer_schema(config.problem, rows, config.data.columns)
+    return config if problem is config.problem else config.model_copy(update={"problem": problem})
 
 
 def check(config: Config) -> Config:
@@ -109,7 +105,7 @@ def _heals(cause: BaseException | None) -> bool:
     return type(cause).__name__ not in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
 
 
-def usable_store(config: Config) -> Store:
+def usable_store(config: Job) -> Store:
     """Raises ConfigError for a server's address that cannot be one."""
     endpoint_url = config.store.server
     if endpoint_url and not endpoint_url.startswith(("http://", "https://")):

@@ -19,6 +19,8 @@ class Example:
     example_id: str
     text: str
     label: Label | None = None
+    group: str | None = None
+    """What scores are also given by: the question that an answer belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,15 @@ Verb = Literal[
     "gate",
     "report",
     "track",
+    "gather-probabilities",
+    "train-tiny",
+    "train-small",
+    "predict",
+    "score",
+    "time-students",
+    "export-student",
+    "report-scores",
+    "track-scores",
 ]
 
 
@@ -212,6 +223,39 @@ class Distilled(Record):
         final = [self.final_student, self.final_scores, *self.baselines.values(), self.reigning_scores, self.verdict]
         teachers = [self.teacher_scores, self.teacher_own_scores, *self.member_scores.values()]
         every = [*data, *self.labels, *self.label_scores, *teachers, *rounds, *final]
+        return list({ref.key: ref for ref in every if ref is not None}.values())
+
+
+class Scored(Record):
+    """Everything that a run of the score flow made, as references. Tests and arms by their names."""
+
+    train: ArtifactRef
+    dev: ArtifactRef
+    tests: dict[str, ArtifactRef]
+    pool: ArtifactRef | None
+    """Rows without gold, for the arm `with-pool`."""
+    train_probabilities: ArtifactRef
+    """The teacher's, of a teacher that was not trained on the row."""
+    pool_probabilities: ArtifactRef | None
+    teacher: ArtifactRef | None
+    """The fine-tuned one, trained on all training rows; None where it is none of ours."""
+    small: tuple[ArtifactRef, ...]
+    """Of the arm `tinybert`, one for each seed."""
+    grids: dict[str, ArtifactRef]
+    """Of the arms with a tiny student: what was tried, and the students of the setting that was best on dev."""
+    student: ArtifactRef
+    """The exported one."""
+    scores: dict[str, dict[str, ArtifactRef]]
+    """By arm (also `teacher`), then by rows: dev and each test set."""
+    times: ArtifactRef
+    """Latency and throughput."""
+
+    def refs(self) -> list[ArtifactRef]:
+        """Every artifact, each once, in the order of the work."""
+        data = [self.train, self.dev, *self.tests.values(), self.pool]
+        teachers = [self.train_probabilities, self.pool_probabilities, self.teacher, *self.small]
+        scores = [ref for by_rows in self.scores.values() for ref in by_rows.values()]
+        every = [*data, *teachers, *self.grids.values(), self.student, *scores, self.times]
         return list({ref.key: ref for ref in every if ref is not None}.values())
 
 

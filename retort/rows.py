@@ -11,6 +11,15 @@ import pyarrow.parquet as pq
 EXAMPLES = pa.schema([("example_id", pa.string()), ("text", pa.string())])
 """The pool, and every input that a student sees: no gold, so that none can leak."""
 GOLD = pa.schema([("example_id", pa.string()), ("text", pa.string()), ("label", pa.string())])
+GROUPS = pa.schema([("example_id", pa.string()), ("group", pa.string())])
+"""What scores are also given by."""
+_PREDICTED: "list[pa.Field[Any]]" = [
+    pa.field("example_id", pa.string()),
+    pa.field("seed", pa.int32()),
+    pa.field("probabilities", pa.list_(pa.float32())),
+]
+PROBABILITIES = pa.schema(_PREDICTED)
+"""What a scorer says of a row; the classes are named in the artifact's `made_of`, and probabilities sum to 1."""
 _LABELLED: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
     pa.field("text", pa.string()),

@@ -35,7 +35,7 @@ _context = get_context("forkserver")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _context.set_forkserver_preload(
     [
-        *("retort.stages.making", "retort.students.encoder", "retort.students.training", "retort.students.prediction"),
+        *("retort.stages.making", "retort.students.opening", "retort.students.training", "retort.students.prediction"),
         # Imported late, by pyarrow, by transformers and by a store in a bucket: else in every child anew.
         *("pandas", "transformers.models.bert.modeling_bert", "retort.store.bucket"),
     ]

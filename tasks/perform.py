@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
-from retort.config import Config
+from retort.config.scoring import Job
 from retort.errors import HEALING
 from retort.records import ArtifactRef, Stage
 from retort.stages.making import make, open_store
@@ -28,7 +28,7 @@ def can_heal(task: object, run: object, state: State[Any]) -> bool:
     return isinstance(error, HEALING)
 
 
-async def perform(config: Config, stage: Stage) -> ArtifactRef | State[ArtifactRef]:
+async def perform(config: Job, stage: Stage) -> ArtifactRef | State[ArtifactRef]:
     """The stage's artifact: found (the run then shows as `Cached`), or made in a child process and published.
 
     The store is the truth, so this holds across runs, machines and pods whose disk is gone. Prefect's own cache
@@ -44,7 +44,7 @@ async def perform(config: Config, stage: Stage) -> ArtifactRef | State[ArtifactR
     return ref
 
 
-async def _here(config: Config, stage: Stage) -> ArtifactRef:
+async def _here(config: Job, stage: Stage) -> ArtifactRef:
     context = TaskRunContext.get()
     attempt = context.task_run.run_count - 1 if context else 0
     async with gpus_for(stage) as environment, progress_of(stage) as on_progress:

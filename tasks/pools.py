@@ -24,7 +24,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import arun_deployment
 from prefect.utilities.urls import url_for
 
-from retort.config import Config, ExecutionConfig, StoreConfig
+from retort.config import ExecutionConfig, StoreConfig
+from retort.config.scoring import Job
 from retort.errors import ConfigError, DamagedArtifact, StageFailed
 from retort.records import ArtifactRef, Record, Stage, Verb, digest
 from retort.stages.making import open_store
@@ -37,7 +38,7 @@ POLL_SECONDS = 1.0
 class Order(Record):
     """All that a worker needs to make a stage, beside the store."""
 
-    config: Config
+    config: Job
     stage: Stage
 
 
@@ -83,7 +84,7 @@ async def deployment_on(client: PrefectClient, pool: str, verb: Verb) -> Deploym
     return found[0]
 
 
-async def on_pool(config: Config, stage: Stage, pool: str) -> ArtifactRef:
+async def on_pool(config: Job, stage: Stage, pool: str) -> ArtifactRef:
     """Start the stage's run, or join the one that is under way for anybody, and wait for its end.
 
     Raises StageFailed if that run does not complete: what is wrong stands on its own page, where it can be retried.
@@ -121,7 +122,7 @@ async def _under_way(client: PrefectClient, stage: Stage) -> FlowRun | None:
     return next((run for run in await _runs_of(client, stage) if run.state and not run.state.is_final()), None)
 
 
-async def _start(client: PrefectClient, config: Config, stage: Stage, pool: str) -> FlowRun:
+async def _start(client: PrefectClient, config: Job, stage: Stage, pool: str) -> FlowRun:
     deployment = await deployment_on(client, pool, stage.verb)
     parameters: dict[str, Any] = {
         "stage": stage.name,
@@ -145,7 +146,7 @@ def _tag(stage: Stage) -> str:
     return f"stage:{stage.key[:16]}"
 
 
-def write_order(config: Config, stage: Stage) -> str:
+def write_order(config: Job, stage: Stage) -> str:
     """Keep the order in the store; returns its digest. No secret: `${VAR}` is expanded where it is used."""
     here = config.execution.model_copy(update={"teacher_pool": None, "student_pool": None})
     order = Order(config=config.model_copy(update={"execution": here}), stage=stage)

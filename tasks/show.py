@@ -2,14 +2,18 @@
 
 import asyncio
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
 from retort.config import Config
+from retort.config.scoring import ScoreConfig
 from retort.news import News
 from retort.records import ArtifactRef, Performed
+from retort.report.score.summary import ScoreSummary, read_score_summary
+from retort.report.score.summary import table as score_table
 from retort.report.summary import Summary, table
 from retort.stages.making import open_store
 from retort.stages.report import SUMMARY
@@ -27,6 +31,27 @@ async def show_report(config: Config, report: ArtifactRef) -> Summary:
         acreate_image_artifact(_data_uri(folder / "scores.png"), key="scores-by-stage"),
     )
     return summary
+
+
+async def show_score_report(config: ScoreConfig, report: ArtifactRef) -> ScoreSummary:
+    """The same for the score flow, a table for each test set."""
+    folder = await asyncio.to_thread(open_store(config.store).fetch, report)
+    summary = read_score_summary(folder)
+    tables = {rows: score_table(summary, rows) for rows in summary.tests}
+    await asyncio.gather(
+        acreate_markdown_artifact((folder / "report.md").read_text(), key="report", description=summary.reason),
+        *(
+            acreate_table_artifact([dict(zip(columns, row, strict=True)) for row in cells], key=_key(rows))
+            for rows, (columns, cells) in tables.items()
+        ),
+        acreate_image_artifact(_data_uri(folder / "scores.png"), key="scores-by-arm"),
+    )
+    return summary
+
+
+def _key(rows: str) -> str:
+    """Prefect takes lower-case letters, digits and dashes."""
+    return f"scores-{re.sub('[^a-z0-9]+', '-', rows)}".strip("-")
 
 
 async def show_night(config: Config, stages: Sequence[Performed], news: News, judged: Judged | None) -> None:

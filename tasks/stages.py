@@ -7,7 +7,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from retort.config import Config
+from retort.config.scoring import Job
 from retort.records import ArtifactRef, Stage, Verb
 from retort.stages.making import open_store
 from retort.stages.tracking import forget_if_gone
@@ -25,67 +25,122 @@ _ANY: dict[str, Any] = {
 
 
 @task(name="ingest", **_ANY)
-async def ingest(config: Config, stage: Stage) -> Outcome:
+async def ingest(config: Job, stage: Stage) -> Outcome:
     """Read a data source, check every row, and keep it with its gold labels apart."""
     return await perform(config, stage)
 
 
 @task(name="pseudolabel", **_ANY)
-async def pseudolabel(config: Config, stage: Stage) -> Outcome:
+async def pseudolabel(config: Job, stage: Stage) -> Outcome:
     """The teacher's labels for the pool; what cannot be parsed is set aside."""
     return await perform(config, stage)
 
 
 @task(name="train-student", tags=["student"], **_ANY)
-async def train_student(config: Config, stage: Stage) -> Outcome:
+async def train_student(config: Job, stage: Stage) -> Outcome:
     """Train one student on its cells of the pool."""
     return await perform(config, stage)
 
 
 @task(name="cross-label", tags=["student"], **_ANY)
-async def cross_label(config: Config, stage: Stage) -> Outcome:
+async def cross_label(config: Job, stage: Stage) -> Outcome:
     """Let a student label what it was not trained on."""
     return await perform(config, stage)
 
 
 @task(name="merge-labels", **_ANY)
-async def merge_labels(config: Config, stage: Stage) -> Outcome:
+async def merge_labels(config: Job, stage: Stage) -> Outcome:
     """Join the students' cross-labels into the pool's labels of the next stage."""
     return await perform(config, stage)
 
 
 @task(name="evaluate", **_ANY)
-async def evaluate(config: Config, stage: Stage) -> Outcome:
+async def evaluate(config: Job, stage: Stage) -> Outcome:
     """Score a student, or a stage's labels, on gold-labelled rows."""
     return await perform(config, stage)
 
 
 @task(name="select", **_ANY)
-async def select(config: Config, stage: Stage) -> Outcome:
+async def select(config: Job, stage: Stage) -> Outcome:
     """Compare the students of two stages on the judging rows."""
     return await perform(config, stage)
 
 
 @task(name="gate", **_ANY)
-async def gate(config: Config, stage: Stage) -> Outcome:
+async def gate(config: Job, stage: Stage) -> Outcome:
     """Whether the final student may become the champion."""
     return await perform(config, stage)
 
 
 @task(name="report", **_ANY)
-async def report(config: Config, stage: Stage) -> Outcome:
+async def report(config: Job, stage: Stage) -> Outcome:
     """Draw and write what the run did."""
     return await perform(config, stage)
 
 
 @task(name="track", **_ANY)
-async def track(config: Config, stage: Stage) -> Outcome:
+async def track(config: Job, stage: Stage) -> Outcome:
     """Bring MLflow up to date with the run's artifacts."""
     await asyncio.to_thread(forget_if_gone, open_store(config.store), stage)
     return await perform(config, stage)
 
 
-TASKS: dict[Verb, Task[[Config, Stage], Any]] = {
+@task(name="gather-probabilities", **_ANY)
+async def gather_probabilities(config: Job, stage: Stage) -> Outcome:
+    """Join what a teacher says of each row, by the row's id and the classes' names."""
+    return await perform(config, stage)
+
+
+@task(name="train-tiny", **_ANY)
+async def train_tiny(config: Job, stage: Stage) -> Outcome:
+    """Train every setting of an arm from the same seeds, side by side."""
+    return await perform(config, stage)
+
+
+@task(name="train-small", tags=["student"], **_ANY)
+async def train_small(config: Job, stage: Stage) -> Outcome:
+    """Train an encoder of TinyBERT's size on the gold labels."""
+    return await perform(config, stage)
+
+
+@task(name="predict", **_ANY)
+async def predict(config: Job, stage: Stage) -> Outcome:
+    """Let an arm's students, or a baseline, say what they think of rows."""
+    return await perform(config, stage)
+
+
+@task(name="score", **_ANY)
+async def score(config: Job, stage: Stage) -> Outcome:
+    """Compare an arm's predictions with gold labels, over all its seeds."""
+    return await perform(config, stage)
+
+
+@task(name="time-students", **_ANY)
+async def time_students(config: Job, stage: Stage) -> Outcome:
+    """Measure size, latency and throughput."""
+    return await perform(config, stage)
+
+
+@task(name="export-student", **_ANY)
+async def export_student(config: Job, stage: Stage) -> Outcome:
+    """Choose the student on the dev rows, and write it as ONNX with its model card."""
+    return await perform(config, stage)
+
+
+@task(name="report-scores", **_ANY)
+async def report_scores(config: Job, stage: Stage) -> Outcome:
+    """Draw and write what the run did."""
+    return await perform(config, stage)
+
+
+@task(name="track-scores", **_ANY)
+async def track_scores(config: Job, stage: Stage) -> Outcome:
+    """Bring MLflow up to date with the run's artifacts."""
+    await asyncio.to_thread(forget_if_gone, open_store(config.store), stage)
+    return await perform(config, stage)
+
+
+TASKS: dict[Verb, Task[[Job, Stage], Any]] = {
     "ingest": ingest,
     "pseudolabel": pseudolabel,
     "train-student": train_student,
@@ -96,4 +151,13 @@ TASKS: dict[Verb, Task[[Config, Stage], Any]] = {
     "gate": gate,
     "report": report,
     "track": track,
+    "gather-probabilities": gather_probabilities,
+    "train-tiny": train_tiny,
+    "train-small": train_small,
+    "predict": predict,
+    "score": score,
+    "time-students": time_students,
+    "export-student": export_student,
+    "report-scores": report_scores,
+    "track-scores": track_scores,
 }

@@ -243,3 +243,56 @@ def endpoint_server() -> Iterator[Any]:
     """An OpenAI-compatible server on loopback that answers `food`; see endpoint_server.py for its faults."""
     with EndpointServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def written_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer that has learnt to write the slots' texts and parses, and loses nothing."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    rows = [slots_row(role, number) for role, size in SIZES.items() for number in range(size)]
+    parses = [completion(0, row)["response"]["body"]["choices"][0]["message"]["content"] for row in rows]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([row["text"] for row in rows] + parses, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(written_words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of 2 + 2 layers and 32 dimensions with random weights."""
+    import shutil
+
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder = Path(shutil.copytree(written_words, tmp_path_factory.mktemp("t5") / "model"))
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    T5ForConditionalGeneration(T5Config(vocab_size=420, dropout_rate=0.1, **sizes, **ends)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_causal(written_words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers and 32 dimensions with random weights."""
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = Path(shutil.copytree(written_words, tmp_path_factory.mktemp("causal") / "model"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "max_position_embeddings": 256}
+    LlamaForCausalLM(LlamaConfig(vocab_size=420, initializer_range=0.2, **sizes, **ends)).save_pretrained(folder)
+    return folder

@@ -62,7 +62,7 @@ async def make_only(scope: Scope, stages: list[Stage], store: Store, do: Do) -> 
 def again(scope: Scope, store: Store, since: str, do: Do) -> Do:
     """A `do` that first forgets the artifacts of `scope.force` and of what rests on them.
 
-    Ones made after `since` (ISO 8601, UTC, whole seconds) are kept: a retried run does not repeat what it has repeated.
+    Ones made after `since` (ISO 8601, UTC, milliseconds) are kept: a retried run does not repeat what it has repeated.
     """
     renewed: set[str] = set()
 

@@ -16,6 +16,19 @@ from retort.config.base import Settings as Settings
 from retort.config.base import expand as expand
 from retort.config.gate import GateConfig as GateConfig
 from retort.config.gate import SliceConfig as SliceConfig
+from retort.config.problems import ClassificationConfig as ClassificationConfig
+from retort.config.problems import ConstituencyConfig as ConstituencyConfig
+from retort.config.problems import Problem as Problem
+from retort.config.problems import SlotsConfig as SlotsConfig
+from retort.config.problems import TextConfig as TextConfig
+from retort.config.students import CausalConfig as CausalConfig
+from retort.config.students import EncoderConfig as EncoderConfig
+from retort.config.students import LoraConfig as LoraConfig
+from retort.config.students import Seq2SeqConfig as Seq2SeqConfig
+from retort.config.students import SequenceClassificationConfig as SequenceClassificationConfig
+from retort.config.students import Student as Student
+from retort.config.students import TokenClassificationConfig as TokenClassificationConfig
+from retort.config.students import WriterConfig as WriterConfig
 from retort.config.teachers import FINETUNED_TRAINING as FINETUNED_TRAINING
 from retort.config.teachers import AskedConfig as AskedConfig
 from retort.config.teachers import EndpointConfig as EndpointConfig
@@ -28,27 +41,6 @@ from retort.config.teachers import VllmConfig as VllmConfig
 from retort.config.training import TrainingConfig as TrainingConfig
 
 
-class SlotsConfig(Settings):
-    """Intent and slots of a request (semantic parsing with one level)."""
-
-    kind: Literal["slots"]
-    intents: dict[Text, list[Text]] | None = None
-    """Slots allowed in each intent, by name. Left out: read off the labelled set."""
-
-
-class ClassificationConfig(Settings):
-    """One class for each text."""
-
-    kind: Literal["classification"]
-    labels: Annotated[list[Text], Field(min_length=2)] | None = None
-    """Class names; from low to high where `ordered`. Left out: read off the labelled set."""
-    ordered: bool = False
-    """The classes have an order, which quadratic weighted kappa counts."""
-
-
-Problem = Annotated[SlotsConfig | ClassificationConfig, Field(discriminator="kind")]
-
-
 class ColumnsConfig(Settings):
     """What the data calls the fields that Retort reads."""
 
@@ -57,7 +49,7 @@ class ColumnsConfig(Settings):
     text: Text = "text"
     """The text to label."""
     label: Text = "label"
-    """The gold label: a class name, or for slots the bracketed parse."""
+    """The gold label: a class name, a text, a constituency tree, or for slots the bracketed parse."""
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"
@@ -99,35 +91,6 @@ class DataConfig(Settings):
     """Column names, the same in all sources."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only this many rows of the pool (the first in the order of hashed ids): for trying things out."""
-
-
-class EncoderConfig(Settings):
-    model: Text
-    """A hub name, a folder, an s3:// address, or pkg:package/folder for weights in an installed package."""
-    revision: Text = "main"
-    """Of a hub model; pin a commit for a repeatable run."""
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """random: only the architecture and the tokenizer are taken from `model`."""
-    training: TrainingConfig = TrainingConfig()
-    """How it is trained."""
-    warm_start: bool = False
-    """Start the final student from the reigning champion's weights. Never the others: who relabels rows must not have
-    been trained on them, and the champion was."""
-
-
-class TokenClassificationConfig(EncoderConfig):
-    """An encoder with a linear layer on each word: tags."""
-
-    kind: Literal["token-classification"]
-
-
-class SequenceClassificationConfig(EncoderConfig):
-    """An encoder with a linear layer on the whole text: one class."""
-
-    kind: Literal["sequence-classification"]
-
-
-Student = Annotated[TokenClassificationConfig | SequenceClassificationConfig, Field(discriminator="kind")]
 
 
 class MergeConfig(Settings):
@@ -181,8 +144,15 @@ Baseline = Literal[
 _METRICS: Mapping[str, tuple[Metric, ...]] = {
     "slots": ("slot_f1", "intent_accuracy", "exact_match"),
     "classification": ("accuracy", "macro_f1", "quadratic_weighted_kappa"),
+    "constituency": ("bracket_f1", "bracket_precision", "bracket_recall", "unlabeled_f1", "exact_match"),
+    "text": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
 }
-_STUDENTS = {"slots": ("token-classification",), "classification": ("sequence-classification",)}
+_STUDENTS = {
+    "slots": ("token-classification", "seq2seq", "causal"),
+    "classification": ("sequence-classification",),
+    "constituency": ("token-classification", "seq2seq", "causal"),
+    "text": ("seq2seq", "causal"),
+}
 
 
 class EvaluationConfig(Settings):
@@ -266,13 +236,21 @@ class Config(Settings):
     def _fits_together(self) -> Self:
         kind = self.problem.kind
         if self.student.kind not in _STUDENTS[kind]:
-            raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {_STUDENTS[kind][0]}")
+            usable = " or ".join(_STUDENTS[kind])
+            raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {usable}")
+        if isinstance(self.student, WriterConfig) and self.student.target == "classes" and kind == "text":
+            raise ValueError("student.target 'classes': a free text has none; use text")
+        self._check_writer()
         named = [("evaluation.metrics", metric) for metric in self.evaluation.metrics]
         named += [(f"gate.slices.{at}.metric", part.metric) for at, part in enumerate(self.gate.slices) if part.metric]
         wrong = [(field, metric) for field, metric in named if metric not in _METRICS[kind]]
         if wrong:
             (field, metric), allowed = wrong[0], ", ".join(_METRICS[kind])
             raise ValueError(f"{field} '{metric}' does not measure '{kind}'; allowed: {allowed}")
+        if "field_f1" in [metric for _, metric in named] and getattr(self.problem, "json_schema", None) is None:
+            raise ValueError("field_f1 measures JSON; give problem.json_schema")
+        if kind == "text" and self.teacher.kind == "ensemble":
+            raise ValueError("teacher.kind 'ensemble' cannot vote on 'text', which has no classes; use one teacher")
         if kind != "classification" and self.has_soft_teacher:
             raise ValueError(f"teacher.labels 'soft' needs a problem with one class for each row, not '{kind}'")
         if self.evaluation.judge == "dev" and self.data.dev is None:
@@ -283,6 +261,20 @@ class Config(Settings):
                 "labels look better there than they are; give data.dev and evaluation.judge: dev, or kind: always"
             )
         return self
+
+    def _check_writer(self) -> None:
+        """Raises ValueError for a student that writes text where its probabilities of classes are needed."""
+        student, has_classes = self.student, self.problem.kind != "text"
+        if not isinstance(student, WriterConfig) or student.form(has_classes=has_classes) == "classes":
+            return
+        method = self.method
+        if method.cross_labels == "soft":
+            raise ValueError("method.cross_labels 'soft' needs probabilities of classes; use student.target: classes")
+        if method.stages > 1 and method.scheme == "disjoint" and method.partitions > 2:
+            raise ValueError(
+                f"method.partitions {method.partitions}: each row gets several labels, and a vote on them needs "
+                "probabilities of classes; use 2, scheme: leave-one-out, or student.target: classes"
+            )
 
     @property
     def has_fair_judge(self) -> bool:
@@ -308,4 +300,5 @@ class Config(Settings):
             metric
             for metric in _METRICS[self.problem.kind]
             if metric != "quadratic_weighted_kappa" or getattr(self.problem, "ordered", False)
+            if metric != "field_f1" or getattr(self.problem, "json_schema", None) is not None
         )

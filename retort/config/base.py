@@ -32,7 +32,22 @@ def _no_variable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_no_variable)]
 Address = str
 """A path, glob, bucket address or URL; may hold `${VAR}`."""
-Metric = Literal["slot_f1", "intent_accuracy", "exact_match", "accuracy", "macro_f1", "quadratic_weighted_kappa"]
+Metric = Literal[
+    "slot_f1",
+    "intent_accuracy",
+    "exact_match",
+    "accuracy",
+    "macro_f1",
+    "quadratic_weighted_kappa",
+    "bracket_f1",
+    "bracket_precision",
+    "bracket_recall",
+    "unlabeled_f1",
+    "chrf",
+    "bleu",
+    "rouge_l",
+    "field_f1",
+]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 

@@ -86,6 +86,9 @@ class SamplingConfig(Settings):
     """Self-consistency: completions for each row; needs a sampling_temperature above 0."""
     choose: Literal["majority", "minimum-risk"] = "majority"
     """Of several samples: the label that most gave, or the one that scores best against the others."""
+    top_logprobs: Annotated[int, Field(ge=0, le=256, exclude_if=lambda k: k == 0)] = 0
+    """Keep this many of the likeliest next tokens at each token of a completion, with their log-probabilities, for
+    students of the same tokenizer; 0: none. Needs vllm or transformers, labels: hard and one sample."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -159,6 +162,16 @@ class AskedConfig(Settings):
             raise ValueError("labels: soft reads probabilities, so sampling.samples must be 1")
         return self
 
+    @model_validator(mode="after")
+    def _top_logprobs_are_of_one_completion(self) -> Self:
+        if self.sampling.top_logprobs and self.labels == "soft":
+            raise ValueError(
+                "sampling.top_logprobs are of a completion, and labels: soft writes none; use labels: hard"
+            )
+        if self.sampling.top_logprobs and self.sampling.samples > 1:
+            raise ValueError("sampling.top_logprobs are of one completion, so sampling.samples must be 1")
+        return self
+
 
 class VllmConfig(AskedConfig):
     """vLLM engines of our own, one process for each GPU (or group of `tensor_parallel`), in vLLM's environment."""
@@ -223,6 +236,15 @@ class EndpointConfig(AskedConfig):
     """For one request."""
     retries: Annotated[int, Field(ge=0, le=100)] = 6
     """Tries more for a request that met 429, 5xx, a cut connection, a timeout or nonsense; with growing pauses."""
+
+    @model_validator(mode="after")
+    def _no_top_logprobs(self) -> Self:
+        if self.sampling.top_logprobs:
+            raise ValueError(
+                "sampling.top_logprobs: an endpoint tells tokens by their text and not by their ids; use kind: vllm or "
+                "transformers"
+            )
+        return self
 
 
 class TransformersConfig(AskedConfig):

@@ -3,9 +3,11 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from retort.config import ColumnsConfig, HubConfig, Source, expand
+from retort.config.scoring import AnswerColumnsConfig
+from retort.data.fields import join_fields
 from retort.data.files import data_files
 from retort.data.formats import PlacedRow, rows_of
 from retort.errors import DataError
@@ -13,6 +15,16 @@ from retort.problems.base import Problem
 from retort.records import Example, digest
 
 ID_DIGITS = 16
+
+
+class Folds(NamedTuple):
+    """Some of a source's rows."""
+
+    column: str
+    """Holds a whole number."""
+    numbers: frozenset[int]
+    inside: bool
+    """Whether rows with one of these numbers are meant, or all others."""
 
 
 def read_rows_of(source: Source, endpoint_url: str | None = None) -> Iterator[PlacedRow]:
@@ -45,10 +57,14 @@ def read_examples(
     *,
     gold: Literal["required", "optional"],
     endpoint_url: str | None = None,
+    folds: Folds | None = None,
 ) -> Iterator[Example]:
-    """Every row as an example with a unique id and a text that is not empty. Raises DataError naming the line."""
+    """Every row (of the folds) as an example with a unique id and a text that is not empty; one of several columns may
+    have empty fields. Raises DataError naming the line."""
     ids = _Ids()
     for place, row in read_rows_of(source, endpoint_url):
+        if folds is not None and (_fold(place, row, folds.column) in folds.numbers) != folds.inside:
+            continue
         text = _text(place, row, columns)
         example_id = _example_id(place, row, columns, text)
         first = ids.first_place(example_id, place)
@@ -60,7 +76,7 @@ def read_examples(
             raise DataError(f"{place}: {error}") from error
         if label is None and gold == "required":
             raise DataError(f"{place}: no gold label, which is needed here; its columns are {_names(row)}")
-        yield Example(example_id, text, label)
+        yield Example(example_id, text, label, _group(place, row, columns))
 
 
 class _Ids:
@@ -85,7 +101,27 @@ class _Ids:
         return f"{self._files[index]} {first_number}"
 
 
+def _fold(place: str, row: Mapping[str, Any], column: str) -> int:
+    value = row.get(column)
+    if column not in row:
+        raise DataError(f"{place}: no column '{column}' for the folds; its columns are {_names(row)}")
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise DataError(f"{place}: '{column}' is {value!r:.60}, where a whole number is needed") from None
+
+
+def _group(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
+    if not isinstance(columns, AnswerColumnsConfig) or columns.group is None:
+        return None
+    if columns.group not in row:
+        raise DataError(f"{place}: no column '{columns.group}' for the group; its columns are {_names(row)}")
+    return _unicode(place, columns.group, str(row[columns.group]))
+
+
 def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    if isinstance(columns, AnswerColumnsConfig):
+        return join_fields({name: _field(place, row, name) for name in columns.text})
     text = row.get(columns.text)
     if columns.text not in row:
         raise DataError(f"{place}: no column '{columns.text}' for the text; its columns are {_names(row)}")
@@ -94,6 +130,16 @@ def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     if text is None or not text.strip():
         raise DataError(f"{place}: the text ('{columns.text}') is empty")
     return _unicode(place, columns.text, text)
+
+
+def _field(place: str, row: Mapping[str, Any], column: str) -> str:
+    """Of several; an empty one is kept, since an answer may be empty."""
+    value = row.get(column)
+    if column not in row:
+        raise DataError(f"{place}: no column '{column}' for the text; its columns are {_names(row)}")
+    if not isinstance(value, str) and value is not None:
+        raise DataError(f"{place}: '{column}' is {value!r:.60}, where a text is needed")
+    return _unicode(place, column, value or "")
 
 
 def _example_id(place: str, row: Mapping[str, Any], columns: ColumnsConfig, text: str) -> str:

@@ -42,11 +42,11 @@ def duel(
     comparison = compare(statistics(old), statistics(new), lambda sums: problem.value(metric, sums), resamples, seed)
     pairs = list(zip(old, new, strict=True))
     only = mcnemar(
-        np.concatenate([_right(golds, one) for one, _ in pairs]),
-        np.concatenate([_right(golds, other) for _, other in pairs]),
+        np.concatenate([_right(problem, golds, one) for one, _ in pairs]),
+        np.concatenate([_right(problem, golds, other) for _, other in pairs]),
     )
     return Duel(comparison, only)
 
 
-def _right(golds: Sequence[Label], labels: Labels) -> NDArray[np.bool_]:
-    return np.array([label == gold for gold, label in zip(golds, labels, strict=True)])
+def _right(problem: Problem, golds: Sequence[Label], labels: Labels) -> NDArray[np.bool_]:
+    return np.array([problem.matches(gold, label) for gold, label in zip(golds, labels, strict=True)])

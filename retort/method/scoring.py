@@ -1,6 +1,7 @@
 """From labels to scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -15,10 +16,31 @@ def statistics_of(
     problem: Problem, metric: Metric, golds: Iterable[Label], predictions: Iterable[Label | None]
 ) -> Floats:
     """What each row adds to the metric's sums, `(n, d)`. Raises DataError where there are no rows."""
-    rows = [problem.statistics(metric, gold, label) for gold, label in zip(golds, predictions, strict=True)]
-    if not rows:
-        raise DataError(f"there are no gold-labelled rows to compute {metric} on")
-    return np.stack(rows)
+    (statistics,) = all_statistics(problem, [metric], golds, predictions).values()
+    return statistics
+
+
+def all_statistics(
+    problem: Problem, metrics: Sequence[Metric], golds: Iterable[Label], predictions: Iterable[Label | None]
+) -> dict[Metric, Floats]:
+    """What each row adds to each metric's sums, `(n, d)`. Raises DataError where there are no rows.
+
+    All metrics of a row are computed one after the other, so that a problem that remembers the labels it read last
+    reads each once; and a million rows are never a million arrays.
+    """
+    rows = zip(golds, predictions, strict=True)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"there are no gold-labelled rows to compute {', '.join(metrics)} on")
+    widths = [len(problem.statistics(metric, *first)) for metric in metrics]
+
+    def sums() -> Iterator[Floats]:
+        for gold, label in chain([first], rows):
+            yield np.concatenate([problem.statistics(metric, gold, label) for metric in metrics])
+
+    together = np.fromiter(sums(), dtype=np.dtype((np.float64, sum(widths))))
+    parts = np.split(together, np.cumsum(widths)[:-1], axis=1)
+    return {metric: np.ascontiguousarray(part) for metric, part in zip(metrics, parts, strict=True)}
 
 
 def score(
@@ -30,7 +52,11 @@ def score(
     seed: int,
 ) -> Score:
     """The metric with its 95 % bootstrap interval. A prediction of None counts as wrong."""
-    statistics = statistics_of(problem, metric, golds, predictions)
+    return score_of(problem, metric, statistics_of(problem, metric, golds, predictions), resamples, seed)
+
+
+def score_of(problem: Problem, metric: Metric, statistics: Floats, resamples: int, seed: int) -> Score:
+    """The metric of rows' statistics `(n, d)`, with its interval."""
     value, low, high = bootstrap(statistics, lambda sums: problem.value(metric, sums), resamples, seed)
     return Score(metric=metric, value=value, low=low, high=high, n=len(statistics))
 

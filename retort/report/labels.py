@@ -110,7 +110,7 @@ def _changed(problem: Problem, gold: str | None, old: Row, new: Row) -> _Changed
         old=old["label"],
         new=new["label"],
         gold=gold,
-        verdict=None if gold is None else _verdict(gold, old["label"], new["label"]),
+        verdict=None if gold is None else _verdict(problem, gold, old["label"], new["label"]),
         old_probability=probability,
         num_parts_changed=len(parts),
         confidence=new["confidence"],
@@ -120,10 +120,10 @@ def _changed(problem: Problem, gold: str | None, old: Row, new: Row) -> _Changed
     return _Changed(rank, example)
 
 
-def _verdict(gold: str, old: str, new: str) -> Verdict:
-    if new == gold:
+def _verdict(problem: Problem, gold: str, old: str, new: str) -> Verdict:
+    if problem.matches(gold, new):
         return "fixed"
-    return "broken" if old == gold else "still wrong"
+    return "broken" if problem.matches(gold, old) else "still wrong"
 
 
 def _probability(problem: Problem, text: str, label: str, probabilities: Any) -> float | None:
@@ -131,6 +131,8 @@ def _probability(problem: Problem, text: str, label: str, probabilities: Any) ->
     if not probabilities.is_valid:
         return None
     units = np.asarray(probabilities.values, dtype=np.float64).reshape(-1, len(problem.classes))
+    units = units * problem.allowed(len(units))  # units of several kinds share what is read at one word
+    units /= np.maximum(units.sum(axis=1, keepdims=True), 1e-12)
     chosen = units[np.arange(len(units)), problem.targets(text, label)]
     return float(np.exp(np.log(np.maximum(chosen, 1e-12)).mean()))
 

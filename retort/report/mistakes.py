@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from retort.config import ClassificationConfig, ConstituencyConfig, SlotsConfig
 from retort.config import Problem as ProblemConfig
 from retort.problems import Problem
 from retort.report.summary import Confusion, ErrorTable, NameErrors, shortened
@@ -43,11 +44,16 @@ def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -
         gold = problem.parts(row["gold"])
         predicted = problem.parts(row["predicted"]) if row["predicted"] is not None else [NOTHING]
         wholes.append(_Pair(gold[0], predicted[0], row["text"]))
-        if config.kind == "slots":
+        if config.kind in ("slots", "constituency"):
             spans += _span_pairs(_spans(gold[1:]), _spans(predicted[1:]), row["text"], counts)
-    if config.kind == "slots":
-        return _span_table(spans, counts), _class_table("Intents", wholes)
-    return (_class_table("Classes", wholes, config.labels),)
+    match config:
+        case SlotsConfig():
+            return _span_table("Slots", spans, counts), _class_table("Intents", wholes)
+        case ConstituencyConfig():
+            return _span_table("Constituents", spans, counts), _class_table("Whole sentences", wholes)
+        case ClassificationConfig(labels=labels):
+            return (_class_table("Classes", wholes, labels),)
+    return ()
 
 
 def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None = None) -> ErrorTable:
@@ -64,10 +70,10 @@ def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None
     )
 
 
-def _span_table(pairs: Sequence[_Pair], exact: Counter[tuple[str, str]]) -> ErrorTable:
+def _span_table(title: str, pairs: Sequence[_Pair], exact: Counter[tuple[str, str]]) -> ErrorTable:
     names = sorted({name for cell in exact for name in cell} - {NOTHING})
     return ErrorTable(
-        title="Slots", names=tuple(_errors_on(name, exact) for name in names), confusions=_confusions(pairs)
+        title=title, names=tuple(_errors_on(name, exact) for name in names), confusions=_confusions(pairs)
     )
 
 

@@ -31,19 +31,19 @@ ORDERS = {
 
 def write_pages(summary: Summary, folder: Path) -> None:
     """Needs the pictures in `folder`."""
-    environment = _environment()
+    environment = page_environment()
     facts = {
         "summary": summary,
         "table": table(summary),
         "config": yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True),
     }
-    picture = _inline_svg((folder / SVG).read_text(encoding="utf-8"))
+    picture = inline_svg((folder / SVG).read_text(encoding="utf-8"))
     html = environment.get_template("report.html.j2").render(facts, picture=picture)
     (folder / HTML).write_text(html, encoding="utf-8")
     (folder / MARKDOWN).write_text(environment.get_template("report.md.j2").render(facts), encoding="utf-8")
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("retort.report"),
         autoescape=select_autoescape(["html.j2"]),
@@ -83,6 +83,6 @@ def _markdown_cell(value: Any) -> str:
     return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("`", "'")
 
 
-def _inline_svg(text: str) -> Markup:
+def inline_svg(text: str) -> Markup:
     """Without the XML prolog, which HTML does not know. Safe as it is: we drew it, no text of the data is in it."""
     return Markup(text[text.index("<svg") :])

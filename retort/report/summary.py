@@ -15,6 +15,14 @@ TITLES: dict[str, str] = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "quadratic_weighted_kappa": "weighted kappa",
+    "bracket_f1": "bracket F1",
+    "bracket_precision": "bracket precision",
+    "bracket_recall": "bracket recall",
+    "unlabeled_f1": "unlabelled F1",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "rouge_l": "ROUGE-L",
+    "field_f1": "field F1",
 }
 
 Scores = dict[str, Score]

@@ -21,6 +21,7 @@ from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
 
 if TYPE_CHECKING:
     from retort.serving.student import LoadedStudent
+    from retort.serving.tiny import LoadedTiny
 
 WINDOW_ROWS = 8192
 """As many as prediction sorts by length together."""
@@ -53,7 +54,8 @@ def predict_file(order: Order) -> Tally:
     """
     check_out(order.out)
     found = find_student(order.model, order.tracking)
-    rows = read_texts(order.source, order.fields)
+    columns = found.manifest.made_of["params"].get("fields", ())
+    rows = read_texts(order.source, order.fields._replace(columns=tuple(columns)))
     from retort.serving.student import load_student  # torch: seconds, which no error above should take
 
     student = load_student(found, order.device)
@@ -90,7 +92,7 @@ def check_share(tally: Tally, max_bad: float, consequence: str = "") -> None:
 
 
 def _answers(
-    student: "LoadedStudent", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
+    student: "LoadedStudent | LoadedTiny", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
 ) -> Iterator[Answer]:
     last = time.monotonic()
     for window in windows(_set_aside(rows, tally)):

@@ -15,6 +15,7 @@ from retort.serving.answers import Answer, answer
 from retort.serving.batcher import Batcher, Busy
 from retort.serving.student import LoadedStudent
 from retort.serving.texts import MOST_CHARACTERS, text_fault
+from retort.serving.tiny import LoadedTiny
 
 MOST_TEXTS = 256
 """In one request."""
@@ -39,7 +40,7 @@ class Health(BaseModel):
     model: ModelName
 
 
-def scorer(student: LoadedStudent) -> FastAPI:
+def scorer(student: LoadedStudent | LoadedTiny) -> FastAPI:
     """The application around a loaded student."""
     batcher: Batcher[Answer] = Batcher(lambda texts: _answers(student, texts))
 
@@ -58,7 +59,7 @@ def scorer(student: LoadedStudent) -> FastAPI:
 
     @app.post("/predict")
     async def predict(body: Texts) -> Predictions:
-        _check(body.texts)
+        _check(body.texts, student)
         try:
             return Predictions(model=student.name, predictions=await batcher.ask(body.texts))
         except Busy as error:
@@ -91,12 +92,12 @@ def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
     return limited
 
 
-def _answers(student: LoadedStudent, texts: list[str]) -> list[Answer]:
+def _answers(student: LoadedStudent | LoadedTiny, texts: list[str]) -> list[Answer]:
     predictions = student.label(texts)
     return [answer(student.problem, text, one) for text, one in zip(texts, predictions, strict=True)]
 
 
-def _check(texts: list[str]) -> None:
+def _check(texts: list[str], student: LoadedStudent | LoadedTiny) -> None:
     """Raises HTTPException: 413 for too much, 422 for what cannot be labelled."""
     if not texts:
         raise HTTPException(422, "'texts' is empty; give at least one text")
@@ -105,6 +106,8 @@ def _check(texts: list[str]) -> None:
     for index, text in enumerate(texts):
         if fault := text_fault(text):
             raise HTTPException(413 if len(text) > MOST_CHARACTERS else 422, f"texts[{index}] {fault[1]}")
+        if told := student.fault(text):
+            raise HTTPException(422, f"texts[{index}] {told}")
 
 
 async def _one_sentence(_: Request, error: Exception) -> JSONResponse:

@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from retort.config import Problem as ProblemConfig
 from retort.problems import Problem, problem_for
 from retort.serving.addresses import FoundStudent, ModelName
+from retort.serving.tiny import LoadedTiny, load_tiny
 from retort.stages.student import MODEL
+from retort.students import opening
+from retort.students.base import Outcome, Prediction, Student
 from retort.students.device import Device, choose_device
-from retort.students.encoder import Encoder, load_encoder
-from retort.students.prediction import Prediction, predict
 
 _PROBLEM: TypeAdapter[ProblemConfig] = TypeAdapter(ProblemConfig)
 
@@ -20,25 +22,45 @@ _PROBLEM: TypeAdapter[ProblemConfig] = TypeAdapter(ProblemConfig)
 class LoadedStudent:
     name: ModelName
     problem: Problem
-    encoder: Encoder
+    student: Student
     device: Device
 
     def label(self, texts: Sequence[str]) -> Iterator[Prediction]:
         """Predictions in the order of `texts`."""
-        return predict(self.encoder, self.problem, texts, device=self.device, total=len(texts))
+        outcomes = self.student.predict(texts, device=self.device, total=len(texts))
+        return (_answered(self.problem, text, outcome) for text, outcome in zip(texts, outcomes, strict=True))
+
+    def fault(self, text: str) -> str | None:
+        """What is wrong with a text beside what is wrong with any: nothing."""
+        return None
+
+
+def _answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
+    """What a student wrote that is no label is answered as it is where any text is one, else by the label that a
+    student without a notion would give; both with a confidence of 0."""
+    if isinstance(outcome, Prediction):
+        return outcome
+    num_units, num_classes = len(problem.sites(len(problem.words(text)))), len(problem.classes)
+    if not num_classes:
+        return Prediction(outcome.raw, 0.0, np.empty((0, 0), dtype=np.float32))
+    even = np.full((num_units, num_classes), 1 / num_classes, dtype=np.float32)
+    return Prediction(problem.decide(text, even.astype(np.float64))[0], 0.0, even)
 
 
 def problem_of(found: FoundStudent) -> Problem:
     return problem_for(_PROBLEM.validate_python(found.manifest.made_of["params"]["problem"]))
 
 
-def load_student(found: FoundStudent, device: str = "auto") -> LoadedStudent:
+def load_student(found: FoundStudent, device: str = "auto") -> LoadedStudent | LoadedTiny:
     """Fetch, verify and load. `device` is auto, cpu or cuda.
 
     Raises ConfigError where there is no such device, DamagedArtifact where a file is not what was stored.
     """
+    if found.manifest.made_of["verb"] == "export-student":
+        return load_tiny(found)
     chosen = choose_device(device, "auto", 1)  # before a download; the same precision as in the evaluation
     params = found.manifest.made_of["params"]
     folder = found.store.fetch(found.store.ref(found.manifest)) / MODEL
-    encoder = load_encoder(folder, params["student"], params["training"]["max_length"])
-    return LoadedStudent(found.name, problem_of(found), encoder, chosen)
+    problem = problem_of(found)
+    student = opening.load_student(folder, params["student"], params["training"]["max_length"], problem)
+    return LoadedStudent(found.name, problem, student, chosen)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from retort.data.fields import join_fields
 from retort.data.files import DataFile, data_files
 from retort.data.formats import rows_of
 from retort.data.lines import json_fault, lines_of, place
@@ -48,6 +49,8 @@ class Fields(NamedTuple):
     text: str
     id: str
     """Where a row has none, the sha256 of its text serves, as in training data."""
+    columns: tuple[str, ...] = ()
+    """Of a student that reads several fields: their names, instead of `text`'s. They may be empty."""
 
 
 def read_texts(source: str, fields: Fields) -> Iterator[TextRow | BadRow]:
@@ -128,14 +131,17 @@ def _csv_rows(file: DataFile, fields: Fields) -> Iterator[_Placed | BadRow]:
 
 def _check_column(file: DataFile, names: list[str], fields: Fields) -> list[str]:
     """The names. Raises DataError if the text's is not among them."""
-    if fields.text not in names:
-        known = ", ".join(f"'{name}'" for name in names)
-        raise DataError(f"{file.name}: no column '{fields.text}' for the text (--text); its columns are {known}")
+    for name in fields.columns or (fields.text,):
+        if name not in names:
+            known, hint = ", ".join(f"'{name}'" for name in names), "" if fields.columns else " (--text)"
+            raise DataError(f"{file.name}: no column '{name}' for the text{hint}; its columns are {known}")
     return names
 
 
 def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
-    text = row.get(fields.text)
+    text = _joined(row, fields.columns) if fields.columns else row.get(fields.text)
+    if isinstance(text, BadField):
+        return BadRow(where, "no-text", text.told)
     if not isinstance(text, str):
         what = "missing" if text is None else f"no text but {type(text).__name__}"
         return BadRow(where, "no-text", f"'{fields.text}' is {what}")
@@ -148,6 +154,19 @@ def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | Ba
     if not is_number and (not isinstance(value, str) or not value.strip() or not _is_unicode(value)):
         return BadRow(where, "bad-id", f"'{fields.id}' is neither a number nor a text")
     return TextRow(str(value), text)
+
+
+class BadField(NamedTuple):
+    told: str
+    """What is wrong, as a sentence."""
+
+
+def _joined(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | BadField:
+    values = {name: row.get(name) for name in columns}
+    for name, value in values.items():
+        if name not in row or not isinstance(value, str | None):
+            return BadField(f"'{name}' is {'missing' if name not in row else f'no text but {type(value).__name__}'}")
+    return join_fields({name: value or "" for name, value in values.items()})
 
 
 def text_fault(text: str) -> tuple[str, str] | None:

@@ -28,6 +28,7 @@ from retort.teachers.opening import open_asker
 from retort.teachers.outcomes import Labelled, Outcome, Reader
 from retort.teachers.questions import questions_for, sampling_seed
 from retort.teachers.spending import Spending
+from retort.teachers.tokens import TEACHER_TOKENS, TokensWriter
 
 VERSION = 1
 COMPACT_FROM = 20
@@ -116,9 +117,12 @@ def _label_pool(work: Work, outcomes: Iterator[tuple[Row, Outcome]]) -> tuple[in
                 counts[outcome.reason] += 1
                 failures[row["example_id"]] = outcome
             else:
+                if outcome.top:
+                    tokens.add(row["example_id"], outcome.top)
                 yield _as_row(row, outcome)
 
-    count = write_rows(work.folder / ROWS, PSEUDOLABELS, rows())
+    with TokensWriter(work.folder / TEACHER_TOKENS) as tokens:
+        count = write_rows(work.folder / ROWS, PSEUDOLABELS, rows())
     write_failures(work, failures)
     return count, counts
 
@@ -127,7 +131,8 @@ def _as_row(row: Row, outcome: Outcome) -> Row:
     if isinstance(outcome, ParseFailure):
         return {**row, "label": None, "confidence": 0.0, "labeler": "teacher"}
     soft = outcome.probabilities and np.asarray(outcome.probabilities, dtype=np.float16)
-    return {**row, **outcome._asdict(), "probabilities": soft, "labeler": "teacher"}
+    labelled = {"label": outcome.label, "confidence": outcome.confidence, "probabilities": soft}
+    return {**row, **labelled, "labeler": "teacher"}
 
 
 def _quality(

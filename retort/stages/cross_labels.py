@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retort.config import Config
-from retort.records import ArtifactRef, Stage
-from retort.rows import PSEUDOLABELS, Row, read_rows, write_rows
+from retort.records import ArtifactRef, ParseFailure, Stage
+from retort.rows import FAILURES, PSEUDOLABELS, Row, read_rows, write_rows
 from retort.stages.examples import ROWS
+from retort.stages.recorded import FAILED_ROWS
 from retort.stages.student import MODEL, in_cells, partition_params
 from retort.stages.work import Work
 from retort.store import Product
 
 if TYPE_CHECKING:
-    from retort.students.prediction import Prediction
+    from retort.students.base import Outcome, Prediction
 
 VERSION = 1
+MOST_FAILURES = 10_000
+"""Kept with their text; all are counted."""
 
 
 def cross_label(
@@ -50,45 +53,66 @@ def cross_label(
 def make_cross_labels(work: Work) -> Product:
     keep = work.stage.params["probabilities"]
     confidences: list[float] = []
+    failures: list[Row] = []
+    path = work.fetch("rows") / ROWS
 
     def rows() -> Iterator[Row]:
-        for row, prediction in predictions(work, "rows"):
-            confidences.append(prediction.confidence)
+        old_rows = in_cells(read_rows(path), work.stage.params["cells"])
+        for old, (row, outcome) in zip(old_rows, outcomes(work, "rows"), strict=True):
+            if isinstance(outcome, ParseFailure):
+                failures.append({"example_id": row["example_id"], **_told(outcome)})
+                if old.get("label") is not None:
+                    yield old
+                continue
+            confidences.append(outcome.confidence)
             yield {
                 "example_id": row["example_id"],
                 "text": row["text"],
-                "label": prediction.label,
-                "confidence": prediction.confidence,
+                "label": outcome.label,
+                "confidence": outcome.confidence,
                 "labeler": work.stage.name,
-                "probabilities": prediction.probabilities.astype(np.float16).ravel() if keep else None,
+                "probabilities": outcome.probabilities.astype(np.float16).ravel() if keep else None,
             }
 
     count = write_rows(work.folder / ROWS, PSEUDOLABELS, rows())
-    return Product(rows=count, metrics={"confidence": float(np.mean(confidences)) if count else 0.0})
+    if failures:
+        write_rows(work.folder / FAILED_ROWS, FAILURES, failures[:MOST_FAILURES])
+    confidence = float(np.mean(confidences)) if confidences else 0.0
+    counts = {"failures": len(failures)} if failures else {}
+    return Product(rows=count, counts=counts, metrics={"confidence": confidence})
+
+
+def _told(failure: ParseFailure) -> Row:
+    return {"reason": failure.reason, "detail": failure.detail, "raw": failure.raw}
 
 
 def predictions(work: Work, role: str) -> Iterator[tuple[Row, "Prediction"]]:
-    """Each row of the role's artifact that lies in the stage's cells, with the student's prediction."""
+    """Each row of the role's artifact that lies in the stage's cells, with the student's prediction; a row without one
+    is left out."""
+    for row, outcome in outcomes(work, role):
+        if not isinstance(outcome, ParseFailure):
+            yield row, outcome
+
+
+def outcomes(work: Work, role: str) -> Iterator[tuple[Row, "Outcome"]]:
+    """Each row of the role's artifact that lies in the stage's cells, with what the student says of it."""
     from retort.students.device import choose_device
-    from retort.students.encoder import load_encoder
-    from retort.students.prediction import predict
+    from retort.students.opening import load_student
 
     params = work.stage.params
     device = choose_device(work.execution.device, "auto", work.stage.siblings)
-    encoder = load_encoder(work.fetch("student") / MODEL, params["student"], params["max_length"], work.problem.classes)
+    student = load_student(work.fetch("student") / MODEL, params["student"], params["max_length"], work.problem)
     path = work.fetch(role) / ROWS
 
     def wanted() -> Iterator[Row]:
         return in_cells(read_rows(path, ["example_id", "text"]), params.get("cells"))
 
     total = sum(1 for _ in wanted())
-    predicted = predict(
-        encoder,
-        work.problem,
+    said = student.predict(
         (row["text"] for row in wanted()),
         device=device,
         total=total,
         batch_tokens=max(64, 2048 >> work.attempt),
         progress=work.progress,
     )
-    return zip(wanted(), predicted, strict=True)
+    return zip(wanted(), said, strict=True)

@@ -10,16 +10,20 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from retort.config import Config, Source
+from retort.config import ColumnsConfig, Config, Source
+from retort.config.scoring import AnswerColumnsConfig, FoldsConfig, ScoreConfig
 from retort.data import fingerprint, read_examples
+from retort.data.reading import Folds
 from retort.errors import DataError
 from retort.records import Example, Stage, digest
-from retort.rows import EXAMPLES, GOLD, Row, read_rows, write_rows
+from retort.rows import EXAMPLES, GOLD, GROUPS, Row, read_rows, write_rows
 from retort.stages.work import Work
 from retort.store import Product
 
 VERSION = 1
 ROWS, GOLD_ROWS = "rows.parquet", "gold.parquet"
+GROUP_ROWS = "groups.parquet"
+"""Only where the config names a column for groups."""
 OWN_ROWS = "labeled.parquet"
 """Of pseudolabels: the teacher's labels of the labelled set, each made with the other rows as demonstrations."""
 _SOURCE: TypeAdapter[Any] = TypeAdapter(Source)
@@ -45,10 +49,49 @@ def ingest(config: Config, role: str) -> Stage:
     )
 
 
+def ingest_answers(config: ScoreConfig, role: str) -> Stage:
+    """`role` is train, dev, unlabeled, or the name of one of `data.tests`. Roles that are folds of the training file
+    are read from there, and the training rows are then the others. Reads the source once to know its content."""
+    data = config.data
+    part = data.tests[role] if role in data.tests else getattr(data, role)
+    source = data.train if isinstance(part, FoldsConfig) else part
+    folds = _folds_of(config, role)
+    unused = {"fold"} if folds is None else set()
+    return Stage(
+        name=f"ingest/{role}",
+        verb="ingest",
+        version=VERSION,
+        kind="examples",
+        params={
+            "problem": config.problem.model_dump(mode="json"),
+            "columns": data.columns.model_dump(exclude=unused),
+            "content": fingerprint(source, config.store.endpoint_url),
+            "gold": "optional" if role == "unlabeled" else "required",
+            "limit": data.limit if role == "train" else None,
+            **({"folds": folds} if folds else {}),
+        },
+        knobs={"source": _SOURCE.dump_python(source, mode="json"), "endpoint_url": config.store.endpoint_url},
+    )
+
+
+def _folds_of(config: ScoreConfig, role: str) -> dict[str, Any] | None:
+    """Which of the training file's rows a role takes; None is all of its own source."""
+    data = config.data
+    parts = [part for part in (data.dev, data.unlabeled) if isinstance(part, FoldsConfig)]
+    taken = sorted(number for part in parts for number in part.folds)
+    if role == "train":
+        return {"column": data.columns.fold, "numbers": taken, "inside": False} if taken else None
+    part = None if role in data.tests else getattr(data, role)
+    if not isinstance(part, FoldsConfig):
+        return None
+    return {"column": data.columns.fold, "numbers": sorted(part.folds), "inside": True}
+
+
 def make_examples(work: Work) -> Product:
     limit = work.stage.params["limit"]
     keep = _smallest_ids(work, limit) if limit else None
     golds: list[Row] = []
+    groups: list[Row] = []
 
     def rows() -> Iterator[Row]:
         for example in _read(work):
@@ -57,6 +100,8 @@ def make_examples(work: Work) -> Product:
             row = {"example_id": example.example_id, "text": example.text}
             if example.label is not None:
                 golds.append({**row, "label": example.label})
+            if example.group is not None:
+                groups.append({"example_id": example.example_id, "group": example.group})
             yield row
 
     count = write_rows(work.folder / ROWS, EXAMPLES, rows())
@@ -64,6 +109,8 @@ def make_examples(work: Work) -> Product:
         raise DataError(f"{_place(work)}: holds no rows; at least one is needed")
     if golds:
         write_rows(work.folder / GOLD_ROWS, GOLD, golds)
+    if groups:
+        write_rows(work.folder / GROUP_ROWS, GROUPS, groups)
     return Product(rows=count, counts={"gold": len(golds)})
 
 
@@ -76,14 +123,16 @@ def read_gold(work: Work, role: str) -> list[Example]:
 
 
 def _read(work: Work) -> Iterator[Example]:
-    from retort.config import ColumnsConfig
-
+    params = work.stage.params
+    several = isinstance(params["columns"]["text"], list)
+    folds = params.get("folds")
     return read_examples(
         _SOURCE.validate_python(work.stage.knobs["source"]),
-        ColumnsConfig.model_validate(work.stage.params["columns"]),
+        (AnswerColumnsConfig if several else ColumnsConfig).model_validate(params["columns"]),
         work.problem,
-        gold=work.stage.params["gold"],
+        gold=params["gold"],
         endpoint_url=work.stage.knobs["endpoint_url"],
+        folds=folds and Folds(folds["column"], frozenset(folds["numbers"]), folds["inside"]),
     )
 
 

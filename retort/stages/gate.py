@@ -57,7 +57,7 @@ def gate(config: Config, distilled: Distilled, reigning_scores: ArtifactRef | No
 def check_slices(config: Config) -> None:
     """Needs the resolved config. Raises ConfigError for a slice whose label no row can have."""
     problem = config.problem
-    known = list(problem.intents or []) if problem.kind == "slots" else list(problem.labels or [])
+    known = list((problem.intents if problem.kind == "slots" else getattr(problem, "labels", None)) or [])
     for place, part in enumerate(config.gate.slices):
         if part.label is not None and part.label not in known:
             what = "intent" if problem.kind == "slots" else "class"
@@ -91,15 +91,14 @@ def measured_latency(work: Work, texts: Sequence[str]) -> tuple[float, str]:
     import torch
 
     from retort.students.device import Device
-    from retort.students.encoder import load_encoder
-    from retort.students.prediction import predict
+    from retort.students.opening import load_student
 
     params, device = work.stage.params, Device("cpu", "fp32", 1)
-    encoder = load_encoder(work.fetch("student") / MODEL, params["student"], params["max_length"])
+    student = load_student(work.fetch("student") / MODEL, params["student"], params["max_length"], work.problem)
 
     def milliseconds(text: str) -> float:
         started = time.perf_counter()
-        list(predict(encoder, work.problem, [text], device=device, total=1))
+        list(student.predict([text], device=device, total=1))
         return 1000 * (time.perf_counter() - started)
 
     threads = torch.get_num_threads()

@@ -8,7 +8,7 @@ import json
 import pyarrow as pa
 
 from retort.config import Config
-from retort.method.scoring import score
+from retort.method.scoring import all_statistics, score_of
 from retort.records import ArtifactRef, Example, Label, Score, Stage
 from retort.rows import read_rows, write_rows
 from retort.stages.cross_labels import predictions
@@ -71,10 +71,12 @@ def make_scores(work: Work) -> Product:
 def _scores(work: Work, gold: list[Example], labels: list[Label | None]) -> list[Score]:
     params = work.stage.params
     golds = [example.label for example in gold if example.label is not None]
+    if not golds:
+        return []
+    statistics = all_statistics(work.problem, params["metrics"], golds, labels)
     return [
-        score(work.problem, metric, golds, labels, resamples=params["resamples"], seed=params["seed"])
-        for metric in params["metrics"]
-        if golds
+        score_of(work.problem, metric, rows, resamples=params["resamples"], seed=params["seed"])
+        for metric, rows in statistics.items()
     ]
 
 

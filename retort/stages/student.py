@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from retort.config import Config, EncoderConfig, TrainingConfig, expand
+from retort.config import Config, EncoderConfig, Student, TrainingConfig, WriterConfig, expand
 from retort.errors import ConfigError, StageFailed
 from retort.method.partitioning import cell_of
 from retort.records import ArtifactRef, Reigning, Stage
@@ -16,6 +18,9 @@ from retort.stages.examples import GOLD_ROWS, ROWS
 from retort.stages.work import Work
 from retort.store import Product
 from retort.students.weights import Weights, find_weights
+
+if TYPE_CHECKING:
+    from retort.students.base import TrainingRow
 
 VERSION = 1
 HISTORY = "history.json"
@@ -55,6 +60,7 @@ def train_student(
             "seed": config.method.seed + 1000 * index,
             "cells": None if cells is None else partition_params(config, cells),
             "soft": soft,
+            **_options(config),
         },
         inputs={"labels": (labels,), **({"start": (start,)} if start else {})},
         knobs={
@@ -65,6 +71,15 @@ def train_student(
         },
         siblings=siblings,
     )
+
+
+def _options(config: Config) -> dict[str, object]:
+    """What this kind of student has beside what all have; nothing for an encoder, whose keys are older."""
+    common = {*EncoderConfig.model_fields, "kind"}
+    options = config.student.model_dump(mode="json", exclude=common)
+    if isinstance(config.student, WriterConfig):
+        options["target"] = config.student.form(has_classes=config.problem.kind != "text")
+    return {"options": options} if options else {}
 
 
 def start_from(stage: Stage, reigning: Reigning) -> ArtifactRef | None:
@@ -95,47 +110,40 @@ def in_cells(rows: Iterator[Row], cells: dict[str, object] | None) -> Iterator[R
 def make_student(work: Work) -> Product:
     import torch
 
+    from retort.students.checkpoints import StoredCheckpoint
     from retort.students.device import choose_device
-    from retort.students.encoder import continue_from, encode_all, new_encoder
-    from retort.students.training import TrainingRows, train
+    from retort.students.opening import new_student
 
     params, warm = work.stage.params, "start" in work.stage.inputs
-    training = TrainingConfig.model_validate(params["training"])
-    device = choose_device(work.execution.device, training.precision, work.stage.siblings)
+    config = _student(work.stage)
+    device = choose_device(work.execution.device, config.training.precision, work.stage.siblings)
     torch.manual_seed(params["seed"])
-    encoder = new_encoder(
-        params["student"],
-        _weights(work.stage),
-        pretrained=params["pretrained"] and not warm,
-        problem=work.problem,
-        max_length=training.max_length,
-    )
-    same_head = warm and continue_from(encoder, work.fetch("start") / MODEL)
-    rows = list(in_cells(_labelled_rows(work), params["cells"]))
+    weights = _weights(work.stage, config)
+    student = new_student(config, weights, pretrained=params["pretrained"] and not warm, problem=work.problem)
+    same_head = warm and student.continue_from(work.fetch("start") / MODEL)
+    rows = [_training_row(work, row) for row in in_cells(_labelled_rows(work), params["cells"])]
     if not rows:
         where = "the pool" if params["cells"] is None else "its cells of the pool; lower method.partitions"
         raise StageFailed(f"{work.stage.name}: there is no labelled row to train on in {where}")
-    encoded = list(encode_all(encoder, work.problem, (row["text"] for row in rows)))
-    history = train(
-        encoder,
-        TrainingRows(encoded, [_target(work, row) for row in rows]),
-        training,
+    taught = student.train(
+        rows,
+        config.training,
         seed=params["seed"],
         device=device,
         micro_batches=2**work.attempt,
+        checkpoint=StoredCheckpoint(work.store, work.stage.key),
         progress=work.progress,
     )
-    encoder.model.save_pretrained(work.folder / MODEL)
-    encoder.tokenizer.save_pretrained(work.folder / MODEL)
+    student.save(work.folder / MODEL)
+    history = taught.history
     (work.folder / HISTORY).write_text(json.dumps(asdict(history)))
-    cut = sum(bool((row.positions < 0).any()) for row in encoded)
     return Product(
         rows=len(rows),
-        counts={"cut": cut},
+        counts=taught.counts,
         metrics={"loss": history.losses[-1], "examples_per_second": history.examples_per_second},
         details={
             **device.describe(),
-            "parameters": sum(p.numel() for p in encoder.model.parameters()),
+            "parameters": student.num_parameters,
             "training_seconds": history.seconds,
             "tokens": history.tokens,
             "padding_share": history.padding_share,
@@ -147,14 +155,24 @@ def make_student(work: Work) -> Product:
 _WARM = {True: "the champion's weights", False: "the champion's weights with a new head, for the class names differ"}
 
 
-def _weights(stage: Stage) -> Weights:
+def _student(stage: Stage) -> Student:
+    """The config's student, as far as the stage needs it, with the training that this stage is for."""
+    params, knobs = stage.params, stage.knobs
+    named = {name: knobs[name] for name in ("model", "revision", "weights")}
+    options = params.get("options", {})
+    return _STUDENT.validate_python({"kind": params["student"], **named, **options, "training": params["training"]})
+
+
+_STUDENT: TypeAdapter[Student] = TypeAdapter(Student)
+
+
+def _weights(stage: Stage, student: Student) -> Weights:
     """Found anew, since the worker may be another machine than the one that planned the stage.
 
     Raises ConfigError where they are not those that the stage's key was made of.
     """
-    model, endpoint_url = stage.knobs["model"], stage.knobs["endpoint_url"]
-    source = EncoderConfig(model=model, revision=stage.knobs["revision"], weights=stage.knobs["weights"])
-    found = find_weights(source, endpoint_url and expand(endpoint_url))
+    model, endpoint_url = student.model, stage.knobs["endpoint_url"]
+    found = find_weights(student, endpoint_url and expand(endpoint_url))
     if found.identity != stage.params["weights"]:
         raise ConfigError(
             f"student.model = '{model}': what {stage.name} finds there is not what the run began with; the files were "
@@ -169,13 +187,16 @@ def _labelled_rows(work: Work) -> Iterator[Row]:
     return read_rows(gold if gold.exists() else folder / ROWS)
 
 
-def _target(work: Work, row: Row) -> NDArray[np.int64] | NDArray[np.float32]:
-    """Class indices `(units,)`; in a soft stage probabilities `(units, classes)`, one-hot where a row has none."""
+def _training_row(work: Work, row: Row) -> "TrainingRow":
+    """With probabilities `(units, classes)` in a soft stage, one-hot where a row has none."""
+    from retort.students.base import TrainingRow
+
     classes = len(work.problem.classes)
     if not work.stage.params["soft"]:
-        return np.asarray(work.problem.targets(row["text"], row["label"]), dtype=np.int64)
+        return TrainingRow(row["text"], row["label"])
     if row.get("probabilities") is None:
-        return np.eye(classes, dtype=np.float32)[work.problem.targets(row["text"], row["label"])]
+        one_hot = np.eye(classes, dtype=np.float32)[work.problem.targets(row["text"], row["label"])]
+        return TrainingRow(row["text"], row["label"], one_hot)
     probabilities: NDArray[np.float32] = np.asarray(row["probabilities"], dtype=np.float32).reshape(-1, classes)
     probabilities /= probabilities.sum(-1, keepdims=True)
-    return probabilities
+    return TrainingRow(row["text"], row["label"], probabilities)

@@ -189,7 +189,7 @@ class Store:
             files=files,
             versions=_versions(),
             seconds=seconds,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         for file in files:
             self._place.upload(folder / file.path, f"{files_folder(manifest)}/{file.path}")

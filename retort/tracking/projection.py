@@ -97,10 +97,10 @@ def project(work: Work) -> Tracked:
 
 def _parent(client: "MlflowClient", work: Work, summary: Summary, experiment_id: str) -> str:
     origin: dict[str, str] = work.stage.knobs["origin"]
-    started = _ms(origin["started_at"]) if origin.get("started_at") else runs.now_ms()
+    started = milliseconds(origin["started_at"]) if origin.get("started_at") else runs.now_ms()
     run_id = runs.open_run(client, experiment_id, work.stage.key, summary.name, started, _tags(summary, origin))
     runs.log_params(client, run_id, flattened(summary.config))
-    runs.log_points(client, run_id, list(_points(summary)), _ms(summary.made_at))
+    runs.log_points(client, run_id, list(_points(summary)), milliseconds(summary.made_at))
     runs.log_inputs(client, run_id, list(_inputs(summary)))
     folder = work.fetch("report")
     for file in sorted(folder.iterdir()):
@@ -110,7 +110,7 @@ def _parent(client: "MlflowClient", work: Work, summary: Summary, experiment_id:
 
 def _child(client: "MlflowClient", work: Work, student: Student, experiment_id: str, parent_id: str) -> None:
     manifest = student.manifest
-    ended, key = _ms(manifest.created_at), digest([work.stage.key, student.name])
+    ended, key = milliseconds(manifest.created_at), digest([work.stage.key, student.name])
     tags = {
         "mlflow.parentRunId": parent_id,
         runs.ARTIFACT_KEY: manifest.key,
@@ -285,6 +285,6 @@ def flattened(value: Any, name: str = "") -> dict[str, str]:
     return {re.sub(r"[^\w.\- ]", "_", name)[:250]: text}
 
 
-def _ms(moment: str) -> int:
+def milliseconds(moment: str) -> int:
     """Of an ISO 8601 time, since the epoch."""
     return round(1000 * datetime.fromisoformat(moment).timestamp())

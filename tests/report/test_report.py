@@ -95,11 +95,18 @@ def test_with_probabilities_the_least_probable_old_label_comes_first(tmp_path: P
     change = read_summary(soft.store.fetch(soft.report)).labels[1].change
     assert change is not None
     assert change.order == "old-label-probability"
-    # p7 differs in one of its three units, given (1 - 0.99) / 6 there; p4 in two of three, given (1 - 0.9) / 6.
+    # Of three units (the intent and two words), p7 differs in one and p4 in two. What a unit gives to classes that it
+    # cannot have, the intent to tags and a word to intents, does not count.
     by_id = {example.example_id: example.old_probability for example in change.examples}
     classes = 7 + 2  # O, B and I of three slots; two intents
-    assert by_id["p7"] == pytest.approx((0.99**2 * 0.01 / (classes - 1)) ** (1 / 3), rel=0.01)
-    assert by_id["p4"] == pytest.approx((0.9 * (0.1 / (classes - 1)) ** 2) ** (1 / 3), rel=0.01)
+
+    def shares(right: float) -> float:
+        """The product over the units of the share that their own classes have."""
+        other = (1 - right) / (classes - 1)
+        return (right + other) * (right + 6 * other) ** 2
+
+    assert by_id["p7"] == pytest.approx((0.99**2 * 0.01 / (classes - 1) / shares(0.99)) ** (1 / 3), rel=0.002)
+    assert by_id["p4"] == pytest.approx((0.9 * (0.1 / (classes - 1)) ** 2 / shares(0.9)) ** (1 / 3), rel=0.002)
     probabilities = [example.old_probability or 0.0 for example in change.examples]
     assert probabilities == sorted(probabilities)
 

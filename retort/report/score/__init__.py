@@ -1,0 +1,1 @@
+"""The score flow's report: facts, table, pages, picture."""

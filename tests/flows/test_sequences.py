@@ -1,0 +1,45 @@
+"""Students that write go through the whole flow."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.config import Config
+from retort.stages.making import open_store
+
+TRAINING = {"epochs": 2, "learning_rate": 3.0e-3, "batch_tokens": 1024, "precision": "fp32"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "student"),
+    [
+        ("t5", {"kind": "seq2seq"}),
+        ("causal", {"kind": "causal", "target": "text", "max_target_length": 40, "long_targets": "cut"}),
+    ],
+)
+def test_a_student_that_writes_goes_through_a_run(
+    name: str,
+    student: dict[str, Any],
+    tiny_slots: dict[str, Any],
+    configured: Callable[..., dict[str, Any]],
+    run_there: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    model = str(request.getfixturevalue(f"tiny_{name}"))
+    fields = {"student": {**student, "model": model, "training": TRAINING}}
+    fields["tracking"] = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}  # and with it the gate, which times the student
+    values = configured(tiny_slots, tmp_path / "store", name=name, **fields)
+    finished = run_there(values, tmp_path)
+    assert finished["status"] == "COMPLETED"
+    assert finished["final"]["scores"]["slot_f1"]["n"] == 20
+    config = Config.model_validate(values)
+    store = open_store(config.store)
+    crossed = [store.latest(name, f"stage1/cross-labels-{index}") for index in range(2)]
+    assert sum(one.rows for one in crossed if one is not None) == 59
+    failures = sum(one.counts.get("failures", 0) for one in crossed if one is not None)
+    assert (failures > 0) == (name == "causal"), "one that has learnt nothing writes no label, unless it may write none"
+    assert not list((tmp_path / "store").glob("checkpoints/*/*/*"))

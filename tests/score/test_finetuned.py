@@ -1,0 +1,72 @@
+"""A teacher that is fine-tuned here: each training row's probabilities come from one that did not see it."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.algorithms.score import distil_scores
+from retort.config.scoring import ScoreConfig
+from retort.method.partitioning import cell_of
+from retort.records import ArtifactRef, Scored, Stage
+from retort.rows import read_rows
+from retort.score_preflight import check_scores
+from retort.stages.examples import ROWS
+from retort.stages.making import make, open_store
+from retort.stages.score_probabilities import PREDICTIONS
+from retort.stages.score_times import TIMES, Costs
+
+TRAINING = {"epochs": 1, "batch_tokens": 512, "max_length": 32, "freeze_embeddings": False, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def taught(
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, new_job: Any
+) -> tuple[ScoreConfig, Scored, dict[str, Stage]]:
+    job = new_job(tmp_path_factory.mktemp("taught"))
+    job.values |= {
+        "teacher": {"kind": "finetuned", "model": str(tiny_encoder), "folds": 3, "training": TRAINING},
+        "tinybert": {"model": str(tiny_encoder), "layers": 1, "seeds": 2, "training": TRAINING},
+        "arms": ["soft-grid", "with-pool", "tinybert"],
+        "grid": {"lambda": [1], "distillation_temperature": [1], "seeds": 1},
+    }
+    config = check_scores(job.config())
+    stages: dict[str, Stage] = {}
+
+    async def do(stage: Stage) -> ArtifactRef:
+        stages[stage.name] = stage
+        return make(config, stage, 0, lambda *_: None)
+
+    return config, asyncio.run(distil_scores(config, do)), stages
+
+
+def test_who_labels_a_training_row_was_not_trained_on_it(taught: tuple[ScoreConfig, Scored, dict[str, Stage]]) -> None:
+    config, scored, stages = taught
+    store = open_store(config.store)
+    labelled: list[str] = []
+    for part in range(3):
+        trained_on = set(stages[f"teacher/part-{part}"].params["cells"]["only"])
+        labels = stages[f"teacher/labels-{part}"]
+        assert labels.input("student").key == stages[f"teacher/part-{part}"].key
+        manifest = store.find(labels.kind, labels.key)
+        assert manifest is not None
+        ids = [row["example_id"] for row in read_rows(store.fetch(store.ref(manifest)) / ROWS, ["example_id"])]
+        assert {cell_of(one, 3, config.seed) for one in ids} == {part}
+        assert part not in trained_on
+        labelled += ids
+    rows = list(read_rows(store.fetch(scored.train_probabilities) / PREDICTIONS))
+    assert sorted(labelled) == sorted(row["example_id"] for row in rows)
+    assert len(labelled) == scored.train.rows == 96
+
+
+def test_the_small_encoder_has_fewer_layers_and_every_seed_is_scored(
+    taught: tuple[ScoreConfig, Scored, dict[str, Stage]],
+) -> None:
+    config, scored, _ = taught
+    store = open_store(config.store)
+    parameters = [store.find("students", ref.key).details["parameters"] for ref in (*scored.small, scored.teacher)]  # type: ignore[union-attr]
+    assert parameters[0] == parameters[1] < parameters[2]
+    costs = Costs.model_validate_json((store.fetch(scored.times) / TIMES).read_text())
+    assert [costs.scorers[name].parameters for name in ("tinybert", "teacher")] == parameters[1:]  # type: ignore[index]
+    assert all(one.latency_ms > 0 and one.rows_per_second > 0 and one.bytes > 0 for one in costs.scorers.values())
