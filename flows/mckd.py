@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,7 @@ from retort.config.scoring import Job
 from retort.configfile import load_config
 from retort.planning import stages_of
 from retort.preflight import check
-from retort.records import ArtifactRef, Distilled, Performed, Record, Stage
+from retort.records import ArtifactRef, Performed, Record, Stage
 from retort.reigning import reigning_student
 from retort.report.summary import Summary
 from retort.stages.making import open_store
@@ -126,8 +127,7 @@ async def carry_out(config: Config, scope: Scope) -> Finished:
     page = await do(report(config, distilled))
     if config.tracking:
         await do(track(config, config.tracking, distilled, page, origin()))
-    kept = record(config, started, distilled, page)
-    await asyncio.to_thread(keep_run, store, kept)
+    await asyncio.to_thread(keep_run, store, record(config, started, [*distilled.refs(), page]))
     return Finished(run_id=run_id(), stages=tuple(performed), summary=await show_report(config, page))
 
 
@@ -158,9 +158,8 @@ def num_places(execution: ExecutionConfig) -> int:
     return 1 if has_gpu else os.cpu_count() or 1
 
 
-def record(config: Config, started: str, distilled: Distilled, page: ArtifactRef) -> RunRecord:
+def record(config: Job, started: str, refs: Iterable[ArtifactRef]) -> RunRecord:
     """For whoever cleans up: what this run rests on."""
-    refs = [*distilled.refs(), page]
     return RunRecord(
         name=config.name,
         run_id=run_id(),

@@ -14,19 +14,19 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.mckd import doing, first_started, now, origin, run_id, run_name
+from flows.mckd import doing, first_started, now, origin, record, run_id, run_name
 from retort.algorithms.scope import Scope, again, check_scope, make_only
 from retort.algorithms.score import distil_scores
 from retort.config.scoring import ScoreConfig
 from retort.configfile import load_score_config
 from retort.planning import stages_of
-from retort.records import ArtifactRef, Performed, Record, Scored
+from retort.records import Performed, Record
 from retort.report.score.summary import ScoreSummary
 from retort.score_preflight import check_scores
 from retort.stages.making import open_store
 from retort.stages.score_report import report_scores
 from retort.stages.score_tracking import track_scores
-from retort.store.runs import RunRecord, keep_run
+from retort.store.runs import keep_run
 from tasks.pools import check_pools
 from tasks.show import show_score_report
 
@@ -92,11 +92,5 @@ async def carry_out_scores(config: ScoreConfig, scope: Scope) -> FinishedScores:
     page = await do(report_scores(config, scored))
     if config.tracking:
         await do(track_scores(config, config.tracking, scored, page, origin()))
-    await asyncio.to_thread(keep_run, store, record_scores(config, started, scored, page))
+    await asyncio.to_thread(keep_run, store, record(config, started, [*scored.refs(), page]))
     return FinishedScores(run_id=run_id(), stages=tuple(performed), summary=await show_score_report(config, page))
-
-
-def record_scores(config: ScoreConfig, started: str, scored: Scored, page: ArtifactRef) -> RunRecord:
-    """For whoever cleans up: what this run rests on."""
-    artifacts = tuple(f"{ref.kind}/{ref.key}" for ref in [*scored.refs(), page])
-    return RunRecord(name=config.name, run_id=run_id(), started_at=started, ended_at=now(), artifacts=artifacts)

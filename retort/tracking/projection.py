@@ -83,13 +83,18 @@ def project(work: Work) -> Tracked:
         if summary.gate is not None:
             _tag_verdict(client, summary, summary.gate, verdict, version)
         runs.finish(client, run_id, runs.now_ms())
+    return tracked(uri, experiment_id, run_id, summary.name, version, verdict)
+
+
+def tracked(uri: str, experiment_id: str, run_id: str, model: str, version: str, verdict: str = "") -> Tracked:
+    """Where to look at it: on the server's page, or with a command."""
     page = f"{without_secrets(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
     return Tracked(
         experiment_id=experiment_id,
         run_id=run_id,
         url=page if is_server(uri) else "",
         open_with="" if is_server(uri) else f"mlflow ui --backend-store-uri {without_secrets(uri)}",
-        model=summary.name,
+        model=model,
         version=version,
         verdict=verdict,
     )

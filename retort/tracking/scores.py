@@ -11,9 +11,9 @@ from retort.records import digest
 from retort.report.score.summary import ScoreSummary, read_score_summary
 from retort.stages.work import Work
 from retort.tracking import mlflow_runs as runs
-from retort.tracking.address import is_server, without_secrets
+from retort.tracking.address import is_server
 from retort.tracking.mlflow_runs import Input, Point
-from retort.tracking.projection import Tracked, flattened, milliseconds
+from retort.tracking.projection import Tracked, flattened, milliseconds, tracked
 from retort.tracking.registry import CHALLENGER
 
 if TYPE_CHECKING:
@@ -30,15 +30,7 @@ def project_scores(work: Work) -> Tracked:
         run_id = _run(client, work, summary, experiment_id)
         version = _version(client, work, summary, run_id, uri)
         runs.finish(client, run_id, runs.now_ms())
-    page = f"{without_secrets(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return Tracked(
-        experiment_id=experiment_id,
-        run_id=run_id,
-        url=page if is_server(uri) else "",
-        open_with="" if is_server(uri) else f"mlflow ui --backend-store-uri {without_secrets(uri)}",
-        model=summary.name,
-        version=version,
-    )
+    return tracked(uri, experiment_id, run_id, summary.name, version)
 
 
 def _run(client: "MlflowClient", work: Work, summary: ScoreSummary, experiment_id: str) -> str:
