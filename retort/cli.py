@@ -216,7 +216,10 @@ def predict(
         typer.Option("--id", metavar="FIELD", help="The field that holds the row's id; without it, the text's digest."),
     ] = "id",
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Those of every class too; for slots, of every intent.")
+        bool,
+        typer.Option(
+            "--probabilities", help="Those of every class too; for slots, of every intent. Not for texts and trees."
+        ),
     ] = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto: a GPU if there is one.")

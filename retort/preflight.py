@@ -31,7 +31,7 @@ from retort.stages.recorded import pseudolabel_recorded
 from retort.stages.teacher import STAGE, member_stage
 from retort.store import Store
 from retort.students.weights import find_weights
-from retort.teachers.checks import check_teacher
+from retort.teachers.checks import check_same_tokenizer, check_teacher
 from retort.teachers.identity import teacher_weights
 
 
@@ -50,7 +50,11 @@ def check(config: Config) -> Config:
     with refusals():
         store = usable_store(config)
         store.check_writable()
-        find_weights(config.student, config.store.server)
+        weights = find_weights(config.student, config.store.server)
+        if config.student.training.distillation is not None and isinstance(config.teacher, AskedConfig):
+            check_same_tokenizer(
+                config.teacher, teacher_weights(config.teacher, config.store.server), config.student, weights
+            )
         if config.tracking:
             tracking_uri(config.tracking)
         config = resolve(config)

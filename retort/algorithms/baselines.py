@@ -25,15 +25,17 @@ async def compare_baselines(config: Config, distilled: Distilled, do: Do) -> Dis
 
 async def vanilla_kd(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
     """One student on the teacher's labels of the whole pool."""
-    return await do(train_student(config, "vanilla-kd/student", distilled.labels[0], soft=is_soft(config, 1)))
+    labels, soft = distilled.labels[0], is_soft(config, 1)
+    return await do(train_student(config, "vanilla-kd/student", labels, soft=soft, labeled=distilled.data.labeled))
 
 
 async def compute_matched_kd(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
     """Vanilla, with as many epochs as all the stages have together."""
     training = config.student.training
     longer = training.model_copy(update={"epochs": training.epochs * config.method.stages})
-    soft, name = is_soft(config, 1), "compute-matched-kd/student"
-    return await do(train_student(config, name, distilled.labels[0], training=longer, soft=soft))
+    labels, soft, name = distilled.labels[0], is_soft(config, 1), "compute-matched-kd/student"
+    stage = train_student(config, name, labels, training=longer, soft=soft, labeled=distilled.data.labeled)
+    return await do(stage)
 
 
 async def same_partition(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
@@ -44,7 +46,7 @@ async def same_partition(config: Config, distilled: Distilled, do: Do) -> Artifa
     if method.scheme == "leave-one-out":  # so that each row has one student of those that saw it
         cells = [((index + 1) % method.partitions,) for index in range(method.partitions)]
     for stage in range(1, method.stages):
-        students = await train_on_partitions(config, stage, labels, do, run)
+        students = await train_on_partitions(config, distilled.data, stage, labels, do, run)
         own = await together(
             do(
                 cross_label(
@@ -60,27 +62,28 @@ async def same_partition(config: Config, distilled: Distilled, do: Do) -> Artifa
             for index, student in enumerate(students)
         )
         labels = await do(merge_labels(config, f"{run}stage{stage}/pseudolabels", labels, own, soft=soft))
-    return await do(train_student(config, f"{run}student", labels, soft=is_soft(config, method.stages)))
+    labeled, is_last_soft = distilled.data.labeled, is_soft(config, method.stages)
+    return await do(train_student(config, f"{run}student", labels, soft=is_last_soft, labeled=labeled))
 
 
 async def self_relabelling(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
     """One student on the whole pool relabels the whole pool, as often as the stages would."""
-    labels = distilled.labels[0]
+    labels, labeled = distilled.labels[0], distilled.data.labeled
     for stage in range(1, config.method.stages):
         name = f"self-relabelling/stage{stage}"
-        student = await do(train_student(config, f"{name}/student", labels))
+        student = await do(train_student(config, f"{name}/student", labels, labeled=labeled))
         labels = await do(cross_label(config, f"{name}/pseudolabels", student, labels))
-    return await do(train_student(config, "self-relabelling/student", labels))
+    return await do(train_student(config, "self-relabelling/student", labels, labeled=labeled))
 
 
 async def early_stopped(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:
     """A student stopped after a sixth of its epochs relabels its own training rows, before it has memorised the
     wrong labels (arXiv 2312.10185); then one student on those."""
     training = config.student.training
-    brief = training.model_copy(update={"epochs": math.ceil(training.epochs / 6)})
+    brief = training.model_copy(update={"epochs": math.ceil(training.epochs / 6), "stopping": None})
     student = await do(train_student(config, "early-stopped/first", distilled.labels[0], training=brief))
     labels = await do(cross_label(config, "early-stopped/pseudolabels", student, distilled.labels[0]))
-    return await do(train_student(config, "early-stopped/student", labels))
+    return await do(train_student(config, "early-stopped/student", labels, labeled=distilled.data.labeled))
 
 
 async def supervised(config: Config, distilled: Distilled, do: Do) -> ArtifactRef:

@@ -51,7 +51,7 @@ async def distil(config: Config, data: Data, do: Do, reigning: Reigning | None =
 
     # The last stage trains the final student alone, so a round of k students there only serves to prove its labels.
     for stage in range(1, method.stages + (selecting and method.stages > 1)):
-        students = await train_on_partitions(config, stage, labels[-1], do)
+        students = await train_on_partitions(config, data, stage, labels[-1], do)
         challenger = await evaluate_round(config, data, stage, students, do)
         if selecting and rounds:
             challenger, accepted = await prove_better(config, rounds[-1], challenger, do)
@@ -64,7 +64,7 @@ async def distil(config: Config, data: Data, do: Do, reigning: Reigning | None =
         if stage < method.stages:
             labels.append(await relabel(config, stage, students, labels[-1], do))
 
-    final = await train_final(config, kept_stage, labels[kept_stage - 1], reigning, do)
+    final = await train_final(config, data, kept_stage, labels[kept_stage - 1], reigning, do)
     return Distilled(
         data=data,
         labels=tuple(labels),
@@ -90,18 +90,19 @@ def check_champion(config: Config, reigning: Reigning | None) -> None:
 
 
 async def train_final(
-    config: Config, kept_stage: int, labels: ArtifactRef, reigning: Reigning | None, do: Do
+    config: Config, data: Data, kept_stage: int, labels: ArtifactRef, reigning: Reigning | None, do: Do
 ) -> ArtifactRef:
     """On the whole pool; the only student that may begin with the champion's weights."""
     soft, name = is_soft(config, kept_stage), "final/student"
-    stage = train_student(config, name, labels, soft=soft)
+    stage = train_student(config, name, labels, soft=soft, labeled=data.labeled)
     if reigning and config.student.warm_start:
-        stage = train_student(config, name, labels, soft=soft, start=start_from(stage, reigning))
+        start = start_from(stage, reigning)
+        stage = train_student(config, name, labels, soft=soft, start=start, labeled=data.labeled)
     return await do(stage)
 
 
 async def train_on_partitions(
-    config: Config, stage: int, labels: ArtifactRef, do: Do, run: str = ""
+    config: Config, data: Data, stage: int, labels: ArtifactRef, do: Do, run: str = ""
 ) -> tuple[ArtifactRef, ...]:
     """k fresh students, each on its own cells of the pool. `run` sets a baseline's names apart: `same-partition/`."""
     method = config.method
@@ -115,6 +116,7 @@ async def train_on_partitions(
                 index=index,
                 siblings=method.partitions,
                 soft=is_soft(config, stage),
+                labeled=data.labeled,
             )
         )
         for index in range(method.partitions)

@@ -38,6 +38,8 @@ from retort.config.teachers import RecordedConfig as RecordedConfig
 from retort.config.teachers import Teacher as Teacher
 from retort.config.teachers import TransformersConfig as TransformersConfig
 from retort.config.teachers import VllmConfig as VllmConfig
+from retort.config.training import DistillationConfig as DistillationConfig
+from retort.config.training import StoppingConfig as StoppingConfig
 from retort.config.training import TrainingConfig as TrainingConfig
 
 
@@ -241,6 +243,7 @@ class Config(Settings):
         if isinstance(self.student, WriterConfig) and self.student.target == "classes" and kind == "text":
             raise ValueError("student.target 'classes': a free text has none; use text")
         self._check_writer()
+        self._check_distillation()
         named = [("evaluation.metrics", metric) for metric in self.evaluation.metrics]
         named += [(f"gate.slices.{at}.metric", part.metric) for at, part in enumerate(self.gate.slices) if part.metric]
         wrong = [(field, metric) for field, metric in named if metric not in _METRICS[kind]]
@@ -274,6 +277,23 @@ class Config(Settings):
             raise ValueError(
                 f"method.partitions {method.partitions}: each row gets several labels, and a vote on them needs "
                 "probabilities of classes; use 2, scheme: leave-one-out, or student.target: classes"
+            )
+
+    def _check_distillation(self) -> None:
+        """Raises ValueError where there is nothing to learn token by token, or nobody who could."""
+        student, sampling = self.student, getattr(self.teacher, "sampling", None)
+        if student.training.distillation is None:
+            return
+        form = student.form(has_classes=self.problem.kind != "text") if isinstance(student, WriterConfig) else "classes"
+        if form != "text":
+            raise ValueError(
+                f"student.training.distillation goes token by token, and this student (kind '{student.kind}') gives "
+                "classes; use kind: causal or seq2seq with target: text, or no distillation"
+            )
+        if sampling is None or not sampling.top_logprobs:
+            raise ValueError(
+                "student.training.distillation needs the teacher's likeliest next tokens, and this teacher (kind "
+                f"'{self.teacher.kind}') lists none; use kind: vllm or transformers with sampling.top_logprobs: 20, say"
             )
 
     @property

@@ -23,6 +23,7 @@ from retort.config import (
     VllmConfig,
 )
 from retort.config.base import Name, Text
+from retort.config.training import GoldTrainingConfig
 
 Arm = Literal[
     "hard",
@@ -136,7 +137,7 @@ class CrossEncoderConfig(Settings):
     """Of a hub model; pin a commit for a repeatable run."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """random: only the architecture and the tokenizer are taken from `model`."""
-    training: TrainingConfig = TrainingConfig(epochs=3)
+    training: GoldTrainingConfig = TrainingConfig(epochs=3)
     """How it is trained."""
     folds: Annotated[int, Field(ge=2, le=20)] = 3
     """k: a training row's probabilities come from a teacher that was trained on the other k-1 parts (Wolpert 1992,
@@ -233,7 +234,7 @@ class TinyBertConfig(Settings):
     """Where its layers are taken from, see `teacher.model`."""
     seeds: Annotated[int, Field(ge=1, le=20)] = 1
     """How many are trained; each takes as long as a part of the teacher's training."""
-    training: TrainingConfig = TrainingConfig(epochs=3)
+    training: GoldTrainingConfig = TrainingConfig(epochs=3)
     """How it is trained."""
 
 

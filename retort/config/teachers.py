@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from retort.config.base import Address, Settings, Text
-from retort.config.training import TrainingConfig
+from retort.config.training import GoldTrainingConfig, TrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SamplingTemperature = Annotated[float, Field(ge=0, le=5)]
@@ -31,7 +31,7 @@ class FinetunedConfig(Settings):
     """A student of the configured kind, trained on the labelled set alone: a weak teacher that runs anywhere."""
 
     kind: Literal["finetuned"]
-    training: TrainingConfig = FINETUNED_TRAINING
+    training: GoldTrainingConfig = FINETUNED_TRAINING
     """How the teacher is trained."""
 
 

@@ -110,6 +110,13 @@ class Problem(Protocol):
         ...
 
 
+def is_put_right(problem: Problem, text: str, label: Label, probabilities: Floats) -> bool:
+    """Whether `label`, decided on `(units, classes)` probabilities, is not that of each unit's most probable class
+    alone: those together are no label (a slot that begins inside, a tree whose levels leave one out)."""
+    alone = np.where(problem.allowed(len(probabilities)), probabilities, -1.0).argmax(axis=1)
+    return not np.array_equal(problem.targets(text, label), alone)
+
+
 def gbnf_text(text: str) -> str:
     """A text as a grammar in GBNF has it."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

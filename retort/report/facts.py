@@ -25,6 +25,7 @@ from retort.report.summary import (
 )
 from retort.report.teachers import teacher_facts
 from retort.rows import Row, read_rows
+from retort.stages.cross_labels import INVALID_SHARE
 from retort.stages.gate import read_verdict
 from retort.stages.scores import PREDICTIONS, read_scores
 from retort.stages.selection import VERDICT
@@ -122,7 +123,7 @@ def _systems(work: Work, config: Config, distilled: Distilled, parts: list[Made]
             name="final student",
             measured_on="test",
             scores=_mean_scores(work, config, (distilled.final_scores,)),
-            note=f"labels of stage {distilled.kept_stage - 1}",
+            note=f"labels of stage {distilled.kept_stage - 1}{_invalid(work, (distilled.final_scores,))}",
         )
     )
     rows += _champion_rows(work, config, distilled)
@@ -173,7 +174,7 @@ def _stage_row(work: Work, config: Config, distilled: Distilled, done: Round) ->
         measured_on="test",
         scores=_mean_scores(work, config, done.test_scores),
         judge_scores=_mean_scores(work, config, done.judge_scores),
-        note=f"labels of stage {done.stage - 1}" + (", rejected" if rejected else ""),
+        note=f"labels of stage {done.stage - 1}{', rejected' if rejected else ''}{_invalid(work, done.test_scores)}",
         rejected=rejected,
     )
 
@@ -205,8 +206,15 @@ def _baseline_row(work: Work, config: Config, distilled: Distilled, name: str) -
         measured_on="test",
         scores=_mean_scores(work, config, (scores,)),
         final_gain=None if shared else _final_gain(work, config, distilled.final_scores, scores),
-        note="the same student as the final one" if shared else "baseline",
+        note="the same student as the final one" if shared else f"baseline{_invalid(work, (scores,))}",
     )
+
+
+def _invalid(work: Work, scores: Sequence[ArtifactRef]) -> str:
+    """For the end of a note: how many of the students' outputs were no label as they stood, where some were."""
+    shares = [manifest_of(work, ref).metrics.get(INVALID_SHARE, 0.0) for ref in scores]
+    share = sum(shares) / len(shares)
+    return f"; {share:.1%} of outputs invalid before repair" if share >= 0.0005 else ""
 
 
 def _final_gain(work: Work, config: Config, final: ArtifactRef, baseline: ArtifactRef) -> FinalGain:

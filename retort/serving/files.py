@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from retort.errors import ConfigError, RetortError
 from retort.rows import write_rows
-from retort.serving.addresses import find_student
+from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.answers import Answer, answer, answer_schema
 from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
 
@@ -54,6 +54,8 @@ def predict_file(order: Order) -> Tally:
     """
     check_out(order.out)
     found = find_student(order.model, order.tracking)
+    if order.probabilities:
+        check_probabilities(found)
     columns = found.manifest.made_of["params"].get("fields", ())
     rows = read_texts(order.source, order.fields._replace(columns=tuple(columns)))
     from retort.serving.student import load_student  # torch: seconds, which no error above should take
@@ -84,6 +86,22 @@ def check_out(out: Path | None) -> None:
         raise ConfigError(f"--out '{out}': is a folder; give a file's name")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ConfigError(f"--out '{out}': '{out.parent}' is no folder of this machine that can be written to")
+
+
+def check_probabilities(found: FoundStudent) -> None:
+    """Raises ConfigError for a student whose answer is not one class, nor begins with one: the many decisions behind a
+    tree, and the tokens of a text, have no probabilities that people could read."""
+    params = found.manifest.made_of["params"]
+    kind = params["problem"]["kind"]
+    what = {"text": "a free text", "constituency": "a tree"}.get(kind)
+    if kind == "slots" and params.get("options", {}).get("target") == "text":
+        what = "a parse that is written token by token"
+    if what is not None:
+        raise ConfigError(
+            f"--probabilities: the answer of {found.name} is {what}, which has no classes to give the "
+            "probabilities of; each answer has its confidence without the option (that of the whole, per token or "
+            "decision), so leave it out"
+        )
 
 
 def check_share(tally: Tally, max_bad: float, consequence: str = "") -> None:

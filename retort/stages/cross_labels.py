@@ -15,9 +15,11 @@ from retort.stages.work import Work
 from retort.store import Product
 
 if TYPE_CHECKING:
-    from retort.students.base import Outcome, Prediction
+    from retort.students.base import Outcome
 
 VERSION = 1
+INVALID_SHARE = "invalid_share"
+"""Of a student's outputs: those that were no label, whether they could be put right or not."""
 MOST_FAILURES = 10_000
 """Kept with their text; all are counted."""
 
@@ -54,9 +56,11 @@ def make_cross_labels(work: Work) -> Product:
     keep = work.stage.params["probabilities"]
     confidences: list[float] = []
     failures: list[Row] = []
+    repaired = 0
     path = work.fetch("rows") / ROWS
 
     def rows() -> Iterator[Row]:
+        nonlocal repaired
         old_rows = in_cells(read_rows(path), work.stage.params["cells"])
         for old, (row, outcome) in zip(old_rows, outcomes(work, "rows"), strict=True):
             if isinstance(outcome, ParseFailure):
@@ -65,6 +69,7 @@ def make_cross_labels(work: Work) -> Product:
                     yield old
                 continue
             confidences.append(outcome.confidence)
+            repaired += outcome.is_repaired
             yield {
                 "example_id": row["example_id"],
                 "text": row["text"],
@@ -78,20 +83,13 @@ def make_cross_labels(work: Work) -> Product:
     if failures:
         write_rows(work.folder / FAILED_ROWS, FAILURES, failures[:MOST_FAILURES])
     confidence = float(np.mean(confidences)) if confidences else 0.0
-    counts = {"failures": len(failures)} if failures else {}
-    return Product(rows=count, counts=counts, metrics={"confidence": confidence})
+    counts = {name: number for name, number in (("failures", len(failures)), ("repaired", repaired)) if number}
+    invalid = (len(failures) + repaired) / max(1, len(confidences) + len(failures))
+    return Product(rows=count, counts=counts, metrics={"confidence": confidence, INVALID_SHARE: invalid})
 
 
 def _told(failure: ParseFailure) -> Row:
     return {"reason": failure.reason, "detail": failure.detail, "raw": failure.raw}
-
-
-def predictions(work: Work, role: str) -> Iterator[tuple[Row, "Prediction"]]:
-    """Each row of the role's artifact that lies in the stage's cells, with the student's prediction; a row without one
-    is left out."""
-    for row, outcome in outcomes(work, role):
-        if not isinstance(outcome, ParseFailure):
-            yield row, outcome
 
 
 def outcomes(work: Work, role: str) -> Iterator[tuple[Row, "Outcome"]]:

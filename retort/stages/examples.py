@@ -115,7 +115,8 @@ def make_examples(work: Work) -> Product:
 
 
 def read_gold(work: Work, role: str) -> list[Example]:
-    """All gold-labelled examples of an `examples` artifact. Only scoring may call this."""
+    """All gold-labelled examples of an `examples` artifact. Only scoring may call this, and a
+    training that ends by the labelled set."""
     path = work.fetch(role) / GOLD_ROWS
     if not path.exists():
         return []

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from retort.config import Config
 from retort.method.scoring import all_statistics, score_of
-from retort.records import ArtifactRef, Example, Label, Score, Stage
+from retort.records import ArtifactRef, Example, Label, ParseFailure, Score, Stage
 from retort.rows import read_rows, write_rows
-from retort.stages.cross_labels import predictions
+from retort.stages.cross_labels import INVALID_SHARE, outcomes
 from retort.stages.examples import OWN_ROWS, ROWS, read_gold
 from retort.stages.work import Work
 from retort.store import Product
@@ -56,16 +56,16 @@ def _stage(name: str, params: dict[str, object], inputs: dict[str, tuple[Artifac
 
 def make_scores(work: Work) -> Product:
     gold = read_gold(work, "gold")
-    predicted = _given_labels(work) if "labels" in work.stage.inputs else _predicted_labels(work)
-    outcomes = [predicted.get(example.example_id, (None, None)) for example in gold]
+    predicted, invalid = _given_labels(work) if "labels" in work.stage.inputs else _predicted_labels(work)
+    labels = [predicted.get(example.example_id, (None, None)) for example in gold]
     rows = (
         {"example_id": e.example_id, "text": e.text, "gold": e.label, "predicted": label, "confidence": confidence}
-        for e, (label, confidence) in zip(gold, outcomes, strict=True)
+        for e, (label, confidence) in zip(gold, labels, strict=True)
     )
     write_rows(work.folder / PREDICTIONS, _SCHEMA, rows)
-    scores = _scores(work, gold, [label for label, _ in outcomes])
+    scores = _scores(work, gold, [label for label, _ in labels])
     (work.folder / SCORES).write_text(json.dumps([s.model_dump() for s in scores]))
-    return Product(rows=len(gold), metrics={s.metric: s.value for s in scores})
+    return Product(rows=len(gold), metrics={**{s.metric: s.value for s in scores}, **invalid})
 
 
 def _scores(work: Work, gold: list[Example], labels: list[Label | None]) -> list[Score]:
@@ -87,11 +87,21 @@ def read_scores(work: Work, ref: ArtifactRef) -> list[Score]:
 Labels = dict[str, tuple[Label | None, float | None]]
 
 
-def _given_labels(work: Work) -> Labels:
+def _given_labels(work: Work) -> tuple[Labels, dict[str, float]]:
     file = OWN_ROWS if work.stage.params.get("rows") == "labeled" else ROWS
     rows = read_rows(work.fetch("labels") / file, ["example_id", "label", "confidence"])
-    return {row["example_id"]: (row["label"], row["confidence"]) for row in rows}
+    return {row["example_id"]: (row["label"], row["confidence"]) for row in rows}, {}
 
 
-def _predicted_labels(work: Work) -> Labels:
-    return {row["example_id"]: (p.label, p.confidence) for row, p in predictions(work, "gold")}
+def _predicted_labels(work: Work) -> tuple[Labels, dict[str, float]]:
+    """And the share of outputs that were no label before they were put right."""
+    labels: Labels = {}
+    invalid = total = 0
+    for row, outcome in outcomes(work, "gold"):
+        total += 1
+        if isinstance(outcome, ParseFailure):
+            invalid += 1
+        else:
+            invalid += outcome.is_repaired
+            labels[row["example_id"]] = (outcome.label, outcome.confidence)
+    return labels, {INVALID_SHARE: invalid / total} if total else {}

@@ -1,7 +1,7 @@
 """`train-student`: a fresh student from its pretrained weights, or from the champion's, on some cells' labels."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,14 @@ from retort.errors import ConfigError, StageFailed
 from retort.method.partitioning import cell_of
 from retort.records import ArtifactRef, Reigning, Stage
 from retort.rows import Row, read_rows
-from retort.stages.examples import GOLD_ROWS, ROWS
+from retort.stages.examples import GOLD_ROWS, ROWS, read_gold
 from retort.stages.work import Work
 from retort.store import Product
 from retort.students.weights import Weights, find_weights
 
 if TYPE_CHECKING:
-    from retort.students.base import TrainingRow
+    from retort.students.base import Student as NewStudent
+    from retort.students.base import TopTokens, TrainingRow
 
 VERSION = 1
 HISTORY = "history.json"
@@ -38,14 +39,20 @@ def train_student(
     training: TrainingConfig | None = None,
     soft: bool = False,
     start: ArtifactRef | None = None,
+    labeled: ArtifactRef | None = None,
 ) -> Stage:
     """One student. `cells` are those of the pool that it may see; None is all of it. `start` is a student whose
-    weights it begins with; left out, `student.model`.
+    weights it begins with; left out, `student.model`. `labeled` is the labelled set, by which its training may end;
+    left out where that set itself is trained on.
 
     The seed comes from the method's seed and `index` alone: student i of one stage and of the next start from
     the same weights and differ only in their labels. `labels` may be pseudolabels or gold-labelled examples.
     """
     weights = find_weights(config.student, config.store.server)
+    training = training or config.student.training
+    by_labeled = training.stopping is not None and training.stopping.by == "labeled"
+    assert labeled or labels.kind == "examples" or not by_labeled, "pseudolabels are no labelled set"
+    judge = labeled if by_labeled else None
     return Stage(
         name=name,
         verb="train-student",
@@ -56,13 +63,17 @@ def train_student(
             "student": config.student.kind,
             "weights": weights.identity,
             "pretrained": config.student.weights == "pretrained",
-            "training": (training or config.student.training).model_dump(mode="json"),
+            "training": training.model_dump(mode="json"),
             "seed": config.method.seed + 1000 * index,
             "cells": None if cells is None else partition_params(config, cells),
             "soft": soft,
             **_options(config),
         },
-        inputs={"labels": (labels,), **({"start": (start,)} if start else {})},
+        inputs={
+            "labels": (labels,),
+            **({"start": (start,)} if start else {}),
+            **({"stopping": (judge,)} if judge else {}),
+        },
         knobs={
             "model": config.student.model,
             "revision": config.student.revision,
@@ -121,10 +132,12 @@ def make_student(work: Work) -> Product:
     weights = _weights(work.stage, config)
     student = new_student(config, weights, pretrained=params["pretrained"] and not warm, problem=work.problem)
     same_head = warm and student.continue_from(work.fetch("start") / MODEL)
-    rows = [_training_row(work, row) for row in in_cells(_labelled_rows(work), params["cells"])]
+    top = _top_tokens(work, config, student)
+    rows = [_training_row(work, row, top) for row in in_cells(_labelled_rows(work), params["cells"])]
     if not rows:
         where = "the pool" if params["cells"] is None else "its cells of the pool; lower method.partitions"
         raise StageFailed(f"{work.stage.name}: there is no labelled row to train on in {where}")
+    rows, held_out = _held_out(work, config, rows)
     taught = student.train(
         rows,
         config.training,
@@ -133,6 +146,7 @@ def make_student(work: Work) -> Product:
         micro_batches=2**work.attempt,
         checkpoint=StoredCheckpoint(work.store, work.stage.key),
         progress=work.progress,
+        held_out=held_out,
     )
     student.save(work.folder / MODEL)
     history = taught.history
@@ -140,7 +154,11 @@ def make_student(work: Work) -> Product:
     return Product(
         rows=len(rows),
         counts=taught.counts,
-        metrics={"loss": history.losses[-1], "examples_per_second": history.examples_per_second},
+        metrics={
+            "loss": history.losses[-1],
+            "examples_per_second": history.examples_per_second,
+            **({"held_out_loss": min(history.held_out_losses)} if held_out else {}),
+        },
         details={
             **device.describe(),
             "parameters": student.num_parameters,
@@ -148,6 +166,7 @@ def make_student(work: Work) -> Product:
             "tokens": history.tokens,
             "padding_share": history.padding_share,
             **({"start": _WARM[same_head]} if warm else {}),
+            **({"ended_by": history.ended_by, "kept_step": history.kept_step} if held_out else {}),
         },
     )
 
@@ -187,13 +206,55 @@ def _labelled_rows(work: Work) -> Iterator[Row]:
     return read_rows(gold if gold.exists() else folder / ROWS)
 
 
-def _training_row(work: Work, row: Row) -> "TrainingRow":
+def _held_out(work: Work, config: Student, rows: "list[TrainingRow]") -> "tuple[list[TrainingRow], list[TrainingRow]]":
+    """(rows to train on, rows to end by). Which are held out rests on the student's seed and the rows' order, so that
+    students of one stage and of the next differ only in their labels."""
+    from retort.students.base import TrainingRow
+
+    stopping = config.training.stopping
+    if stopping is None:
+        return rows, []
+    if "stopping" in work.stage.inputs:
+        return rows, [TrainingRow(one.text, str(one.label)) for one in read_gold(work, "stopping")]
+    if len(rows) < 2:
+        raise StageFailed(f"{work.stage.name}: stopping holds rows out, and there is one row only; train without it")
+    held = held_out_places(len(rows), stopping.share, work.stage.params["seed"])
+    return [row for at, row in enumerate(rows) if at not in held], [rows[at] for at in sorted(held)]
+
+
+def held_out_places(num_rows: int, share: float, seed: int) -> set[int]:
+    """Of `num_rows` rows; at least one."""
+    order = np.random.default_rng(seed).permutation(num_rows)
+    return set(order[: max(1, round(share * num_rows))].tolist())
+
+
+def _top_tokens(work: Work, config: Student, student: "NewStudent") -> "dict[str, TopTokens]":
+    """What the teacher could have written, by example_id; only labels that it wrote itself have it.
+
+    Raises ConfigError where the teacher's tokenizer is not the student's.
+    """
+    from retort.students.base import TopTokens
+    from retort.students.writer import Writer
+    from retort.teachers.tokens import TEACHER_TOKENS, read_teacher_tokens
+    from retort.teachers.vllm.engine.toplogprobs import tokenizer_identity
+
+    if config.training.distillation is None or not isinstance(student, Writer):
+        return {}
+    file = work.fetch("labels") / TEACHER_TOKENS
+    if not file.exists():
+        return {}
+    found = read_teacher_tokens(file, tokenizer_identity(student.tokenizer), student.num_logits)
+    seen = in_cells(({"example_id": one.example_id, "top": one} for one in found), work.stage.params["cells"])
+    return {row["example_id"]: TopTokens(row["top"].token_ids, row["top"].ids, row["top"].logprobs) for row in seen}
+
+
+def _training_row(work: Work, row: Row, top: "Mapping[str, TopTokens]") -> "TrainingRow":
     """With probabilities `(units, classes)` in a soft stage, one-hot where a row has none."""
     from retort.students.base import TrainingRow
 
     classes = len(work.problem.classes)
     if not work.stage.params["soft"]:
-        return TrainingRow(row["text"], row["label"])
+        return TrainingRow(row["text"], row["label"], top=top.get(row["example_id"]))
     if row.get("probabilities") is None:
         one_hot = np.eye(classes, dtype=np.float32)[work.problem.targets(row["text"], row["label"])]
         return TrainingRow(row["text"], row["label"], one_hot)

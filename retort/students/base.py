@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,24 @@ class Prediction:
     """Geometric mean over units (or tokens, where the student writes text) of the chosen one's probability."""
     probabilities: NDArray[np.float32]
     """`(units, classes)`; no units where the student writes text."""
+    is_repaired: bool = False
+    """Whether what the student said was no label before it was put right."""
 
 
 Outcome = Prediction | ParseFailure
 """What a student says of a text. Only one that writes text can write what is no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """A teacher's completion in tokens, and what else it could have written at each of them."""
+
+    token_ids: NDArray[np.int32]
+    """`(tokens,)`, as written, with the token that ended it where one did."""
+    ids: NDArray[np.int32]
+    """`(tokens, k)`: the likeliest."""
+    logprobs: NDArray[np.float32]
+    """`(tokens, k)`: their natural log-probabilities at temperature 1; -inf pads a list that is shorter than k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,8 @@ class TrainingRow:
     label: Label
     probabilities: NDArray[np.float32] | None = None
     """`(units, classes)` where the label is soft."""
+    top: TopTokens | None = None
+    """The completion that the label was read from, in tokens of the student's tokenizer."""
 
 
 @dataclass(slots=True)
@@ -52,6 +68,14 @@ class History:
     """Real tokens seen, all epochs."""
     padding_share: float = 0.0
     """Share of computed tokens that were padding."""
+    held_out_steps: list[int] = field(default_factory=list)
+    """After which the loss on rows that are not trained on was looked at; none where epochs were fixed in advance."""
+    held_out_losses: list[float] = field(default_factory=list)
+    """Mean objective over their units."""
+    kept_step: int | None = None
+    """After which the weights were the best, and are kept; None: the last step's."""
+    ended_by: Literal["epochs", "patience"] = "epochs"
+    """Why it ended where it did: all epochs came, or too many had come without a lower loss on the held-out rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +120,10 @@ class Student(Protocol):
         micro_batches: int = 1,
         checkpoint: Checkpoint | None = None,
         progress: Progress = ...,
+        held_out: Sequence[TrainingRow] = (),
     ) -> Taught:
-        """In place, and deterministically on one machine. `micro_batches`: parts of a step that fit memory."""
+        """In place, and deterministically on one machine. `micro_batches`: parts of a step that fit memory.
+        `held_out`: rows that are not learnt, and by whose loss the training ends, where it has `stopping`."""
         ...
 
     def predict(

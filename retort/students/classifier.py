@@ -38,21 +38,27 @@ class Classifier:
         micro_batches: int = 1,
         checkpoint: Checkpoint | None = None,
         progress: Progress = lambda done, total, note: None,
+        held_out: Sequence[TrainingRow] = (),
     ) -> Taught:
         """See `Student.train`."""
-        is_soft = any(row.probabilities is not None for row in rows)
-        encoded = list(encode_all(self.encoder, self.problem, (row.text for row in rows)))
+        data = self._encoded(rows)
         history = train(
             self.encoder,
-            TrainingRows(encoded, [self._target(row, is_soft) for row in rows]),
+            data,
             training,
             seed=seed,
             device=device,
             micro_batches=micro_batches,
             checkpoint=checkpoint,
             progress=progress,
+            held_out=self._encoded(held_out) if held_out else None,
         )
-        return Taught(history, {"cut": sum(bool((row.positions < 0).any()) for row in encoded)})
+        return Taught(history, {"cut": sum(bool((row.positions < 0).any()) for row in data.rows)})
+
+    def _encoded(self, rows: Sequence[TrainingRow]) -> TrainingRows:
+        is_soft = any(row.probabilities is not None for row in rows)
+        encoded = list(encode_all(self.encoder, self.problem, (row.text for row in rows)))
+        return TrainingRows(encoded, [self._target(row, is_soft) for row in rows])
 
     def _target(self, row: TrainingRow, is_soft: bool) -> NDArray[np.int64] | NDArray[np.float32]:
         """Class indices `(units,)`; where labels are soft, probabilities `(units, classes)`, one-hot for a row that has

@@ -4,7 +4,7 @@ The same tokens as `model.generate(do_sample=False, num_beams=1)` gives, but for
 batch changes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from retort.students.batching import token_batches
@@ -21,6 +23,13 @@ from retort.students.targets import Bools, Written
 
 KEEP_DONE_SHARE = 0.125
 """Rows that are done are taken out where they are more than this share: each time copies the others' keys."""
+LOOK_STEPS = {"cpu": 1, "cuda": 8}
+"""How often it is looked which rows are done: a GPU must wait for the look."""
+STEP_SCALE = {"cpu": 4, "cuda": 64}
+"""Tokens of a batch, in those of one that is only read: a step computes one token of each row, and its cost is what
+surrounds the computation unless there are hundreds of rows."""
+ROOM_TOKENS = 32
+"""By which the keys' memory grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +60,59 @@ class Steps(Protocol):
         """`(rows, vocab)` after the last written `tokens`, `(rows,)`; None for the first."""
         ...
 
-    def keep(self, rows: Tensor) -> None:
-        """These rows only, `(rows,)` of indices."""
+    def keep(self, rows: Tensor | slice) -> None:
+        """These rows only; a slice copies nothing."""
         ...
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's keys and values, `(rows, heads, tokens, width)`, at the front of larger tensors: a step writes its
+    token's instead of copying all."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._rooms = (key_states[:, :, :0], value_states[:, :, :0])
+        start, stop = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
+        if stop > self._rooms[0].shape[2]:
+            keys, values = self._rooms
+            self._rooms = _with_room(keys, stop + ROOM_TOKENS), _with_room(values, stop + ROOM_TOKENS)
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[:, :, start:stop] = states
+        self.keys, self.values = (room[:, :, :stop] for room in self._rooms)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor | slice) -> None:
+        if self.is_initialized:
+            length = self.get_seq_length()
+            keys, values = self._rooms
+            self._rooms = keys[indices], values[indices]
+            self.keys, self.values = (room[:, :, :length] for room in self._rooms)
+
+
+def _with_room(states: Tensor, tokens: int) -> Tensor:
+    wider = states.new_empty((*states.shape[:2], tokens, states.shape[3]))
+    wider[:, :, : states.shape[2]] = states
+    return wider
 
 
 class Seq2SeqSteps:
     def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, start: int) -> None:
         """`ids` and `mask` are `(rows, length)`, padded on the right."""
-        self._model, self._mask = model, mask
+        self._model = model
         self._first = torch.full((len(ids),), start, device=ids.device)
         encoder: Any = model.get_encoder()
+        decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
         self._states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        # The model would make it again at each step, and wait for the GPU to see whether there is any padding.
+        self._mask: Any = create_bidirectional_mask(
+            config=decoder.config,
+            inputs_embeds=self._states[:, :1],
+            attention_mask=mask,
+            encoder_hidden_states=self._states,
+        )
+        self._caches = Cache(layer_class_to_replicate=RoomyLayer), Cache(layer_class_to_replicate=DynamicLayer)
+        self._cache = EncoderDecoderCache(*self._caches)
 
     def next_logits(self, tokens: Tensor | None) -> Tensor:
         output = self._model(
@@ -75,16 +124,19 @@ class Seq2SeqSteps:
         )
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
-    def keep(self, rows: Tensor) -> None:
-        self._states, self._mask = self._states[rows], self._mask[rows]
-        self._cache.batch_select_indices(rows)
+    def keep(self, rows: Tensor | slice) -> None:
+        self._first, self._states = self._first[rows], self._states[rows]
+        if self._mask is not None:
+            self._mask = self._mask[rows]
+        for cache in self._caches:
+            cache.batch_select_indices(rows)  # type: ignore[arg-type]
 
 
 class CausalSteps:
     def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
         """`ids` and `mask` are `(rows, length)`, padded on the left."""
         self._model, self._ids, self._mask = model, ids, mask
-        self._cache = DynamicCache()
+        self._cache = Cache(layer_class_to_replicate=RoomyLayer)
 
     def next_logits(self, tokens: Tensor | None) -> Tensor:
         if tokens is not None:
@@ -101,9 +153,9 @@ class CausalSteps:
         )
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
-    def keep(self, rows: Tensor) -> None:
-        self._mask = self._mask[rows]
-        self._cache.batch_select_indices(rows)
+    def keep(self, rows: Tensor | slice) -> None:
+        self._ids, self._mask = self._ids[rows], self._mask[rows]
+        self._cache.batch_select_indices(rows)  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -119,16 +171,18 @@ def decode(
     """In the order of the requests. `start` is an encoder-decoder's first token; None for a decoder only.
 
     A batch has `rows x (longest source + longest limit) <= batch_tokens`, one row at least; a limit that only guards
-    (text) does not count.
+    (text, which has an end) does not count.
     """
-    lengths = np.array([(len(r.token_ids), r.most if r.legal is not None else 0) for r in requests], dtype=np.int64)
+    known = vocabulary.end is None
+    lengths = np.array([(len(r.token_ids), r.most if known else 0) for r in requests], dtype=np.int64)
     result: dict[int, Written] = {}
-    for batch in token_batches(lengths.reshape(-1, 2), batch_tokens):
+    for indices in token_batches(lengths.reshape(-1, 2), batch_tokens):
+        batch = sorted(indices.tolist(), key=lambda index: -requests[index].most)
         members = [requests[index] for index in batch]
         with device.autocast():
             ids, mask = _padded(members, vocabulary.pad, model.device, on_the_left=start is None)
             steps: Steps = CausalSteps(model, ids, mask) if start is None else Seq2SeqSteps(model, ids, mask, start)
-            result.update(zip(batch.tolist(), _write(steps, members, vocabulary, model.device), strict=True))
+            result.update(zip(batch, _write(steps, members, vocabulary, model.device), strict=True))
     return [result[index] for index in range(len(requests))]
 
 
@@ -143,43 +197,55 @@ def _padded(members: Sequence[Request], pad: int, device: torch.device, *, on_th
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
-@dataclass(slots=True)
-class _Trace:
-    """Of all rows of a batch, step by step; a row's part ends with its last token."""
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """What all rows of a batch wrote, `(rows, longest limit)`: on the device, so that no step waits for a copy."""
 
-    rows: list[NDArray[np.int64]]
-    tokens: list[NDArray[np.int64]]
-    logprobs: list[NDArray[np.float32]]
-    probabilities: list[NDArray[np.float32]]
+    columns: Tensor
+    """Of the vocabulary's."""
+    logprobs: Tensor
+    """Of these columns."""
+    probabilities: Tensor | None
+    """`(rows, longest limit, classes)` where classes are written."""
 
 
-def _write(steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device) -> Iterator[Written]:
-    """`open_rows` are the rows that the model still holds, `is_open` which of them are not done."""
-    most = torch.tensor([member.most for member in members], device=device)
-    legal = _legal(members, device)
-    open_rows = torch.arange(len(members), device=device)
-    is_open, tokens, trace = most > 0, None, _Trace([], [], [], [])
-    step = 0
-    while bool(is_open.any()):
-        done = int((~is_open).sum())
-        if done > KEEP_DONE_SHARE * len(is_open):
-            kept = is_open.nonzero()[:, 0]
-            if tokens is not None:
-                steps.keep(kept)
-                tokens = tokens[kept]
-                open_rows, is_open = open_rows[kept], is_open[kept]
+def _write(steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device) -> list[Written]:
+    """`members` by falling limit: those that have come to theirs are the last rows, which are cut off without a copy.
+
+    `rows` are the members that the model still holds, `limits` theirs.
+    """
+    limits = np.array([member.most for member in members])
+    sheet, legal = _sheet(members, device), _legal(members, device)
+    rows, tokens = torch.arange(len(members), device=device), None
+    has_ended = torch.zeros(len(members), dtype=torch.bool, device=device)
+    for step in range(int(limits[0])):
+        looks = vocabulary.end is not None and step % LOOK_STEPS[device.type] == 0
+        kept = _kept(limits, step, has_ended if looks else None)
+        if kept is not None:
+            limits = limits[kept]
+            if not len(limits):
+                break
+            places = kept if isinstance(kept, slice) else torch.from_numpy(kept).to(device)
+            steps.keep(places)
+            rows, has_ended = rows[places], has_ended[places]
+            tokens = None if tokens is None else tokens[places]
         logits = steps.next_logits(tokens)[:, vocabulary.columns].float()
-        logprobs = logits.log_softmax(-1)
-        if legal is not None:
-            logits = logits.masked_fill(~legal[open_rows, step], -torch.inf)
-        chosen = logits.argmax(-1)
+        chosen = _best(logits if legal is None else logits.masked_fill(~legal[rows, step], -torch.inf))
+        _note(sheet, rows, step, logits, chosen)
         tokens = chosen + (vocabulary.columns.start or 0)
-        _note(trace, open_rows, is_open, tokens, logprobs.gather(-1, chosen[:, None])[:, 0], logprobs, legal)
-        step += 1
-        is_open = is_open & (most[open_rows] > step)
         if vocabulary.end is not None:
-            is_open = is_open & (tokens != vocabulary.end)
-    yield from _written(trace, members, vocabulary)
+            has_ended = has_ended | (tokens == vocabulary.end)
+    return _written(sheet, members, vocabulary)
+
+
+def _kept(limits: NDArray[np.int64], step: int, has_ended: Tensor | None) -> slice | NDArray[np.int64] | None:
+    """Which of the held rows to go on with; None: all of them. `has_ended` is None where it is not looked at."""
+    is_open = limits > step
+    if has_ended is not None:
+        goes_on = is_open & ~has_ended.cpu().numpy()
+        if np.mean(~goes_on) > KEEP_DONE_SHARE or not goes_on.any():
+            return np.flatnonzero(goes_on)
+    return None if is_open.all() else slice(0, int(is_open.sum()))
 
 
 def _legal(members: Sequence[Request], device: torch.device) -> Tensor | None:
@@ -193,35 +259,43 @@ def _legal(members: Sequence[Request], device: torch.device) -> Tensor | None:
     return torch.from_numpy(whole).to(device)
 
 
-def _note(
-    trace: _Trace,
-    open_rows: Tensor,
-    is_open: Tensor,
-    tokens: Tensor,
-    chosen_logprobs: Tensor,
-    logprobs: Tensor,
-    legal: Tensor | None,
-) -> None:
-    trace.rows.append(open_rows[is_open].cpu().numpy())
-    trace.tokens.append(tokens[is_open].cpu().numpy())
-    trace.logprobs.append(chosen_logprobs[is_open].cpu().numpy())
-    if legal is not None:
-        trace.probabilities.append(logprobs[is_open].exp().cpu().numpy())
+def _best(logits: Tensor) -> Tensor:
+    """The first highest of each row. On a CPU torch takes ten times as long as numpy."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
-def _written(trace: _Trace, members: Sequence[Request], vocabulary: Vocabulary) -> Iterator[Written]:
-    """The steps' columns as rows."""
-    ids: list[list[int]] = [[] for _ in members]
-    logprobs: list[list[float]] = [[] for _ in members]
-    probabilities: list[list[NDArray[np.float32]]] = [[] for _ in members]
-    for step, rows in enumerate(trace.rows):
-        for place, row in enumerate(rows.tolist()):
-            ids[row].append(int(trace.tokens[step][place]))
-            logprobs[row].append(float(trace.logprobs[step][place]))
-            if trace.probabilities:
-                probabilities[row].append(trace.probabilities[step][place])
-    for row, member in enumerate(members):
-        width = member.legal.shape[1] if member.legal is not None else 0
-        matrix = np.array(probabilities[row], dtype=np.float32).reshape(len(probabilities[row]), width)
-        is_finished = member.legal is not None or (ids[row][-1:] == [vocabulary.end])
-        yield Written(ids[row], logprobs[row], is_finished, matrix)
+def _sheet(members: Sequence[Request], device: torch.device) -> _Sheet:
+    shape, legal = (len(members), members[0].most), members[0].legal
+    return _Sheet(
+        torch.zeros(shape, dtype=torch.int64, device=device),
+        torch.zeros(shape, device=device),
+        None if legal is None else torch.zeros((*shape, legal.shape[1]), device=device),
+    )
+
+
+def _note(sheet: _Sheet, rows: Tensor, step: int, logits: Tensor, chosen: Tensor) -> None:
+    """`logits` `(rows, columns)`, before any was forbidden; `chosen` are columns."""
+    total = logits.logsumexp(-1, keepdim=True)
+    sheet.columns[rows, step] = chosen
+    sheet.logprobs[rows, step] = (logits.gather(-1, chosen[:, None]) - total)[:, 0]
+    if sheet.probabilities is not None:
+        sheet.probabilities[rows, step] = (logits - total).exp()
+
+
+def _written(sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary) -> list[Written]:
+    """Each row up to its end, or its limit."""
+    ids = sheet.columns.cpu().numpy() + (vocabulary.columns.start or 0)
+    logprobs, lengths = sheet.logprobs.cpu().numpy(), np.array([member.most for member in members])
+    is_finished = np.array([member.legal is not None for member in members])
+    if vocabulary.end is not None and ids.size:
+        is_end = (ids == vocabulary.end) & (np.arange(ids.shape[1]) < lengths[:, None])
+        is_finished = is_finished | is_end.any(axis=1)
+        lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, lengths)
+    nothing = np.empty((len(members), 0, 0), dtype=np.float32)
+    probabilities = nothing if sheet.probabilities is None else sheet.probabilities.cpu().numpy()
+    return [
+        Written(ids[row, :length].tolist(), logprobs[row, :length].tolist(), bool(is_finished[row]), matrix[:length])
+        for row, (length, matrix) in enumerate(zip(lengths, probabilities, strict=True))
+    ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from retort.errors import ConfigError
 
@@ -59,3 +60,17 @@ def cpu_gains_from_bf16(capabilities: Mapping[str, Any]) -> bool:
     if capabilities.get("amx_bf16"):
         return True
     return bool(capabilities.get("avx512_bf16")) and "intel" not in str(capabilities.get("cpu_name")).lower()
+
+
+def random_states(device: Device) -> dict[str, Tensor]:
+    """Of the generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.name == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

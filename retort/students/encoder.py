@@ -6,7 +6,7 @@ tokens at which the head's logits are read. For tagging, a unit of no word (the 
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from transformers import (
 
 from retort.errors import ConfigError
 from retort.problems import Problem
+from retort.students.lessons import padded
 from retort.students.weights import Weights
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -79,20 +80,23 @@ class Encoder:
                 positions[word + 1] = position  # reversed, so the word's first token stays
         return EncodedRow(token_ids, positions[sites])
 
-    def unit_logits(self, rows: list[EncodedRow]) -> Tensor:
-        """`(units of all rows that were not cut off, classes)`, in fp32."""
-        device = self.model.device
-        length = max(len(row.token_ids) for row in rows)
-        ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.token_ids)] = row.token_ids
-            mask[index, : len(row.token_ids)] = 1
-        logits: Tensor = self.model(
-            input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
-        ).logits
+    def tensors(self, rows: Sequence[EncodedRow], multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, `(rows, length)`, the length being of a `multiple`."""
+        ids = padded([row.token_ids for row in rows], self.tokenizer.pad_token_id or 0, multiple)
+        mask = padded([np.ones(len(row.token_ids), dtype=np.int64) for row in rows], 0, multiple)
+        return ids.long(), mask
+
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`(rows, length, classes)`, or of the whole text `(rows, classes)`."""
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
         if self.columns is not None:
             logits = torch.nn.functional.pad(logits, (0, 1), value=_UNKNOWN)[..., list(self.columns)]
+        return logits
+
+    def unit_logits(self, rows: list[EncodedRow]) -> Tensor:
+        """`(units of all rows that were not cut off, classes)`, in fp32."""
+        device, length = self.model.device, max(len(row.token_ids) for row in rows)
+        logits = self.logits(*(tensor.to(device) for tensor in self.tensors(rows)))
         if self.kind == "sequence-classification":
             return logits.float()
         flat = [index * length + row.positions[row.positions >= 0] for index, row in enumerate(rows)]

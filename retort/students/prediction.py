@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from retort.problems import Problem
+from retort.problems.base import is_put_right
 from retort.students.base import Prediction as Prediction
 from retort.students.base import Progress
 from retort.students.batching import token_batches
@@ -35,8 +36,9 @@ def predict(
         rows = list(encode_all(encoder, problem, window))
         probabilities = _window_probabilities(encoder, rows, device, batch_tokens)
         for text, row in zip(window, probabilities, strict=True):
-            label, confidence = problem.decide(text, row.astype(np.float64))
-            yield Prediction(label, confidence, row)
+            scores = row.astype(np.float64)
+            label, confidence = problem.decide(text, scores)
+            yield Prediction(label, confidence, row, is_put_right(problem, text, label, scores))
         done += len(window)
         progress(done, total, "rows")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from retort.problems import Problem
+from retort.problems.base import is_put_right
 from retort.records import Label, ParseFailure
 from retort.students.base import Outcome, Prediction
 
@@ -77,8 +78,9 @@ class ClassTarget:
             nothing = np.zeros(len(own), dtype=np.float32)
             own = np.stack([own[:, at[name]] if name in at else nothing for name in names], axis=1)
         probabilities[: len(own)] = own
-        label, confidence = self.problem.decide(text, probabilities.astype(np.float64))
-        return Prediction(label, confidence, probabilities)
+        scores = probabilities.astype(np.float64)
+        label, confidence = self.problem.decide(text, scores)
+        return Prediction(label, confidence, probabilities, is_put_right(self.problem, text, label, scores))
 
     def _num_units(self, text: str) -> int:
         return len(self.problem.sites(len(self.problem.words(text))))
@@ -112,14 +114,15 @@ class TextTarget:
         completion = self.completion(written.token_ids)
         if not written.is_finished:
             return ParseFailure("too-long", f"It does not end within {self.most} tokens.", completion)
-        label = self._label(text, completion)
+        label, is_mended = self._label(text, completion)
         if isinstance(label, ParseFailure):
             return label
-        return Prediction(label, float(np.exp(np.mean(written.logprobs))), np.empty((0, 0), dtype=np.float32))
+        confidence = float(np.exp(np.mean(written.logprobs)))
+        return Prediction(label, confidence, np.empty((0, 0), dtype=np.float32), is_mended)
 
     def keeps(self, text: str, label: Label, token_ids: Sequence[int]) -> bool:
         """Whether the label can be read back from what `write` made of it: a tokenizer may lose case or brackets."""
-        read = self._label(text, self.completion(token_ids))
+        read, _ = self._label(text, self.completion(token_ids))
         return not isinstance(read, ParseFailure) and self.problem.matches(label, read)
 
     def completion(self, token_ids: Sequence[int]) -> str:
@@ -127,11 +130,12 @@ class TextTarget:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def _label(self, text: str, completion: str) -> Label | ParseFailure:
+    def _label(self, text: str, completion: str) -> tuple[Label | ParseFailure, bool]:
+        """And whether it had to be mended."""
         label = self.problem.parse(text, completion)
         if isinstance(label, ParseFailure) and (mended := self.problem.mend(text, completion)) != completion:
-            return self.problem.parse(text, mended)
-        return label
+            return self.problem.parse(text, mended), True
+        return label, False
 
 
 Target = ClassTarget | TextTarget

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,28 +19,12 @@ from retort.config import TrainingConfig
 from retort.method.objectives import cross_entropy
 from retort.students.base import Checkpoint, History, Progress
 from retort.students.batching import Indices, token_batches
-from retort.students.device import Device
+from retort.students.device import Device, random_states, set_random_states
 from retort.students.encoder import EncodedRow, Encoder
-
-
-class Lessons(Protocol):
-    """Rows as tensors of a model, and what is minimised on them."""
-
-    def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
-        """All rows, each once, cut into steps of at most so many tokens, padding included (one row at least)."""
-        ...
-
-    def units(self, rows: Indices) -> int:
-        """Over how many units, or target tokens, the objective of these rows is a sum."""
-        ...
-
-    def tokens(self, rows: Indices) -> tuple[int, int]:
-        """(real tokens, computed tokens) of these rows."""
-        ...
-
-    def loss(self, rows: Indices) -> Tensor:
-        """The objective summed over the units of these rows, a scalar. It is called under autocast."""
-        ...
+from retort.students.gradients import Gradients
+from retort.students.graphs import use_fused_norms
+from retort.students.lessons import IGNORED, Inputs, Lessons, PaddedLessons, padded
+from retort.students.stopping import Watch
 
 
 def fit(
@@ -54,37 +37,51 @@ def fit(
     micro_batches: int = 1,
     checkpoint: Checkpoint | None = None,
     progress: Progress = lambda done, total, note: None,
+    held_out: Lessons | None = None,
 ) -> History:
     """Train what of `model` requires a gradient, in place, deterministically on one machine.
 
     A step is `training.batch_tokens` on every device: where they do not fit memory, it is cut into twice as many
     parts, whose gradients add up to the same but for rounding. Resumed from a checkpoint on the same device, the
-    weights are bitwise those of a training that was not interrupted.
+    weights are bitwise those of a training that was not interrupted. By the loss on `held_out` rows the training ends,
+    where `training.stopping` is given, and its best weights are kept.
     """
     _make_deterministic(seed)
     model.to(device.name).train()
+    if device.name == "cuda":
+        use_fused_norms(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(trained, training)
     batches = _schedule(lessons, training, seed)
     rate, log_every = _warmup_then_linear(len(batches), training.warmup_share), max(1, len(batches) // 100)
     run = _Run(parts=micro_batches)
+    watch = None if held_out is None else Watch(held_out, training, len(batches), model, trained)
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         run = _restored(saved, trained, optimizer) or run
+        if watch and run.step:
+            watch.restore(saved[0])
+    gradients = Gradients(lessons, trained.values(), device, run.parts)
     started = time.monotonic() - run.history.seconds
     for step, batch in enumerate(batches[run.step :], start=run.step + 1):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * rate(step - 1)
-        run.add(_gradients(optimizer, lessons, batch, device, run), lessons, batch)
+        run.add(gradients.add(batch), lessons, batch)
         torch.nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        run.step = step
-        if step % log_every == 0 or step == len(batches):
+        gradients.clear()
+        run.step, run.parts = step, gradients.parts
+        ended = watch is not None and watch.ends(step, run.history, device, run.parts)
+        if step % log_every == 0 or step == len(batches) or ended:
             run.log(training.learning_rate * rate(step - 1))
             progress(step, len(batches), f"loss {run.history.losses[-1]:.3f}")
+        if ended:
+            break
         if checkpoint is not None and step < len(batches) and checkpoint.is_due():
             run.history.seconds = time.monotonic() - started
-            checkpoint.save(*_saved(run, trained, optimizer))
+            tensors, state = _saved(run, trained, optimizer, device)
+            checkpoint.save({**tensors, **(watch.tensors() if watch else {})}, state)
+    if watch:
+        watch.keep_best()
     run.finish(time.monotonic() - started)
     return run.history
 
@@ -97,10 +94,10 @@ class _Run:
         self.parts = parts
         self.history = History()
         self.rows = self.tokens = self.computed = 0
-        self.losses: list[float] = []
-        """Since the last entry of the history."""
+        self.losses: list[float | Tensor] = []
+        """Since the last entry of the history; a GPU's are not asked for before, as that would wait for it."""
 
-    def add(self, loss: float, lessons: Lessons, batch: Indices) -> None:
+    def add(self, loss: Tensor, lessons: Lessons, batch: Indices) -> None:
         tokens, computed = lessons.tokens(batch)
         self.rows += len(batch)
         self.tokens += tokens
@@ -109,7 +106,7 @@ class _Run:
 
     def log(self, learning_rate: float) -> None:
         self.history.steps.append(self.step)
-        self.history.losses.append(math.fsum(self.losses) / len(self.losses))
+        self.history.losses.append(math.fsum(map(float, self.losses)) / len(self.losses))
         self.history.learning_rates.append(learning_rate)
         self.losses.clear()
 
@@ -119,67 +116,19 @@ class _Run:
         self.history.tokens, self.history.padding_share = self.tokens, 1 - self.tokens / self.computed
 
 
-def _gradients(optimizer: torch.optim.Optimizer, lessons: Lessons, batch: Indices, device: Device, run: _Run) -> float:
-    """Of the mean objective over the batch's units; returns that mean. Halves the parts until they fit memory."""
-    generators = _random_states(device.name == "cuda")
-    while True:
-        try:
-            return _accumulated(lessons, batch, device, run.parts)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or run.parts >= len(batch):
-                raise
-        # Outside of the handler, whose traceback holds the tensors that were too many.
-        run.parts *= 2
-        optimizer.zero_grad(set_to_none=True)
-        _set_random_states(generators)
-        if device.name == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _accumulated(lessons: Lessons, batch: Indices, device: Device, parts: int) -> float:
-    units, total = lessons.units(batch), 0.0
-    for part in np.array_split(batch, min(parts, len(batch))):
-        with device.autocast():
-            summed = lessons.loss(part)
-        loss = summed / units
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return total
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """A processor's allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _random_states(is_cuda: bool) -> dict[str, Tensor]:
-    """Of the generators that dropout draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if is_cuda:
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
-
-
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of each parameter."""
 
 
 def _saved(
-    run: _Run, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    run: _Run, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, device: Device
 ) -> tuple[dict[str, Tensor], str]:
-    is_cuda = next(iter(trained.values())).is_cuda
-    tensors = {f"random.{name}": state for name, state in _random_states(is_cuda).items()}
+    tensors = {f"random.{name}": state for name, state in random_states(device).items()}
     for name, parameter in trained.items():
         tensors[f"weight.{name}"] = parameter.detach().contiguous()
         for moment in _MOMENTS:
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].contiguous()
-    return tensors, json.dumps({**vars(run), "history": asdict(run.history)})
+    return tensors, json.dumps({**vars(run), "losses": [*map(float, run.losses)], "history": asdict(run.history)})
 
 
 def _restored(
@@ -197,7 +146,7 @@ def _restored(
         parameter.data.copy_(tensors[f"weight.{name}"])
         moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
         optimizer.state[parameter] = moments
-    _set_random_states({name.removeprefix("random."): v for name, v in tensors.items() if name.startswith("random.")})
+    set_random_states({name.removeprefix("random."): v for name, v in tensors.items() if name.startswith("random.")})
     run = _Run(parts=1)
     vars(run).update(json.loads(state))
     run.history = History(**vars(run)["history"])
@@ -268,11 +217,11 @@ class TrainingRows:
     """Class indices `(units,)`, or probabilities `(units, classes)`."""
 
 
-class _UnitLessons:
+class UnitLessons(PaddedLessons):
     """Of an encoder: the class of each unit."""
 
     def __init__(self, encoder: Encoder, data: TrainingRows) -> None:
-        self._encoder, self._data = encoder, data
+        self.model, self._encoder, self._data = encoder.model, encoder, data
         self._lengths = np.array([len(row.token_ids) for row in data.rows], dtype=np.int64)
 
     def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
@@ -285,11 +234,28 @@ class _UnitLessons:
         lengths = self._lengths[rows]
         return int(lengths.sum()), int(lengths.max()) * len(rows)
 
-    def loss(self, rows: Indices) -> Tensor:
-        data = self._data
-        targets = np.concatenate([data.targets[i][data.rows[i].positions >= 0] for i in rows])
-        logits = self._encoder.unit_logits([data.rows[i] for i in rows])
-        return cross_entropy(logits, torch.from_numpy(targets).to(logits.device)).sum()
+    def inputs(self, rows: Indices, multiple: int) -> Inputs:
+        """`ids` and `mask` `(rows, length)`; `positions` of units `(rows, units)`; `targets` `(rows, units)`, or
+        `(rows, units, classes)` where they are soft, which are 0 for a unit that was cut off."""
+        members = [self._data.rows[i] for i in rows]
+        kept = [member.positions >= 0 for member in members]
+        targets = [self._data.targets[i][own] for i, own in zip(rows, kept, strict=True)]
+        nothing = 0.0 if targets[0].ndim == 2 else IGNORED
+        ids, mask = self._encoder.tensors(members, multiple)
+        positions = [member.positions[own] for member, own in zip(members, kept, strict=True)]
+        return {
+            "ids": ids,
+            "mask": mask,
+            "positions": padded(positions, 0, multiple).long(),
+            "targets": padded(targets, nothing, multiple),
+        }
+
+    def objective(self, inputs: Inputs) -> Tensor:
+        logits, targets = self._encoder.logits(inputs["ids"], inputs["mask"]), inputs["targets"]
+        if logits.ndim == 2:  # of the whole text, one unit
+            return cross_entropy(logits, targets[:, 0]).sum()
+        units = logits.gather(1, inputs["positions"][..., None].expand(-1, -1, logits.shape[-1]))
+        return cross_entropy(units.flatten(0, 1), targets.flatten(0, 1)).sum()
 
 
 def train(
@@ -302,16 +268,18 @@ def train(
     micro_batches: int = 1,
     checkpoint: Checkpoint | None = None,
     progress: Progress = lambda done, total, note: None,
+    held_out: TrainingRows | None = None,
 ) -> History:
     """An encoder, see `fit`."""
     with frozen([encoder.model.get_input_embeddings()] if training.freeze_embeddings else []):
         return fit(
             encoder.model,
-            _UnitLessons(encoder, data),
+            UnitLessons(encoder, data),
             training,
             seed=seed,
             device=device,
             micro_batches=micro_batches,
             checkpoint=checkpoint,
             progress=progress,
+            held_out=None if held_out is None else UnitLessons(encoder, held_out),
         )

@@ -1,7 +1,8 @@
 """What students that write are trained on: pairs of source and target, or both in one sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -9,8 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from retort.config import DistillationConfig
 from retort.method.objectives import cross_entropy
 from retort.students.batching import Indices, bins_of, packed_batches, token_batches
+from retort.students.distilling import Listed, distilled
+from retort.students.lessons import IGNORED, Inputs, PaddedLessons, padded
 
 Ids = NDArray[np.int64]
 
@@ -26,13 +30,25 @@ class Pair:
     """What is to be written."""
     probabilities: NDArray[np.float32] | None = None
     """`(target tokens, classes)` where the label is soft."""
+    listed: Listed | None = None
+    """What the teacher could have written, where it said."""
 
 
-class Seq2SeqLessons:
+class Seq2SeqLessons(PaddedLessons):
     """An encoder reads the source; the decoder, given the target's tokens so far, writes the next."""
 
-    def __init__(self, model: torch.nn.Module, pairs: Sequence[Pair], *, pad: int, start: int, columns: slice) -> None:
-        self._model, self._pairs, self._pad, self._start, self._columns = model, pairs, pad, start, columns
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        pairs: Sequence[Pair],
+        *,
+        pad: int,
+        start: int,
+        columns: slice,
+        distillation: DistillationConfig | None = None,
+    ) -> None:
+        self.model, self._pairs, self._pad, self._start, self._columns = model, pairs, pad, start, columns
+        self._distillation = distillation
         self._lengths = np.array([(len(pair.source), len(pair.target)) for pair in pairs], dtype=np.int64)
 
     def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
@@ -45,26 +61,45 @@ class Seq2SeqLessons:
         lengths = self._lengths[rows]
         return int(lengths.sum()), len(rows) * int(lengths.max(axis=0).sum())
 
-    def loss(self, rows: Indices) -> Tensor:
-        device = next(self._model.parameters()).device
-        pairs = [self._pairs[i] for i in rows]
-        source = padded([pair.source for pair in pairs], self._pad, device)
-        given = padded([np.concatenate([[self._start], pair.target[:-1]]) for pair in pairs], self._start, device)
-        mask = padded([np.ones(len(pair.source), dtype=np.int64) for pair in pairs], 0, device)
-        logits = self._model(input_ids=source, attention_mask=mask, decoder_input_ids=given, use_cache=False).logits
-        is_target = padded([np.ones(len(pair.target), dtype=np.int64) for pair in pairs], 0, device).bool()
-        return summed(logits[is_target], pairs, self._columns)
+    @property
+    def is_recordable(self) -> bool:
+        return self._distillation is None
+
+    def inputs(self, rows: Indices, multiple: int) -> Inputs:
+        """All `(rows, length)`: what the encoder reads, what the decoder does, and what is written."""
+        pairs, start = [self._pairs[i] for i in rows], self._start
+        return {
+            "source": padded([pair.source for pair in pairs], self._pad, multiple),
+            "mask": padded([np.ones(len(pair.source), dtype=np.int64) for pair in pairs], 0, multiple),
+            "given": padded([np.concatenate([[start], pair.target[:-1]]) for pair in pairs], start, multiple),
+            **_targets([[pair] for pair in pairs], [[0]] * len(pairs), self._columns, multiple),
+        }
+
+    def objective(self, inputs: Inputs) -> Tensor:
+        read = {"input_ids": inputs["source"], "attention_mask": inputs["mask"]}
+        logits = self.model(**read, decoder_input_ids=inputs["given"], use_cache=False).logits
+        return summed(logits, inputs, self._columns, self._distillation)
 
 
-class CausalLessons:
+class CausalLessons(PaddedLessons):
     """Prompt and target in one sequence, with the objective on the target alone.
 
     Where `packs`, several rows share a sequence: each has positions of its own, by which transformers keeps its
     attention to itself. Else rows of similar length are padded.
     """
 
-    def __init__(self, model: torch.nn.Module, pairs: Sequence[Pair], *, pad: int, columns: slice, packs: bool) -> None:
-        self._model, self._pairs, self._pad, self._columns, self._packs = model, pairs, pad, columns, packs
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        pairs: Sequence[Pair],
+        *,
+        pad: int,
+        columns: slice,
+        packs: bool,
+        distillation: DistillationConfig | None = None,
+    ) -> None:
+        self.model, self._pairs, self._pad, self._columns, self._packs = model, pairs, pad, columns, packs
+        self._distillation = distillation
         self._targets = np.array([len(pair.target) for pair in pairs], dtype=np.int64)
         # The last token of a target is written, never read.
         self._lengths = np.array([len(pair.source) for pair in pairs], dtype=np.int64) + self._targets - 1
@@ -81,15 +116,25 @@ class CausalLessons:
         width = max(int(self._lengths[rows[places]].sum()) for places in bins)
         return int(self._lengths[rows].sum()), width * len(bins)
 
-    def loss(self, rows: Indices) -> Tensor:
-        device = next(self._model.parameters()).device
-        bins = [[self._pairs[i] for i in rows[places]] for places in self._bins(rows)]
-        ids = padded([np.concatenate([_read(pair) for pair in pairs]) for pairs in bins], self._pad, device)
-        # Padding is at position 0, a row by itself.
-        positions = padded([np.concatenate([np.arange(len(_read(p))) for p in pairs]) for pairs in bins], 0, device)
-        writes = padded([np.concatenate([_writes(pair) for pair in pairs]) for pairs in bins], 0, device).bool()
-        logits = self._model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        return summed(logits[writes], [pair for pairs in bins for pair in pairs], self._columns)
+    @property
+    def is_recordable(self) -> bool:
+        return self._distillation is None
+
+    def inputs(self, rows: Indices, multiple: int) -> Inputs:
+        """All `(bins, length)`: what is read, where each token is in its row, and what is written after it."""
+        bins = [[self._pairs[i] for i in rows[members]] for members in self._bins(rows)]
+        places = [np.concatenate([np.arange(len(_read(pair))) for pair in pairs]) for pairs in bins]
+        skipped = [[len(pair.source) - 1 for pair in pairs] for pairs in bins]
+        return {
+            "ids": padded([np.concatenate([_read(pair) for pair in pairs]) for pairs in bins], self._pad, multiple),
+            # Padding is at position 0, a row by itself.
+            "positions": padded(places, 0, multiple),
+            **_targets(bins, skipped, self._columns, multiple),
+        }
+
+    def objective(self, inputs: Inputs) -> Tensor:
+        logits = self.model(input_ids=inputs["ids"], position_ids=inputs["positions"], use_cache=False).logits
+        return summed(logits, inputs, self._columns, self._distillation)
 
     def _bins(self, rows: Indices) -> list[list[int]]:
         return bins_of(self._lengths[rows], PACKED_TOKENS) if self._packs else [[place] for place in range(len(rows))]
@@ -99,27 +144,51 @@ def _read(pair: Pair) -> Ids:
     return np.concatenate([pair.source, pair.target[:-1]])
 
 
-def _writes(pair: Pair) -> Ids:
-    """1 where the next token is one of the target, else 0; as long as `_read`."""
-    return np.concatenate([np.zeros(len(pair.source) - 1, dtype=np.int64), np.ones(len(pair.target), dtype=np.int64)])
+def _targets(bins: list[list[Pair]], skipped: list[list[int]], columns: slice, multiple: int) -> Inputs:
+    """What is written at each place of sequences of some pairs, each of which comes after so many places of nothing:
+    `targets` `(bins, length)`, or `probabilities` `(bins, length, classes)` where all pairs have them. `listed_ids` and
+    `listed_logprobs` `(bins, length, k)` where a teacher could have written other tokens."""
 
+    def sequences(rows: Callable[[Pair], NDArray[Any]], nothing: float) -> Tensor:
+        filled = [
+            np.concatenate([part for pair, n in zip(pairs, ns, strict=True) for part in _after(n, rows(pair), nothing)])
+            for pairs, ns in zip(bins, skipped, strict=True)
+        ]
+        return padded(filled, nothing, multiple)
 
-def padded(rows: Sequence[Ids], value: int, device: torch.device) -> Tensor:
-    """`(rows, longest)`, filled up on the right."""
-    whole = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for index, row in enumerate(rows):
-        whole[index, : len(row)] = row
-    return torch.from_numpy(whole).to(device)
-
-
-def summed(logits: Tensor, pairs: Sequence[Pair], columns: slice) -> Tensor:
-    """The objective over `logits`, `(target tokens of all pairs, vocab)`, summed. Soft where every pair is."""
-    logits = logits[:, columns].float()
+    pairs = [pair for members in bins for pair in members]
     if all(pair.probabilities is not None for pair in pairs):
-        soft = np.concatenate([pair.probabilities for pair in pairs if pair.probabilities is not None])
-        return cross_entropy(logits, torch.from_numpy(soft).to(logits.device)).sum()
-    hard = np.concatenate([pair.target for pair in pairs]) - (columns.start or 0)
-    return cross_entropy(logits, torch.from_numpy(hard).to(logits.device)).sum()
+        return {"probabilities": sequences(lambda pair: cast("NDArray[np.float32]", pair.probabilities), 0.0)}
+    inputs = {"targets": sequences(lambda pair: pair.target - (columns.start or 0), IGNORED)}
+    if width := max((pair.listed.ids.shape[1] for pair in pairs if pair.listed is not None), default=0):
+        inputs["listed_ids"] = sequences(lambda pair: _listed(pair, width)[0], 0)
+        inputs["listed_logprobs"] = sequences(lambda pair: _listed(pair, width)[1], -np.inf)
+    return inputs
+
+
+def _after(places: int, row: NDArray[Any], nothing: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    return np.full((places, *row.shape[1:]), nothing, dtype=row.dtype), row
+
+
+def _listed(pair: Pair, width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ids and log-probabilities, `(target tokens, width)`."""
+    ids = np.zeros((len(pair.target), width), dtype=np.int64)
+    logprobs = np.full(ids.shape, -np.inf, dtype=np.float32)
+    if pair.listed is not None:
+        known, k = min(len(pair.target), len(pair.listed.ids)), pair.listed.ids.shape[1]
+        ids[:known, :k], logprobs[:known, :k] = pair.listed.ids[:known], pair.listed.logprobs[:known]
+    return ids, logprobs
+
+
+def summed(logits: Tensor, inputs: Inputs, columns: slice, distillation: DistillationConfig | None) -> Tensor:
+    """The objective over `logits`, `(bins, length, vocab)`, of what `_targets` gives, summed."""
+    flat = logits[..., columns].float().flatten(0, 1)
+    if "probabilities" in inputs:
+        return cross_entropy(flat, inputs["probabilities"].flatten(0, 1)).sum()
+    losses = cross_entropy(flat, inputs["targets"].flatten())
+    if distillation is not None and "listed_ids" in inputs:
+        return distilled(losses.view(inputs["targets"].shape), logits[..., columns], inputs, distillation).sum()
+    return losses.sum()
 
 
 def keeps_packed_rows_apart(model: PreTrainedModel) -> bool:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retort.config import expand
+from retort.config import Student, expand
 from retort.config.teachers import AskedConfig, EndpointConfig, VllmConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.students.weights import Weights
@@ -30,6 +30,33 @@ def check_teacher(teacher: AskedConfig, questions: Questions, weights: Weights |
     if weights is not None and (settings := _settings(weights)) is not None:
         _check_causal(teacher, settings)
         _check_length(teacher, questions, weights, settings)
+
+
+def check_same_tokenizer(teacher: AskedConfig, teachers: Weights | None, student: Student, students: Weights) -> None:
+    """Raises ConfigError where tokens of the teacher mean something else to the student; of tokenizers that are not in
+    a folder here, the student's own stage judges.
+    """
+    folders = [Path(weights.address) for weights in (teachers, students) if weights is not None]
+    files = [folder / "tokenizer.json" for folder in folders]
+    if len(files) < 2 or not all(file.is_file() for file in files):
+        return
+    if files[0].read_bytes() == files[1].read_bytes():
+        return
+    # torch comes with it, and some seconds: only where the files differ, which some do that say the same.
+    from transformers import AutoTokenizer
+
+    from retort.teachers.vllm.engine.toplogprobs import tokenizer_identity
+
+    try:
+        ours, theirs = (tokenizer_identity(AutoTokenizer.from_pretrained(folder)) for folder in folders)
+    except (OSError, ValueError, KeyError):
+        return  # whoever loads it says what is wrong with it
+    if ours != theirs:
+        raise ConfigError(
+            f"student.training.distillation: the tokenizer of student.model = '{student.model}' is not that of "
+            f"teacher.model = '{teacher.model}', so the teacher's logprobs are over other tokens; take a student of "
+            "the teacher's family, or no distillation"
+        )
 
 
 def check_endpoint(teacher: EndpointConfig) -> None:

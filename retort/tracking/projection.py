@@ -11,6 +11,7 @@ from retort.config import expand
 from retort.records import ArtifactRef, Distilled, Record, Score, digest
 from retort.report.lineage import manifest_of, student_behind
 from retort.report.summary import Scores, Summary, Verdict, read_summary
+from retort.stages.cross_labels import INVALID_SHARE
 from retort.stages.scores import read_scores
 from retort.stages.student import HISTORY, MODEL
 from retort.stages.work import Work
@@ -253,11 +254,15 @@ def _curve(work: Work, student: Student) -> Iterator[Point]:
     for step, loss, rate in zip(history["steps"], history["losses"], history["learning_rates"], strict=True):
         yield Point("loss", loss, step)
         yield Point("learning_rate", rate, step)
+    for step, loss in zip(history.get("held_out_steps", ()), history.get("held_out_losses", ()), strict=True):
+        yield Point("held_out_loss", loss, step)
 
 
 def _results(work: Work, student: Student) -> Iterator[Point]:
     for rows, ref in student.scores.items():
         yield from _scored(rows, {score.metric: score for score in read_scores(work, ref)}, student.stage)
+        if (manifest := work.store.find(ref.kind, ref.key)) and INVALID_SHARE in manifest.metrics:
+            yield Point(f"{rows}_{INVALID_SHARE}", manifest.metrics[INVALID_SHARE], student.stage)
     speed = student.manifest.metrics.get("examples_per_second")
     if speed is not None:
         yield Point("examples_per_second", speed, student.stage)

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from retort.config import Config
+from retort.configfile import parse_config
+from retort.errors import ConfigError
 from retort.stages.making import open_store
+from retort.stages.student import MODEL
 
 TRAINING = {"epochs": 2, "learning_rate": 3.0e-3, "batch_tokens": 1024, "precision": "fp32"}
 
@@ -18,7 +22,12 @@ TRAINING = {"epochs": 2, "learning_rate": 3.0e-3, "batch_tokens": 1024, "precisi
     [
         ("t5", {"kind": "seq2seq"}),
         ("causal", {"kind": "causal", "target": "text", "max_target_length": 40, "long_targets": "cut"}),
+        (
+            "causal",
+            {"kind": "causal", "target": "text", "max_target_length": 40, "long_targets": "cut", "lora": {"rank": 4}},
+        ),
     ],
+    ids=["t5", "causal", "adapters"],
 )
 def test_a_student_that_writes_goes_through_a_run(
     name: str,
@@ -43,3 +52,17 @@ def test_a_student_that_writes_goes_through_a_run(
     failures = sum(one.counts.get("failures", 0) for one in crossed if one is not None)
     assert (failures > 0) == (name == "causal"), "one that has learnt nothing writes no label, unless it may write none"
     assert not list((tmp_path / "store").glob("checkpoints/*/*/*"))
+    if "lora" in student:
+        final = store.latest(name, "final/student")
+        assert final is not None
+        learnt, given = (
+            load_file(folder / "model.safetensors") for folder in (store.fetch(store.ref(final)) / MODEL, Path(model))
+        )
+        changed = {weight for weight in learnt if (learnt[weight] != given[weight]).any()}
+        assert changed == {weight for weight in given if "_proj" in weight}, "adapters of all linear layers, absorbed"
+
+
+def test_adapters_cannot_learn_new_tokens(tiny_slots: dict[str, Any]) -> None:
+    student = {"kind": "causal", "model": "m", "target": "classes", "lora": {}}
+    with pytest.raises(ConfigError, match=r"target 'classes' needs new tokens, which adapters cannot learn; use text"):
+        parse_config({**tiny_slots, "student": student}, "test")

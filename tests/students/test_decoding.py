@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from retort.config import Seq2SeqConfig
 from retort.problems.slots import Slots
-from retort.students.decoding import Request, Vocabulary, decode
+from retort.students.decoding import LOOK_STEPS, Request, Vocabulary, decode
 from retort.students.device import Device
 from retort.students.targets import Written
 from retort.students.weights import find_weights
@@ -98,6 +98,47 @@ def test_the_same_tokens_as_generate(model: PreTrainedModel, requests: list[Requ
         written = ours(model, requests, batch_tokens, end)
         assert [one.token_ids for one in written] == expected
     assert [one.is_finished for one in written] == [tokens[-1] == end for tokens in expected]
+
+
+@torch.inference_mode()
+def logprobs_of(model: Any, request: Request, tokens: list[int]) -> list[float]:
+    """All steps at once, without a cache."""
+    ids = torch.from_numpy(request.token_ids)[None]
+    if model.config.is_encoder_decoder:
+        written = torch.tensor([[model.config.decoder_start_token_id, *tokens[:-1]]])
+        logits = model(input_ids=ids, decoder_input_ids=written, use_cache=False).logits[0]
+    else:
+        logits = model(torch.cat([ids, torch.tensor([tokens])], dim=1), use_cache=False).logits[
+            0, ids.shape[1] - 1 : -1
+        ]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()  # type: ignore[no-any-return]
+
+
+def test_the_log_probabilities_are_those_of_one_pass_over_the_whole_row(
+    model: PreTrainedModel, requests: list[Request]
+) -> None:
+    for request, one in zip(requests, ours(model, requests, 300, end_for(model, requests)), strict=True):
+        assert one.logprobs == pytest.approx(logprobs_of(model, request, one.token_ids), abs=1e-4)
+
+
+def test_each_row_has_its_own_limit(model: PreTrainedModel, requests: list[Request]) -> None:
+    end = end_for(model, requests)
+    whole = ours(model, requests, 300, end)
+    limits = np.random.default_rng(0).integers(0, 6, size=len(requests)).tolist()
+    limited = [Request(request.token_ids, limit) for request, limit in zip(requests, limits, strict=True)]
+    for long, short, limit in zip(whole, ours(model, limited, 300, end), limits, strict=True):
+        assert short.token_ids == long.token_ids[:limit]
+        assert short.is_finished == (end in short.token_ids)
+
+
+def test_rows_are_looked_at_seldom_and_end_where_they_did(
+    model: PreTrainedModel, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a row may write on for some steps after its end."""
+    end = end_for(model, requests)
+    at_each_step = ours(model, requests, 300, end)
+    monkeypatch.setitem(LOOK_STEPS, "cpu", 8)
+    assert [one.token_ids for one in ours(model, requests, 300, end)] == [one.token_ids for one in at_each_step]
 
 
 def test_no_request_and_no_room_give_nothing(model: PreTrainedModel) -> None:

@@ -1,0 +1,71 @@
+"""How many outputs of a student were no label before they were put right: what the stages count."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retort.config import Config
+from retort.preflight import ingest_role, resolve
+from retort.problems import problem_for
+from retort.records import ArtifactRef, Stage
+from retort.report.facts import _invalid
+from retort.rows import read_rows
+from retort.stages.cross_labels import cross_label
+from retort.stages.making import make, open_store
+from retort.stages.scores import evaluate_labels, evaluate_student
+from retort.stages.student import train_student
+from retort.stages.work import Work
+from retort.store import Manifest
+
+
+def made(config: Config, stage: Stage) -> ArtifactRef:
+    return make(config, stage, 0, lambda *_: None)
+
+
+def manifest_of(config: Config, ref: ArtifactRef) -> Manifest:
+    manifest = open_store(config.store).find(ref.kind, ref.key)
+    assert manifest is not None
+    return manifest
+
+
+def is_valid(tags: list[str], slots: list[str]) -> bool:
+    """BIO by the book, and nothing but the intent's slots."""
+    pairs = zip(["O", *tags], tags, strict=False)
+    follows = all(tag[0] != "I" or before[1:] == tag[1:] for before, tag in pairs)
+    return follows and all(tag == "O" or tag[2:] in slots for tag in tags)
+
+
+@pytest.mark.slow
+def test_a_students_invalid_outputs_are_counted(tiny_slots: dict[str, Any], tmp_path: Any) -> None:
+    """Of one that has hardly learnt: counted here from its probabilities, as they lie in the artifact."""
+    training = {**tiny_slots["student"]["training"], "epochs": 6}
+    student = {**tiny_slots["student"], "training": training}
+    values = {**tiny_slots, "student": student, "store": {"root": str(tmp_path)}}
+    config = resolve(Config.model_validate(values))
+    store = open_store(config.store)
+    labeled, test = (ingest_role(config, store, role) for role in ("labeled", "test"))
+    trained = made(config, train_student(config, "final/student", labeled))
+    crossed = made(config, cross_label(config, "crossed", trained, test, probabilities=True))
+    scores = made(config, evaluate_student(config, "final/test", trained, test))
+
+    problem = problem_for(config.problem)
+    intents = config.problem.intents  # type: ignore[union-attr]
+    invalid = []
+    for row in read_rows(store.fetch(crossed) / "rows.parquet"):
+        probabilities = np.asarray(row["probabilities"], dtype=np.float64).reshape(-1, len(problem.classes))
+        allowed = np.where(problem.allowed(len(probabilities)), probabilities, -1)
+        intent, *tags = (problem.classes[index] for index in allowed.argmax(axis=1))
+        invalid.append(not is_valid(tags, intents[intent.removeprefix("IN:")]))
+    assert 0 < sum(invalid) < len(invalid) == 20
+    told = manifest_of(config, crossed)
+    assert told.counts["repaired"] == sum(invalid)
+    assert told.metrics["invalid_share"] == pytest.approx(sum(invalid) / 20)
+    assert manifest_of(config, scores).metrics["invalid_share"] == pytest.approx(sum(invalid) / 20)
+    given = made(config, evaluate_labels(config, "quality", crossed, test))
+    assert "invalid_share" not in manifest_of(config, given).metrics, "labels that lie there are no outputs"
+
+    stage = evaluate_student(config, "final/test", trained, test)
+    work = Work(stage, store, tmp_path, config.execution, 0, lambda *_: None)
+    assert _invalid(work, (scores,)) == f"; {sum(invalid) / 20:.1%} of outputs invalid before repair"
+    assert _invalid(work, (given,)) == ""

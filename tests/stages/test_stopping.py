@@ -1,0 +1,143 @@
+"""Students whose training ends by the labelled set, or by the distillation loss alone."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from retort.config import Config
+from retort.configfile import parse_config
+from retort.errors import ConfigError, StageFailed
+from retort.records import ArtifactRef, Stage
+from retort.stages.examples import ingest
+from retort.stages.making import make, open_store
+from retort.stages.student import HISTORY, held_out_places, in_cells, train_student
+from retort.store import Manifest
+
+Build = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def build(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Build:
+    root = tmp_path_factory.mktemp("stopping") / "store"
+
+    def config(stopping: dict[str, Any] | None = None, epochs: int = 12) -> Config:
+        training = {**tiny_classes["student"]["training"], "epochs": epochs, "batch_tokens": 64}
+        if stopping is not None:
+            training["stopping"] = stopping
+        return Config.model_validate(
+            {
+                **tiny_classes,
+                "problem": {"kind": "classification", "labels": ["down", "up"]},
+                "student": {**tiny_classes["student"], "training": training},
+                "store": {"root": str(root)},
+            }
+        )
+
+    return config
+
+
+def made(config: Config, stage: Stage) -> ArtifactRef:
+    manifest = open_store(config.store).find(stage.kind, stage.key)
+    return open_store(config.store).ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
+
+
+def manifest_of(config: Config, ref: ArtifactRef) -> Manifest:
+    manifest = open_store(config.store).find(ref.kind, ref.key)
+    assert manifest is not None
+    return manifest
+
+
+def history_of(config: Config, ref: ArtifactRef) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((open_store(config.store).fetch(ref) / HISTORY).read_text())
+    return found
+
+
+def pool(config: Config) -> ArtifactRef:
+    """The pool with its gold labels, as labels to train on."""
+    return made(config, ingest(config, "unlabeled"))
+
+
+def test_by_the_labelled_set(build: Build) -> None:
+    config = build({"by": "labeled", "patience": 1})
+    labeled = made(config, ingest(config, "labeled"))
+    stage = train_student(config, "final/student", pool(config), labeled=labeled)
+    assert stage.made_of["inputs"]["stopping"] == [labeled.key]
+    student = made(config, stage)
+    manifest, history = manifest_of(config, student), history_of(config, student)
+    assert manifest.rows == 60, "every row of the pool is trained on"
+    assert 0 < len(history["held_out_losses"]) <= 12
+    assert manifest.metrics["held_out_loss"] == min(history["held_out_losses"])
+    assert manifest.details["ended_by"] == history["ended_by"]
+    assert manifest.details["kept_step"] == history["kept_step"]
+
+
+def test_by_the_distillation_loss_no_gold_is_asked_for(build: Build) -> None:
+    config = build({"by": "distillation_loss", "patience": 1, "share": 0.25})
+    labeled = made(config, ingest(config, "labeled"))
+    stage = train_student(config, "final/student", pool(config), labeled=labeled)
+    assert set(stage.inputs) == {"labels"}
+    student = made(config, stage)
+    assert manifest_of(config, student).rows == 45, "a quarter of 60 is held out"
+    assert history_of(config, student)["held_out_losses"]
+
+
+def test_a_model_that_is_trained_on_the_labelled_set_holds_a_share_of_it_out(build: Build) -> None:
+    config = build({"by": "labeled", "share": 0.25})
+    labeled = made(config, ingest(config, "labeled"))
+    student = made(config, train_student(config, "teacher/student", labeled))
+    assert manifest_of(config, student).rows == 9
+
+
+def test_without_it_nothing_is_held_out_and_keys_stay(build: Build) -> None:
+    config = build(epochs=1)
+    stage = train_student(config, "final/student", pool(config), labeled=made(config, ingest(config, "labeled")))
+    assert set(stage.inputs) == {"labels"}
+    assert not {"stopping", "distillation"} & set(stage.params["training"])
+    manifest = manifest_of(config, made(config, stage))
+    assert manifest.rows == 60
+    assert "ended_by" not in manifest.details
+    assert "held_out_loss" not in manifest.metrics
+
+
+def test_students_of_two_stages_hold_the_same_rows_out() -> None:
+    """They have the same seed and rows, and differ in their labels alone; those of other partitions do not matter."""
+    places = held_out_places(60, 0.25, seed=1000)
+    assert places == held_out_places(60, 0.25, seed=1000)
+    assert places != held_out_places(60, 0.25, seed=0)
+    assert len(places) == 15
+    assert places < set(range(60))
+    assert len(held_out_places(3, 0.01, seed=0)) == 1
+
+
+def test_one_row_cannot_be_held_out_of_itself(build: Build) -> None:
+    config = build({"by": "distillation_loss"})
+    ids = [f"unlabeled-{n}" for n in range(60)]
+    config = config.model_copy(update={"method": config.method.model_copy(update={"partitions": 64})})
+    cells = [
+        list(in_cells(iter([{"example_id": i} for i in ids]), {"of": 64, "seed": 0, "only": [c]})) for c in range(64)
+    ]
+    (alone, *_) = [cell for cell, rows in enumerate(cells) if len(rows) == 1]
+    with pytest.raises(StageFailed, match="stopping holds rows out, and there is one row only"):
+        make(config, train_student(config, "s", pool(config), cells=(alone,)), 0, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("stopping", "sentence"),
+    [
+        ({"by": "test"}, r"student\.training\.stopping\.by = 'test': allowed: 'labeled' or 'distillation_loss'"),
+        ({"by": "labeled", "patience": 0}, r"student\.training\.stopping\.patience = 0: must be at least 1"),
+        ({"by": "labeled", "share": 0.9}, r"student\.training\.stopping\.share = 0\.9: must be at most 0\.5"),
+    ],
+)
+def test_what_it_cannot_stop_by_is_told(tiny_classes: dict[str, Any], stopping: dict[str, Any], sentence: str) -> None:
+    values = {**tiny_classes, "student": {**tiny_classes["student"], "training": {"stopping": stopping}}}
+    with pytest.raises(ConfigError, match=sentence):
+        parse_config(values, "test")
+
+
+def test_a_finetuned_teacher_has_no_distillation_loss(tiny_classes: dict[str, Any]) -> None:
+    teacher = {"kind": "finetuned", "training": {"stopping": {"by": "distillation_loss"}}}
+    with pytest.raises(ConfigError, match=r"training\.stopping\.by 'distillation_loss' is for student\.training alone"):
+        parse_config({**tiny_classes, "teacher": teacher}, "test")

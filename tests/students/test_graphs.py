@@ -1,0 +1,141 @@
+"""What a GPU records is what it would launch. Recording needs a GPU; what surrounds it is tested anywhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForTokenClassification,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from retort.config import TrainingConfig
+from retort.students.device import Device
+from retort.students.encoder import EncodedRow, Encoder
+from retort.students.graphs import use_fused_norms
+from retort.students.lessons import PaddedLessons
+from retort.students.training import TrainingRows, UnitLessons, fit
+from retort.students.writing import CausalLessons, Pair, Seq2SeqLessons
+
+ALL = slice(None)
+ROWS = np.arange(48)
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="records on a GPU")
+TRAINING = TrainingConfig(epochs=4, batch_tokens=512, learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class PadsWithZero:
+    """What lessons need of a tokenizer."""
+
+    pad_token_id: int = 0
+
+
+def pairs() -> list[Pair]:
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(2, 40, size=(48, 2))
+    return [Pair(generator.integers(4, 190, size=s), generator.integers(4, 190, size=t)) for s, t in sizes]
+
+
+def t5(dropout: float) -> PaddedLessons:
+    config = T5Config(vocab_size=200, d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=2, dropout_rate=dropout)
+    return Seq2SeqLessons(new(T5ForConditionalGeneration, config), pairs(), pad=0, start=0, columns=ALL)
+
+
+def bart(dropout: float) -> PaddedLessons:
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    widths = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 200, "d_model": 32}
+    config = BartConfig(**sizes, **widths, dropout=dropout, attention_dropout=0.0)
+    return Seq2SeqLessons(new(BartForConditionalGeneration, config), pairs(), pad=0, start=0, columns=ALL)
+
+
+def causal(dropout: float) -> PaddedLessons:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=200, hidden_size=32, intermediate_size=64, attention_dropout=dropout, **sizes)
+    return CausalLessons(new(Qwen2ForCausalLM, config), pairs(), pad=0, columns=ALL, packs=True)
+
+
+def tagger(dropout: float) -> PaddedLessons:
+    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 7}
+    config = BertConfig(intermediate_size=64, hidden_dropout_prob=dropout, **sizes)
+    generator = np.random.default_rng(1)
+    positions = [np.arange(0, len(pair.source), 2, dtype=np.int32) for pair in pairs()]
+    rows = [EncodedRow(pair.source.astype(np.int32), own) for pair, own in zip(pairs(), positions, strict=True)]
+    encoder = Encoder(new(BertForTokenClassification, config), PadsWithZero(), "token-classification", 64)
+    return UnitLessons(encoder, TrainingRows(rows, [generator.integers(0, 7, len(own)) for own in positions]))
+
+
+def new(architecture: type[PreTrainedModel], config: object) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return architecture(config)
+
+
+KINDS = pytest.mark.parametrize("make", [t5, bart, causal, tagger])
+Make = Callable[[float], PaddedLessons]
+
+
+@KINDS
+def test_padding_to_a_multiple_changes_no_loss(make: Make) -> None:
+    lessons = make(0.0)
+    inputs = lessons.inputs(ROWS, 8)
+    assert all(tensor.shape[1] % 8 == 0 for tensor in inputs.values())
+    torch.testing.assert_close(lessons.objective(inputs), lessons.loss(ROWS), rtol=1e-5, atol=1e-3)
+
+
+def test_a_fused_norm_is_the_norm() -> None:
+    lessons = t5(0.0)
+    expected = lessons.loss(ROWS)
+    use_fused_norms(lessons.model)
+    torch.testing.assert_close(lessons.loss(ROWS), expected)
+
+
+def taught(lessons: PaddedLessons, precision: str) -> tuple[list[float], dict[str, Tensor]]:
+    device = Device("cuda", precision, 1)
+    history = fit(lessons.model, lessons, TRAINING, seed=0, device=device)
+    return history.losses, {name: weight.detach().cpu() for name, weight in lessons.model.named_parameters()}
+
+
+@GPU
+@KINDS
+def test_recorded_passes_train_as_launched_ones(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, weights = taught(make(0.0), "fp32")
+    monkeypatch.setattr(PaddedLessons, "is_recordable", False)
+    monkeypatch.setattr(Seq2SeqLessons, "is_recordable", False)
+    monkeypatch.setattr(CausalLessons, "is_recordable", False)
+    launched_losses, launched = taught(make(0.0), "fp32")
+    assert losses == pytest.approx(launched_losses, rel=1e-4)
+    torch.testing.assert_close(weights, launched, rtol=1e-3, atol=1e-4)
+
+
+@GPU
+@KINDS
+def test_recorded_training_twice_gives_the_same_weights(make: Make) -> None:
+    """With dropout, whose random numbers a replay draws anew."""
+    one, other = taught(make(0.1), "bf16"), taught(make(0.1), "bf16")
+    torch.testing.assert_close(one[1], other[1], rtol=0, atol=0)
+    assert len(set(one[0])) > 1
+
+
+@GPU
+def test_a_model_that_cannot_be_recorded_trains_all_the_same() -> None:
+    lessons = t5(0.0)
+    forward = lessons.model.forward
+
+    def asks(*args: object, **options: object) -> object:
+        output = forward(*args, **options)
+        float(output.logits.sum())
+        return output
+
+    lessons.model.forward = asks
+    with pytest.warns(UserWarning, match="without CUDA graphs"):
+        losses, _ = taught(lessons, "fp32")
+    assert losses == pytest.approx(taught(t5(0.0), "fp32")[0], rel=1e-4)

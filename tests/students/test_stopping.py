@@ -1,0 +1,223 @@
+"""Trainings that end by the loss on rows which they are not trained on."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from retort.config import CausalConfig, Seq2SeqConfig, StoppingConfig, TextConfig, TrainingConfig
+from retort.problems import problem_for
+from retort.problems.slots import Slots, encode
+from retort.store import Store
+from retort.students.base import History, TrainingRow
+from retort.students.batching import Indices
+from retort.students.checkpoints import StoredCheckpoint
+from retort.students.classifier import Classifier
+from retort.students.device import Device
+from retort.students.encoder import new_encoder
+from retort.students.stopping import best_of
+from retort.students.training import fit
+from retort.students.weights import Weights, find_weights
+from retort.students.writer import new_writer
+
+CPU = Device("cpu", "fp32", 1)
+EPOCHS, STEPS = 40, 3
+"""Steps in each epoch."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def training(patience: int = 3, **fields: Any) -> TrainingConfig:
+    stopping = StoppingConfig(by="distillation_loss", patience=patience)
+    given = {"epochs": EPOCHS, "learning_rate": 3e-2, "batch_tokens": 8, "precision": "fp32", "stopping": stopping}
+    return TrainingConfig(**{**given, **fields})
+
+
+class Rows:
+    """A regression on 24 rows of noise with dropout: training learns them by heart, and held-out rows get worse."""
+
+    def __init__(self, seed: int = 1, model: torch.nn.Module | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = model or torch.nn.Sequential(
+            torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Dropout(0.1), torch.nn.Linear(64, 1)
+        )
+        generator = torch.Generator().manual_seed(seed)
+        self._x = torch.randn(24, 8, generator=generator)
+        self._y = self._x[:, 0] + torch.randn(24, generator=generator)
+        self.calls, self.die_at = 0, -1
+
+    def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
+        return np.array_split(generator.permutation(24), -(-24 // budget_tokens))
+
+    def units(self, rows: Indices) -> int:
+        return len(rows)
+
+    def tokens(self, rows: Indices) -> tuple[int, int]:
+        return len(rows), len(rows)
+
+    def loss(self, rows: Indices) -> Tensor:
+        self.calls += 1
+        if self.calls == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        places = torch.from_numpy(rows)
+        return ((self.model(self._x[places])[:, 0] - self._y[places]) ** 2).sum()
+
+    def whole_loss(self) -> float:
+        self.model.eval()
+        with torch.no_grad():
+            return float(self.loss(np.arange(24))) / 24
+
+
+def fitted(rows: Rows, config: TrainingConfig, **options: Any) -> History:
+    held_out = Rows(2, rows.model) if config.stopping else None
+    return fit(rows.model, rows, config, seed=3, device=CPU, held_out=held_out, **options)
+
+
+def weights(rows: Rows) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in rows.model.parameters()]
+
+
+def test_it_ends_after_its_patience_with_the_best_weights() -> None:
+    rows = Rows()
+    history = fitted(rows, training())
+    losses = history.held_out_losses
+    best = int(np.argmin(losses))
+    assert history.ended_by == "patience"
+    assert history.held_out_steps == [STEPS * epoch for epoch in range(1, len(losses) + 1)]
+    assert len(losses) == best + 1 + 3 < EPOCHS
+    assert history.kept_step == STEPS * (best + 1)
+    assert Rows(2, rows.model).whole_loss() == pytest.approx(losses[best], rel=1e-5)
+    assert history.steps[-1] <= history.held_out_steps[-1]
+
+
+def test_more_patience_looks_further_and_never_keeps_worse() -> None:
+    found = [fitted(Rows(), training(patience)).held_out_losses for patience in (1, 3, 1000)]
+    assert [len(one) for one in found] == sorted({len(one) for one in found})
+    assert found[0] == found[2][: len(found[0])], "looking changes nothing about the training"
+    assert min(found[2]) <= min(found[1]) <= min(found[0])
+
+
+def test_where_patience_lasts_all_epochs_come_and_the_best_is_kept() -> None:
+    rows = Rows()
+    history = fitted(rows, training(1000))
+    assert history.ended_by == "epochs"
+    assert len(history.held_out_losses) == EPOCHS
+    assert history.kept_step is not None
+    assert history.kept_step < STEPS * EPOCHS
+    assert Rows(2, rows.model).whole_loss() == pytest.approx(min(history.held_out_losses), rel=1e-5)
+
+
+def test_the_steps_are_those_of_a_training_that_nobody_watches() -> None:
+    """Until the step that is kept: the watch draws no random number and leaves the model in training."""
+    watched = Rows()
+    history = fitted(watched, training(1000))
+    assert history.kept_step is not None
+    plain = fitted(Rows(), training(stopping=None))
+    assert plain.held_out_losses == []
+    assert plain.kept_step is None
+    assert history.losses == plain.losses
+
+
+KILLED = """
+    import runpy, sys
+    import torch
+    torch.set_num_threads(1)
+    module = runpy.run_path(sys.argv[1])
+    rows = module["Rows"]()
+    rows.die_at = int(sys.argv[3])
+    checkpoint = module["StoredCheckpoint"](module["Store"](sys.argv[2]), "k" * 64, seconds_between=0)
+    module["fitted"](rows, module["training"](), checkpoint=checkpoint)
+"""
+
+
+@pytest.mark.parametrize("after_best", [-1, 1, 4])
+def test_killed_and_resumed_gives_the_same_bytes_and_the_same_history(tmp_path: Path, after_best: int) -> None:
+    """Killed before the best epoch and after it, when the best weights are no longer the model's."""
+    whole = Rows()
+    expected = fitted(whole, training())
+    assert expected.kept_step is not None
+    die_at = expected.kept_step + after_best
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), __file__, str(tmp_path), str(die_at)]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    resumed = Rows()
+    history = fitted(resumed, training(), checkpoint=StoredCheckpoint(Store(str(tmp_path)), "k" * 64))
+    assert resumed.calls < whole.calls
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    for name in ("steps", "losses", "held_out_steps", "held_out_losses", "kept_step", "ended_by"):
+        assert getattr(history, name) == getattr(expected, name), name
+
+
+def test_a_fraction_of_an_epoch_is_looked_at_too() -> None:
+    history = fitted(Rows(), training(1000, epochs=2.5))
+    assert history.held_out_steps == [3, 6, 8]
+
+
+def test_a_training_that_ends_before_the_first_hundredth_has_a_loss() -> None:
+    """Of 1000 epochs, ten make a hundredth."""
+    history = fitted(Rows(), training(1, epochs=1000))
+    assert history.ended_by == "patience"
+    assert history.steps[-1] == history.held_out_steps[-1]
+    assert math.isfinite(history.losses[-1])
+
+
+def test_what_is_no_number_is_never_the_best() -> None:
+    assert best_of([math.nan, 2.0, 1.0, 1.0, math.nan]) == 2
+    assert best_of([math.nan, math.nan]) == 0
+
+
+def test_an_encoder_is_watched_by_its_own_objective(tiny_encoder: Path) -> None:
+    """Rows that contradict what is learnt: the first epoch is the best, and what it gave is kept."""
+    problem = Slots({"PLAY": ["ARTIST"], "ASK": []})
+
+    def rows(right: bool) -> list[TrainingRow]:
+        tags = ["B-ARTIST", "O"] if right else ["O", "B-ARTIST"]
+        return [TrainingRow(f"{word} film", encode("PLAY", tags)) for word in ("great", "good", "dull", "awful")]
+
+    torch.manual_seed(0)
+    encoder = new_encoder(
+        "token-classification", Weights(str(tiny_encoder), ""), pretrained=True, problem=problem, max_length=32
+    )
+    config = training(2, epochs=20, batch_tokens=64, learning_rate=3e-3, freeze_embeddings=False)
+    history = Classifier(encoder, problem).train(rows(True), config, seed=0, device=CPU, held_out=rows(False)).history
+    assert history.ended_by == "patience"
+    assert len(history.held_out_losses) < 20
+    assert history.held_out_losses[-1] > min(history.held_out_losses)
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_a_writer_is_watched_and_its_best_weights_are_kept(kind: str, request: pytest.FixtureRequest) -> None:
+    """The held-out loss, computed again from what was kept, is the lowest of the history."""
+    folder = str(request.getfixturevalue({"causal": "tiny_causal", "seq2seq": "tiny_t5"}[kind]))
+    config = training(1, epochs=30, batch_tokens=128, learning_rate=1e-2, freeze_embeddings=False)
+    given = {"model": folder, "target": "text", "training": config}
+    settings = CausalConfig(kind="causal", **given) if kind == "causal" else Seq2SeqConfig(kind="seq2seq", **given)
+    torch.manual_seed(0)
+    student = new_writer(
+        settings, find_weights(settings), pretrained=True, problem=problem_for(TextConfig(kind="text"))
+    )
+    rows = [TrainingRow(f"play {word}", f"time {word}") for word in ("yellow", "clocks", "creep", "rome", "oslo")]
+    others = [TrainingRow(f"play {word}", f"time {word[::-1]}") for word in ("yellow", "rome")]
+    history = student.train(rows, config, seed=0, device=CPU, held_out=others).history
+    assert history.ended_by == "patience"
+    assert len(history.held_out_losses) < 30
+    assert history.held_out_losses[-1] > min(history.held_out_losses)
+    again = config.model_copy(update={"learning_rate": 1e-30, "epochs": 1})
+    kept = student.train(rows, again, seed=0, device=CPU, held_out=others).history.held_out_losses[0]
+    assert kept == pytest.approx(min(history.held_out_losses), rel=1e-4)
