@@ -1,28 +1,39 @@
 """Training and relabelling speed of a seq2seq student, against transformers' own trainer and `generate`.
 
-    .venv/bin/python benchmarks/sequences.py [--shape small|base] [--rows 512] [--precision auto] [--json]
+    .venv/bin/python benchmarks/sequences.py [--shape small|base] [--rows 512] [--only train|relabel] [--json]
 
-A T5 with random weights learns to write the parses of the SNIPS pool, one pass; then it labels texts. Side by side, in
-one process, interleaved:
+A T5 with random weights learns to write the parses of SNIPS, stretched to 64 tokens of source and 128 of target on
+average with the spread that they have; then it labels texts. Side by side, in one process, interleaved:
 
-    retort   steps of about 32 rows by tokens, rows of similar length together, fused AdamW
-    paper    Seq2SeqTrainer as in arXiv 2311.08640: 2 rows on the device, 16 accumulated, fp32, padding to the longest
-    trainer  Seq2SeqTrainer set well: 32 rows, the same precision as retort, rows grouped by length, fused AdamW
+    retort   steps of about 32 rows by tokens, rows of similar length together, fused AdamW; on a GPU as CUDA graphs
+    paper    Seq2SeqTrainer as in arXiv 2311.08640: 2 rows on the device, 16 accumulated, fp32, padding to the longest,
+             on a sixteenth of the rows
+    trainer  Seq2SeqTrainer set well: 32 rows, the same precision as retort, rows grouped by length, fused AdamW; on a
+             GPU with workers that load, and torch.compile of the layers (of the whole model it takes many minutes)
 
-    retort   the decoding engine
-    generate `model.generate`, greedy, 32 rows in the order of the file
+The rates are of the second half of the steps; what a first half takes longer is printed apart, in seconds.
 
-Both write as many tokens for each row, and every one does in either: the end is never written. Printed: the median of
-the repeats in examples/s, ratios, the padding shares, and on a GPU the share of its peak that training uses.
+    retort   the decoding engine, in batches as a student has them
+    generate `model.generate`, greedy, 32 rows in the order of the file, its default cache, the same precision
+    half     the same with weights in bf16, where that is the precision
+
+Random weights never write an end, so both write as many tokens for a row as its parse has: ours is told each row's
+number, as it is for a student that writes classes, and `generate` goes on to the longest of its 32 rows, as it must.
+Printed: the median of the repeats in examples/s, ratios, the padding shares, and on a GPU the share of its peak that
+training uses.
 """
 
 import argparse
+import copy
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,13 +46,14 @@ from transformers import (
     Seq2SeqTrainingArguments,
     T5Config,
     T5ForConditionalGeneration,
+    TrainerCallback,
 )
 
 from retort.config import TrainingConfig
 from retort.configfile import load_config
 from retort.data import read_examples
 from retort.problems import problem_for
-from retort.students.decoding import Request, Vocabulary, decode
+from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.device import choose_device
 from retort.students.training import fit
 from retort.students.writing import Pair, Seq2SeqLessons
@@ -59,10 +71,12 @@ arguments.add_argument("--rows", type=int, default=512)
 arguments.add_argument("--repeats", type=int, default=3)
 arguments.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
 arguments.add_argument("--batch-rows", type=int, default=32, help="rows of a step; the paper's are always 32")
-arguments.add_argument("--decode-tokens", type=int, default=4096, help="tokens of a batch that is decoded")
+arguments.add_argument("--only", choices=["train", "relabel"])
+arguments.add_argument("--no-compile", action="store_true", help="the trainer without torch.compile, on a GPU")
 arguments.add_argument("--json", action="store_true")
 given = arguments.parse_args()
 DEVICE = choose_device("auto", given.precision, 1)
+EPOCHS = 4 if DEVICE.name == "cuda" else 1
 
 
 def main() -> None:
@@ -73,26 +87,30 @@ def main() -> None:
     model = new_model()
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     budget = given.batch_rows * int(sides.sum(axis=1).mean())
-    result["train"] = rates(
-        {
-            "retort": lambda: ours(pairs, budget),
-            "paper": lambda: theirs(tokenizer, pairs, paper=True),
-            "trainer": lambda: theirs(tokenizer, pairs, paper=False),
-        }
-    )
-    result["padding"] = padding(pairs, sides, budget)
-    if DEVICE.name == "cuda":
-        result["utilisation"] = utilisation(model, sides, result["train"]["retort"])
-    student = new_model().to(DEVICE.name).eval()
-    outputs: dict[str, list[list[int]]] = {}
-    result["relabel"] = rates(
-        {
-            "retort": lambda: write(student, pairs, outputs),
-            "generate": lambda: generate(student, pairs, outputs),
-        }
-    )
-    same = [one == other for one, other in zip(outputs["retort"], outputs["generate"], strict=True)]
-    result["same_outputs"] = sum(same) / len(same)
+    if given.only != "relabel":
+        result["train"] = rates(
+            {
+                "retort": lambda: ours(pairs, budget),
+                "paper": lambda: theirs(tokenizer, pairs[: given.rows // 16], paper=True),
+                "trainer": lambda: theirs(tokenizer, pairs, paper=False),
+            }
+        )
+        result["padding"] = padding(pairs, sides, budget)
+        if DEVICE.name == "cuda":
+            result["utilisation"] = utilisation(model, sides, result["train"]["retort"]["rate"])
+    if given.only != "train":
+        student, some = new_model().to(DEVICE.name).eval(), pairs[: 128 if DEVICE.name == "cuda" else None]
+        half = copy.deepcopy(student).bfloat16() if DEVICE.precision == "bf16" else None
+        outputs: dict[str, list[list[int]]] = {}
+        result["relabel"] = rates(
+            {
+                "retort": lambda: (len(pairs) / write(student, pairs, outputs), 0.0),
+                "generate": lambda: (len(some) / generate(student, some, outputs), 0.0),
+                **({"half": lambda: (len(some) / generate(half, some, {}), 0.0)} if half else {}),
+            }
+        )
+        same = [one == other for one, other in zip(outputs["retort"], outputs["generate"], strict=False)]
+        result["same_outputs"] = sum(same) / len(same)
     show(result)
 
 
@@ -113,9 +131,15 @@ def rows_of(number: int) -> tuple[PreTrainedTokenizerFast, list[Pair]]:
     )
     tokenizer.train_from_iterator([*texts, *parses], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
-    sources, targets = fast(texts)["input_ids"], fast(parses)["input_ids"]
-    pairs = [Pair(np.array([*s, 1]), np.array([*t, 1])) for s, t in zip(sources, targets, strict=True)]
+    sources, targets = stretched(fast(texts)["input_ids"], 64), stretched(fast(parses)["input_ids"], 128)
+    pairs = [Pair(source, target) for source, target in zip(sources, targets, strict=True)]
     return fast, [pairs[index % len(pairs)] for index in range(number)]
+
+
+def stretched(rows: list[list[int]], mean: int) -> list[Any]:
+    """Each row begun anew until it is so many times longer; with an end, of so many tokens on average."""
+    factor = (mean - 1) * len(rows) / sum(map(len, rows))
+    return [np.append(np.resize(row, round(factor * len(row))), 1) for row in rows]
 
 
 def new_model() -> T5ForConditionalGeneration:
@@ -124,25 +148,63 @@ def new_model() -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration(T5Config(dropout_rate=0.1, **SHAPES[given.shape], **ends))
 
 
-def rates(rivals: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Median examples/s of each, interleaved so that a noisy moment hits all; each gives its seconds."""
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+def rates(rivals: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, dict[str, float]]:
+    """Median examples/s of each and seconds before that speed, interleaved so that a noisy moment hits all."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
     for _ in range(given.repeats):
         for name, run in rivals.items():
-            seconds[name].append(run())
-    return {name: round(given.rows / statistics.median(times), 1) for name, times in seconds.items()}
+            found[name].append(run())
+            print(f"{name}: {found[name][-1][0]:.1f} examples/s", file=sys.stderr, flush=True)
+    medians = {name: [statistics.median(column) for column in zip(*runs, strict=True)] for name, runs in found.items()}
+    return {name: {"rate": round(rate, 1), "start": round(start, 1)} for name, (rate, start) in medians.items()}
 
 
-def ours(pairs: list[Pair], budget: int) -> float:
+class Halves:
+    """Of a training of so many rows in all."""
+
+    def __init__(self, rows: float) -> None:
+        self._rows, self._share = rows, 1.0
+        self._started = self._half = time.monotonic()
+
+    def look(self, done: int, total: int) -> None:
+        if self._share == 1.0 and done >= total / 2 and done < total:
+            if DEVICE.name == "cuda":
+                torch.cuda.synchronize()
+            self._half, self._share = time.monotonic(), 1 - done / total
+
+    def end(self) -> tuple[float, float]:
+        """(examples/s of the second, seconds that the first took longer)."""
+        now = time.monotonic()
+        first, second = self._half - self._started, now - self._half
+        return self._rows * self._share / second, max(0.0, first - second * (1 - self._share) / self._share)
+
+
+def ours(pairs: list[Pair], budget: int) -> tuple[float, float]:
     model = new_model()
-    training = TrainingConfig(epochs=1, batch_tokens=budget)
-    started = time.monotonic()
-    fit(model, Seq2SeqLessons(model, pairs, pad=0, start=0, columns=slice(None)), training, seed=0, device=DEVICE)
-    return time.monotonic() - started
+    training = TrainingConfig(epochs=EPOCHS, batch_tokens=budget)
+    lessons, halves = Seq2SeqLessons(model, pairs, pad=0, start=0, columns=slice(None)), Halves(EPOCHS * len(pairs))
+    fit(
+        model,
+        lessons,
+        training,
+        seed=0,
+        device=DEVICE,
+        progress=lambda done, total, note: halves.look(done, total),
+    )
+    return halves.end()
 
 
-def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool) -> float:
+class Look(TrainerCallback):
+    def __init__(self, halves: Halves) -> None:
+        self._halves = halves
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._halves.look(state.global_step, state.max_steps)
+
+
+def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool) -> tuple[float, float]:
     model = new_model()
+    model.config.use_cache = False  # for its layers to be compiled once
     rows = [{"input_ids": pair.source.tolist(), "labels": pair.target.tolist()} for pair in pairs]
     settings: dict[str, Any] = (
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 16}
@@ -154,19 +216,27 @@ def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool
             "train_sampling_strategy": "group_by_length",
         }
     )
-    started = time.monotonic()
+    if DEVICE.name == "cuda" and not paper:
+        settings |= {"torch_compile": not given.no_compile, "dataloader_num_workers": 8}
+        os.environ |= {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "1", "ACCELERATE_DYNAMO_USE_DYNAMIC": "1"}
+    halves = Halves(EPOCHS * len(pairs))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         trainer = Seq2SeqTrainer(
             model,
             Seq2SeqTrainingArguments(
-                output_dir=folder, num_train_epochs=1, learning_rate=3e-4, report_to=[], save_strategy="no",
+                output_dir=folder, num_train_epochs=EPOCHS, learning_rate=3e-4, report_to=[], save_strategy="no",
                 logging_strategy="no", disable_tqdm=True, use_cpu=DEVICE.name == "cpu", **settings,
             ),
             train_dataset=rows,  # type: ignore[arg-type]
-            data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+            data_collator=DataCollatorForSeq2Seq(
+                tokenizer, model, pad_to_multiple_of=8 if DEVICE.name == "cuda" else None
+            ),
+            callbacks=[Look(halves)],
         )  # fmt: skip
         trainer.train()
-    return time.monotonic() - started
+    if DEVICE.name == "cuda":
+        torch.cuda.synchronize()
+    return halves.end()
 
 
 def padding(pairs: list[Pair], sides: Any, budget: int) -> dict[str, float]:
@@ -199,7 +269,8 @@ def utilisation(model: T5ForConditionalGeneration, sides: Any, rate: float) -> f
 def write(model: Any, pairs: list[Pair], outputs: dict[str, list[list[int]]]) -> float:
     started = time.monotonic()
     requests = [Request(pair.source, len(pair.target)) for pair in pairs]
-    written = decode(model, requests, Vocabulary(0, -1), device=DEVICE, batch_tokens=given.decode_tokens, start=0)
+    budget = 2048 * STEP_SCALE[DEVICE.name]
+    written = decode(model, requests, Vocabulary(0, None), device=DEVICE, batch_tokens=budget, start=0)
     seconds = time.monotonic() - started
     outputs["retort"] = [one.token_ids for one in written]
     return seconds
@@ -214,7 +285,7 @@ def generate(model: Any, pairs: list[Pair], outputs: dict[str, list[list[int]]])
         length = max(len(pair.source) for pair in batch)
         ids = torch.tensor([[*pair.source, *[0] * (length - len(pair.source))] for pair in batch], device=DEVICE.name)
         most = max(len(pair.target) for pair in batch)
-        with DEVICE.autocast():
+        with DEVICE.autocast() if model.dtype == torch.float32 else nullcontext():
             rows = model.generate(
                 ids,
                 attention_mask=(ids != 0).long(),
@@ -235,12 +306,21 @@ def show(result: dict[str, Any]) -> None:
     print(
         f"T5 {given.shape}, {result['parameters'] / 1e6:.1f} M parameters, {given.rows} rows, tokens {result['tokens']}"
     )
-    for what, base in (("train", ("paper", "trainer")), ("relabel", ("generate",))):
-        line = "   ".join(f"{name} {rate:.1f} examples/s" for name, rate in result[what].items())
-        ratio = "   ".join(f"{result[what]['retort'] / result[what][name]:.2f} x {name}" for name in base)
+    for what, base in (("train", ("paper", "trainer")), ("relabel", ("generate", "half"))):
+        if what not in result:
+            continue
+        found = result[what]
+        line = "   ".join(
+            f"{name} {one['rate']:.1f} examples/s (start {one['start']:.1f} s)" for name, one in found.items()
+        )
+        ratio = "   ".join(
+            f"{found['retort']['rate'] / found[name]['rate']:.2f} x {name}" for name in base if name in found
+        )
         print(f"{what:8} {line}   ({ratio})")
-    print(f"padding  {result['padding']}")
-    print(f"the same outputs: {100 * result['same_outputs']:.1f} % of rows")
+    if "padding" in result:
+        print(f"padding  {result['padding']}")
+    if "same_outputs" in result:
+        print(f"the same outputs: {100 * result['same_outputs']:.1f} % of rows")
     if "utilisation" in result:
         print(f"share of the GPU's peak in training: {result['utilisation']}")
 
