@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retort.errors import TrackingUnavailable
-from retort.tracking.address import check_reachable, database_file, without_secrets
+from retort.tracking.address import check_reachable, database_file, is_server, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -134,6 +134,17 @@ def find_version(client: "MlflowClient", model: str, key: str) -> str | None:
     """The registered version made of the artifact with this key."""
     versions = client.search_model_versions(f"name = '{model}' and tags.`{ARTIFACT_KEY}` = '{key}'")
     return str(versions[0].version) if versions else None
+
+
+def model_source(client: "MlflowClient", address: str, fetch: Callable[[], Path], run_id: str, uri: str) -> str:
+    """Where a registered version's files are: at the artifact's `address`. A server refuses folders of this machine, so
+    there what `fetch` gives is uploaded."""
+    if "://" in address:
+        return address
+    if not is_server(uri):
+        return str(Path(address).absolute())
+    client.log_artifacts(run_id, str(fetch()), "model")
+    return f"{client.get_run(run_id).info.artifact_uri}/model"
 
 
 def register(client: "MlflowClient", model: str, key: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:

@@ -139,7 +139,8 @@ def _version(client: "MlflowClient", work: Work, summary: Summary, run_id: str, 
     if version is None:
         scores = {name: f"{score.value:.6f}" for name, score in summary.final.scores.items()}
         tags = {**scores, "retort.artifact": summary.model_uri, "retort.reason": summary.reason}
-        source = _source(client, work, summary, run_id, uri)
+        student = Distilled.model_validate(work.stage.knobs["distilled"]).final_student
+        source = runs.model_source(client, summary.model_uri, lambda: work.fetch_ref(student) / MODEL, run_id, uri)
         version = runs.register(client, summary.name, summary.model_key, source, run_id, tags)
     if str(client.get_registered_model(summary.name).aliases.get(CHALLENGER)) != version:
         runs.set_alias(client, summary.name, CHALLENGER, version)
@@ -161,17 +162,6 @@ def _tag_verdict(client: "MlflowClient", summary: Summary, verdict: Verdict, key
     # a run that was killed here.
     for part in ({OUTCOME: None}, tags, {OUTCOME: verdict.outcome}):
         runs.tag_version(client, summary.name, version, part)
-
-
-def _source(client: "MlflowClient", work: Work, summary: Summary, run_id: str, uri: str) -> str:
-    """The artifact's address. A server refuses folders of this machine, so there the weights are uploaded."""
-    if "://" in summary.model_uri:
-        return summary.model_uri
-    if not is_server(uri):
-        return str(Path(summary.model_uri).absolute())
-    student = Distilled.model_validate(work.stage.knobs["distilled"]).final_student
-    client.log_artifacts(run_id, str(work.fetch_ref(student) / MODEL), "model")
-    return f"{client.get_run(run_id).info.artifact_uri}/model"
 
 
 def _students(work: Work, distilled: Distilled) -> Iterator[Student]:

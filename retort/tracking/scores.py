@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retort.config import expand
@@ -11,7 +10,6 @@ from retort.records import digest
 from retort.report.score.summary import ScoreSummary, read_score_summary
 from retort.stages.work import Work
 from retort.tracking import mlflow_runs as runs
-from retort.tracking.address import is_server
 from retort.tracking.mlflow_runs import Input, Point
 from retort.tracking.projection import Tracked, flattened, milliseconds, tracked
 from retort.tracking.registry import CHALLENGER
@@ -59,21 +57,16 @@ def _version(client: "MlflowClient", work: Work, summary: ScoreSummary, run_id: 
     if version is None:
         tags = {"retort.artifact": summary.model_uri, "retort.reason": summary.reason[:4000]}
         version = runs.register(
-            client, summary.name, summary.model_key, _source(client, work, summary, run_id, uri), run_id, tags
+            client,
+            summary.name,
+            summary.model_key,
+            runs.model_source(client, summary.model_uri, lambda: work.fetch("student"), run_id, uri),
+            run_id,
+            tags,
         )
     if str(client.get_registered_model(summary.name).aliases.get(CHALLENGER)) != version:
         runs.set_alias(client, summary.name, CHALLENGER, version)
     return version
-
-
-def _source(client: "MlflowClient", work: Work, summary: ScoreSummary, run_id: str, uri: str) -> str:
-    """The artifact's address. A server refuses folders of this machine, so there the files are uploaded."""
-    if "://" in summary.model_uri:
-        return summary.model_uri
-    if not is_server(uri):
-        return str(Path(summary.model_uri).absolute())
-    client.log_artifacts(run_id, str(work.fetch("student")), "model")
-    return f"{client.get_run(run_id).info.artifact_uri}/model"
 
 
 def _points(summary: ScoreSummary) -> Iterator[Point]:
