@@ -214,7 +214,7 @@ def _invalid(work: Work, scores: Sequence[ArtifactRef]) -> str:
     """For the end of a note: how many of the students' outputs were no label as they stood, where some were."""
     shares = [manifest_of(work, ref).metrics.get(INVALID_SHARE, 0.0) for ref in scores]
     share = sum(shares) / len(shares)
-    return f"; {share:.1%} of outputs invalid before repair" if share >= 0.0005 else ""
+    return f"; {share:.1%} repaired" if share >= 0.0005 else ""
 
 
 def _final_gain(work: Work, config: Config, final: ArtifactRef, baseline: ArtifactRef) -> FinalGain:

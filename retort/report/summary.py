@@ -341,13 +341,15 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
 
-def table(summary: Summary) -> Table:
-    """The result table as text: scores in percent with their 95 % intervals, time in seconds."""
-    columns = ("", *(TITLES[metric] for metric in summary.metrics), "rows", "seconds", "note")
+def table(summary: Summary, most_metrics: int | None = None) -> Table:
+    """The result table as text: scores in percent with their 95 % intervals, time in seconds; of the metrics
+    the first so many, or all."""
+    metrics = summary.metrics[:most_metrics]
+    columns = ("", *(TITLES[metric] for metric in metrics), "rows", "seconds", "note")
     rows = tuple(
         (
             _title(row),
-            *(with_interval(row.scores.get(metric)) for metric in summary.metrics),
+            *(with_interval(row.scores.get(metric)) for metric in metrics),
             _measured(row),
             f"{row.seconds:.0f}",
             row.note,

@@ -6,18 +6,22 @@ from rich.text import Text
 
 from retort.report.summary import Summary, seconds_text, table, verdict_text
 
+MOST_METRICS = 3
+"""In 80 columns; the report has them all."""
 _STYLES = {"teacher": "", "stage": "", "final": "bold green", "champion": "", "baseline": ""}
 
 
 def render_terminal(summary: Summary) -> Table:
     """Print it with `rich.console.Console().print`. Intervals and notes go below, so that 80 columns hold it."""
-    content = table(summary)
+    content = table(summary, MOST_METRICS)
+    more = len(summary.metrics) - MOST_METRICS
+    elsewhere = [f"The report has {more} more metric{'s' if more > 1 else ''}."] if more > 0 else []
     cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
     rendered = Table(
         title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
         title_style="bold",
         title_justify="left",
-        caption=Text("\n".join([summary.reason, *_gate_lines(summary), cost])),
+        caption=Text("\n".join([summary.reason, *_gate_lines(summary), *elsewhere, cost])),
         caption_justify="left",
         caption_style="",
         box=SIMPLE_HEAD,

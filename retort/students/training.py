@@ -126,8 +126,8 @@ def _saved(
     tensors = {f"random.{name}": state for name, state in random_states(device).items()}
     for name, parameter in trained.items():
         tensors[f"weight.{name}"] = parameter.detach().contiguous()
-        for moment in _MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].contiguous()
+        # A weight that the objective does not depend on has none.
+        tensors |= {f"{moment}.{name}": own.contiguous() for moment, own in optimizer.state.get(parameter, {}).items()}
     return tensors, json.dumps({**vars(run), "losses": [*map(float, run.losses)], "history": asdict(run.history)})
 
 
@@ -144,8 +144,9 @@ def _restored(
         return None
     for name, parameter in trained.items():
         parameter.data.copy_(tensors[f"weight.{name}"])
-        moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
-        optimizer.state[parameter] = moments
+        if f"{_MOMENTS[0]}.{name}" in tensors:
+            moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
+            optimizer.state[parameter] = moments
     set_random_states({name.removeprefix("random."): v for name, v in tensors.items() if name.startswith("random.")})
     run = _Run(parts=1)
     vars(run).update(json.loads(state))

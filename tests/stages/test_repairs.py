@@ -67,5 +67,5 @@ def test_a_students_invalid_outputs_are_counted(tiny_slots: dict[str, Any], tmp_
 
     stage = evaluate_student(config, "final/test", trained, test)
     work = Work(stage, store, tmp_path, config.execution, 0, lambda *_: None)
-    assert _invalid(work, (scores,)) == f"; {sum(invalid) / 20:.1%} of outputs invalid before repair"
+    assert _invalid(work, (scores,)) == f"; {sum(invalid) / 20:.1%} repaired"
     assert _invalid(work, (given,)) == ""

@@ -39,6 +39,8 @@ class Lines:
     def __init__(self, most_rows: int = 100) -> None:
         torch.manual_seed(0)
         self.model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
+        # Many a pretrained encoder has a layer on top that a student never asks.
+        self.model.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
         self._x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
         self._most_rows, self.steps, self.die_at = most_rows, 0, -1
         self.largest = 0
