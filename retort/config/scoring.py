@@ -193,6 +193,8 @@ class TinyConfig(Settings):
     """Words read of each field; the rest is cut off."""
     overlap: bool = True
     """Whether each word says in which other fields it occurs, too: of an answer, whether the reference has it."""
+    pooling: Literal["mean", "mean-and-max"] = "mean-and-max"
+    """What a text is of its words: their mean, weighted by attention, and beside it the greatest of each number."""
     training: TinyTrainingConfig = TinyTrainingConfig()
     """How it is trained."""
 

@@ -56,6 +56,7 @@ def test_a_single_text_column_is_a_list_of_one(values: Values) -> None:
         ("grid.distillation_temperature", [0], "grid.distillation_temperature.0 = 0: must be more than 0"),
         ("grid.distillation_temperature", [101], "grid.distillation_temperature.0 = 101: must be at most 100"),
         ("grid.seeds", 0, "grid.seeds = 0: must be at least 1"),
+        ("student", {"kind": "tiny", "pooling": "max"}, "student.pooling = 'max': allowed: 'mean' or 'mean-and-max'"),
         ("grid.temperature", [1], "grid.temperature: unknown field"),
         ("arms", ["tfidf"], "arms: none of them has a tiny student to export"),
         ("arms", ["hard", "hard"], "arms: 'hard' is written twice"),

@@ -3,7 +3,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +44,18 @@ def test_onnx_gives_what_torch_gives_however_rows_are_put_together(lesson, stude
     assert expected[:, 0].std() > 0.1, "all rows have the same answer, so nothing was compared"
 
 
-@pytest.mark.parametrize("fields", [("text",), ("reference", "answer")])
-def test_onnx_of_a_student_without_overlap(lesson, fields, tmp_path):
-    shape = replace(TinyShape(fields=fields), overlap=False)
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        (("text",), {"overlap": False}),
+        (("text",), {"pooling": "mean"}),
+        (("reference", "answer"), {"overlap": False}),
+        (("reference", "answer"), {"pooling": "mean"}),
+        (("reference", "answer"), {"overlap": False, "pooling": "mean"}),
+    ],
+)
+def test_onnx_of_other_shapes(lesson, fields, options, tmp_path):
+    shape = TinyShape(fields=fields, **options)
     rows = [row[-len(fields) :] for row in lesson.fields]
     vocabulary = Vocabulary.fit(rows, shape)
     data = TinyRows(vocabulary.encode(rows), lesson.data.gold)

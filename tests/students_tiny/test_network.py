@@ -47,11 +47,14 @@ def test_a_bag_holds_each_word_of_its_rows_as_often_as_they_do():
         )
         counts = zip(kinds, bags.counts[row].int().tolist(), strict=True)
         assert {(word, str(kind)): n for (word, kind), n in counts if n} == dict(expected)
+        members = {(word, str(kind)) for word, kind in (kinds[place] for place in bags.members[row].tolist())}
+        assert members == set(expected)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "mean-and-max"])
 @pytest.mark.parametrize("overlap", [True, False])
-def test_each_student_of_a_stack_gives_what_it_gives_by_hand(overlap):
-    shape = TinyShape(fields=FIELDS, embedding_size=5, hidden_size=6, overlap=overlap)
+def test_each_student_of_a_stack_gives_what_it_gives_by_hand(overlap, pooling):
+    shape = TinyShape(fields=FIELDS, embedding_size=5, hidden_size=6, overlap=overlap, pooling=pooling)
     sizes = layout(shape, 12, 4)
     flat = torch.stack([initial(sizes, seed) for seed in range(3)])
     flat += 0.1 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(9))  # biases too
@@ -59,7 +62,7 @@ def test_each_student_of_a_stack_gives_what_it_gives_by_hand(overlap):
     texts = draw_texts(1)
     traits = word_traits(texts, 3, overlap=overlap)
     bags = as_bags(texts.word_ids, traits, 3, overlap=overlap)
-    found = logits(weights, *(part.expand(3, *part.shape) for part in (bags.word_ids, bags.features, bags.counts)))
+    found = logits(weights, *(part.expand(3, *part.shape) for part in bags.parts))
     for student in range(3):
         one = {name: part[student].numpy().astype(np.float64) for name, part in weights.items()}
         for row in range(7):
@@ -80,7 +83,8 @@ def by_hand(w: dict[str, np.ndarray], ids: np.ndarray, traits: np.ndarray) -> np
         scores.append(hidden[-1] @ w["attend"])
     attention = np.exp(scores) / np.exp(scores).sum(axis=0)
     mean = sum(a * h for a, h in zip(attention, hidden, strict=True))
-    mixed = np.maximum(mean @ w["mix"] + w["mix_bias"], 0)
+    pooled = mean if len(w["mix"]) == len(mean) else np.concatenate([mean, np.max(hidden, axis=0)])
+    mixed = np.maximum(pooled @ w["mix"] + w["mix_bias"], 0)
     return mixed @ w["out"] + w["out_bias"]
 
 
@@ -91,7 +95,7 @@ def test_a_word_far_less_attended_than_another_rows_divides_nothing_by_0():
     weights["attend"] = torch.full((1, 4, 1), 1e4)
     word_ids = np.array([[1], [2], [3]])
     bags = as_bags(word_ids, np.zeros_like(word_ids), 1, overlap=False)
-    found = logits(weights, bags.word_ids[None], bags.features[None], bags.counts[None])
+    found = logits(weights, *(part[None] for part in bags.parts))
     assert found.isfinite().all()
     assert len(found[0].unique(dim=0)) == 3
 
@@ -103,7 +107,7 @@ def test_by_default_it_has_about_30_000_parameters_with_embeddings():
     vocabulary = Vocabulary.fit(words, shape)
     sizes = layout(shape, vocabulary.size, 3)
     count = num_parameters({name: np.zeros(size) for name, size in sizes.items()})
-    assert count == (1200 + 3 + 3) * 24 + (24 + 1) * 32 + 32 + (32 + 1) * 32 + (32 + 1) * 3
+    assert count == (1200 + 3 + 3) * 24 + (24 + 1) * 32 + 32 + (64 + 1) * 32 + (32 + 1) * 3
     assert 28_000 < count < 32_000
     assert 22_713_216 / count > 700
 

@@ -88,7 +88,7 @@ def test_one_epoch_is_adamw_on_the_papers_loss(lesson):
         for group in optimizer.param_groups:
             group["lr"] = given.learning_rate * (1 - step / len(plan))
         bags = as_bags(texts.word_ids[rows], traits[rows], 2, overlap=True)
-        (found,) = logits(unflatten(flat, sizes), bags.word_ids[None], bags.features[None], bags.counts[None])
+        (found,) = logits(unflatten(flat, sizes), *(part[None] for part in bags.parts))
         hard = torch.nn.functional.cross_entropy(found, gold[rows])
         softened = (teacher[rows].log() / temperature).softmax(-1)
         soft = torch.nn.functional.cross_entropy(found / temperature, softened)

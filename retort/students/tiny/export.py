@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from retort.students.tiny.network import num_parameters
+from retort.students.tiny.network import has_max, num_parameters
 from retort.students.tiny.shape import Weights
 from retort.students.tiny.vocabulary import STEM, WORD, Vocabulary
 
@@ -57,19 +57,21 @@ def as_onnx(weights: Weights) -> onnx.ModelProto:
         "before_last": np.array([-2], dtype=np.int64),
         "masked": np.array(-1e4, dtype=np.float32),
         "nothing": np.array(0, dtype=np.float32),
+        "least": np.array(-1, dtype=np.float32),
         "words_axis": np.array([1], dtype=np.int64),
     }
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "length"]) for name in _INPUTS]
     output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["rows", len(weights["out_bias"])])
     initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(list(_nodes("overlaps" in weights)), "tiny", inputs, [output], initializers)
+    nodes = list(_nodes("overlaps" in weights, has_max(weights)))
+    graph = helper.make_graph(nodes, "tiny", inputs, [output], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 _INPUTS = ("word_ids", "field_ids")
 
 
-def _nodes(overlap: bool) -> Iterator[onnx.NodeProto]:
+def _nodes(overlap: bool, with_max: bool) -> Iterator[onnx.NodeProto]:
     """`network.logits`, of one student, and what `network.word_features` finds."""
 
     def node(operation: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
@@ -103,7 +105,11 @@ def _nodes(overlap: bool) -> Iterator[onnx.NodeProto]:
     yield node("Where", "is_word_column scores masked", "scores_masked")
     yield node("Softmax", "scores_masked", "attention", axis=1)
     yield node("Mul", "attention h", "weighted")
-    yield node("ReduceSum", "weighted words_axis", "v", keepdims=0)
+    yield node("ReduceSum", "weighted words_axis", "v" if not with_max else "mean", keepdims=0)
+    if with_max:
+        yield node("Where", "is_word_column h least", "h_or_least")  # no tanh is below
+        yield node("ReduceMax", "h_or_least words_axis", "greatest", keepdims=0)
+        yield node("Concat", "mean greatest", "v", axis=1)
     yield node("Gemm", "v mix mix_bias", "mixed")
     yield node("Relu", "mixed", "mixed_positive")
     yield node("Gemm", "mixed_positive out out_bias", "logits")

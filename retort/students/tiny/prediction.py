@@ -20,5 +20,5 @@ def predict(weights: Weights, texts: TinyTexts) -> NDArray[np.float64]:
     for start in range(0, len(texts), BATCH_ROWS):
         part = slice(start, start + BATCH_ROWS)
         bags = as_bags(texts.word_ids[part], traits[part], num_fields, overlap=overlap)
-        found[part] = logits(one, bags.word_ids[None], bags.features[None], bags.counts[None])[0].double().softmax(-1)
+        found[part] = logits(one, *(piece[None] for piece in bags.parts))[0].double().softmax(-1)
     return found

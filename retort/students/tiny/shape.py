@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]
 """Of one student, by name; see `network`."""
+Pooling = Literal["mean", "mean-and-max"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class TinyShape:
     """Words read of each field; the rest is cut off."""
     overlap: bool = True
     """Whether each word says in which other fields it occurs, too. Without effect where there is one field."""
+    pooling: Pooling = "mean-and-max"
+    """What a row is of its words: their mean, weighted by attention, and beside it the greatest of each number."""
 
 
 @dataclass(frozen=True, slots=True)

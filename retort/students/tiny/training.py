@@ -163,8 +163,7 @@ class _Stack:
         right, lost = torch.zeros(len(self)), torch.zeros(len(self))
         for rows in np.array_split(np.arange(len(dev.gold)), math.ceil(len(dev.gold) / 256)):
             bags = dev.bags(rows)
-            parts = (part.expand(len(self), *part.shape) for part in (bags.word_ids, bags.features, bags.counts))
-            found = logits(weights, *parts)
+            found = logits(weights, *(part.expand(len(self), *part.shape) for part in bags.parts))
             gold = dev.gold[rows].expand(len(self), -1)
             right += (found.argmax(-1) == gold).sum(1)
             lost += cross_entropy(found.flatten(0, 1), gold.flatten()).view(len(self), -1).sum(1)
@@ -256,7 +255,7 @@ def _bags(rows: _Rows, unknown: Indices, index: Indices, dropped: NDArray[np.boo
     return rows.bags(index, np.where(dropped, unknown[words], words))
 
 
-def _stacked_bags(bags: Sequence[Bags], num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def _stacked_bags(bags: Sequence[Bags], num_rows: int) -> tuple[Tensor, ...]:
     """Parts as of `Bags`, with an axis before: filled up with words that no row holds, and with rows that hold the
     first word, since a row needs one."""
     most = max(len(one.word_ids) for one in bags)
@@ -271,7 +270,15 @@ def _stacked_bags(bags: Sequence[Bags], num_rows: int) -> tuple[Tensor, Tensor, 
         [wider(one.counts, 0, more, 0, num_rows - len(one.counts)) for one, more in zip(bags, spare, strict=True)]
     )
     counts[..., 0] += counts.sum(-1) == 0
-    return words, features, counts
+    longest = max(one.members.shape[1] for one in bags)
+    members = torch.stack([_longer(one.members, longest, num_rows) for one in bags])
+    return words, features, counts, members
+
+
+def _longer(members: Tensor, longest: int, num_rows: int) -> Tensor:
+    """Rows filled up with the first word that they hold, and then rows that hold the first word of all."""
+    filled = torch.cat([members, members[:, :1].expand(-1, longest - members.shape[1])], dim=1)
+    return torch.nn.functional.pad(filled, (0, 0, 0, num_rows - len(filled)))
 
 
 def _soft_weight(setting: Setting, epoch: int, epochs: int) -> float:
