@@ -39,8 +39,8 @@ class WriterConfig(EncoderConfig):
 
     target: Literal["classes", "text"] | None = None
     """classes: one token for each unit's class (the tags of slots, as in the paper), of which none but a legal one can
-    be written. text: what a teacher would write. Left out: classes, where the problem has them and no adapter is
-    trained."""
+    be written. text: what a teacher would write, held to what the problem allows. Left out: classes, where the problem
+    has them and no adapter is trained."""
     max_target_length: Annotated[int, Field(ge=1)] = 128
     """Tokens of a label."""
     long_targets: Literal["error", "cut"] = "error"

@@ -1,5 +1,6 @@
 """What a label is. A problem is the only place that looks inside a label."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -71,6 +72,13 @@ class Problem(Protocol):
         """What a constrained decoder may write for `text`; None: anything."""
         ...
 
+    def grammar(self, text: str) -> str | None:
+        """Of the labels of `text` as `render` writes them, so that `parse` reads whatever it derives; None: anything.
+
+        In llguidance's Lark, whose rules can count (a teacher's decoder cannot): rules to write `label` by.
+        """
+        ...
+
     def words(self, text: str) -> list[str]:
         """The text's units of tokenisation: words for tagging."""
         ...
@@ -121,6 +129,16 @@ def gbnf_text(text: str) -> str:
     """A text as a grammar in GBNF has it."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'
+
+
+def lark_text(text: str) -> str:
+    """A text as a grammar in Lark has it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def lark_rules(rules: Mapping[str, Sequence[str]]) -> str:
+    """A grammar in Lark, from the alternatives of each rule."""
+    return "\n".join(f"{name}: {' | '.join(alternatives)}" for name, alternatives in rules.items())
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, listed, ratio
+from retort.problems.base import Constraint, Floats, lark_rules, lark_text, listed, ratio
 from retort.records import Label, ParseFailure
 
 
@@ -76,6 +76,10 @@ class Classification:
 
     def constraint(self, text: str) -> Constraint:
         return Constraint(choice=self._classes)
+
+    def grammar(self, text: str) -> str:
+        # One terminal, since of two that begin alike only the longer would ever be read.
+        return lark_rules({"label": ["LABEL"], "LABEL": [lark_text(name) for name in self._classes]})
 
     def words(self, text: str) -> list[str]:
         return [text]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, gbnf_text, listed, ratio
+from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
 from retort.problems.brackets import bracket_counts, unlabelled_f1
 from retort.problems.trees import (
     CHAIN,
@@ -157,6 +157,36 @@ class Constituency:
             words = [gbnf_text(f"( {escaped(word)} )") for word in text.split()]
         body = f" {joint} ".join(f"open* {word} {close}" for word in words)
         return Constraint(grammar=f"root ::= {body}\n{rules}")
+
+    def grammar(self, text: str) -> str | None:
+        """The words in order, in brackets that are closed, around all of them where there are several.
+
+        The rules count the words that are passed, in 16 bits, and the open brackets in those above.
+        """
+        words = [escaped(word) for word in text.split()]
+        if not words:
+            return None
+        passed, depth = "[0:16]", "[16:32]"
+        close = '")"' if self._has_labels else '" )"'
+        names = [f"({label} " for label in self._labels] if self._has_labels else ["( "]
+        inside = f"ge({depth}, {int(len(words) > 1)})"
+        leaves = [
+            f"{lark_text(word if self._has_labels else f'( {word} )')} "
+            f"after::incr({passed}) %if and(eq({passed}, {number}), {inside})"
+            for number, word in enumerate(words)
+        ]
+        is_over = f"eq({passed}, {len(words)})"
+        return lark_rules(
+            {
+                "label": ["before::0"],
+                "before::_": [f"({' | '.join(map(lark_text, names))}) before::incr({depth})", *leaves],
+                "after::_": [
+                    f"{close} after::decr({depth}) %if or(ge({depth}, 2), and(eq({depth}, 1), {is_over}))",
+                    f'" " before::_ %if lt({passed}, {len(words)})',
+                    f'"" %if and(eq({depth}, 0), {is_over})',
+                ],
+            }
+        )
 
     def words(self, text: str) -> list[str]:
         return [unescaped(word) for word in text.split()]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, gbnf_text, listed, ratio
+from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
 from retort.records import Label, ParseFailure
 
 Span = tuple[str, int, int]
@@ -145,6 +145,30 @@ class Slots:
             rest = f" w{number + 1}?" if number + 1 < len(words) else ""
             rules.append(f"w{number} ::= {gbnf_text(f'{word} ')}{rest}")
         return Constraint(grammar="\n".join(rules) + "\n")
+
+    def grammar(self, text: str) -> str:
+        """Every intent with slots of its own over consecutive words, in the order of `text` and no word twice.
+
+        The rules count the words that are passed, in 16 bits, and know the intent by the bits above.
+        """
+        copied = [(number, word) for number, word in enumerate(text.split()) if not _is_bracket(word)]
+        end = copied[-1][0] + 1 if copied else 0
+        intents, slots, span = [], ['"]"'], []
+        for number, intent in enumerate(self._intents):
+            intents.append(f"{lark_text(f'[IN:{intent} ')} slots::{number << 16}")
+            if names := " | ".join(lark_text(f"[SL:{name} ") for name in self._slots[intent]):
+                slots.append(f"({names}) start_of_span::_ %if and(eq([16:64], {number}), lt([0:16], {end}))")
+        for number, word in copied:
+            span.append(f"{lark_text(f'{word} ')} rest_of_span::incr([0:16]) %if eq([0:16], {number})")
+        rules = {
+            "label": intents,
+            "slots::_": slots,
+            "start_of_span::_": [*span, f"nothing::_ start_of_span::incr([0:16]) %if lt([0:16], {max(0, end - 1)})"],
+            "rest_of_span::_": [*span, '"] " slots::_'],
+            # llguidance 1.9 fails on a rule that is only another one with a new parameter.
+            "nothing::_": ['"" %if ge(_, 0)'],
+        }
+        return lark_rules(rules)
 
     def words(self, text: str) -> list[str]:
         return text.split()

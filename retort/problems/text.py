@@ -97,6 +97,17 @@ class FreeText:
     def constraint(self, text: str) -> Constraint | None:
         return None
 
+    def grammar(self, text: str) -> str | None:
+        """Of JSON its canonical text, which `parse` makes: keys in order, no white space; other keys than the schema
+        names come last."""
+        if self._json_schema is not None:
+            compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+            return f"label: %json {json.dumps({**self._json_schema, 'x-guidance': compact}, sort_keys=True)}"
+        if self._pattern is None:
+            return None
+        escaped = re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], self._pattern.pattern)
+        return f"label: /{escaped}/" if "\n" not in escaped else None
+
     def words(self, text: str) -> list[str]:
         return text.split()
 

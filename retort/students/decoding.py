@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from retort.students.batching import token_batches
 from retort.students.device import Device
+from retort.students.guides import Guidance, Guides
 from retort.students.targets import Bools, Written
 
 KEEP_DONE_SHARE = 0.125
@@ -42,6 +43,8 @@ class Request:
     """Tokens to write at most."""
     legal: Bools | None = None
     """`(most, classes)` where classes are written; then exactly `most` tokens are."""
+    grammar: str | None = None
+    """Of what may be written where text is; see `Problem.grammar`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +170,10 @@ def decode(
     device: Device,
     batch_tokens: int,
     start: int | None,
+    guides: Guides | None = None,
 ) -> list[Written]:
-    """In the order of the requests. `start` is an encoder-decoder's first token; None for a decoder only.
+    """In the order of the requests. `start` is an encoder-decoder's first token; None for a decoder only. Without
+    `guides` no request's grammar counts.
 
     A batch has `rows x (longest source + longest limit) <= batch_tokens`, one row at least; a limit that only guards
     (text, which has an end) does not count.
@@ -182,7 +187,7 @@ def decode(
         with device.autocast():
             ids, mask = _padded(members, vocabulary.pad, model.device, on_the_left=start is None)
             steps: Steps = CausalSteps(model, ids, mask) if start is None else Seq2SeqSteps(model, ids, mask, start)
-            result.update(zip(batch, _write(steps, members, vocabulary, model.device), strict=True))
+            result.update(zip(batch, _write(steps, members, vocabulary, model.device, guides), strict=True))
     return [result[index] for index in range(len(requests))]
 
 
@@ -209,11 +214,15 @@ class _Sheet:
     """`(rows, longest limit, classes)` where classes are written."""
 
 
-def _write(steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device) -> list[Written]:
+def _write(
+    steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device, guides: Guides | None
+) -> list[Written]:
     """`members` by falling limit: those that have come to theirs are the last rows, which are cut off without a copy.
 
     `rows` are the members that the model still holds, `limits` theirs.
     """
+    guidance = guides.batch([member.grammar for member in members]) if guides else None
+    held = np.arange(len(members))
     limits = np.array([member.most for member in members])
     sheet, legal = _sheet(members, device), _legal(members, device)
     rows, tokens = torch.arange(len(members), device=device), None
@@ -222,7 +231,7 @@ def _write(steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, dev
         looks = vocabulary.end is not None and step % LOOK_STEPS[device.type] == 0
         kept = _kept(limits, step, has_ended if looks else None)
         if kept is not None:
-            limits = limits[kept]
+            limits, held = limits[kept], held[kept]
             if not len(limits):
                 break
             places = kept if isinstance(kept, slice) else torch.from_numpy(kept).to(device)
@@ -231,11 +240,13 @@ def _write(steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, dev
             tokens = None if tokens is None else tokens[places]
         logits = steps.next_logits(tokens)[:, vocabulary.columns].float()
         chosen = _best(logits if legal is None else logits.masked_fill(~legal[rows, step], -torch.inf))
+        if guidance is not None:
+            chosen = _guided(guidance, held.tolist(), logits, chosen)
         _note(sheet, rows, step, logits, chosen)
         tokens = chosen + (vocabulary.columns.start or 0)
         if vocabulary.end is not None:
             has_ended = has_ended | (tokens == vocabulary.end)
-    return _written(sheet, members, vocabulary)
+    return _written(sheet, members, vocabulary, guidance)
 
 
 def _kept(limits: NDArray[np.int64], step: int, has_ended: Tensor | None) -> slice | NDArray[np.int64] | None:
@@ -266,6 +277,18 @@ def _best(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
+def _guided(guidance: Guidance, rows: list[int], logits: Tensor, chosen: Tensor) -> Tensor:
+    """`chosen`, but the best that is allowed for those rows which may not write it: most may, and need no mask."""
+    refused = guidance.write(rows, chosen.tolist())
+    if not refused:
+        return chosen
+    rows, places = [rows[place] for place in refused], torch.tensor(refused, device=logits.device)
+    allowed = torch.from_numpy(guidance.allowed(rows)).to(logits.device)
+    best = _best(logits[places].masked_fill(~allowed, -torch.inf))
+    guidance.write(rows, best.tolist())
+    return chosen.index_copy(0, places, best)
+
+
 def _sheet(members: Sequence[Request], device: torch.device) -> _Sheet:
     shape, legal = (len(members), members[0].most), members[0].legal
     return _Sheet(
@@ -284,7 +307,9 @@ def _note(sheet: _Sheet, rows: Tensor, step: int, logits: Tensor, chosen: Tensor
         sheet.probabilities[rows, step] = (logits - total).exp()
 
 
-def _written(sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary) -> list[Written]:
+def _written(
+    sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary, guidance: Guidance | None
+) -> list[Written]:
     """Each row up to its end, or its limit."""
     ids = sheet.columns.cpu().numpy() + (vocabulary.columns.start or 0)
     logprobs, lengths = sheet.logprobs.cpu().numpy(), np.array([member.most for member in members])
@@ -293,9 +318,16 @@ def _written(sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary) 
         is_end = (ids == vocabulary.end) & (np.arange(ids.shape[1]) < lengths[:, None])
         is_finished = is_finished | is_end.any(axis=1)
         lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, lengths)
+    is_guided = guidance.is_kept if guidance else [False] * len(members)
     nothing = np.empty((len(members), 0, 0), dtype=np.float32)
     probabilities = nothing if sheet.probabilities is None else sheet.probabilities.cpu().numpy()
     return [
-        Written(ids[row, :length].tolist(), logprobs[row, :length].tolist(), bool(is_finished[row]), matrix[:length])
+        Written(
+            ids[row, :length].tolist(),
+            logprobs[row, :length].tolist(),
+            bool(is_finished[row]),
+            matrix[:length],
+            is_guided[row],
+        )
         for row, (length, matrix) in enumerate(zip(lengths, probabilities, strict=True))
     ]

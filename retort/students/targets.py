@@ -31,6 +31,8 @@ class Written:
     """Whether it came to its end before the limit."""
     probabilities: NDArray[np.float32]
     """`(tokens, classes)` where classes are written."""
+    is_guided: bool = False
+    """Whether text was written by a grammar, from its beginning to its end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from transformers import (
 from retort.config import CausalConfig, DistillationConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
 from retort.errors import ConfigError
 from retort.problems import Problem
+from retort.records import ParseFailure
 from retort.students.architectures import (
     START,
     check_architecture,
@@ -40,8 +42,9 @@ from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.device import Device
 from retort.students.distilling import Listed, taught_target
 from retort.students.encoder import as_config_error, use_fused_attention
+from retort.students.guides import Guides
 from retort.students.prediction import WINDOW_ROWS
-from retort.students.targets import ClassTarget, Target, TextTarget
+from retort.students.targets import ClassTarget, Target, TextTarget, Written
 from retort.students.training import fit, frozen
 from retort.students.weights import Weights
 from retort.students.writing import CausalLessons, Pair, Seq2SeqLessons, keeps_packed_rows_apart
@@ -107,6 +110,14 @@ class Writer:
         if isinstance(self.target, ClassTarget):
             return Vocabulary(self._pad, None, self.target.columns)
         return Vocabulary(self._pad, self.target.end)
+
+    @cached_property
+    def _guides(self) -> Guides | None:
+        """None where the tokenizer's tokens are no bytes."""
+        try:
+            return Guides(self.tokenizer, end=end_of(self.tokenizer), num_logits=self.num_logits)
+        except ValueError:
+            return None
 
     @property
     def _pad(self) -> int:
@@ -191,22 +202,58 @@ class Writer:
         batch_tokens: int = 2048,
         progress: Progress = lambda done, total, note: None,
     ) -> Iterator[Outcome]:
-        """See `Student.predict`."""
+        """See `Student.predict`. Text that is no label, or none before it is mended, is written again by the problem's
+        grammar, so that the rest costs nothing: a label that the likeliest tokens make is what it would have written.
+        The progress says how many texts could not be.
+        """
         self.model.to(device.name).eval()  # type: ignore[arg-type]
-        iterator, done = iter(texts), 0
+        iterator, done, free = iter(texts), 0, 0
         while window := list(islice(iterator, WINDOW_ROWS)):
-            written = decode(
-                self.model,
-                self.requests(window),
-                self.vocabulary,
-                device=device,
-                batch_tokens=batch_tokens * STEP_SCALE[device.name],
-                start=self.start,
-            )
-            for text, one in zip(window, written, strict=True):
-                yield self.target.read(text, one)
-            done += len(window)
-            progress(done, total, "rows")
+            requests = self.requests(window)
+            written = self._written(requests, device, batch_tokens)
+            outcomes = [self.target.read(text, one) for text, one in zip(window, written, strict=True)]
+            again, beyond = self._guided(window, requests, outcomes, device, batch_tokens)
+            yield from (again.get(place, outcome) for place, outcome in enumerate(outcomes))
+            done, free = done + len(window), free + beyond
+            progress(done, total, f"rows, {free} of them beyond the problem's grammar" if free else "rows")
+
+    def _written(
+        self, requests: Sequence[Request], device: Device, batch_tokens: int, guides: Guides | None = None
+    ) -> list[Written]:
+        return decode(
+            self.model,
+            requests,
+            self.vocabulary,
+            device=device,
+            batch_tokens=batch_tokens * STEP_SCALE[device.name],
+            start=self.start,
+            guides=guides,
+        )
+
+    def _guided(
+        self,
+        texts: list[str],
+        requests: list[Request],
+        outcomes: list[Outcome],
+        device: Device,
+        batch_tokens: int,
+    ) -> tuple[dict[int, Outcome], int]:
+        """By their places, the outcomes that were illegal, written again; and how many could not be. What was mended
+        stays where the grammar comes to no end within the limit."""
+        if isinstance(self.target, ClassTarget):
+            return {}, 0
+        illegal = [place for place, one in enumerate(outcomes) if isinstance(one, ParseFailure) or one.is_repaired]
+        grammars = ((place, self._problem.grammar(texts[place])) for place in illegal)
+        requested = {place: replace(requests[place], grammar=text) for place, text in grammars if text is not None}
+        if not requested or self._guides is None:
+            return {}, len(requested)
+        written = self._written(list(requested.values()), device, batch_tokens, self._guides)
+        again = {
+            place: self.target.read(texts[place], one)
+            for place, one in zip(requested, written, strict=True)
+            if one.is_guided and (one.is_finished or isinstance(outcomes[place], ParseFailure))
+        }
+        return again, sum(not one.is_guided for one in written)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
