@@ -1,7 +1,6 @@
 """The decoding engine against transformers' own `generate`, and against computing every step anew."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,6 @@ from retort.students.writer import new_writer
 
 CPU = Device("cpu", "fp32", 1)
 MOST = 24
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["t5", "bart", "causal", "gpt2"])

@@ -1,7 +1,6 @@
 """What a student learns from a teacher's lists: the loss is that of plain forward passes, token by token, and the
 target's tokens are the teacher's own."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ END = 1
 VOCAB = 420
 CPU = Device("cpu", "fp32", 1)
 OBJECTIVES = ["forward_kl", "reverse_kl", "jensen_shannon"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Texts that students write by the problem's grammar."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,6 @@ PROBLEMS: dict[str, Problem] = {
     "slots": SLOTS, "trees": TREES, "bare trees": BARE_TREES, "classes": CLASSES, "json": JSON, "pattern": PATTERN
 }  # fmt: skip
 TEXTS = ["play great film by great", "] weather [IN:X dull", "é ( a )", "film"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 Build = Callable[[str, Problem], Writer]

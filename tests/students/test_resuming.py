@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from retort.students.training import fit
 
 CPU = Device("cpu", "fp32", 1)
 TRAINING = TrainingConfig(epochs=10, learning_rate=1e-2, batch_tokens=16, precision="fp32", warmup_share=0.2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Lines:

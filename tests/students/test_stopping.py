@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ from retort.students.writer import new_writer
 CPU = Device("cpu", "fp32", 1)
 EPOCHS, STEPS = 40, 3
 """Steps in each epoch."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def training(patience: int = 3, **fields: Any) -> TrainingConfig:

@@ -1,7 +1,7 @@
 """Students on a toy task that a linear head could learn: the tag of a word is the word's own."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,6 @@ def accuracy(encoder: Encoder, toy: Toy) -> float:
 def digest_of(encoder: Encoder, folder: Path) -> str:
     encoder.model.save_pretrained(folder)
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on a busy machine take ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def without_dropout(encoder: Encoder) -> Encoder:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,6 @@ CPU = Device("cpu", "fp32", 1)
 TAGS = {"play": "O", "by": "O", "weather": "O", "great": "B-ARTIST", "film": "I-ARTIST", "dull": "B-CITY"}
 TRAINING = TrainingConfig(epochs=12, learning_rate=1e-2, batch_tokens=256, precision="fp32")
 KINDS = ("t5", "pair", "causal", "t5-text", "causal-text")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other on a busy machine take ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
