@@ -9,7 +9,7 @@ average with the spread that they have; then it labels texts. Side by side, in o
     paper    Seq2SeqTrainer as in arXiv 2311.08640: 2 rows on the device, 16 accumulated, fp32, padding to the longest,
              on a part of the rows
     trainer  Seq2SeqTrainer set well: 32 rows, the same precision as retort, rows grouped by length, fused AdamW; on a
-             GPU with workers that load, and torch.compile of the layers (of the whole model it takes many minutes)
+             GPU with workers that load, and torch.compile of the layers (of the whole model it took over 3 minutes)
 
 The rates are of the second half of the steps; what a first half takes longer is printed apart, in seconds.
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retort.config import TrainingConfig
+from retort.problems.base import Problem, is_put_right
 from retort.records import Label, ParseFailure
 from retort.students.device import Device
 
@@ -26,6 +27,13 @@ class Prediction:
     """`(units, classes)`; no units where the student writes text."""
     is_repaired: bool = False
     """Whether what the student said was no label before it was put right."""
+
+
+def decided(problem: Problem, text: str, probabilities: NDArray[np.float32]) -> Prediction:
+    """The best label by `(units, classes)` probabilities."""
+    scores = probabilities.astype(np.float64)
+    label, confidence = problem.decide(text, scores)
+    return Prediction(label, confidence, probabilities, is_put_right(problem, text, label, scores))
 
 
 Outcome = Prediction | ParseFailure

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from retort.students.batching import token_batches
 from retort.students.device import Device
 from retort.students.guides import Guidance, Guides
+from retort.students.lessons import padded_with_mask
 from retort.students.targets import Bools, Written
 
 KEEP_DONE_SHARE = 0.125
@@ -193,13 +194,10 @@ def decode(
 
 def _padded(members: Sequence[Request], pad: int, device: torch.device, *, on_the_left: bool) -> tuple[Tensor, Tensor]:
     """Ids and mask, `(rows, length)`."""
-    length = max(len(member.token_ids) for member in members)
-    ids = np.full((len(members), length), pad, dtype=np.int64)
-    mask = np.zeros((len(members), length), dtype=np.int64)
-    for row, member in enumerate(members):
-        place = slice(length - len(member.token_ids), None) if on_the_left else slice(0, len(member.token_ids))
-        ids[row, place], mask[row, place] = member.token_ids, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    step = -1 if on_the_left else 1
+    both = padded_with_mask([member.token_ids[::step] for member in members], pad)
+    ids, mask = (tensor.flip(1) if on_the_left else tensor for tensor in both)
+    return ids.to(device), mask.to(device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from transformers import (
 
 from retort.errors import ConfigError
 from retort.problems import Problem
-from retort.students.lessons import padded
+from retort.students.lessons import padded_with_mask
 from retort.students.weights import Weights
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -82,9 +82,7 @@ class Encoder:
 
     def tensors(self, rows: Sequence[EncodedRow], multiple: int = 1) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, `(rows, length)`, the length being of a `multiple`."""
-        ids = padded([row.token_ids for row in rows], self.tokenizer.pad_token_id or 0, multiple)
-        mask = padded([np.ones(len(row.token_ids), dtype=np.int64) for row in rows], 0, multiple)
-        return ids.long(), mask
+        return padded_with_mask([row.token_ids for row in rows], self.tokenizer.pad_token_id or 0, multiple)
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """`(rows, length, classes)`, or of the whole text `(rows, classes)`."""

@@ -69,3 +69,9 @@ def padded(rows: Sequence[NDArray[Any]], value: float, multiple: int = 1) -> Ten
     for index, row in enumerate(rows):
         whole[index, : len(row)] = row
     return torch.from_numpy(whole)
+
+
+def padded_with_mask(rows: Sequence[NDArray[Any]], value: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, `(rows, length)`, see `padded`."""
+    mask = padded([np.ones(len(row), dtype=np.int64) for row in rows], 0, multiple)
+    return padded(rows, value, multiple).long(), mask

@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from retort.problems import Problem
-from retort.problems.base import is_put_right
 from retort.students.base import Prediction as Prediction
-from retort.students.base import Progress
+from retort.students.base import Progress, decided
 from retort.students.batching import token_batches
 from retort.students.device import Device
 from retort.students.encoder import EncodedRow, Encoder, encode_all
@@ -36,9 +35,7 @@ def predict(
         rows = list(encode_all(encoder, problem, window))
         probabilities = _window_probabilities(encoder, rows, device, batch_tokens)
         for text, row in zip(window, probabilities, strict=True):
-            scores = row.astype(np.float64)
-            label, confidence = problem.decide(text, scores)
-            yield Prediction(label, confidence, row, is_put_right(problem, text, label, scores))
+            yield decided(problem, text, row)
         done += len(window)
         progress(done, total, "rows")
 

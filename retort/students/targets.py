@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from retort.problems import Problem
-from retort.problems.base import is_put_right
 from retort.records import Label, ParseFailure
-from retort.students.base import Outcome, Prediction
+from retort.students.base import Outcome, Prediction, decided
 
 Bools = NDArray[np.bool_]
 
@@ -80,9 +79,7 @@ class ClassTarget:
             nothing = np.zeros(len(own), dtype=np.float32)
             own = np.stack([own[:, at[name]] if name in at else nothing for name in names], axis=1)
         probabilities[: len(own)] = own
-        scores = probabilities.astype(np.float64)
-        label, confidence = self.problem.decide(text, scores)
-        return Prediction(label, confidence, probabilities, is_put_right(self.problem, text, label, scores))
+        return decided(self.problem, text, probabilities)
 
     def _num_units(self, text: str) -> int:
         return len(self.problem.sites(len(self.problem.words(text))))

@@ -14,7 +14,7 @@ from retort.config import DistillationConfig
 from retort.method.objectives import cross_entropy
 from retort.students.batching import Indices, bins_of, packed_batches, token_batches
 from retort.students.distilling import Listed, distilled
-from retort.students.lessons import IGNORED, Inputs, PaddedLessons, padded
+from retort.students.lessons import IGNORED, Inputs, PaddedLessons, padded, padded_with_mask
 
 Ids = NDArray[np.int64]
 
@@ -34,7 +34,17 @@ class Pair:
     """What the teacher could have written, where it said."""
 
 
-class Seq2SeqLessons(PaddedLessons):
+class _TargetLessons(PaddedLessons):
+    """Of targets that are written token by token. Distillation picks tokens by a mask, so its work cannot be recorded."""
+
+    _distillation: DistillationConfig | None
+
+    @property
+    def is_recordable(self) -> bool:
+        return self._distillation is None
+
+
+class Seq2SeqLessons(_TargetLessons):
     """An encoder reads the source; the decoder, given the target's tokens so far, writes the next."""
 
     def __init__(
@@ -61,16 +71,13 @@ class Seq2SeqLessons(PaddedLessons):
         lengths = self._lengths[rows]
         return int(lengths.sum()), len(rows) * int(lengths.max(axis=0).sum())
 
-    @property
-    def is_recordable(self) -> bool:
-        return self._distillation is None
-
     def inputs(self, rows: Indices, multiple: int) -> Inputs:
         """All `(rows, length)`: what the encoder reads, what the decoder does, and what is written."""
         pairs, start = [self._pairs[i] for i in rows], self._start
+        source, mask = padded_with_mask([pair.source for pair in pairs], self._pad, multiple)
         return {
-            "source": padded([pair.source for pair in pairs], self._pad, multiple),
-            "mask": padded([np.ones(len(pair.source), dtype=np.int64) for pair in pairs], 0, multiple),
+            "source": source,
+            "mask": mask,
             "given": padded([np.concatenate([[start], pair.target[:-1]]) for pair in pairs], start, multiple),
             **_targets([[pair] for pair in pairs], [[0]] * len(pairs), self._columns, multiple),
         }
@@ -81,7 +88,7 @@ class Seq2SeqLessons(PaddedLessons):
         return summed(logits, inputs, self._columns, self._distillation)
 
 
-class CausalLessons(PaddedLessons):
+class CausalLessons(_TargetLessons):
     """Prompt and target in one sequence, with the objective on the target alone.
 
     Where `packs`, several rows share a sequence: each has positions of its own, by which transformers keeps its
@@ -115,10 +122,6 @@ class CausalLessons(PaddedLessons):
         bins = self._bins(rows)
         width = max(int(self._lengths[rows[places]].sum()) for places in bins)
         return int(self._lengths[rows].sum()), width * len(bins)
-
-    @property
-    def is_recordable(self) -> bool:
-        return self._distillation is None
 
     def inputs(self, rows: Indices, multiple: int) -> Inputs:
         """All `(bins, length)`: what is read, where each token is in its row, and what is written after it."""
