@@ -35,7 +35,7 @@ class Pair:
 
 
 class _TargetLessons(PaddedLessons):
-    """Of targets that are written token by token. Distillation picks tokens by a mask, so its work cannot be recorded."""
+    """Of targets that are written token by token. Distillation picks tokens by a mask, which cannot be recorded."""
 
     _distillation: DistillationConfig | None
 
