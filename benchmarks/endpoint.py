@@ -23,9 +23,9 @@ import aiohttp
 import httpx
 
 from retort.config import EndpointConfig
-from retort.teachers.asking import Answer, Prompt, Question, Turn
-from retort.teachers.endpoint.asker import open_endpoint
 from retort.teachers.endpoint.chat import Bodies
+from retort.teachers.endpoint.client import open_endpoint
+from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--questions", type=int, default=20_000)
@@ -85,20 +85,20 @@ def serve(connection: Connection) -> None:
     asyncio.run(forever())
 
 
-def questions(number: int) -> Iterator[Question]:
+def questions(number: int) -> Iterator[CompletionRequest]:
     for n in range(number):
         prompt = Prompt(SHARED, f"Input: {n} wake me at seven tomorrow and play something quiet\nOutput:")
-        yield Question(n.to_bytes(16, "big"), prompt)
+        yield CompletionRequest(n.to_bytes(16, "big"), prompt)
 
 
 def ours(url: str, number: int, concurrency: int) -> int:
     config = EndpointConfig(kind="endpoint", url=url, model="dummy", concurrency=concurrency)
     with open_endpoint(config) as asker:
-        return sum(isinstance(answer, Answer) and answer.text == "food" for answer in asker.ask(questions(number)))
+        return sum(isinstance(answer, Completion) and answer.text == "food" for answer in asker.ask(questions(number)))
 
 
 def bare_aiohttp(url: str, number: int, concurrency: int) -> int:
-    async def work(session: aiohttp.ClientSession, waiting: Iterator[Question], bodies: Bodies) -> int:
+    async def work(session: aiohttp.ClientSession, waiting: Iterator[CompletionRequest], bodies: Bodies) -> int:
         right = 0
         for question in waiting:
             async with session.post(f"{url}/chat/completions", data=bodies.body(question, (0,))) as response:
@@ -123,7 +123,7 @@ def bare_httpx(url: str, number: int, concurrency: int) -> int:
             limits=limits, timeout=120, headers={"Content-Type": "application/json"}
         ) as client:
 
-            async def one(question: Question) -> bool:
+            async def one(question: CompletionRequest) -> bool:
                 async with semaphore:
                     response = await client.post(f"{url}/chat/completions", content=bodies.body(question, (0,)))
                     return response.json()["choices"][0]["message"]["content"] == "food"

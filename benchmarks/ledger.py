@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retort.rows import Row, write_rows
+from retort.io.parquet import Row, write_rows
 from retort.store import Store
 from retort.teachers.ledger import Entry, Ledger, ledger_key
 

@@ -21,17 +21,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from retort.config import Config
-from retort.method.partitioning import cell_of
+from retort.config import MckdConfig
+from retort.data.partitions import cell_of
+from retort.io.parquet import EXAMPLES, GOLD, PSEUDOLABELS, Row, read_rows, write_rows
 from retort.problems.slots import encode
-from retort.records import ArtifactRef, Stage, Verb
-from retort.rows import EXAMPLES, GOLD, PSEUDOLABELS, Row, read_rows, write_rows
-from retort.stages.examples import GOLD_ROWS, ROWS
-from retort.stages.making import make, open_store
-from retort.stages.pseudolabels import merge_labels
-from retort.stages.scores import evaluate_labels
-from retort.stages.student import in_cells, partition_params
-from retort.store import Product
+from retort.recipes.execute import make, open_store
+from retort.records.base import ArtifactRef, Step, Verb
+from retort.steps.evaluate import evaluate_labels
+from retort.steps.ingest import GOLD_ROWS, ROWS
+from retort.steps.merge_labels import merge_labels
+from retort.steps.train_student import in_cells, partition_params
+from retort.store import StepOutput
 
 SLOTS = {f"INTENT_{i}": [f"SLOT_{i}_{j}" for j in range(6)] for i in range(7)}
 WORDS = [f"{number:x}" for number in range(0x1000, 0xFFFF, 97)]
@@ -67,8 +67,8 @@ def perform(job: Callable[[], None]) -> None:
     print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def config() -> Config:
-    return Config.model_validate(
+def config() -> MckdConfig:
+    return MckdConfig.model_validate(
         {
             "name": "pool",
             "problem": {"kind": "slots", "intents": SLOTS},
@@ -80,8 +80,8 @@ def config() -> Config:
     )
 
 
-def stage(verb: Verb, kind: str, name: str) -> Stage:
-    return Stage(name=name, verb=verb, version=1, kind=kind, params={"name": name})
+def stage(verb: Verb, kind: str, name: str) -> Step:
+    return Step(name=name, verb=verb, version=1, kind=kind, params={"name": name})
 
 
 POOL = stage("ingest", "examples", "pool")
@@ -98,11 +98,11 @@ def build() -> None:
         publish(artifact, {ROWS: (PSEUDOLABELS, theirs)})
 
 
-def publish(artifact: Stage, files: dict[str, tuple[object, Iterator[Row]]]) -> None:
+def publish(artifact: Step, files: dict[str, tuple[object, Iterator[Row]]]) -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for name, (schema, rows) in files.items():
             count = write_rows(Path(folder) / name, schema, rows)  # type: ignore[arg-type]
-        open_store(config().store).publish(artifact, Path(folder), Product(rows=count), 0.0, "pool")
+        open_store(config().store).publish(artifact, Path(folder), StepOutput(rows=count), 0.0, "pool")
 
 
 def texts() -> Iterator[Row]:
@@ -123,7 +123,7 @@ def labelled(wrong: float, labeler: str = "gold") -> Iterator[Row]:
         yield {"example_id": f"row-{number:08}", "text": text, "label": label, **fields}
 
 
-def ref(artifact: Stage) -> ArtifactRef:
+def ref(artifact: Step) -> ArtifactRef:
     store = open_store(config().store)
     manifest = store.find(artifact.kind, artifact.key)
     assert manifest is not None, f"{artifact.name} was not made"
@@ -139,7 +139,7 @@ def partition() -> None:
     assert sum(sizes) == given.rows
 
 
-def merged() -> Stage:
+def merged() -> Step:
     first, second = STUDENTS
     return merge_labels(config(), "merged", ref(TEACHER), (ref(first), ref(second)))
 

@@ -30,7 +30,7 @@ import aiohttp
 
 from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.texts import Fields, TextRow, read_texts
-from retort.stages.student import MODEL
+from retort.steps.train_student import MODEL
 
 RETORT = str(Path(sys.executable).with_name("retort"))
 RIVAL_ROWS = 700

@@ -22,16 +22,16 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from retort.algorithms.baselines import compare_baselines
-from retort.algorithms.mckd import Do, distil, ingest_data
-from retort.config import Config
-from retort.configfile import load_config
-from retort.preflight import resolve
+from retort.config import MckdConfig
+from retort.config.loading import load_config
 from retort.problems.base import Floats
 from retort.problems.slots import Slots, encode
-from retort.records import ArtifactRef, Distilled, Label, Stage
-from retort.report.summary import TITLES
-from retort.stages.making import make, open_store
+from retort.recipes.execute import make, open_store
+from retort.recipes.mckd.baselines import compare_baselines
+from retort.recipes.mckd.checks import resolve
+from retort.recipes.mckd.pipeline import Do, distil, ingest_data
+from retort.records.base import ArtifactRef, Label, MckdResult, Step
+from retort.report.mckd.summary import TITLES
 
 VANILLA, FINAL = "vanilla-kd", "final student"
 Scores = Mapping[str, float]
@@ -68,17 +68,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def in_store(config: Config, root: str) -> Config:
+def in_store(config: MckdConfig, root: str) -> MckdConfig:
     return config.model_copy(update={"store": config.store.model_copy(update={"root": root})})
 
 
-def seeded(config: Config, seed: int) -> Config:
+def seeded(config: MckdConfig, seed: int) -> MckdConfig:
     baselines = [VANILLA, *(name for name in config.baselines if name != VANILLA)]
     method = config.method.model_copy(update={"seed": seed})
     return config.model_copy(update={"method": method, "baselines": baselines})
 
 
-def run_seed(config: Config, parallel: int, independent_intent: bool) -> Systems:
+def run_seed(config: MckdConfig, parallel: int, independent_intent: bool) -> Systems:
     if independent_intent:
         Slots.decide = decide_each_unit  # type: ignore[assignment, method-assign]
     started = time.monotonic()
@@ -92,16 +92,16 @@ def run_seed(config: Config, parallel: int, independent_intent: bool) -> Systems
     return systems
 
 
-async def run(config: Config, do: Do) -> Systems:
+async def run(config: MckdConfig, do: Do) -> Systems:
     data = await ingest_data(config, do)
     return systems_of(await compare_baselines(config, await distil(config, data, do), do))
 
 
-def doing(config: Config, parallel: int) -> Do:
+def doing(config: MckdConfig, parallel: int) -> Do:
     """Each stage in this process, one after the other; found in the store, or made."""
     store = open_store(config.store)
 
-    async def do(stage: Stage) -> ArtifactRef:
+    async def do(stage: Step) -> ArtifactRef:
         found = store.find(stage.kind, stage.key)
         if found is not None:
             return store.ref(found)
@@ -119,7 +119,7 @@ def decide_each_unit(problem: Slots, text: str, probabilities: Floats) -> tuple[
     return encode(intent.removeprefix("IN:"), tags), float(np.exp(np.log(shares).mean()))
 
 
-def systems_of(distilled: Distilled) -> Systems:
+def systems_of(distilled: MckdResult) -> Systems:
     """A stage's students count with the mean of their scores."""
     systems: Systems = {}
     if distilled.teacher_scores is not None:

@@ -50,13 +50,13 @@ from transformers import (
 )
 
 from retort.config import TrainingConfig
-from retort.configfile import load_config
+from retort.config.loading import load_config
 from retort.data import read_examples
+from retort.models.device import choose_device
 from retort.problems import problem_for
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
-from retort.students.device import choose_device
+from retort.students.generative_data import Pair, Seq2SeqTrainingData
 from retort.students.training import fit
-from retort.students.writing import Pair, Seq2SeqLessons
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"d_model": 256, "d_kv": 32, "num_heads": 8, "d_ff": 1024, "num_layers": 4, "vocab_size": 2000},
@@ -182,7 +182,10 @@ class Halves:
 def ours(pairs: list[Pair], budget: int) -> tuple[float, float]:
     model = new_model()
     training = TrainingConfig(epochs=EPOCHS, batch_tokens=budget)
-    lessons, halves = Seq2SeqLessons(model, pairs, pad=0, start=0, columns=slice(None)), Halves(EPOCHS * len(pairs))
+    lessons, halves = (
+        Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=slice(None)),
+        Halves(EPOCHS * len(pairs)),
+    )
     fit(
         model,
         lessons,
@@ -241,7 +244,7 @@ def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool
 
 def padding(pairs: list[Pair], sides: Any, budget: int) -> dict[str, float]:
     """Share of computed tokens that are padding: retort's, and of 32 and of 2 rows in any order."""
-    lessons = Seq2SeqLessons(torch.nn.Identity(), pairs, pad=0, start=0, columns=slice(None))
+    lessons = Seq2SeqTrainingData(torch.nn.Identity(), pairs, pad=0, start=0, columns=slice(None))
     generator = np.random.default_rng(0)
     counted = np.array([lessons.tokens(batch) for batch in lessons.batches(budget, generator)]).sum(axis=0)
     result = {"retort": 1 - counted[0] / counted[1]}

@@ -21,15 +21,15 @@ import torch
 from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments
 
 from retort.config import TrainingConfig
-from retort.configfile import load_config
+from retort.config.loading import load_config
 from retort.data import read_examples
+from retort.models.device import choose_device
+from retort.models.weights import find_weights
 from retort.problems import Problem, problem_for
-from retort.records import Example
-from retort.students.device import choose_device
+from retort.records.base import Example
 from retort.students.encoder import Encoder, encode_all, new_encoder
 from retort.students.prediction import predict
 from retort.students.training import TrainingRows, train
-from retort.students.weights import find_weights
 
 TRAINING = TrainingConfig(epochs=1)
 

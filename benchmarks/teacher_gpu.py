@@ -183,15 +183,15 @@ def uncached() -> None:
 
 def ask(what: str, rows: int, prefix_caching: bool) -> None:
     from retort.config import VllmConfig
-    from retort.teachers.asking import Answer, Prompt, Question
-    from retort.teachers.vllm.asker import open_vllm
+    from retort.teachers.requests import Completion, CompletionRequest, Prompt
+    from retort.teachers.vllm.client import open_vllm
 
     settings = {"model": str(given.folder), "python": sys.executable, "max_length": CONTEXT_TOKENS}
     measured = {"weights": "random", "memory_share": MEMORY_SHARE, "prefix_caching": prefix_caching}
     config = VllmConfig.model_validate({"kind": "vllm", **settings, **measured})
     shared, numbers = turns(), itertools.count()
     questions = (
-        Question(next(numbers).to_bytes(16, "big"), Prompt(shared, item), max_tokens=COMPLETION_TOKENS)
+        CompletionRequest(next(numbers).to_bytes(16, "big"), Prompt(shared, item), max_tokens=COMPLETION_TOKENS)
         for item in items()
     )
     with open_vllm(config, 0, str(given.folder), None, ignore_end=True) as asker:
@@ -201,7 +201,7 @@ def ask(what: str, rows: int, prefix_caching: bool) -> None:
         begun = time.perf_counter()
         with keeping() as (keep, kept_in):
             for answer in asker.ask(itertools.islice(questions, rows)):
-                assert isinstance(answer, Answer), answer
+                assert isinstance(answer, Completion), answer
                 assert answer.completion_tokens == COMPLETION_TOKENS
                 keep(answer)
                 done, total, cached = done + 1, total + answer.prompt_tokens, cached + answer.cached_tokens
@@ -217,13 +217,13 @@ def keeping() -> Iterator[tuple[Callable[[Any], None], str]]:
     with tempfile.TemporaryDirectory(prefix="retort-ledger-") as folder:
         try:
             from retort.store import Store
-            from retort.teachers.ledger import Entry, Ledger, Writer
+            from retort.teachers.ledger import Entry, Ledger, LedgerWriter
         except ImportError as error:
             with plain_files(Path(folder)) as keep:
                 yield keep, f"plain files, as {error.name} is missing"
             return
         ledger = Ledger(Store(folder), {"kind": "vllm", "model": "benchmark"})
-        with Writer(ledger) as writer:
+        with LedgerWriter(ledger) as writer:
             yield lambda answer: writer.add(Entry(max_tokens=COMPLETION_TOKENS, **entry(answer))), "the ledger"
 
 
@@ -276,7 +276,7 @@ def turns() -> tuple[Any, ...]:
     from retort.config import ColumnsConfig, SlotsConfig
     from retort.config.teachers import PromptConfig
     from retort.problems import infer_schema, problem_for
-    from retort.records import Example
+    from retort.records.base import Example
     from retort.teachers.prompts import shared_turns
 
     rows, columns = read("labeled.jsonl"), ColumnsConfig()

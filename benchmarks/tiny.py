@@ -30,6 +30,7 @@ import transformers
 from torch import Tensor
 
 from retort.config import SequenceClassificationConfig
+from retort.models.weights import find_weights
 from retort.students.tiny.baselines import smoothed
 from retort.students.tiny.export import export
 from retort.students.tiny.network import num_parameters, word_traits
@@ -38,7 +39,6 @@ from retort.students.tiny.scorer import Scorer, measure
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTexts, TinyTraining, TrainedStudent
 from retort.students.tiny.training import train_students
 from retort.students.tiny.vocabulary import Vocabulary
-from retort.students.weights import find_weights
 
 CLASSES = ("incorrect", "contradictory", "correct")
 FIELDS = ("reference", "answer")

@@ -17,23 +17,23 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from retort.algorithms.scope import Scope
-from retort.config.scoring import Job, ScoreConfig
-from retort.configfile import load_job
+from retort.commands.plan import plan, repair
+from retort.config.loading import load_job
+from retort.config.soft_label import Job, SoftLabelConfig
 from retort.errors import RetortError
-from retort.planning import plan, repair
-from retort.preflight import check
-from retort.records import Record
-from retort.score_preflight import check_scores
-from retort.supervision import warm_up
+from retort.recipes.mckd.checks import check
+from retort.recipes.scope import Scope
+from retort.recipes.soft_label.checks import check_scores
+from retort.records.base import Record
+from tasks.child_process import warm_up
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from flows.mckd import Finished
-    from flows.score import FinishedScores
-    from retort.report.score.summary import ScoreSummary
-    from retort.report.summary import Summary
+    from flows.soft_label import FinishedScores
+    from retort.report.mckd.summary import Summary
+    from retort.report.soft_label.summary import ScoreSummary
 
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -59,7 +59,7 @@ def main() -> None:
         if options.repair:
             for fault in asyncio.run(repair(config)):
                 print(f"made again: {fault}", file=sys.stderr)
-        config = check_scores(config) if isinstance(config, ScoreConfig) else check(config)
+        config = check_scores(config) if isinstance(config, SoftLabelConfig) else check(config)
         if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
             warm_up()  # torch is imported there while Prefect is imported here
         finished = run(config, path, options)
@@ -99,8 +99,8 @@ def run(config: Job, path: str, options: RunOptions) -> "Finished | FinishedScor
 
 def flow_of(config: Job) -> Callable[..., Any]:
     """The flow of this kind of config, which need not load and check it once more."""
-    if isinstance(config, ScoreConfig):
-        from flows import score
+    if isinstance(config, SoftLabelConfig):
+        from flows import soft_label as score
 
         score.CHECKED.set(config)
         return score.score
@@ -133,13 +133,13 @@ def tell(finished: "Finished | FinishedScores", options: RunOptions, seconds: fl
 
 def rendered(summary: "Summary | ScoreSummary") -> "RenderableType":
     """As a table in the terminal."""
-    from retort.report.summary import Summary
+    from retort.report.mckd.summary import Summary
 
     if isinstance(summary, Summary):
-        from retort.report.terminal import render_terminal
+        from retort.report.mckd.terminal import render_terminal
 
         return render_terminal(summary)
-    from retort.report.score.terminal import render_score_terminal
+    from retort.report.soft_label.terminal import render_score_terminal
 
     return render_score_terminal(summary)
 
@@ -157,7 +157,7 @@ def as_json(finished: "Finished | FinishedScores", seconds: float) -> dict[str, 
 
 def final_as_json(summary: "Summary | ScoreSummary") -> dict[str, object]:
     """Of the score flow `stage` is the arm of the exported student, and `scores` are by test set."""
-    from retort.report.summary import Summary
+    from retort.report.mckd.summary import Summary
 
     if not isinstance(summary, Summary):
         arm = summary.scores[summary.student["arm"]]

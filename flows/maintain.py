@@ -7,9 +7,9 @@ from prefect import flow
 from prefect.artifacts import acreate_markdown_artifact
 from pydantic import Field
 
-from retort import maintenance
-from retort.configfile import load_config
-from retort.maintenance import GRACE_HOURS, NIGHTS, Amount, Maintained
+from retort.commands import maintain as maintenance
+from retort.commands.maintain import GRACE_HOURS, NIGHTS, Amount, Maintained
+from retort.config.loading import load_config
 
 
 @flow(name="maintain", persist_result=False)

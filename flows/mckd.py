@@ -8,8 +8,8 @@
     distilled = challenge(config, distilled)              the final student against the reigning one
     report, MLflow, artifacts on this run's page
 
-The algorithm itself is `retort/algorithms/mckd.py`; here each of its stages becomes a task of this run, made in this
-process or as a run of its own on a work pool.
+The algorithm itself is `retort/recipes/mckd/pipeline.py`; here each of its stages becomes a task of this run, made in
+this process or as a run of its own on a work pool.
 """
 
 import asyncio
@@ -29,28 +29,28 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
-from retort.algorithms.baselines import compare_baselines
-from retort.algorithms.challenge import challenge
-from retort.algorithms.mckd import Do, distil, ingest_data
-from retort.algorithms.scope import Scope, again, check_scope, make_only
-from retort.config import Config, ExecutionConfig
-from retort.config.scoring import Job
-from retort.configfile import load_config
-from retort.planning import stages_of
-from retort.preflight import check
-from retort.records import ArtifactRef, Performed, Record, Stage
-from retort.reigning import reigning_student
-from retort.report.summary import Summary
-from retort.stages.making import open_store
-from retort.stages.report import report
-from retort.stages.tracking import track
+from retort.commands.plan import stages_of
+from retort.config import ExecutionConfig, MckdConfig
+from retort.config.loading import load_config
+from retort.config.soft_label import Job
+from retort.recipes.execute import open_store
+from retort.recipes.mckd.baselines import compare_baselines
+from retort.recipes.mckd.challenge import challenge
+from retort.recipes.mckd.checks import check
+from retort.recipes.mckd.pipeline import Do, distil, ingest_data
+from retort.recipes.scope import Scope, again, check_scope, make_only
+from retort.records.base import ArtifactRef, Performed, Record, Step
+from retort.report.mckd.summary import Summary
+from retort.report.step import report
 from retort.store.runs import RunRecord, keep_run
-from retort.version import git_commit
-from tasks.pools import check_pools, pool_of
-from tasks.show import show_report
-from tasks.stages import TASKS
+from retort.tracking.champion import reigning_student
+from retort.tracking.commit import git_commit
+from retort.tracking.step import track
+from tasks.artifacts import show_report
+from tasks.steps import TASKS
+from tasks.work_pools import check_pools, pool_of
 
-CHECKED: ContextVar[Config | None] = ContextVar("CHECKED", default=None)
+CHECKED: ContextVar[MckdConfig | None] = ContextVar("CHECKED", default=None)
 """Set by whoever has loaded and checked the config before Prefect was started."""
 
 
@@ -100,12 +100,12 @@ async def mckd(
     return await carry_out(settings, scope)
 
 
-def checked(address: str, overrides: list[str]) -> Config:
+def checked(address: str, overrides: list[str]) -> MckdConfig:
     """Raises ConfigError, DataError or StoreUnavailable for whatever is wrong and cheap to see."""
     return check(load_config(address, overrides))
 
 
-async def carry_out(config: Config, scope: Scope) -> Finished:
+async def carry_out(config: MckdConfig, scope: Scope) -> Finished:
     """Do what the scope says of the run, and show it on this run's page, in MLflow and in the store."""
     await check_pools(config.execution)
     store, started = open_store(config.store), now()
@@ -137,7 +137,7 @@ def doing(config: Job, performed: list[Performed]) -> Do:
     """
     places = asyncio.Semaphore(num_places(config.execution))
 
-    async def do(stage: Stage) -> ArtifactRef:
+    async def do(stage: Step) -> ArtifactRef:
         async with contextlib.nullcontext() if pool_of(config.execution, stage) else places:
             started = time.monotonic()
             state: State[ArtifactRef] = await TASKS[stage.verb](config, stage, return_state=True)  # type: ignore[misc]

@@ -12,16 +12,16 @@ from prefect import flow
 from pydantic import Field
 
 from flows.mckd import Finished, carry_out, run_name
-from retort.algorithms.scope import Scope
-from retort.config import Config
-from retort.configfile import load_config
-from retort.news import News, compare_rows
-from retort.preflight import check
-from retort.records import Record
-from retort.stages.examples import ROWS
-from retort.stages.making import open_store
+from retort.config import MckdConfig
+from retort.config.loading import load_config
+from retort.data.changes import PoolDiff, compare_rows
+from retort.recipes.execute import open_store
+from retort.recipes.mckd.checks import check
+from retort.recipes.scope import Scope
+from retort.records.base import Record
+from retort.steps.ingest import ROWS
+from tasks.artifacts import show_night
 from tasks.promotion import Judged, promote
-from tasks.show import show_night
 
 POOL = "ingest/unlabeled"
 
@@ -30,7 +30,7 @@ class Night(Record):
     """What a night returns."""
 
     finished: Finished
-    news: News
+    news: PoolDiff
     promotion: Judged | None
     """None where the config has no registry, or promotion was not asked for."""
 
@@ -59,7 +59,7 @@ async def nightly(
     return night
 
 
-def latest_pool(config: Config) -> Path | None:
+def latest_pool(config: MckdConfig) -> Path | None:
     """The pool's rows in the run before, or after a run in that; None if there was none."""
     store = open_store(config.store)
     manifest = store.latest(config.name, POOL)

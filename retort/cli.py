@@ -66,8 +66,8 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
     """
     import asyncio
 
-    from retort.configfile import load_job
-    from retort.planning import plan as make_plan
+    from retort.commands.plan import plan as make_plan
+    from retort.config.loading import load_job
 
     planned = asyncio.run(make_plan(load_job(config, set_ or [])))
     if json_:
@@ -91,9 +91,9 @@ def report(
     ] = Path(".retort/report"),
 ) -> None:
     """Write the report of the last run of this config."""
-    from retort.configfile import load_job
-    from retort.preflight import refusals, usable_store
-    from retort.report.reading import copy_report
+    from retort.commands.report import copy_report
+    from retort.config.loading import load_job
+    from retort.recipes.mckd.checks import refusals, usable_store
 
     settings = load_job(config, set_ or [])
     with refusals():
@@ -104,8 +104,8 @@ def report(
 @app.command()
 def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
     """Check everything that a run would need, before anything is spent."""
-    from retort.configfile import load_job
-    from retort.doctor import examine
+    from retort.commands.doctor import examine
+    from retort.config.loading import load_job
 
     findings = list(examine(load_job(config, set_ or [])))
     if json_:
@@ -122,7 +122,7 @@ def schema(
     kind: Annotated[Literal["mckd", "score"], typer.Option("--kind", help="Of which flow's file.")] = "mckd",
 ) -> None:
     """Print the JSON Schema of the YAML file."""
-    from retort.configfile import MODELS
+    from retort.config.loading import MODELS
 
     print(json.dumps(MODELS[kind].model_json_schema(), indent=2))
 
@@ -135,8 +135,8 @@ def prompt(
     json_: Json = False,
 ) -> None:
     """Print the exact prompt of a row, its number of tokens and the length of the prefix that all rows share."""
-    from retort.configfile import load_config
-    from retort.prompting import show_prompts
+    from retort.commands.prompt import show_prompts
+    from retort.config.loading import load_config
 
     for shown in show_prompts(load_config(config, set_ or []), row):
         if json_:
@@ -155,9 +155,9 @@ def promote(
     json_: Json = False,
 ) -> None:
     """Make the last run's student the champion, if the gate let it pass against the one that reigns now."""
-    from retort.configfile import load_config
+    from retort.config.loading import load_config
     from retort.errors import ConfigError
-    from retort.promotion import promote as make_champion
+    from retort.tracking.promotion import promote as make_champion
 
     if force != (reason is not None):
         raise ConfigError("--force needs --reason TEXT, and --reason is for --force only")
@@ -176,7 +176,7 @@ def rollback(
 ) -> None:
     """Let the version reign again that the champion replaced; twice: the one before that."""
     from retort.errors import ConfigError
-    from retort.promotion import rollback as go_back
+    from retort.tracking.promotion import rollback as go_back
 
     address = tracking or os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
@@ -286,8 +286,8 @@ def maintain(
     json_: Json = False,
 ) -> None:
     """Free what no registered student and no recent run rests on. Completions that were paid for are never deleted."""
-    from retort.configfile import load_config
-    from retort.maintenance import maintain as sweep
+    from retort.commands.maintain import maintain as sweep
+    from retort.config.loading import load_config
 
     done = sweep(load_config(config, set_ or []), nights=nights, grace_hours=grace_hours, delete=delete)
     if json_:
@@ -305,8 +305,8 @@ BatchFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines in O
 @batch.command("export")
 def batch_export(config: ConfigPath, file: BatchFile, set_: Overrides = None) -> None:
     """Write a request for every completion that the ledger lacks."""
-    from retort.batches import export_requests
-    from retort.configfile import load_config
+    from retort.commands.batch import export_requests
+    from retort.config.loading import load_config
 
     count = export_requests(load_config(config, set_ or []), file)
     print(f"{count} requests in {file}", file=sys.stderr)
@@ -315,8 +315,8 @@ def batch_export(config: ConfigPath, file: BatchFile, set_: Overrides = None) ->
 @batch.command("import")
 def batch_import(config: ConfigPath, file: BatchFile, set_: Overrides = None) -> None:
     """Put the answers into the ledger; the next run finds them there. What is no answer is told, and exit 1."""
-    from retort.batches import import_answers
-    from retort.configfile import load_config
+    from retort.commands.batch import import_answers
+    from retort.config.loading import load_config
 
     taken, known, bad = import_answers(load_config(config, set_ or []), file)
     for line in bad:

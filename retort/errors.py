@@ -96,5 +96,5 @@ class ChildCrashed(ChildError):
     """The child raised something that is not one of our errors."""
 
 
-HEALING = (StoreUnavailable, TrackingUnavailable, TeacherUnavailable, ChildKilled, ChildOutOfMemory)
+RETRYABLE = (StoreUnavailable, TrackingUnavailable, TeacherUnavailable, ChildKilled, ChildOutOfMemory)
 """What a retry can heal; everything else would only burn time again."""

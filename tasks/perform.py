@@ -9,14 +9,14 @@ from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 
-from retort.config.scoring import Job
-from retort.errors import HEALING
-from retort.records import ArtifactRef, Stage
-from retort.stages.making import make, open_store
-from retort.supervision import in_child
-from tasks.gpus import gpus_for
-from tasks.pools import on_pool, pool_of
+from retort.config.soft_label import Job
+from retort.errors import RETRYABLE
+from retort.recipes.execute import make, open_store
+from retort.records.base import ArtifactRef, Step
+from tasks.child_process import in_child
+from tasks.gpu_slots import gpus_for
 from tasks.progress import progress_of
+from tasks.work_pools import on_pool, pool_of
 
 RETRIES: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 10]}
 """For what can heal: memory, eviction, a bucket that was away. Bad data would only burn the time again."""
@@ -25,10 +25,10 @@ RETRIES: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 10]}
 def can_heal(task: object, run: object, state: State[Any]) -> bool:
     """Prefect's `retry_condition_fn`."""
     error = state.data if isinstance(state.data, BaseException) else getattr(state.data, "result", None)
-    return isinstance(error, HEALING)
+    return isinstance(error, RETRYABLE)
 
 
-async def perform(config: Job, stage: Stage) -> ArtifactRef | State[ArtifactRef]:
+async def perform(config: Job, stage: Step) -> ArtifactRef | State[ArtifactRef]:
     """The stage's artifact: found (the run then shows as `Cached`), or made in a child process and published.
 
     The store is the truth, so this holds across runs, machines and pods whose disk is gone. Prefect's own cache
@@ -44,7 +44,7 @@ async def perform(config: Job, stage: Stage) -> ArtifactRef | State[ArtifactRef]
     return ref
 
 
-async def _here(config: Job, stage: Stage) -> ArtifactRef:
+async def _here(config: Job, stage: Step) -> ArtifactRef:
     context = TaskRunContext.get()
     attempt = context.task_run.run_count - 1 if context else 0
     async with gpus_for(stage) as environment, progress_of(stage) as on_progress:

@@ -10,8 +10,8 @@ from uuid import UUID
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from rich.progress import Progress as Bars
 
-from retort.records import Stage
-from retort.supervision import Progress
+from retort.records.base import Step
+from tasks.child_process import Progress
 
 TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
 """Set by whoever starts a flow in a terminal."""
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def progress_of(stage: Stage) -> AsyncIterator[Progress]:
+async def progress_of(stage: Step) -> AsyncIterator[Progress]:
     """A callback that a child's messages go to while the stage is being made."""
     bars = TERMINAL.get()
     bar = bars.add_task(stage.name, total=None) if bars else None
@@ -45,7 +45,7 @@ async def progress_of(stage: Stage) -> AsyncIterator[Progress]:
             bars.remove_task(bar)
 
 
-async def _publish(stage: Stage, share: Callable[[], float]) -> None:
+async def _publish(stage: Step, share: Callable[[], float]) -> None:
     """Only what takes longer than a moment gets an artifact."""
     artifact: UUID | None = None
     key = "progress-" + stage.name.replace("/", "-")

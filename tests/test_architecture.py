@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from retort.records import Verb
-from retort.stages.making import MAKERS
+from retort.recipes.execute import MAKERS
+from retort.records.base import Verb
 
 ROOT = Path(__file__).parents[1]
 versions = runpy.run_path(str(Path(__file__).with_name("versions.py")), run_name="versions")
@@ -22,7 +22,7 @@ def test_imports_go_one_way() -> None:
 
 
 def test_every_verb_has_a_maker_and_a_task() -> None:
-    from tasks.stages import TASKS
+    from tasks.steps import TASKS
 
     assert set(Verb.__args__) == set(MAKERS) == set(TASKS)  # type: ignore[attr-defined]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from retort.config import Config, expand
-from retort.configfile import parse_config
+from retort.config import MckdConfig, expand
+from retort.config.loading import parse_config
 from retort.errors import ConfigError
 
 BASE: dict[str, Any] = {
@@ -21,7 +21,7 @@ FINETUNED = {"teacher": {"kind": "finetuned"}}
 DEV = {"data": {**BASE["data"], "dev": "d.jsonl"}, "evaluation": {"judge": "dev"}}
 
 
-def config(**changes: Any) -> Config:
+def config(**changes: Any) -> MckdConfig:
     return parse_config({**BASE, **changes}, "test")
 
 
@@ -53,7 +53,7 @@ def test_variables_are_expanded_in_addresses_when_used_and_never_kept(monkeypatc
 
 def test_reading_a_config_imports_nothing_heavy() -> None:
     code = (
-        "import sys, retort.configfile, retort.records, retort.errors;"
+        "import sys, retort.config.loading, retort.records, retort.errors;"
         "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'prefect', 'mlflow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,10 +1,8 @@
 """What the makers of each stage look like at their VERSION. `python tests/versions.py` records it anew."""
 
 import hashlib
-import importlib
 import inspect
 import json
-import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +12,11 @@ RECORD = Path(__file__).with_name("versions.json")
 
 def stage_modules() -> list[ModuleType]:
     """Those of `retort/stages` that make an artifact."""
-    import retort.stages
+    import retort.recipes.execute
 
-    names = sorted(module.name for module in pkgutil.iter_modules(retort.stages.__path__, "retort.stages."))
-    modules = [importlib.import_module(name) for name in names]
+    modules = sorted(
+        {sys.modules[maker.__module__] for maker in retort.recipes.execute.MAKERS.values()}, key=lambda m: m.__name__
+    )
     return [module for module in modules if makers(module)]
 
 

@@ -23,17 +23,17 @@ from retort.config.problems import SlotsConfig as SlotsConfig
 from retort.config.problems import TextConfig as TextConfig
 from retort.config.students import CausalConfig as CausalConfig
 from retort.config.students import EncoderConfig as EncoderConfig
+from retort.config.students import GenerativeConfig as GenerativeConfig
 from retort.config.students import LoraConfig as LoraConfig
 from retort.config.students import Seq2SeqConfig as Seq2SeqConfig
 from retort.config.students import SequenceClassificationConfig as SequenceClassificationConfig
 from retort.config.students import Student as Student
 from retort.config.students import TokenClassificationConfig as TokenClassificationConfig
-from retort.config.students import WriterConfig as WriterConfig
 from retort.config.teachers import FINETUNED_TRAINING as FINETUNED_TRAINING
-from retort.config.teachers import AskedConfig as AskedConfig
 from retort.config.teachers import EndpointConfig as EndpointConfig
 from retort.config.teachers import EnsembleConfig as EnsembleConfig
 from retort.config.teachers import FinetunedConfig as FinetunedConfig
+from retort.config.teachers import LlmTeacherConfig as LlmTeacherConfig
 from retort.config.teachers import RecordedConfig as RecordedConfig
 from retort.config.teachers import Teacher as Teacher
 from retort.config.teachers import TransformersConfig as TransformersConfig
@@ -206,7 +206,7 @@ class ExecutionConfig(Settings):
     """The Prefect work pool on which students are trained, label and are scored; left out: here."""
 
 
-class Config(Settings):
+class MckdConfig(Settings):
     """One distillation, from data to the final student."""
 
     name: Name
@@ -240,7 +240,7 @@ class Config(Settings):
         if self.student.kind not in _STUDENTS[kind]:
             usable = " or ".join(_STUDENTS[kind])
             raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {usable}")
-        if isinstance(self.student, WriterConfig) and self.student.target == "classes" and kind == "text":
+        if isinstance(self.student, GenerativeConfig) and self.student.target == "classes" and kind == "text":
             raise ValueError("student.target 'classes': a free text has none; use text")
         self._check_writer()
         self._check_distillation()
@@ -268,7 +268,7 @@ class Config(Settings):
     def _check_writer(self) -> None:
         """Raises ValueError for a student that writes text where its probabilities of classes are needed."""
         student, has_classes = self.student, self.problem.kind != "text"
-        if not isinstance(student, WriterConfig) or student.form(has_classes=has_classes) == "classes":
+        if not isinstance(student, GenerativeConfig) or student.form(has_classes=has_classes) == "classes":
             return
         method = self.method
         if method.cross_labels == "soft":
@@ -284,7 +284,11 @@ class Config(Settings):
         student, sampling = self.student, getattr(self.teacher, "sampling", None)
         if student.training.distillation is None:
             return
-        form = student.form(has_classes=self.problem.kind != "text") if isinstance(student, WriterConfig) else "classes"
+        form = (
+            student.form(has_classes=self.problem.kind != "text")
+            if isinstance(student, GenerativeConfig)
+            else "classes"
+        )
         if form != "text":
             raise ValueError(
                 f"student.training.distillation goes token by token, and this student (kind '{student.kind}') gives "
@@ -306,7 +310,7 @@ class Config(Settings):
     def has_soft_teacher(self) -> bool:
         """Whether stage 0 gives probabilities, on which stage 1 then trains."""
         teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
-        return all(isinstance(teacher, AskedConfig) and teacher.labels == "soft" for teacher in teachers)
+        return all(isinstance(teacher, LlmTeacherConfig) and teacher.labels == "soft" for teacher in teachers)
 
     @property
     def selection(self) -> SelectionConfig:

@@ -34,7 +34,7 @@ class SequenceClassificationConfig(EncoderConfig):
     kind: Literal["sequence-classification"]
 
 
-class WriterConfig(EncoderConfig):
+class GenerativeConfig(EncoderConfig):
     """A student that writes the label, token by token."""
 
     target: Literal["classes", "text"] | None = None
@@ -51,7 +51,7 @@ class WriterConfig(EncoderConfig):
         return self.target or ("classes" if has_classes else "text")
 
 
-class Seq2SeqConfig(WriterConfig):
+class Seq2SeqConfig(GenerativeConfig):
     """An encoder and a decoder: T5, BART, or an encoder with a new decoder."""
 
     kind: Literal["seq2seq"]
@@ -70,7 +70,7 @@ class LoraConfig(Settings):
     """On an adapter's input."""
 
 
-class CausalConfig(WriterConfig):
+class CausalConfig(GenerativeConfig):
     """A decoder only, which goes on from the text: GPT, Llama, Qwen."""
 
     kind: Literal["causal"]

@@ -130,7 +130,7 @@ class BudgetConfig(Settings):
     """From the first question on; the engine's start does not count."""
 
 
-class AskedConfig(Settings):
+class LlmTeacherConfig(Settings):
     """A causal language model that is asked row by row."""
 
     model: Text
@@ -173,7 +173,7 @@ class AskedConfig(Settings):
         return self
 
 
-class VllmConfig(AskedConfig):
+class VllmConfig(LlmTeacherConfig):
     """vLLM engines of our own, one process for each GPU (or group of `tensor_parallel`), in vLLM's environment."""
 
     kind: Literal["vllm"]
@@ -216,7 +216,7 @@ def _from_environment(text: str) -> str:
     return text
 
 
-class EndpointConfig(AskedConfig):
+class EndpointConfig(LlmTeacherConfig):
     """Any OpenAI-compatible server: a vLLM server, or a vendor."""
 
     kind: Literal["endpoint"]
@@ -247,7 +247,7 @@ class EndpointConfig(AskedConfig):
         return self
 
 
-class TransformersConfig(AskedConfig):
+class TransformersConfig(LlmTeacherConfig):
     """A causal model in this process, through transformers: slow, for laptops and small models."""
 
     kind: Literal["transformers"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from retort.data.files import data_files
 from retort.data.lines import json_fault, lines_of, place
-from retort.records import Completion
+from retort.records.base import RecordedCompletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class BadLine:
     """Where the line says whose completion it should have been."""
 
 
-def read_completions(path: str, endpoint_url: str | None = None) -> Iterator[Completion | BadLine]:
+def read_completions(path: str, endpoint_url: str | None = None) -> Iterator[RecordedCompletion | BadLine]:
     """Every line that is not blank, in order. One bad line never ends the reading; a missing, cut or damaged
     file raises DataError."""
     for file in data_files(path, endpoint_url):
@@ -33,7 +33,7 @@ def read_completions(path: str, endpoint_url: str | None = None) -> Iterator[Com
                 yield _outcome(place(file, number), line.decode(errors="replace").rstrip("\r\n"))
 
 
-def _outcome(where: str, raw: str) -> Completion | BadLine:
+def _outcome(where: str, raw: str) -> RecordedCompletion | BadLine:
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -78,12 +78,12 @@ def _content(choice: dict[str, Any]) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _completion(example_id: str, body: dict[str, Any]) -> Completion:
+def _completion(example_id: str, body: dict[str, Any]) -> RecordedCompletion:
     choice = _first_choice(body) or {}
     usage = body.get("usage")
     tokens = usage if isinstance(usage, dict) else {}
     finish_reason = choice.get("finish_reason")
-    return Completion(
+    return RecordedCompletion(
         example_id=example_id,
         text=_content(choice) or "",
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,

@@ -65,7 +65,7 @@ class DataFile:
     def _open(self) -> BinaryIO:
         if self.is_local:
             return open(self.path, "rb")
-        from retort.buckets import open_remote
+        from retort.io.s3 import open_remote
 
         return open_remote(self.filesystem, self.path)
 
@@ -93,7 +93,7 @@ def data_files(address: str, endpoint_url: str | None) -> list[DataFile]:
 
 def _filesystem(address: str, endpoint_url: str | None) -> tuple[Any, str]:
     if address.startswith("s3://"):
-        from retort.buckets import filesystem
+        from retort.io.s3 import filesystem
 
         return filesystem(endpoint_url), address.removeprefix("s3://").rstrip("/")
     try:
@@ -154,7 +154,7 @@ def _failures(name: str, path: str, system: Any, endpoint_url: str | None) -> It
     """What goes wrong with the file itself; its content is the readers' business."""
     try:
         if "s3" in _protocols(system):
-            from retort.buckets import remote_errors
+            from retort.io.s3 import remote_errors
 
             with remote_errors(f"s3://{path}", endpoint_url):
                 yield

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from retort.config import ColumnsConfig, HubConfig, Source, expand
-from retort.config.scoring import AnswerColumnsConfig
+from retort.config.soft_label import AnswerColumnsConfig
 from retort.data.fields import join_fields
 from retort.data.files import data_files
 from retort.data.formats import PlacedRow, rows_of
 from retort.errors import DataError
 from retort.problems.base import Problem
-from retort.records import Example, digest
+from retort.records.base import Example, digest
 
 ID_DIGITS = 16
 

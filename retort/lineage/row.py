@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 from retort.data import fingerprint
 from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError, UserError
+from retort.io.parquet import Row
 from retort.lineage.student import Traced
 from retort.lineage.teacher import RawCompletion, completions_of, prompt_of
-from retort.records import Record
-from retort.rows import Row
-from retort.stages.examples import GOLD_ROWS, ROWS
-from retort.stages.recorded import FAILED_ROWS
-from retort.stages.student import in_cells
+from retort.records.base import Record
+from retort.steps.ingest import GOLD_ROWS, ROWS
+from retort.steps.pseudolabel_recorded import FAILED_ROWS
+from retort.steps.train_student import in_cells
 from retort.store import Manifest
 from retort.store.ancestry import input_keys
 

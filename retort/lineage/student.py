@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retort.lineage.teacher import Prompted, prompt_of
-from retort.records import Record, Verb
+from retort.records.base import Record, Verb
 from retort.serving.addresses import TRACKING_VARIABLE, FoundStudent, find_student
 from retort.store import Manifest, Store
 from retort.store.ancestry import START, ancestors, input_keys, inputs_of, kinds_of
@@ -14,7 +14,7 @@ from retort.tracking.origin import DataInput, Origin, find_origin
 from retort.tracking.registry import ModelVersion, versions
 
 
-class Step(Record):
+class LineageStep(Record):
     """A stage behind the student, as its manifest tells it."""
 
     name: str
@@ -49,7 +49,7 @@ class Lineage(Record):
     """The tracking run that registered it; None where it is not known or gone."""
     data: tuple[DataInput, ...]
     """The run's data sets, by role: those that no student learns from as well."""
-    steps: tuple[Step, ...]
+    steps: tuple[LineageStep, ...]
     """Inputs before what was made of them; the student last."""
     start: str | None
     """Key of the student whose weights it began with; it has a lineage of its own."""
@@ -120,10 +120,10 @@ def _swept(manifests: Sequence[Manifest], keys: set[str]) -> Iterator[str]:
                 yield f"{role} of {manifest.name} ({kind} {key[:12]})"
 
 
-def _step(store: Store, manifest: Manifest) -> Step:
+def _step(store: Store, manifest: Manifest) -> LineageStep:
     made_of: Mapping[str, Any] = manifest.made_of
     is_asked = made_of["params"].get("teacher") == "asked"
-    return Step(
+    return LineageStep(
         name=manifest.name,
         verb=made_of["verb"],
         kind=manifest.kind,

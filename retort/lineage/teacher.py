@@ -11,17 +11,17 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from retort.config import Problem, Teacher
-from retort.config.teachers import AskedConfig
+from retort.config.teachers import LlmTeacherConfig
+from retort.io.parquet import read_rows, write_rows
 from retort.problems import problem_for
-from retort.records import Example, Record
-from retort.rows import read_rows, write_rows
-from retort.stages.examples import GOLD_ROWS
+from retort.records.base import Example, Record
+from retort.steps.ingest import GOLD_ROWS
 from retort.store import Manifest, Store
 from retort.store.ancestry import input_keys
 from retort.teachers.demonstrations import choose_demonstrations
-from retort.teachers.labelling import ASKED
+from retort.teachers.labeler import ASKED
 from retort.teachers.ledger import Entry, Ledger
-from retort.teachers.questions import Pending, Questions, questions_for
+from retort.teachers.request_builder import Pending, RequestBuilder, request_builder
 
 _TEACHER: TypeAdapter[Any] = TypeAdapter(Teacher)
 _PROBLEM: TypeAdapter[Any] = TypeAdapter(Problem)
@@ -93,7 +93,7 @@ def _raw(attempt: int, sample: int, entry: Entry) -> RawCompletion:
     )
 
 
-def _questions(store: Store, labels: Manifest) -> tuple[Questions, list[Example]] | None:
+def _questions(store: Store, labels: Manifest) -> tuple[RequestBuilder, list[Example]] | None:
     """How the teacher was asked, and the labelled set."""
     (key,) = input_keys(labels, "labeled")
     manifest = store.find("examples", key)
@@ -102,14 +102,14 @@ def _questions(store: Store, labels: Manifest) -> tuple[Questions, list[Example]
     rows = read_rows(store.fetch(store.ref(manifest)) / GOLD_ROWS)
     labelled = [Example(row["example_id"], row["text"], row["label"]) for row in rows]
     problem = problem_for(_PROBLEM.validate_python(labels.made_of["params"]["problem"]))
-    return questions_for(problem, _asked(labels.made_of["params"]), labelled), labelled
+    return request_builder(problem, _asked(labels.made_of["params"]), labelled), labelled
 
 
-def _asked(params: dict[str, Any]) -> AskedConfig:
+def _asked(params: dict[str, Any]) -> LlmTeacherConfig:
     """The part of the teacher's config that its labels depend on; for an engine of ours, `model` is the digest of the
     weights."""
     identity = {name: value for name, value in params["identity"].items() if value is not None}
     seed = {} if identity["kind"] == "endpoint" else {"seed": params["seed"]}
-    shaping = {name: params[name] for name in AskedConfig.model_fields if name in params}
-    teacher: AskedConfig = _TEACHER.validate_python({**shaping, **identity, **seed})
+    shaping = {name: params[name] for name in LlmTeacherConfig.model_fields if name in params}
+    teacher: LlmTeacherConfig = _TEACHER.validate_python({**shaping, **identity, **seed})
     return teacher

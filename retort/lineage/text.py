@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from retort.lineage.row import RowHistory, Said
-from retort.lineage.student import Lineage, Step
+from retort.lineage.student import Lineage, LineageStep
 from retort.tracking.mlflow_runs import ARTIFACT_KEY
 from retort.tracking.origin import Origin
 from retort.tracking.registry import ARTIFACT, ModelVersion
@@ -52,7 +52,7 @@ def _origin_lines(origin: Origin) -> Iterator[str]:
             yield f"  {title}: {value}"
 
 
-def _step_lines(step: Step, lineage: Lineage) -> Iterator[str]:
+def _step_lines(step: LineageStep, lineage: Lineage) -> Iterator[str]:
     counts = ", ".join(f"{count:,} {name}" for name, count in step.counts.items() if count and name != "asked")
     yield (
         f"{step.name} {step.kind} {step.key[:12]}: {step.rows:,} rows{f' ({counts})' if counts else ''}, made in "
@@ -65,7 +65,7 @@ def _step_lines(step: Step, lineage: Lineage) -> Iterator[str]:
         yield f"    of: {'; '.join(made_of)}"
 
 
-def _facts(step: Step, lineage: Lineage) -> dict[str, str]:
+def _facts(step: LineageStep, lineage: Lineage) -> dict[str, str]:
     params = step.params
     match step.verb:
         case "ingest":
@@ -89,7 +89,7 @@ def _facts(step: Step, lineage: Lineage) -> dict[str, str]:
             return _cells(params)
 
 
-def _teacher(step: Step) -> dict[str, str]:
+def _teacher(step: LineageStep) -> dict[str, str]:
     params = step.params
     if params["teacher"] == "recorded":
         return {"teacher": f"recorded completions {params['completions']}"}
@@ -106,7 +106,7 @@ def _teacher(step: Step) -> dict[str, str]:
     return told
 
 
-def _source(step: Step, lineage: Lineage) -> dict[str, str]:
+def _source(step: LineageStep, lineage: Lineage) -> dict[str, str]:
     places = [data.source for data in lineage.data if step.key.startswith(data.key)]
     return {"source": places[0]} if places else {}
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
-from retort.records import Label, ParseFailure
+from retort.records.base import Label, ParseFailure
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
 from retort.problems.base import Constraint, Floats, lark_rules, lark_text, listed, ratio
-from retort.records import Label, ParseFailure
+from retort.records.base import Label, ParseFailure
 
 
 class Classification:

@@ -40,7 +40,7 @@ from retort.problems.trees import (
     write_tree,
     write_unlabelled,
 )
-from retort.records import Label, ParseFailure
+from retort.records.base import Label, ParseFailure
 
 _NAME = re.compile(r"[^\s()+]+")
 

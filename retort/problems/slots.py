@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
 from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
-from retort.records import Label, ParseFailure
+from retort.records.base import Label, ParseFailure
 
 Span = tuple[str, int, int]
 """A slot's name, its first word and the word after its last, counted from 0."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from retort.config import ColumnsConfig, Metric, TextConfig
 from retort.errors import ConfigError, DataError
 from retort.problems.base import Constraint, Floats, ratio
-from retort.records import Label, ParseFailure
+from retort.records.base import Label, ParseFailure
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator

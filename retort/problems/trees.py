@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from retort.records import Label
+from retort.records.base import Label
 
 CHAIN = "+"
 """Joins the labels of a unary chain, outer first: `S+VP`."""

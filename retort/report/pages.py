@@ -8,9 +8,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from retort.records import Score
-from retort.report.pictures import SVG
-from retort.report.summary import (
+from retort.records.base import Score
+from retort.report.mckd.pictures import SVG
+from retort.report.mckd.summary import (
     TITLES,
     Summary,
     p_text,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retort.errors import ConfigError
-from retort.preflight import refusals
-from retort.records import Record
+from retort.recipes.mckd.checks import refusals
+from retort.records.base import Record
 from retort.store import Manifest, Store
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from retort.errors import ConfigError, RetortError
-from retort.rows import write_rows
+from retort.io.parquet import write_rows
 from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.answers import Answer, answer, answer_schema
 from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts

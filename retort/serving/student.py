@@ -7,13 +7,13 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from retort.config import Problem as ProblemConfig
+from retort.models.device import Device, choose_device
 from retort.problems import Problem, problem_for
 from retort.serving.addresses import FoundStudent, ModelName
 from retort.serving.tiny import LoadedTiny, load_tiny
-from retort.stages.student import MODEL
-from retort.students import opening
+from retort.steps.train_student import MODEL
+from retort.students import loading as opening
 from retort.students.base import Outcome, Prediction, Student
-from retort.students.device import Device, choose_device
 
 _PROBLEM: TypeAdapter[ProblemConfig] = TypeAdapter(ProblemConfig)
 

@@ -9,11 +9,11 @@ from pydantic import TypeAdapter
 
 from retort.config import Problem as ProblemConfig
 from retort.data.fields import split_fields
+from retort.models.device import Device
 from retort.problems import Problem, problem_for
 from retort.serving.addresses import FoundStudent, ModelName
-from retort.stages.score_export import ONNX
-from retort.stages.score_students import fields_of
-from retort.students.device import Device
+from retort.steps.export_student import ONNX
+from retort.steps.train_grid import fields_of
 from retort.students.prediction import Prediction
 from retort.students.tiny.scorer import BATCH_ROWS
 

@@ -10,8 +10,8 @@ from uuid import uuid4
 import s3fs
 from fsspec.asyn import sync
 
-from retort.buckets import error_code, filesystem, open_remote, remote_errors
 from retort.errors import StoreUnavailable
+from retort.io.s3 import error_code, filesystem, open_remote, remote_errors
 from retort.store.listing import FoundFile
 
 KEYS_AT_ONCE = 1000

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from retort.records import Record
+from retort.records.base import Record
 
 
 class StoredFile(Record):
@@ -14,7 +14,7 @@ class StoredFile(Record):
     sha256: str
 
 
-class Product(Record):
+class StepOutput(Record):
     """What a stage's maker reports beside the files that it wrote."""
 
     rows: int = 0
@@ -26,7 +26,7 @@ class Product(Record):
     """Anything else in JSON that describes how it was made: device, precision, tokens."""
 
 
-class Manifest(Product):
+class Manifest(StepOutput):
     kind: str
     key: str
     name: str

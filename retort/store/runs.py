@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from retort.errors import DamagedArtifact
-from retort.records import Record
+from retort.records.base import Record
 from retort.store.store import Store
 
 RUNS = "runs"

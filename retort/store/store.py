@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from retort.errors import ConfigError, DamagedArtifact
-from retort.records import ArtifactRef, Record, Stage, digest
+from retort.records.base import ArtifactRef, Record, Step, digest
 from retort.store.contents import fault_of, is_intact, stored_files
 from retort.store.folder import Folder
-from retort.store.manifest import Manifest, Product, StoredFile
+from retort.store.manifest import Manifest, StepOutput, StoredFile
 
 if TYPE_CHECKING:
     from retort.store.bucket import Bucket
@@ -75,7 +75,7 @@ class Store:
             return None
         return _parse(data, kind, key, self._address(path))
 
-    def publish(self, stage: Stage, folder: Path, product: Product, seconds: float, run_name: str) -> ArtifactRef:
+    def publish(self, stage: Step, folder: Path, product: StepOutput, seconds: float, run_name: str) -> ArtifactRef:
         """Store all files below `folder` as the stage's artifact, and point `latest` at it.
 
         An artifact that is there already stays as it is: whoever came first made the same.
@@ -86,7 +86,7 @@ class Store:
             self._point(run_name, stage)
         return self.ref(manifest)
 
-    def reuse(self, run_name: str, stage: Stage) -> Manifest | None:
+    def reuse(self, run_name: str, stage: Step) -> Manifest | None:
         """Find the stage's artifact for use in a run, safe from a sweep at the same time (see `retention`); None is a
         miss."""
         if self.find(stage.kind, stage.key) is None:
@@ -94,7 +94,7 @@ class Store:
         self.point(run_name, stage)
         return self.find(stage.kind, stage.key)  # a sweep that had begun has now seen the mark, or taken it away
 
-    def point(self, run_name: str, stage: Stage) -> None:
+    def point(self, run_name: str, stage: Step) -> None:
         """Remember the stage's artifact as the config's latest, so that a plan can say what changed since, and as used
         just now, so that no sweep takes it."""
         self._place.touch(f"{artifact_folder(stage.kind, stage.key)}/{USED}")
@@ -116,7 +116,7 @@ class Store:
         except ValidationError as error:
             raise DamagedArtifact(f"{self._address(path)} is no pointer to an artifact: delete it") from error
 
-    def _point(self, run_name: str, stage: Stage) -> None:
+    def _point(self, run_name: str, stage: Step) -> None:
         path = _pointer_path(run_name, stage.name)
         pointer = Pointer(kind=stage.kind, key=stage.key).model_dump_json().encode()
         with contextlib.suppress(FileNotFoundError):
@@ -176,7 +176,7 @@ class Store:
         """Write and delete a probe. Raises ConfigError for a folder, StoreUnavailable for a bucket."""
         self._place.check_writable()
 
-    def _upload(self, stage: Stage, folder: Path, product: Product, seconds: float) -> Manifest:
+    def _upload(self, stage: Step, folder: Path, product: StepOutput, seconds: float) -> Manifest:
         files = stored_files(folder)
         manifest = Manifest(
             **dict(product),

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from retort.config import CausalConfig, LoraConfig, Seq2SeqConfig
 from retort.errors import ConfigError
-from retort.students.weights import Weights
+from retort.models.weights import Weights
 
 START = 0
 """Token id of a new decoder that writes classes: before the first of them, and padding."""

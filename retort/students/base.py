@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retort.config import TrainingConfig
+from retort.models.device import Device
 from retort.problems.base import Problem, is_put_right
-from retort.records import Label, ParseFailure
-from retort.students.device import Device
+from retort.records.base import Label, ParseFailure
 
 Progress = Callable[[int, int, str], None]
 """done, total, what: `120, 480, "loss 0.31"`."""
@@ -87,7 +87,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class TrainingResult:
     history: History
     counts: dict[str, int]
     """Rows that could not be learnt as they are: `cut`, ..."""
@@ -129,7 +129,7 @@ class Student(Protocol):
         checkpoint: Checkpoint | None = None,
         progress: Progress = ...,
         held_out: Sequence[TrainingRow] = (),
-    ) -> Taught:
+    ) -> TrainingResult:
         """In place, and deterministically on one machine. `micro_batches`: parts of a step that fit memory.
         `held_out`: rows that are not learnt, and by whose loss the training ends, where it has `stopping`."""
         ...

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retort.records import digest
+from retort.records.base import digest
 from retort.store import Store
 
 if TYPE_CHECKING:

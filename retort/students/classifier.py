@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import TrainingConfig
+from retort.models.device import Device
 from retort.problems import Problem
-from retort.students.base import Checkpoint, Prediction, Progress, Taught, TrainingRow
-from retort.students.device import Device
+from retort.students.base import Checkpoint, Prediction, Progress, TrainingResult, TrainingRow
 from retort.students.encoder import Encoder, continue_from, encode_all
 from retort.students.prediction import predict
 from retort.students.training import TrainingRows, train
@@ -39,7 +39,7 @@ class Classifier:
         checkpoint: Checkpoint | None = None,
         progress: Progress = lambda done, total, note: None,
         held_out: Sequence[TrainingRow] = (),
-    ) -> Taught:
+    ) -> TrainingResult:
         """See `Student.train`."""
         data = self._encoded(rows)
         history = train(
@@ -53,7 +53,7 @@ class Classifier:
             progress=progress,
             held_out=self._encoded(held_out) if held_out else None,
         )
-        return Taught(history, {"cut": sum(bool((row.positions < 0).any()) for row in data.rows)})
+        return TrainingResult(history, {"cut": sum(bool((row.positions < 0).any()) for row in data.rows)})
 
     def _encoded(self, rows: Sequence[TrainingRow]) -> TrainingRows:
         is_soft = any(row.probabilities is not None for row in rows)

@@ -17,11 +17,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
+from retort.models.device import Device
 from retort.students.batching import token_batches
-from retort.students.device import Device
-from retort.students.guides import Guidance, Guides
-from retort.students.lessons import padded_with_mask
+from retort.students.grammar import Grammar, GrammarState
 from retort.students.targets import Bools, Written
+from retort.students.training_data import padded_with_mask
 
 KEEP_DONE_SHARE = 0.125
 """Rows that are done are taken out where they are more than this share: each time copies the others' keys."""
@@ -171,7 +171,7 @@ def decode(
     device: Device,
     batch_tokens: int,
     start: int | None,
-    guides: Guides | None = None,
+    guides: Grammar | None = None,
 ) -> list[Written]:
     """In the order of the requests. `start` is an encoder-decoder's first token; None for a decoder only. Without
     `guides` no request's grammar counts.
@@ -213,7 +213,7 @@ class _Sheet:
 
 
 def _write(
-    steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device, guides: Guides | None
+    steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device, guides: Grammar | None
 ) -> list[Written]:
     """`members` by falling limit: those that have come to theirs are the last rows, which are cut off without a copy.
 
@@ -275,7 +275,7 @@ def _best(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def _guided(guidance: Guidance, rows: list[int], logits: Tensor, chosen: Tensor) -> Tensor:
+def _guided(guidance: GrammarState, rows: list[int], logits: Tensor, chosen: Tensor) -> Tensor:
     """`chosen`, but the best that is allowed for those rows which may not write it: most may, and need no mask."""
     refused = guidance.write(rows, chosen.tolist())
     if not refused:
@@ -306,7 +306,7 @@ def _note(sheet: _Sheet, rows: Tensor, step: int, logits: Tensor, chosen: Tensor
 
 
 def _written(
-    sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary, guidance: Guidance | None
+    sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary, guidance: GrammarState | None
 ) -> list[Written]:
     """Each row up to its end, or its limit."""
     ids = sheet.columns.cpu().numpy() + (vocabulary.columns.start or 0)

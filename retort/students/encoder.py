@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from retort.errors import ConfigError
+from retort.models.weights import Weights
 from retort.problems import Problem
-from retort.students.lessons import padded_with_mask
-from retort.students.weights import Weights
+from retort.students.training_data import padded_with_mask
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

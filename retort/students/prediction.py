@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from retort.models.device import Device
 from retort.problems import Problem
 from retort.students.base import Prediction as Prediction
 from retort.students.base import Progress, decided
 from retort.students.batching import token_batches
-from retort.students.device import Device
 from retort.students.encoder import EncodedRow, Encoder, encode_all
 
 WINDOW_ROWS = 8192

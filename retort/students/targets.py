@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from retort.problems import Problem
-from retort.records import Label, ParseFailure
+from retort.records.base import Label, ParseFailure
 from retort.students.base import Outcome, Prediction, decided
 
 Bools = NDArray[np.bool_]

@@ -1,6 +1,6 @@
 """The training engine: steps of a fixed number of tokens, in parts that fit memory, resumed where they broke off.
 
-What is learnt is the business of `Lessons`; encoders' are here, those of students that write are in `writing.py`.
+What is learnt is the business of `TrainingData`; encoders' are here, those of students that write are in `writing.py`.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retort.config import TrainingConfig
-from retort.method.objectives import cross_entropy
+from retort.models.device import Device, random_states, set_random_states
+from retort.students.accumulation import Gradients
 from retort.students.base import Checkpoint, History, Progress
 from retort.students.batching import Indices, token_batches
-from retort.students.device import Device, random_states, set_random_states
+from retort.students.cuda_graphs import use_fused_norms
+from retort.students.early_stopping import EarlyStopping
 from retort.students.encoder import EncodedRow, Encoder
-from retort.students.gradients import Gradients
-from retort.students.graphs import use_fused_norms
-from retort.students.lessons import IGNORED, Inputs, Lessons, PaddedLessons, padded
-from retort.students.stopping import Watch
+from retort.students.losses import cross_entropy
+from retort.students.training_data import IGNORED, Inputs, PaddedTrainingData, TrainingData, padded
 
 
 def fit(
     model: torch.nn.Module,
-    lessons: Lessons,
+    lessons: TrainingData,
     training: TrainingConfig,
     *,
     seed: int,
@@ -37,7 +37,7 @@ def fit(
     micro_batches: int = 1,
     checkpoint: Checkpoint | None = None,
     progress: Progress = lambda done, total, note: None,
-    held_out: Lessons | None = None,
+    held_out: TrainingData | None = None,
 ) -> History:
     """Train what of `model` requires a gradient, in place, deterministically on one machine.
 
@@ -55,7 +55,7 @@ def fit(
     batches = _schedule(lessons, training, seed)
     rate, log_every = _warmup_then_linear(len(batches), training.warmup_share), max(1, len(batches) // 100)
     run = _Run(parts=micro_batches)
-    watch = None if held_out is None else Watch(held_out, training, len(batches), model, trained)
+    watch = None if held_out is None else EarlyStopping(held_out, training, len(batches), model, trained)
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         run = _restored(saved, trained, optimizer) or run
         if watch and run.step:
@@ -97,7 +97,7 @@ class _Run:
         self.losses: list[float | Tensor] = []
         """Since the last entry of the history; a GPU's are not asked for before, as that would wait for it."""
 
-    def add(self, loss: Tensor, lessons: Lessons, batch: Indices) -> None:
+    def add(self, loss: Tensor, lessons: TrainingData, batch: Indices) -> None:
         tokens, computed = lessons.tokens(batch)
         self.rows += len(batch)
         self.tokens += tokens
@@ -154,7 +154,7 @@ def _restored(
     return run
 
 
-def _schedule(lessons: Lessons, training: TrainingConfig, seed: int) -> list[Indices]:
+def _schedule(lessons: TrainingData, training: TrainingConfig, seed: int) -> list[Indices]:
     """The batches of all epochs, fixed in advance; the last epoch may be a part of one."""
     generator = np.random.default_rng(seed)
 
@@ -218,7 +218,7 @@ class TrainingRows:
     """Class indices `(units,)`, or probabilities `(units, classes)`."""
 
 
-class UnitLessons(PaddedLessons):
+class UnitLessons(PaddedTrainingData):
     """Of an encoder: the class of each unit."""
 
     def __init__(self, encoder: Encoder, data: TrainingRows) -> None:

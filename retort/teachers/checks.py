@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from retort.config import Student, expand
-from retort.config.teachers import AskedConfig, EndpointConfig, VllmConfig
+from retort.config.teachers import EndpointConfig, LlmTeacherConfig, VllmConfig
 from retort.errors import ConfigError, TeacherUnavailable
-from retort.students.weights import Weights
-from retort.teachers.counting import token_counter
+from retort.models.weights import Weights
 from retort.teachers.endpoint.firsttoken import check_first_tokens
-from retort.teachers.questions import Questions
+from retort.teachers.request_builder import RequestBuilder
+from retort.teachers.token_counts import token_counter
 
 PROBE_SECONDS = 10.0
 _WRITERS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 """Parts of the names of classes that write text; the last are also those of models that see images."""
 
 
-def check_teacher(teacher: AskedConfig, questions: Questions, weights: Weights | None) -> None:
+def check_teacher(teacher: LlmTeacherConfig, questions: RequestBuilder, weights: Weights | None) -> None:
     """Raises ConfigError, or TeacherUnavailable for an endpoint that cannot be reached."""
     if isinstance(teacher, EndpointConfig):
         check_first_tokens(questions.verbalizers)
@@ -32,7 +32,9 @@ def check_teacher(teacher: AskedConfig, questions: Questions, weights: Weights |
         _check_length(teacher, questions, weights, settings)
 
 
-def check_same_tokenizer(teacher: AskedConfig, teachers: Weights | None, student: Student, students: Weights) -> None:
+def check_same_tokenizer(
+    teacher: LlmTeacherConfig, teachers: Weights | None, student: Student, students: Weights
+) -> None:
     """Raises ConfigError where tokens of the teacher mean something else to the student; of tokenizers that are not in
     a folder here, the student's own stage judges.
     """
@@ -104,7 +106,7 @@ def _settings(weights: Weights) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _check_causal(teacher: AskedConfig, settings: dict[str, Any]) -> None:
+def _check_causal(teacher: LlmTeacherConfig, settings: dict[str, Any]) -> None:
     """A folder names the class that it was saved from; one that names none is left to the engine."""
     names = [str(name) for name in settings.get("architectures") or []]
     writes = any(part in name for name in names for part in _WRITERS)
@@ -115,7 +117,9 @@ def _check_causal(teacher: AskedConfig, settings: dict[str, Any]) -> None:
         )
 
 
-def _check_length(teacher: AskedConfig, questions: Questions, weights: Weights, settings: dict[str, Any]) -> None:
+def _check_length(
+    teacher: LlmTeacherConfig, questions: RequestBuilder, weights: Weights, settings: dict[str, Any]
+) -> None:
     limit = getattr(teacher, "max_length", None) or settings.get("max_position_embeddings")
     counter = token_counter(weights)
     if not isinstance(limit, int) or not counter.exact:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from retort.records import Example
+from retort.records.base import Example
 
 _CHUNK_ROWS = 512
 """Rows whose distances to all others are held at once."""

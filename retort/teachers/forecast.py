@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from retort.config.teachers import AskedConfig, VllmConfig
-from retort.records import Record
-from retort.rows import read_rows, write_rows
+from retort.config.teachers import LlmTeacherConfig, VllmConfig
+from retort.io.parquet import read_rows, write_rows
+from retort.models.weights import Weights
+from retort.records.base import Record
 from retort.store import Store
-from retort.students.weights import Weights
-from retort.teachers.asking import Turn
-from retort.teachers.counting import TokenCounter, token_counter
-from retort.teachers.labelling import ASKED, pending_rows
+from retort.teachers.labeler import ASKED, pending_rows
 from retort.teachers.ledger import Ledger
 from retort.teachers.prompts import item_text
-from retort.teachers.questions import Questions
-from retort.teachers.spending import Spending, token_money
+from retort.teachers.request_builder import RequestBuilder
+from retort.teachers.requests import Turn
+from retort.teachers.token_counts import TokenCounter, token_counter
+from retort.teachers.usage import Usage, token_money
 
 
 class Forecast(Record):
@@ -48,7 +48,7 @@ class Pace(Record):
     num_gpus: int
 
 
-def keep_pace(store: Store, ledger: Ledger, spending: Spending) -> None:
+def keep_pace(store: Store, ledger: Ledger, spending: Usage) -> None:
     if spending.completions and spending.seconds:
         pace = Pace(
             completions_per_second=spending.completions / spending.seconds,
@@ -67,7 +67,7 @@ def read_pace(store: Store, ledger: Ledger) -> Pace | None:
 
 
 def forecast(
-    store: Store, ledger: Ledger, questions: Questions, weights: Weights | None, files: Sequence[Path]
+    store: Store, ledger: Ledger, questions: RequestBuilder, weights: Weights | None, files: Sequence[Path]
 ) -> Forecast:
     """`files`: the Parquet files of rows that would be labelled."""
     counter, teacher = token_counter(weights), questions.teacher
@@ -103,13 +103,13 @@ def forecast(
     )
 
 
-def _gpu_money(teacher: AskedConfig, pace: Pace | None, seconds: float | None) -> float:
+def _gpu_money(teacher: LlmTeacherConfig, pace: Pace | None, seconds: float | None) -> float:
     if pace is None or seconds is None or not isinstance(teacher, VllmConfig):
         return 0.0
     return seconds / 3600 * pace.num_gpus * teacher.prices.gpu_hour
 
 
-def _lacking(ledger: Ledger, questions: Questions, file: Path) -> tuple[list[tuple[str, str]], int]:
+def _lacking(ledger: Ledger, questions: RequestBuilder, file: Path) -> tuple[list[tuple[str, str]], int]:
     """(id, text) for each completion that is missing, and how many are known."""
     samples = questions.teacher.sampling.samples
     with tempfile.TemporaryDirectory(prefix="retort-forecast-") as folder:
@@ -127,7 +127,7 @@ def _tokens(counter: TokenCounter, turns: Sequence[Turn]) -> int:
     return sum(counter.count(turn.content) for turn in turns)
 
 
-def _demonstrated(counter: TokenCounter, questions: Questions) -> float:
+def _demonstrated(counter: TokenCounter, questions: RequestBuilder) -> float:
     """Tokens of an answer, by the demonstrations' answers; 1 for soft labels, which are read off one token."""
     if questions.verbalizers:
         return 1.0

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from retort.config.teachers import AskedConfig, EndpointConfig, TransformersConfig, VllmConfig
-from retort.students.weights import Weights, find_weights
+from retort.config.teachers import EndpointConfig, LlmTeacherConfig, TransformersConfig, VllmConfig
+from retort.models.weights import Weights, find_weights
 
 FIELD = "teacher.model"
 
 
-def teacher_weights(teacher: AskedConfig, endpoint_url: str | None) -> Weights | None:
+def teacher_weights(teacher: LlmTeacherConfig, endpoint_url: str | None) -> Weights | None:
     """Where the model is; None for an endpoint, which has it. Raises ConfigError if nothing is there."""
     if isinstance(teacher, VllmConfig | TransformersConfig):
         return find_weights(teacher, endpoint_url, field=FIELD)
     return None
 
 
-def teacher_identity(teacher: AskedConfig, endpoint_url: str | None) -> dict[str, Any]:
+def teacher_identity(teacher: LlmTeacherConfig, endpoint_url: str | None) -> dict[str, Any]:
     """JSON values; the folder of its completions in the ledger. Addresses stay as they were written, with `${VAR}`."""
     weights = teacher_weights(teacher, endpoint_url)
     match teacher:

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Self, TypeVar
 import duckdb
 import pyarrow as pa
 
-from retort.records import digest
+from retort.records.base import digest
 from retort.store import Store
-from retort.teachers.asking import Answer
+from retort.teachers.requests import Completion
 from retort.teachers.shards import SCHEMA, Shards, first_of_each_key, is_full, query, write_pieces
-from retort.teachers.tokens import TopLogprobs
+from retort.teachers.top_logprobs import TopLogprobs
 
 FLUSH_SECONDS = 4.0
 SHARD_ENTRIES = 5000
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
     """Where they were asked for."""
 
 
-def entry_of(key: bytes, answer: Answer, max_tokens: int) -> Entry:
+def entry_of(key: bytes, answer: Completion, max_tokens: int) -> Entry:
     """An answer that came just now, as kept."""
     return Entry(
         key=key,
@@ -199,7 +199,7 @@ class Ledger:
         self._introduced = True
 
 
-class Writer:
+class LedgerWriter:
     """A context that takes completions one by one and makes them durable, in a thread of its own.
 
     A shard is written `delay_seconds` after its oldest entry came, or when there are `shard_entries`; leaving writes

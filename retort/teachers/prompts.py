@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from retort.config.teachers import PromptConfig
 from retort.problems import Problem
-from retort.records import Example
-from retort.teachers.asking import Prompt, Turn
+from retort.records.base import Example
+from retort.teachers.requests import Prompt, Turn
 
 
 def shared_turns(problem: Problem, config: PromptConfig, demonstrations: Sequence[Example]) -> tuple[Turn, ...]:

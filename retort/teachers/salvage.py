@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 
 from retort.problems import Problem
-from retort.records import Label, ParseFailure
+from retort.records.base import Label, ParseFailure
 
 _THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 _FENCE = re.compile(r"```\w*\n?(.*?)```", re.DOTALL)

@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retort.errors import StoreUnavailable
-from retort.records import digest
-from retort.rows import count_rows
+from retort.io.parquet import count_rows
+from retort.records.base import digest
 from retort.store import Store
 from retort.store.folder import Folder
-from retort.teachers.tokens import KEPT
+from retort.teachers.top_logprobs import KEPT
 
 _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("key", pa.binary(16)),

@@ -13,7 +13,7 @@ import httpx
 
 from retort.config import expand
 from retort.errors import ConfigError, TrackingUnavailable
-from retort.records import Record
+from retort.records.base import Record
 from retort.tracking.address import ask, database_file, is_server, read_only, without_secrets
 from retort.tracking.mlflow_runs import ARTIFACT_KEY, connected
 

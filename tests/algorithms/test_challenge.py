@@ -7,34 +7,34 @@ from typing import Any
 
 import pytest
 
-from retort.algorithms.challenge import challenge
-from retort.algorithms.mckd import distil
-from retort.config import Config
+from retort.config import MckdConfig
 from retort.errors import ConfigError
-from retort.records import Distilled, Reigning, Stage
+from retort.recipes.mckd.challenge import challenge
+from retort.recipes.mckd.pipeline import distil
+from retort.records.base import Champion, MckdResult, Step
 
 _order = runpy.run_path(str(Path(__file__).with_name("test_order.py")))
 Recorder, config_of, data_of = _order["Recorder"], _order["config_of"], _order["data_of"]
 
 
-def tracked(warm: bool = False, **student: Any) -> Config:
-    config: Config = config_of(stages=2)
+def tracked(warm: bool = False, **student: Any) -> MckdConfig:
+    config: MckdConfig = config_of(stages=2)
     values = config.model_dump(mode="json")
     values["student"] |= {"warm_start": warm, **student}
-    return Config.model_validate({**values, "tracking": {"uri": "sqlite:///mlflow.db"}})
+    return MckdConfig.model_validate({**values, "tracking": {"uri": "sqlite:///mlflow.db"}})
 
 
-def night(do: Any, config: Config, reigning: Reigning | None = None, pool: str = "pool") -> Distilled:
-    async def run() -> Distilled:
+def night(do: Any, config: MckdConfig, reigning: Champion | None = None, pool: str = "pool") -> MckdResult:
+    async def run() -> MckdResult:
         distilled = await distil(config, data_of(pool), do, reigning)
         return await challenge(config, distilled, reigning, do)
 
     return asyncio.run(run())
 
 
-def crowned(do: Any, distilled: Distilled, version: str = "1") -> Reigning:
-    stage: Stage = do.of(distilled.final_student)
-    return Reigning(model="order", version=version, student=distilled.final_student, made_of=stage.made_of)
+def crowned(do: Any, distilled: MckdResult, version: str = "1") -> Champion:
+    stage: Step = do.of(distilled.final_student)
+    return Champion(model="order", version=version, student=distilled.final_student, made_of=stage.made_of)
 
 
 def test_without_tracking_there_is_nothing_to_promote_in() -> None:
@@ -150,5 +150,5 @@ def test_a_slice_of_a_class_that_there_is_not_is_refused_before_anything_is_made
     values = tracked().model_dump(mode="json")
     values["gate"]["slices"] = [{"name": "part", "label": "c", "floor": 0.5}]
     with pytest.raises(ConfigError, match=r"gate\.slices\.0\.label = 'c': no such class; allowed: a, b"):
-        night(do, Config.model_validate(values))
+        night(do, MckdConfig.model_validate(values))
     assert do.stages == []

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from retort.algorithms.baselines import compare_baselines
-from retort.algorithms.mckd import distil, together
-from retort.config import Config
+from retort.config import MckdConfig
 from retort.errors import StageFailed
-from retort.records import ArtifactRef, Data, Distilled, Stage
+from retort.recipes.mckd.baselines import compare_baselines
+from retort.recipes.mckd.pipeline import distil, together
+from retort.records.base import ArtifactRef, Data, MckdResult, Step
 
 BASELINES = ["vanilla-kd", "compute-matched-kd", "same-partition", "self-relabelling", "early-stopped", "supervised"]
 
@@ -19,25 +19,25 @@ class Recorder:
     """A `do` that makes nothing and remembers everything. `verdicts` are those of the selections, in order."""
 
     def __init__(self, verdicts: Iterable[bool] = ()) -> None:
-        self.stages: list[Stage] = []
+        self.stages: list[Step] = []
         self._verdicts = iter(verdicts)
 
-    async def __call__(self, stage: Stage) -> ArtifactRef:
+    async def __call__(self, stage: Step) -> ArtifactRef:
         self.stages.append(stage)
         metrics = {"accepted": float(next(self._verdicts))} if stage.verb == "select" else {}
         return ArtifactRef(uri=stage.name, kind=stage.kind, key=stage.key, rows=60, metrics=metrics)
 
-    def made(self, verb: str) -> list[Stage]:
+    def made(self, verb: str) -> list[Step]:
         """Each key once: a second stage of the same key is found in the store."""
         return list({stage.key: stage for stage in self.stages if stage.verb == verb}.values())
 
-    def of(self, ref: ArtifactRef) -> Stage:
+    def of(self, ref: ArtifactRef) -> Step:
         return next(stage for stage in self.stages if stage.key == ref.key)
 
 
-def config_of(baselines: Iterable[str] = (), teacher: str = "finetuned", **method: Any) -> Config:
+def config_of(baselines: Iterable[str] = (), teacher: str = "finetuned", **method: Any) -> MckdConfig:
     selection = {"kind": method.pop("selection", "always")}
-    return Config.model_validate(
+    return MckdConfig.model_validate(
         {
             "name": "order",
             "problem": {"kind": "classification", "labels": ["a", "b"]},
@@ -58,14 +58,14 @@ def data_of(pool: str = "pool") -> Data:
     return Data(labeled=labeled, unlabeled=unlabeled, test=test, judge=dev)
 
 
-def distilled_by(do: Recorder, config: Config, data: Data | None = None) -> Distilled:
-    async def run() -> Distilled:
+def distilled_by(do: Recorder, config: MckdConfig, data: Data | None = None) -> MckdResult:
+    async def run() -> MckdResult:
         return await compare_baselines(config, await distil(config, data or data_of(), do), do)
 
     return asyncio.run(run())
 
 
-def students(do: Recorder) -> list[Stage]:
+def students(do: Recorder) -> list[Step]:
     """All but the fine-tuned teacher."""
     return [stage for stage in do.made("train-student") if not stage.name.startswith("teacher")]
 

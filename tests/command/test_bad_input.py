@@ -47,8 +47,8 @@ def sentence(told: str) -> str:
 
 
 def test_the_desk_itself_is_right(slots: Any, classes: Any) -> None:
-    from retort.configfile import load_config
-    from retort.preflight import check
+    from retort.config.loading import load_config
+    from retort.recipes.mckd.checks import check
 
     for desk in (slots, classes):
         config = load_config(desk.save())

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from retort import doctor
-from retort.configfile import load_config
+from retort.commands import doctor
+from retort.config.loading import load_config
 
 THINGS = [
     "versions",
@@ -136,7 +136,7 @@ def test_package_that_is_not_installed(slots: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_weights_that_are_damaged(slots: Any, real_weights: None) -> None:
-    from retort.students.weights import find_weights
+    from retort.models.weights import find_weights
 
     shipped = Path(find_weights(load_config(slots.save()).student).address)
     folder = slots.folder / "model"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from retort.configfile import load_config
-from retort.planning import Plan, differences, plan, repair, walk
-from retort.preflight import check
-from retort.records import ArtifactRef, Stage
-from retort.stages.making import make, open_store
-from retort.store import Product
+from retort.commands.plan import Plan, differences, plan, repair, walk
+from retort.config.loading import load_config
+from retort.recipes.execute import make, open_store
+from retort.recipes.mckd.checks import check
+from retort.records.base import ArtifactRef, Step
+from retort.store import StepOutput
 
 STUDENTS_AND_AFTER = ("train-student", "cross-label", "evaluate", "merge-labels", "select", "gate", "report", "track")
 
@@ -64,7 +64,7 @@ def publish_all(desk: Any) -> None:
     config = check(load_config(desk.save()))
     store = open_store(config.store)
 
-    def look(stage: Stage) -> ArtifactRef:
+    def look(stage: Step) -> ArtifactRef:
         found = store.find(stage.kind, stage.key)
         if found:
             store.point(config.name, stage)
@@ -74,7 +74,7 @@ def publish_all(desk: Any) -> None:
         folder: Path = desk.folder / "dummy"
         folder.mkdir(exist_ok=True)
         (folder / "made.txt").write_text(stage.name)
-        return store.publish(stage, folder, Product(rows=1), 0.1, config.name)
+        return store.publish(stage, folder, StepOutput(rows=1), 0.1, config.name)
 
     asyncio.run(walk(config, look))
 

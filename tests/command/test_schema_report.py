@@ -9,12 +9,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from retort.config import Config
-from retort.configfile import load_config, load_job
-from retort.report.reading import PAGES
-from retort.stages.making import open_store
-from retort.stages.report import SUMMARY
-from retort.store import Product
+from retort.commands.report import PAGES
+from retort.config import MckdConfig
+from retort.config.loading import load_config, load_job
+from retort.recipes.execute import open_store
+from retort.report.step import SUMMARY
+from retort.store import StepOutput
 
 EXAMPLES = sorted(Path("examples").glob("*.yaml"))
 
@@ -29,7 +29,7 @@ def schema(command: Any) -> dict[str, Any]:
 
 def test_schema_is_a_json_schema(schema: dict[str, Any]) -> None:
     Draft202012Validator.check_schema(schema)
-    assert schema == Config.model_json_schema()
+    assert schema == MckdConfig.model_json_schema()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=str)
@@ -48,7 +48,7 @@ def test_schema_refuses_what_the_config_refuses(schema: dict[str, Any]) -> None:
 
 
 def described(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, part in {"Config": schema, **schema["$defs"]}.items():
+    for name, part in {"MckdConfig": schema, **schema["$defs"]}.items():
         for field, inner in part.get("properties", {}).items():
             # Pydantic leaves out a field's description that is word for word that of the fields below it.
             yield f"{name}.{field}", {**schema["$defs"].get(inner.get("$ref", "").rpartition("/")[2], {}), **inner}
@@ -70,15 +70,15 @@ def test_report_before_any_run(slots: Any, command: Any) -> None:
 @pytest.fixture
 def reported(slots: Any) -> Any:
     """A desk whose last run left a report."""
-    from retort.records import Stage
+    from retort.records.base import Step
 
     config = load_config(slots.save())
     folder: Path = slots.file("pages")
     folder.mkdir()
     for name in (*PAGES, SUMMARY):
         (folder / name).write_text(name)
-    stage = Stage(name="report", verb="report", version=1, kind="reports", params={})
-    open_store(config.store).publish(stage, folder, Product(), 0.1, config.name)
+    stage = Step(name="report", verb="report", version=1, kind="reports", params={})
+    open_store(config.store).publish(stage, folder, StepOutput(), 0.1, config.name)
     return slots
 
 

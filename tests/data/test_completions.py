@@ -8,7 +8,7 @@ import pytest
 
 from retort.data.completions import BadLine, read_completions
 from retort.errors import DataError
-from retort.records import Completion
+from retort.records.base import RecordedCompletion
 
 
 def answer(custom_id: str, **body: object) -> dict[str, object]:
@@ -39,7 +39,7 @@ def test_bad_lines_do_not_end_the_reading(tmp_path: Path) -> None:
     path = tmp_path / "completions.jsonl"
     path.write_text("\n\n".join([raw for raw, _, _ in BAD] + [json.dumps(GOOD)]))
     *bad, good = read_completions(str(path))
-    assert good == Completion("1", "hello", "stop", 5, 2)
+    assert good == RecordedCompletion("1", "hello", "stop", 5, 2)
     assert all(isinstance(line, BadLine) for line in bad)
     assert [(line.raw, line.reason, line.example_id) for line in bad if isinstance(line, BadLine)] == BAD
     assert isinstance(bad[1], BadLine)
@@ -55,9 +55,9 @@ def test_cut_short_empty_and_plain_completions_are_kept(tmp_path: Path) -> None:
     ]
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     assert list(read_completions(str(path))) == [
-        Completion("1", "hel", "length"),
-        Completion("2", "", "stop"),
-        Completion("3", "x"),
+        RecordedCompletion("1", "hel", "length"),
+        RecordedCompletion("2", "", "stop"),
+        RecordedCompletion("3", "x"),
     ]
 
 
@@ -67,7 +67,7 @@ def test_bytes_that_are_not_utf8_cost_one_line(tmp_path: Path) -> None:
     bad, good = read_completions(str(path))
     assert isinstance(bad, BadLine)
     assert bad.reason == "not-json"
-    assert isinstance(good, Completion)
+    assert isinstance(good, RecordedCompletion)
 
 
 def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from retort.config import ColumnsConfig, HubConfig, Source
 from retort.data import fingerprint, read_examples, read_rows_of
 from retort.errors import DataError, StoreUnavailable
 from retort.problems.base import Problem
-from retort.records import Example
+from retort.records.base import Example
 
 ROWS = [{"id": str(n), "text": f"text {n}", "label": "odd" if n % 2 else "even"} for n in range(1, 21)]
 

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import yaml
 
-from retort.config import Config
-from retort.preflight import resolve
+from retort.config import MckdConfig
+from retort.recipes.mckd.checks import resolve
 
 ROOT = Path(__file__).parents[2]
 RETORT = str(Path(sys.executable).with_name("retort"))
@@ -50,7 +50,7 @@ def run_here(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     from flows.mckd import CHECKED, mckd
 
     def run(values: dict[str, Any], **scope: Any) -> Any:
-        CHECKED.set(resolve(Config.model_validate(values)))
+        CHECKED.set(resolve(MckdConfig.model_validate(values)))
         try:
             with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
                 return asyncio.run(mckd(f"{values['name']}.yaml", **scope))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retort.buckets import filesystem
+from retort.io.s3 import filesystem
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from retort.config import Config
-from retort.rows import read_rows
-from retort.stages.making import open_store
+from retort.config import MckdConfig
+from retort.io.parquet import read_rows
+from retort.recipes.execute import open_store
 from retort.store import Manifest
 
 Build = Callable[..., dict[str, Any]]
@@ -40,14 +40,14 @@ def statuses(finished: Any) -> dict[str, str]:
 
 
 def manifest_of(values: dict[str, Any], stage: str) -> Manifest:
-    config = Config.model_validate(values)
+    config = MckdConfig.model_validate(values)
     manifest = open_store(config.store).latest(config.name, stage)
     assert manifest is not None, f"{stage} was not made"
     return manifest
 
 
 def rows_of(values: dict[str, Any], stage: str, file: str = "rows.parquet") -> dict[str, dict[str, Any]]:
-    store = open_store(Config.model_validate(values).store)
+    store = open_store(MckdConfig.model_validate(values).store)
     folder = store.fetch(store.ref(manifest_of(values, stage)))
     return {row["example_id"]: row for row in read_rows(folder / file)}
 
@@ -256,6 +256,6 @@ def test_duplicated_texts_and_a_cell_of_one_row(
 
 
 def seed_with_a_cell_of_one(ids: list[str]) -> int:
-    from retort.method.partitioning import cell_of
+    from retort.data.partitions import cell_of
 
     return next(seed for seed in range(100) if sum(cell_of(name, 2, seed) for name in ids) == 1)

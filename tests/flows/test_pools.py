@@ -8,18 +8,18 @@ from typing import Any
 import httpx
 import pytest
 
-from retort.config import Config
+from retort.config import MckdConfig
 from retort.errors import ConfigError
-from retort.records import ArtifactRef, Stage
-from retort.stages.making import open_store
-from tasks.gpus import SHARED_GPUS, gpus_for
-from tasks.pools import check_pools, pool_of, read_order, write_order
+from retort.recipes.execute import open_store
+from retort.records.base import ArtifactRef, Step
+from tasks.gpu_slots import SHARED_GPUS, gpus_for
+from tasks.work_pools import check_pools, pool_of, read_order, write_order
 
 REF = ArtifactRef(uri="", kind="students", key="0" * 64)
 
 
-def stage(verb: Any, **fields: Any) -> Stage:
-    return Stage(name=f"stage1/{verb}", verb=verb, version=1, kind="things", params={"teacher": "asked"}, **fields)
+def stage(verb: Any, **fields: Any) -> Step:
+    return Step(name=f"stage1/{verb}", verb=verb, version=1, kind="things", params={"teacher": "asked"}, **fields)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def stage(verb: Any, **fields: Any) -> Stage:
         (stage("merge-labels"), None),
         (stage("gate"), None),
     ],
-    ids=lambda value: value.verb if isinstance(value, Stage) else str(value),
+    ids=lambda value: value.verb if isinstance(value, Step) else str(value),
 )
-def test_what_needs_a_gpu_goes_to_its_pool(tiny_slots: dict[str, Any], one: Stage, pool: str | None) -> None:
+def test_what_needs_a_gpu_goes_to_its_pool(tiny_slots: dict[str, Any], one: Step, pool: str | None) -> None:
     execution = {"teacher_pool": "t", "student_pool": "s"}
-    assert pool_of(Config.model_validate({**tiny_slots, "execution": execution}).execution, one) == pool
-    assert pool_of(Config.model_validate(tiny_slots).execution, one) is None
+    assert pool_of(MckdConfig.model_validate({**tiny_slots, "execution": execution}).execution, one) == pool
+    assert pool_of(MckdConfig.model_validate(tiny_slots).execution, one) is None
 
 
 def test_an_order_is_read_as_it_was_written_and_sends_nothing_further(
@@ -49,7 +49,7 @@ def test_an_order_is_read_as_it_was_written_and_sends_nothing_further(
 ) -> None:
     monkeypatch.setenv("RETORT_TEST_ROOT", str(tmp_path / "store"))
     values = {**tiny_slots, "store": {"root": "${RETORT_TEST_ROOT}"}, "execution": {"student_pool": "s"}}
-    config, one = Config.model_validate(values), stage("train-student", inputs={"labels": (REF,)})
+    config, one = MckdConfig.model_validate(values), stage("train-student", inputs={"labels": (REF,)})
     name = write_order(config, one)
     order = read_order(config.store, name)
     assert order.stage == one
@@ -66,7 +66,7 @@ def test_an_order_is_read_as_it_was_written_and_sends_nothing_further(
 
 
 async def test_a_pool_without_the_deployments_is_told_at_once(tiny_slots: dict[str, Any], prefect_api: str) -> None:
-    execution = Config.model_validate({**tiny_slots, "execution": {"student_pool": "nowhere"}}).execution
+    execution = MckdConfig.model_validate({**tiny_slots, "execution": {"student_pool": "nowhere"}}).execution
     with pytest.raises(ConfigError, match="work pool 'nowhere' has no deployment of 'train-student'"):
         await check_pools(execution)
 
@@ -83,7 +83,7 @@ async def test_each_student_holds_a_gpu_and_the_teacher_all(prefect_api: str, mo
     held: list[str] = []
     most = 0
 
-    async def work(one: Stage) -> None:
+    async def work(one: Step) -> None:
         nonlocal most
         async with gpus_for(one) as environment:
             gpus = environment["CUDA_VISIBLE_DEVICES"].split(",")

@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from retort.records import Stage
+from retort.records.base import Step
 from tasks import progress
 
-STAGE = Stage(name="stage1/student-0", verb="train-student", version=1, kind="students", params={})
+STAGE = Step(name="stage1/student-0", verb="train-student", version=1, kind="students", params={})
 
 
 async def test_progress_is_published_with_its_last_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from retort.config import Config
-from retort.configfile import parse_config
+from retort.config import MckdConfig
+from retort.config.loading import parse_config
 from retort.errors import ConfigError
-from retort.rows import read_rows
-from retort.stages.cross_labels import FAILED_ROWS
-from retort.stages.making import open_store
-from retort.stages.student import MODEL
+from retort.io.parquet import read_rows
+from retort.recipes.execute import open_store
+from retort.steps.cross_label import FAILED_ROWS
+from retort.steps.train_student import MODEL
 
 TRAINING = {"epochs": 2, "learning_rate": 3.0e-3, "batch_tokens": 1024, "precision": "fp32"}
 
@@ -47,7 +47,7 @@ def test_a_student_that_writes_goes_through_a_run(
     finished = run_there(values, tmp_path)
     assert finished["status"] == "COMPLETED"
     assert finished["final"]["scores"]["slot_f1"]["n"] == 20
-    config = Config.model_validate(values)
+    config = MckdConfig.model_validate(values)
     store = open_store(config.store)
     crossed = [store.latest(name, f"stage1/cross-labels-{index}") for index in range(2)]
     assert sum(one.rows for one in crossed if one is not None) == 59

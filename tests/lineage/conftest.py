@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from retort.algorithms.mckd import distil, ingest_data
-from retort.config import Config
-from retort.records import Distilled, Stage
-from retort.stages.making import make
-from retort.stages.report import report
-from retort.stages.tracking import track
+from retort.config import MckdConfig
+from retort.recipes.execute import make
+from retort.recipes.mckd.pipeline import distil, ingest_data
+from retort.records.base import MckdResult, Step
+from retort.report.step import report
 from retort.store import Store
 from retort.store.runs import RunRecord, keep_run
+from retort.tracking.step import track
 
 SHARED = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
 ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "prefect-run-1", "prefect.url": "http://prefect/run-1"}
@@ -31,11 +31,11 @@ BROKEN = "unlabeled-8"
 @dataclass(frozen=True)
 class Nights:
     folder: Path
-    config: Config
+    config: MckdConfig
     """Of the first night."""
-    old: Distilled
+    old: MckdResult
     """The first night's run: version 1."""
-    new: Distilled
+    new: MckdResult
     """The second night's, of another seed: version 2."""
 
     @property
@@ -54,16 +54,16 @@ def _reply(body: dict[str, Any]) -> str:
     return "up" if "great" in item or "good" in item else "down"
 
 
-def _night(config: Config, day: int) -> Distilled:
+def _night(config: MckdConfig, day: int) -> MckdResult:
     """A run as the flow does it, without Prefect; its record as of that day."""
     store = Store(config.store.root)
     assert config.tracking is not None
 
-    async def do(stage: Stage) -> Any:
+    async def do(stage: Step) -> Any:
         found = store.reuse(config.name, stage)
         return store.ref(found) if found else make(config, stage, 0, lambda *_: None)
 
-    async def everything() -> Distilled:
+    async def everything() -> MckdResult:
         distilled = await distil(config, await ingest_data(config, do), do)
         page = await do(report(config, distilled))
         tracked = await do(track(config, config.tracking, distilled, page, ORIGIN))
@@ -88,16 +88,16 @@ def nights(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
         values["store"] = {"root": str(folder / "store")}
         values["tracking"] = {"uri": f"sqlite:///{folder}/mlflow.db"}
         values["student"]["training"]["epochs"] = 1
-        config = Config.model_validate(values)
+        config = MckdConfig.model_validate(values)
         values["method"]["seed"] = 1
-        yield Nights(folder, config, _night(config, 1), _night(Config.model_validate(values), 2))
+        yield Nights(folder, config, _night(config, 1), _night(MckdConfig.model_validate(values), 2))
 
 
 @pytest.fixture
-def aged(nights: Nights, tmp_path: Path) -> Callable[..., Config]:
+def aged(nights: Nights, tmp_path: Path) -> Callable[..., MckdConfig]:
     """A copy of the nights' store in which everything is old; the config says where it is."""
 
-    def copied() -> Config:
+    def copied() -> MckdConfig:
         root = tmp_path / "store"
         shutil.copytree(nights.store.root, root)
         for path in root.rglob("*"):
@@ -112,8 +112,8 @@ command = runpy.run_path(str(Path(__file__).parents[1] / "command" / "conftest.p
 
 
 @pytest.fixture
-def config_file(tmp_path: Path) -> Callable[[Config], str]:
-    def written(config: Config) -> str:
+def config_file(tmp_path: Path) -> Callable[[MckdConfig], str]:
+    def written(config: MckdConfig) -> str:
         path = tmp_path / "config.yaml"
         path.write_text(json.dumps(config.model_dump(mode="json", exclude_defaults=True)))
         return str(path)

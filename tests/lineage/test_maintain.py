@@ -14,32 +14,32 @@ from uuid import uuid4
 import pytest
 import s3fs
 
-from retort.config import Config
+from retort.commands.maintain import maintain
+from retort.config import MckdConfig
 from retort.errors import ConfigError, TrackingUnavailable
-from retort.maintenance import maintain
-from retort.records import ArtifactRef, Stage
-from retort.store import Product, Store
+from retort.records.base import ArtifactRef, Step
+from retort.store import StepOutput, Store
 from retort.store.ancestry import ancestors
 from retort.store.runs import RunRecord, keep_run, runs
-from retort.teachers.asking import Answer
 from retort.teachers.ledger import Ledger, entry_of
+from retort.teachers.requests import Completion
 
 Command = Callable[..., tuple[int, str, str]]
-Aged = Callable[..., Config]
+Aged = Callable[..., MckdConfig]
 DAY = 86400
 
 
-def store_of(config: Config) -> Store:
+def store_of(config: MckdConfig) -> Store:
     return Store(config.store.root)
 
 
-def listing(config: Config) -> dict[str, tuple[int, float]]:
+def listing(config: MckdConfig) -> dict[str, tuple[int, float]]:
     """Size and time of every file of a store."""
     files = [path for path in Path(config.store.root).rglob("*") if path.is_file()]
     return {str(path): (path.stat().st_size, path.stat().st_mtime) for path in files}
 
 
-def artifacts(config: Config) -> set[str]:
+def artifacts(config: MckdConfig) -> set[str]:
     """Keys of what is complete in a store."""
     return {path.parent.name for path in Path(config.store.root).glob("*/??/*/manifest.json")}
 
@@ -48,7 +48,7 @@ def lineage_of(store: Store, ref: ArtifactRef) -> set[str]:
     return {manifest.key for manifest in ancestors(store, ref.kind, ref.key)}
 
 
-def last_run(config: Config) -> set[str]:
+def last_run(config: MckdConfig) -> set[str]:
     newest = runs(store_of(config))[0]
     return {artifact.rpartition("/")[2] for artifact in newest.artifacts}
 
@@ -99,7 +99,7 @@ def test_a_version_that_the_registry_deleted_frees_its_lineage(nights: Any, aged
     assert artifacts(config) >= lineage_of(store, nights.new.final_student)
 
 
-def with_registry(config: Config, uri: str | None) -> Config:
+def with_registry(config: MckdConfig, uri: str | None) -> MckdConfig:
     tracking = uri and config.tracking and config.tracking.model_copy(update={"uri": uri})
     return config.model_copy(update={"tracking": tracking or None})
 
@@ -192,7 +192,7 @@ def test_the_ledger_is_compacted_and_loses_nothing(nights: Any, aged: Aged, tmp_
     ledger = Ledger(store_of(config), {"kind": "endpoint", "model": "other"})
     for number in range(21):
         key = number.to_bytes(16, "big")
-        ledger.add([entry_of(key, Answer(key, 0, f"text {number}", "stop", 1, 0, 1), 8)])
+        ledger.add([entry_of(key, Completion(key, 0, f"text {number}", "stop", 1, 0, 1), 8)])
     assert maintain(config, nights=0).compacted == {ledger.folder: 21}
     assert len(ledger.files()) == 21
     assert maintain(config, nights=0, delete=True).compacted == {ledger.folder: 21}
@@ -201,8 +201,8 @@ def test_the_ledger_is_compacted_and_loses_nothing(nights: Any, aged: Aged, tmp_
 
 
 def texts(ledger: Ledger, number: int, folder: Path) -> list[str]:
-    from retort.rows import write_rows
-    from retort.teachers.labelling import ASKED
+    from retort.io.parquet import write_rows
+    from retort.teachers.labeler import ASKED
 
     rows = [{"position": at, "key": at.to_bytes(16, "big")} for at in range(number)]
     write_rows(folder / "asked.parquet", ASKED, rows)
@@ -240,7 +240,7 @@ def test_a_bucket_is_listed_once_for_each_kind(
     assert maintain(config, grace_hours=0, delete=True).freed == {}
 
 
-def bare(folder: Path, **fields: Any) -> tuple[Config, Store]:
+def bare(folder: Path, **fields: Any) -> tuple[MckdConfig, Store]:
     """A config that is only asked for its store, in which nothing was tracked."""
     values = {
         "name": "bare",
@@ -251,18 +251,18 @@ def bare(folder: Path, **fields: Any) -> tuple[Config, Store]:
         "store": {"root": str(folder / "store")},
         **fields,
     }
-    config = Config.model_validate(values)
+    config = MckdConfig.model_validate(values)
     return config, Store(config.store.root)
 
 
 def publish(store: Store, kind: str, name: str, number: int = 0, **inputs: list[ArtifactRef]) -> ArtifactRef:
     refs = {role: tuple(of) for role, of in inputs.items()}
-    stage = Stage(
+    stage = Step(
         name=name, verb="train-student", version=1, kind=kind, params={"name": name, "number": number}, inputs=refs
     )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "weights").write_text(name)
-        return store.publish(stage, Path(folder), Product(rows=1), 1.0, "bare")
+        return store.publish(stage, Path(folder), StepOutput(rows=1), 1.0, "bare")
 
 
 def keep(store: Store, *refs: ArtifactRef) -> None:
@@ -276,7 +276,7 @@ def age(store: Store) -> None:
         os.utime(path, (1, 1))
 
 
-def test_the_command(aged: Aged, command: Command, config_file: Callable[[Config], str]) -> None:
+def test_the_command(aged: Aged, command: Command, config_file: Callable[[MckdConfig], str]) -> None:
     config = aged()
     path = config_file(config)
     code, out, err = command("maintain", path, "--nights", "1")
@@ -291,7 +291,7 @@ def test_the_command(aged: Aged, command: Command, config_file: Callable[[Config
     assert out.splitlines()[-2:] == ["freed:", "  nothing"]
 
 
-def test_the_command_refuses(aged: Aged, command: Command, config_file: Callable[[Config], str]) -> None:
+def test_the_command_refuses(aged: Aged, command: Command, config_file: Callable[[MckdConfig], str]) -> None:
     config = aged()
     path = config_file(config)
     code, _, err = command("maintain", path, "--set", "tracking.uri=http://127.0.0.1:9", "--delete")

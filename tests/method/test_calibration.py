@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
 from retort.errors import DataError
-from retort.method.calibration import (
+from retort.metrics.calibration import (
     CALIBRATION_TEMPERATURES,
     brier_score,
     expected_calibration_error,

@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retort.method import objectives
-from retort.method.objectives import (
+from retort.students import losses as objectives
+from retort.students.losses import (
     LEAST_REST,
     Divergence,
     cross_entropy,

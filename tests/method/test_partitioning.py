@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.method.partitioning import Scheme, cell_of, label_cells, train_cells
+from retort.data.partitions import Scheme, cell_of, label_cells, train_cells
 
 SCHEMES: tuple[Scheme, ...] = ("disjoint", "leave-one-out")
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from retort.errors import DataError
-from retort.method.scoring import mean_score, score, statistics_of
-from retort.method.significance import bootstrap, compare, mcnemar, share_above
+from retort.metrics.bootstrap import bootstrap, compare, mcnemar, share_above
+from retort.metrics.scores import mean_score, score, statistics_of
 from retort.problems.base import Floats
 from retort.problems.classification import Classification
 
@@ -44,7 +44,7 @@ def test_it_repeats_and_neither_the_order_nor_the_chunks_of_rows_matter(monkeypa
     assert bootstrap(rows, share, 200, seed=3) == first
     assert bootstrap(rows[::-1], share, 200, seed=3) == pytest.approx(first, abs=1e-12)
     assert bootstrap(rows, share, 200, seed=4) != first
-    monkeypatch.setattr("retort.method.significance.CHUNK", 7)
+    monkeypatch.setattr("retort.metrics.bootstrap.CHUNK", 7)
     assert bootstrap(rows, share, 200, seed=3) == pytest.approx(first, abs=1e-12)
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from retort.method.voting import learn_weights, majority, merge_votes, minimum_risk
 from retort.problems.classification import Classification
 from retort.problems.slots import Slots, encode
+from retort.teachers.voting import learn_weights, majority, merge_votes, minimum_risk
 
 CLASSES = ["a", "b", "c", "d"]
 PROBLEM = Classification(CLASSES)

@@ -14,7 +14,7 @@ from retort.config import ClassificationConfig, ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
 from retort.problems import infer_schema, problem_for
 from retort.problems.classification import Classification
-from retort.records import ParseFailure
+from retort.records.base import ParseFailure
 
 COLUMNS = ColumnsConfig()
 GRADES = ["poor", "fair", "good", "fine"]

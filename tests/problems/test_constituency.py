@@ -19,8 +19,8 @@ from retort.problems import infer_schema, problem_for
 from retort.problems.brackets import bracket_counts, unlabelled_f1
 from retort.problems.constituency import Constituency
 from retort.problems.trees import Span, Tree, collapsed, decode_label, nodes_of, read_tree, unlabelled, write_tree
-from retort.records import Label, ParseFailure
-from retort.report.mistakes import error_tables
+from retort.records.base import Label, ParseFailure
+from retort.report.mckd.mistakes import error_tables
 from retort.teachers.salvage import parse_completion
 
 CRAFT = Path(__file__).parents[2] / "examples" / "craft"
@@ -454,7 +454,7 @@ def test_the_examples_schema_knows_every_label_and_most_chains(
     craft: tuple[Any, list[dict[str, str]], list[Label]],
 ) -> None:
     """What the shipped schema cannot say costs less than a point of bracket F1."""
-    from retort.configfile import load_config
+    from retort.config.loading import load_config
 
     problem = problem_for(load_config(CRAFT.with_suffix(".yaml")).problem)
     _, rows, labels = craft
@@ -472,11 +472,11 @@ def test_the_examples_schema_knows_every_label_and_most_chains(
 def test_a_tagging_student_learns_to_parse(tiny_encoder: Path) -> None:
     import torch
 
-    from retort.students.device import Device
+    from retort.models.device import Device
+    from retort.models.weights import find_weights
     from retort.students.encoder import encode_all, new_encoder
     from retort.students.prediction import predict
     from retort.students.training import TrainingRows, train
-    from retort.students.weights import find_weights
 
     generator = random.Random(0)
     texts, labels = zip(*(sentence(generator) for _ in range(60)), strict=True)

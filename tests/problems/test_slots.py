@@ -16,7 +16,7 @@ from retort.config import ColumnsConfig, SlotsConfig
 from retort.errors import ConfigError, DataError
 from retort.problems import infer_schema, problem_for
 from retort.problems.slots import Slots, decode, encode, intent_name, slot_name, spans
-from retort.records import ParseFailure
+from retort.records.base import ParseFailure
 
 COLUMNS = ColumnsConfig()
 SCHEMA = {

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 from sacrebleu.metrics import BLEU, CHRF
 
-from retort.config import ColumnsConfig, Config, TextConfig
+from retort.config import ColumnsConfig, MckdConfig, TextConfig
 from retort.errors import ConfigError, DataError
-from retort.method.scoring import score
+from retort.metrics.scores import score
 from retort.problems import infer_schema, problem_for
 from retort.problems.text import FreeText
-from retort.records import ParseFailure
+from retort.records.base import ParseFailure
 
 COLUMNS = ColumnsConfig()
 PLAIN = FreeText(TextConfig(kind="text"))
@@ -169,14 +169,14 @@ CONFIG: dict[str, Any] = {
 
 
 def test_field_f1_is_measured_where_there_are_fields() -> None:
-    assert Config.model_validate(CONFIG).metrics == ("exact_match", "chrf", "bleu", "rouge_l")
+    assert MckdConfig.model_validate(CONFIG).metrics == ("exact_match", "chrf", "bleu", "rouge_l")
     with_schema = {**CONFIG, "problem": {"kind": "text", "json_schema": SCHEMA}}
-    assert Config.model_validate(with_schema).metrics[-1] == "field_f1"
+    assert MckdConfig.model_validate(with_schema).metrics[-1] == "field_f1"
     with pytest.raises(ValueError, match="field_f1 measures JSON"):
-        Config.model_validate({**CONFIG, "evaluation": {"metrics": ["field_f1"]}})
+        MckdConfig.model_validate({**CONFIG, "evaluation": {"metrics": ["field_f1"]}})
 
 
 def test_an_ensemble_cannot_vote_on_texts() -> None:
     members = [{"kind": "recorded", "completions": "d"}, {"kind": "recorded", "completions": "e"}]
     with pytest.raises(ValueError, match=r"teacher\.kind 'ensemble' cannot vote on 'text'"):
-        Config.model_validate({**CONFIG, "teacher": {"kind": "ensemble", "members": members}})
+        MckdConfig.model_validate({**CONFIG, "teacher": {"kind": "ensemble", "members": members}})

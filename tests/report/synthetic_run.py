@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retort.algorithms.baselines import compare_baselines
-from retort.algorithms.challenge import challenge
-from retort.algorithms.mckd import distil
-from retort.config import Config, ExecutionConfig
-from retort.method.scoring import score
-from retort.records import ArtifactRef, Data, Distilled, Reigning, Stage
-from retort.rows import PSEUDOLABELS, read_rows, write_rows
-from retort.stages.examples import ROWS, ingest, make_examples, read_gold
-from retort.stages.gate import make_gate
-from retort.stages.pseudolabels import make_merged_labels
-from retort.stages.report import make_report, report
-from retort.stages.scores import _SCHEMA, PREDICTIONS, SCORES, make_scores
-from retort.stages.selection import make_selection
-from retort.stages.student import HISTORY, MODEL, in_cells
-from retort.stages.teacher import make_pseudolabels
-from retort.stages.work import Work
-from retort.store import Product, Store
+from retort.config import ExecutionConfig, MckdConfig
+from retort.io.parquet import PSEUDOLABELS, read_rows, write_rows
+from retort.metrics.scores import score
+from retort.recipes.mckd.baselines import compare_baselines
+from retort.recipes.mckd.challenge import challenge
+from retort.recipes.mckd.pipeline import distil
+from retort.recipes.mckd.teacher import make_pseudolabels
+from retort.records.base import ArtifactRef, Champion, Data, MckdResult, Step
+from retort.report.step import make_report, report
+from retort.steps.context import StepContext
+from retort.steps.evaluate import _SCHEMA, PREDICTIONS, SCORES, make_scores
+from retort.steps.gate import make_gate
+from retort.steps.ingest import ROWS, ingest, make_examples, read_gold
+from retort.steps.merge_labels import make_merged_labels
+from retort.steps.select import make_selection
+from retort.steps.train_student import HISTORY, MODEL, in_cells
+from retort.store import StepOutput, Store
 
 PLAY_ARTIST, PLAY_TRACK = "[IN:PLAY [SL:ARTIST {} ] ]", "[IN:PLAY [SL:TRACK {} ] ]"
 CITY = "[IN:WEATHER [SL:CITY {} ] ]"
@@ -76,33 +76,33 @@ WRONG = {
 
 
 class Run(NamedTuple):
-    config: Config
+    config: MckdConfig
     store: Store
-    distilled: Distilled
+    distilled: MckdResult
     report: ArtifactRef
-    perform: Callable[[Stage], ArtifactRef]
+    perform: Callable[[Step], ArtifactRef]
 
 
 Wrong = Mapping[str, Mapping[str, str]]
 
 
-def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Reigning | None = None, **changes: Any) -> Run:
+def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Champion | None = None, **changes: Any) -> Run:
     """`changes` are fields of the config. Every artifact is told to have taken one second, a row 2.5 ms."""
-    config = Config.model_validate({**_config(tmp_path), **changes})
+    config = MckdConfig.model_validate({**_config(tmp_path), **changes})
     store = Store(config.store.root)
 
-    def perform(stage: Stage) -> ArtifactRef:
+    def perform(stage: Step) -> ArtifactRef:
         found = store.find(stage.kind, stage.key)
         if found:
             return store.ref(found)
         with tempfile.TemporaryDirectory() as folder:
-            work = Work(stage, store, Path(folder), ExecutionConfig(), 0, lambda done, total, note: None)
+            work = StepContext(stage, store, Path(folder), ExecutionConfig(), 0, lambda done, total, note: None)
             return store.publish(stage, Path(folder), _maker(stage, wrong)(work), 1.0, config.name)
 
-    async def do(stage: Stage) -> ArtifactRef:
+    async def do(stage: Step) -> ArtifactRef:
         return perform(stage)
 
-    async def everything() -> Distilled:
+    async def everything() -> MckdResult:
         refs = {role: await do(ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
         data = Data(**refs, judge=refs["labeled"])
         distilled = await compare_baselines(config, await distil(config, data, do, reigning), do)
@@ -112,12 +112,12 @@ def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Reigning | None = 
     return Run(config, store, distilled, perform(report(config, distilled)), perform)
 
 
-def crowned(run: Run, version: str) -> Reigning:
+def crowned(run: Run, version: str) -> Champion:
     """The final student of a run as the champion of the next."""
     student = run.distilled.final_student
     manifest = run.store.find(student.kind, student.key)
     assert manifest is not None
-    return Reigning(model=run.config.name, version=version, student=student, made_of=manifest.made_of)
+    return Champion(model=run.config.name, version=version, student=student, made_of=manifest.made_of)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -152,8 +152,8 @@ def _completion(name: str, text: str) -> dict[str, Any]:
     return {"custom_id": name, "response": {"status_code": 200, "body": {"choices": [message]}}, "error": None}
 
 
-def _maker(stage: Stage, wrong: Wrong) -> Callable[[Work], Product]:
-    makers: dict[str, Callable[[Work], Product]] = {
+def _maker(stage: Step, wrong: Wrong) -> Callable[[StepContext], StepOutput]:
+    makers: dict[str, Callable[[StepContext], StepOutput]] = {
         "ingest": make_examples,
         "pseudolabel": make_pseudolabels,
         "train-student": _make_student,
@@ -167,19 +167,19 @@ def _maker(stage: Stage, wrong: Wrong) -> Callable[[Work], Product]:
     return makers[stage.verb]
 
 
-def _make_student(work: Work) -> Product:
+def _make_student(work: StepContext) -> StepOutput:
     (work.folder / MODEL).mkdir()
     (work.folder / MODEL / "model.safetensors").write_bytes(b"weights")
     history = {"steps": [1, 2, 3], "losses": [2.0, 1.0, 0.5], "learning_rates": [1e-4, 5e-5, 0.0], "seconds": 0.5}
     (work.folder / HISTORY).write_text(json.dumps(history))
-    return Product(
+    return StepOutput(
         rows=8,
         metrics={"loss": 0.5, "examples_per_second": 250.0},
         details={"device": "cpu", "precision": "bf16", "threads": 1},
     )
 
 
-def _make_cross_labels(work: Work) -> Product:
+def _make_cross_labels(work: StepContext) -> StepOutput:
     """The students' part is in `CROSS`; with probabilities, 0.9 for what they say and the rest for all else."""
 
     def labelled(row: dict[str, Any]) -> dict[str, Any]:
@@ -195,10 +195,10 @@ def _make_cross_labels(work: Work) -> Product:
 
     rows = in_cells(read_rows(work.fetch("rows") / ROWS, ["example_id", "text"]), work.stage.params["cells"])
     named = (row for row in rows if row["example_id"] in CROSS)
-    return Product(rows=write_rows(work.folder / ROWS, PSEUDOLABELS, map(labelled, named)))
+    return StepOutput(rows=write_rows(work.folder / ROWS, PSEUDOLABELS, map(labelled, named)))
 
 
-def _make_student_scores(wrong: Wrong, work: Work) -> Product:
+def _make_student_scores(wrong: Wrong, work: StepContext) -> StepOutput:
     said = next((labels for name, labels in wrong.items() if work.stage.name.startswith(name)), {})
     rows: list[dict[str, Any]] = []
     for example in read_gold(work, "gold"):
@@ -211,4 +211,4 @@ def _make_student_scores(wrong: Wrong, work: Work) -> Product:
     golds, labels = [row["gold"] for row in rows], [row["predicted"] for row in rows]
     scores = [score(work.problem, metric, golds, labels, 200, 0) for metric in work.stage.params["metrics"]]
     (work.folder / SCORES).write_text(json.dumps([item.model_dump() for item in scores]))
-    return Product(rows=len(rows), metrics={item.metric: item.value for item in scores})
+    return StepOutput(rows=len(rows), metrics={item.metric: item.value for item in scores})

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from retort.config import ClassificationConfig
-from retort.method.scoring import mean_score, score
+from retort.metrics.scores import mean_score, score
 from retort.problems.classification import Classification
-from retort.report.mistakes import NOTHING, error_tables
-from retort.report.summary import Summary, p_text, percent, read_summary, seconds_text, signed, table
-from retort.report.terminal import render_terminal
+from retort.report.mckd.mistakes import NOTHING, error_tables
+from retort.report.mckd.summary import Summary, p_text, percent, read_summary, seconds_text, signed, table
+from retort.report.mckd.terminal import render_terminal
 
 _synthetic_run = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))
 synthetic, crowned = _synthetic_run["synthetic"], _synthetic_run["crowned"]
@@ -312,11 +312,11 @@ def test_a_champion_that_is_the_final_student_is_told_once(tmp_path: Path) -> No
 
 def test_a_report_made_again_is_the_same(run: Any, folder: Path, tmp_path: Path) -> None:
     from retort.config import ExecutionConfig
-    from retort.stages.report import make_report, report
-    from retort.stages.work import Work
+    from retort.report.step import make_report, report
+    from retort.steps.context import StepContext
 
     stage = report(run.config, run.distilled)
-    make_report(Work(stage, run.store, tmp_path, ExecutionConfig(), 0, lambda done, total, note: None))
+    make_report(StepContext(stage, run.store, tmp_path, ExecutionConfig(), 0, lambda done, total, note: None))
     for name in ("summary.json", "report.html", "report.md", "scores.svg"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 

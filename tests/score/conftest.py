@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from retort.algorithms.score import distil_scores
-from retort.config.scoring import ScoreConfig
-from retort.configfile import load_score_config
-from retort.records import ArtifactRef, Scored, Stage
-from retort.score_preflight import check_scores
-from retort.stages.making import make, open_store
+from retort.config.loading import load_score_config
+from retort.config.soft_label import SoftLabelConfig
+from retort.recipes.execute import make, open_store
+from retort.recipes.soft_label.checks import check_scores
+from retort.recipes.soft_label.pipeline import distil_scores
+from retort.records.base import ArtifactRef, SoftLabelResult, Step
 
 Row = dict[str, Any]
 CLASSES = ["right", "half", "wrong"]
@@ -42,7 +42,7 @@ class Job:
         path.write_text(yaml.safe_dump(self.values), encoding="utf-8")
         return str(path)
 
-    def config(self) -> ScoreConfig:
+    def config(self) -> SoftLabelConfig:
         return load_score_config(self.save())
 
 
@@ -121,11 +121,11 @@ def _new_job(folder: Path) -> Job:
     return job
 
 
-def inline(config: ScoreConfig, made: list[Stage]) -> Callable[[Stage], Any]:
+def inline(config: SoftLabelConfig, made: list[Step]) -> Callable[[Step], Any]:
     """A `do` that makes what the store lacks, in this process."""
     store = open_store(config.store)
 
-    async def do(stage: Stage) -> ArtifactRef:
+    async def do(stage: Step) -> ArtifactRef:
         manifest = store.find(stage.kind, stage.key)
         if manifest is not None:
             return store.ref(manifest)
@@ -135,14 +135,14 @@ def inline(config: ScoreConfig, made: list[Stage]) -> Callable[[Stage], Any]:
     return do
 
 
-def run(config: ScoreConfig) -> tuple[ScoreConfig, Scored, list[Stage]]:
+def run(config: SoftLabelConfig) -> tuple[SoftLabelConfig, SoftLabelResult, list[Step]]:
     """(the resolved config, what came out, the stages that were made)."""
-    config, made = check_scores(config), list[Stage]()
+    config, made = check_scores(config), list[Step]()
     return config, asyncio.run(distil_scores(config, inline(config, made))), made
 
 
 @pytest.fixture(scope="package")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, ScoreConfig, Scored]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, SoftLabelConfig, SoftLabelResult]:
     """A run that has ended. Do not change its files."""
     job = _new_job(tmp_path_factory.mktemp("colours"))
     config, scored, _ = run(job.config())

@@ -10,17 +10,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from retort.algorithms.score import distil_scores
-from retort.config.scoring import ScoreConfig
+from retort.config.soft_label import SoftLabelConfig
 from retort.errors import ConfigError
-from retort.records import ArtifactRef, Scored, Stage
-from retort.rows import read_rows
-from retort.score_preflight import check_scores
-from retort.stages.examples import ROWS
-from retort.stages.making import make, open_store
-from retort.stages.score_probabilities import PREDICTIONS
+from retort.io.parquet import read_rows
+from retort.recipes.execute import make, open_store
+from retort.recipes.soft_label.checks import check_scores
+from retort.recipes.soft_label.pipeline import distil_scores
+from retort.records.base import ArtifactRef, SoftLabelResult, Step
+from retort.steps.gather_probabilities import PREDICTIONS
+from retort.steps.ingest import ROWS
 
-Stages = dict[str, Stage]
+Stages = dict[str, Step]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
 
 
@@ -55,13 +55,13 @@ def asking(job: Any, causal: Path) -> Any:
 @pytest.fixture(scope="module")
 def taught(
     tmp_path_factory: pytest.TempPathFactory, causal: Path, new_job: Any
-) -> tuple[ScoreConfig, Scored, Stages, list[str]]:
+) -> tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]]:
     config = check_scores(asking(new_job(tmp_path_factory.mktemp("asked")), causal).config())
     store = open_store(config.store)
     stages: Stages = {}
     made: list[str] = []
 
-    async def do(stage: Stage) -> ArtifactRef:
+    async def do(stage: Step) -> ArtifactRef:
         stages[stage.name] = stage
         if manifest := store.find(stage.kind, stage.key):
             return store.ref(manifest)
@@ -72,7 +72,9 @@ def taught(
     return config, scored, stages, made
 
 
-def test_every_role_has_its_probabilities_by_id(taught: tuple[ScoreConfig, Scored, Stages, list[str]]) -> None:
+def test_every_role_has_its_probabilities_by_id(
+    taught: tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]],
+) -> None:
     config, scored, stages, _ = taught
     store = open_store(config.store)
     labels = {name: stage for name, stage in stages.items() if name.startswith("teacher/labels-")}
@@ -93,14 +95,14 @@ def test_every_role_has_its_probabilities_by_id(taught: tuple[ScoreConfig, Score
         assert all(np.allclose(kept[one], said[one], atol=2e-3) for one in kept)
 
 
-def test_its_demonstrations_are_dev_rows(taught: tuple[ScoreConfig, Scored, Stages, list[str]]) -> None:
+def test_its_demonstrations_are_dev_rows(taught: tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]]) -> None:
     _, scored, stages, _ = taught
     for role in ("train", "dev", "unseen", "unlabeled"):
         assert stages[f"teacher/labels-{role}"].input("labeled") == scored.dev
 
 
 def test_students_learn_from_it_and_it_is_scored_beside_them(
-    taught: tuple[ScoreConfig, Scored, Stages, list[str]],
+    taught: tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]],
 ) -> None:
     _, scored, stages, made = taught
     grids = stages["with-pool/students"].inputs

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from retort.config import Config
-from retort.config.scoring import ScoreConfig
-from retort.configfile import load_config, load_job, parse_job
+from retort.config import MckdConfig
+from retort.config.loading import load_config, load_job, parse_job
+from retort.config.soft_label import SoftLabelConfig
 from retort.errors import ConfigError
 
 Values = dict[str, Any]
@@ -34,14 +34,14 @@ def changed(values: Values, dotted: str, value: Any) -> Values:
 
 def test_a_config_survives_json(values: Values) -> None:
     job = parse_job({**values, "grid": {"lambda": [2], "distillation_temperature": [1, 4]}}, "c.yaml")
-    assert isinstance(job, ScoreConfig)
+    assert isinstance(job, SoftLabelConfig)
     assert job.grid.lambdas == [2.0]
-    assert ScoreConfig.model_validate(job.model_dump(mode="json")) == job
+    assert SoftLabelConfig.model_validate(job.model_dump(mode="json")) == job
 
 
 def test_a_single_text_column_is_a_list_of_one(values: Values) -> None:
     job = parse_job(changed(values, "data.columns.text", "answer"), "c.yaml")
-    assert isinstance(job, ScoreConfig)
+    assert isinstance(job, SoftLabelConfig)
     assert job.data.columns.text == ["answer"]
 
 
@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said_in_a_sentence(values: Values, field: str, value: 
 
 
 def test_each_flow_says_when_a_config_is_another_flows() -> None:
-    assert isinstance(load_job("examples/snips.yaml"), Config)
+    assert isinstance(load_job("examples/snips.yaml"), MckdConfig)
     for name in ("scientsbank", "beetle"):
         assert load_job(f"examples/{name}.yaml").name == name
     with pytest.raises(ConfigError, match="kind = 'score' has no such command"):

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from retort.algorithms.score import distil_scores
-from retort.config.scoring import ScoreConfig
-from retort.method.partitioning import cell_of
-from retort.records import ArtifactRef, Scored, Stage
-from retort.rows import read_rows
-from retort.score_preflight import check_scores
-from retort.stages.examples import ROWS
-from retort.stages.making import make, open_store
-from retort.stages.score_probabilities import PREDICTIONS
-from retort.stages.score_times import TIMES, Costs
+from retort.config.soft_label import SoftLabelConfig
+from retort.data.partitions import cell_of
+from retort.io.parquet import read_rows
+from retort.recipes.execute import make, open_store
+from retort.recipes.soft_label.checks import check_scores
+from retort.recipes.soft_label.pipeline import distil_scores
+from retort.records.base import ArtifactRef, SoftLabelResult, Step
+from retort.steps.gather_probabilities import PREDICTIONS
+from retort.steps.ingest import ROWS
+from retort.steps.time_students import TIMES, Costs
 
 TRAINING = {"epochs": 1, "batch_tokens": 512, "max_length": 32, "freeze_embeddings": False, "precision": "fp32"}
 
@@ -23,7 +23,7 @@ TRAINING = {"epochs": 1, "batch_tokens": 512, "max_length": 32, "freeze_embeddin
 @pytest.fixture(scope="module")
 def taught(
     tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, new_job: Any
-) -> tuple[ScoreConfig, Scored, dict[str, Stage]]:
+) -> tuple[SoftLabelConfig, SoftLabelResult, dict[str, Step]]:
     job = new_job(tmp_path_factory.mktemp("taught"))
     job.values |= {
         "teacher": {"kind": "finetuned", "model": str(tiny_encoder), "folds": 3, "training": TRAINING},
@@ -32,16 +32,18 @@ def taught(
         "grid": {"lambda": [1], "distillation_temperature": [1], "seeds": 1},
     }
     config = check_scores(job.config())
-    stages: dict[str, Stage] = {}
+    stages: dict[str, Step] = {}
 
-    async def do(stage: Stage) -> ArtifactRef:
+    async def do(stage: Step) -> ArtifactRef:
         stages[stage.name] = stage
         return make(config, stage, 0, lambda *_: None)
 
     return config, asyncio.run(distil_scores(config, do)), stages
 
 
-def test_who_labels_a_training_row_was_not_trained_on_it(taught: tuple[ScoreConfig, Scored, dict[str, Stage]]) -> None:
+def test_who_labels_a_training_row_was_not_trained_on_it(
+    taught: tuple[SoftLabelConfig, SoftLabelResult, dict[str, Step]],
+) -> None:
     config, scored, stages = taught
     store = open_store(config.store)
     labelled: list[str] = []
@@ -61,7 +63,7 @@ def test_who_labels_a_training_row_was_not_trained_on_it(taught: tuple[ScoreConf
 
 
 def test_the_small_encoder_has_fewer_layers_and_every_seed_is_scored(
-    taught: tuple[ScoreConfig, Scored, dict[str, Stage]],
+    taught: tuple[SoftLabelConfig, SoftLabelResult, dict[str, Step]],
 ) -> None:
     config, scored, _ = taught
     store = open_store(config.store)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from retort.doctor import examine
+from retort.commands.doctor import examine
 from retort.errors import DataError
-from retort.score_preflight import check_scores
+from retort.recipes.soft_label.checks import check_scores
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.config.scoring import AnswerColumnsConfig
+from retort.config.soft_label import AnswerColumnsConfig
 from retort.data import read_examples
 from retort.data.fields import join_fields, split_fields
 from retort.data.probabilities import by_name, read_probabilities

@@ -12,32 +12,32 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
-from retort.config.scoring import ScoreConfig
+from retort.commands.plan import plan
+from retort.commands.report import copy_report
+from retort.config.soft_label import SoftLabelConfig
 from retort.errors import DataError, StageFailed
-from retort.planning import plan
-from retort.records import ArtifactRef, Scored, Stage
-from retort.report.reading import copy_report
-from retort.report.score.summary import read_score_summary, table
-from retort.report.score.terminal import render_score_terminal
-from retort.rows import PROBABILITIES, read_rows, write_rows
-from retort.score_preflight import check_scores
-from retort.stages.making import make, open_store
-from retort.stages.score_probabilities import PREDICTIONS, aligned, gather_labels
-from retort.stages.score_report import report_scores
-from retort.stages.score_scores import ANSWERS, SCORES, ArmScores, score
-from retort.stages.score_tracking import track_scores
-from retort.stages.work import Work
-from retort.store import Product
+from retort.io.parquet import PROBABILITIES, read_rows, write_rows
+from retort.recipes.execute import make, open_store
+from retort.recipes.soft_label.checks import check_scores
+from retort.records.base import ArtifactRef, SoftLabelResult, Step
+from retort.report.soft_label.step import report_scores
+from retort.report.soft_label.summary import read_score_summary, table
+from retort.report.soft_label.terminal import render_score_terminal
+from retort.steps.context import StepContext
+from retort.steps.gather_probabilities import PREDICTIONS, aligned, gather_labels
+from retort.steps.score_predictions import ANSWERS, SCORES, ArmScores, score
+from retort.store import StepOutput
+from retort.tracking.soft_label_step import track_scores
 
-Done = tuple[Any, ScoreConfig, Scored]
+Done = tuple[Any, SoftLabelConfig, SoftLabelResult]
 CLASSES = ("wrong", "half", "right")
 
 
-def folder_of(config: ScoreConfig, ref: ArtifactRef) -> Path:
+def folder_of(config: SoftLabelConfig, ref: ArtifactRef) -> Path:
     return open_store(config.store).fetch(ref)
 
 
-def scores_of(config: ScoreConfig, ref: ArtifactRef) -> ArmScores:
+def scores_of(config: SoftLabelConfig, ref: ArtifactRef) -> ArmScores:
     return ArmScores.model_validate_json((folder_of(config, ref) / SCORES).read_text())
 
 
@@ -84,25 +84,25 @@ def test_calibration_is_that_of_the_formulas(done: Done) -> None:
 
 
 def test_a_second_run_makes_nothing_and_a_new_lambda_only_what_it_touches(
-    done: Done, run_again: Callable[[ScoreConfig], list[Stage]]
+    done: Done, run_again: Callable[[SoftLabelConfig], list[Step]]
 ) -> None:
     job, config, _ = done
     assert run_again(config) == []
     values = {**job.values, "grid": {**job.values["grid"], "lambda": [2, 4]}}
-    changed = ScoreConfig.model_validate(values)
+    changed = SoftLabelConfig.model_validate(values)
     verbs = {stage.verb for stage in run_again(changed)}
     assert verbs == {"train-tiny", "export-student", "predict", "score", "time-students"}
     assert {s.status for s in asyncio.run(plan(config)).stages if s.name not in ("report", "tracking")} == {"HIT"}
 
 
 @pytest.fixture
-def run_again() -> Callable[[ScoreConfig], list[Stage]]:
-    from retort.algorithms.score import distil_scores
+def run_again() -> Callable[[SoftLabelConfig], list[Step]]:
+    from retort.recipes.soft_label.pipeline import distil_scores
 
-    def again(config: ScoreConfig) -> list[Stage]:
-        store, made = open_store(config.store), list[Stage]()
+    def again(config: SoftLabelConfig) -> list[Step]:
+        store, made = open_store(config.store), list[Step]()
 
-        async def do(stage: Stage) -> ArtifactRef:
+        async def do(stage: Step) -> ArtifactRef:
             manifest = store.find(stage.kind, stage.key)
             if manifest is None:
                 made.append(stage)
@@ -115,16 +115,16 @@ def run_again() -> Callable[[ScoreConfig], list[Stage]]:
     return again
 
 
-def published(config: ScoreConfig, rows: list[dict[str, Any]], classes: tuple[str, ...], name: str) -> ArtifactRef:
+def published(config: SoftLabelConfig, rows: list[dict[str, Any]], classes: tuple[str, ...], name: str) -> ArtifactRef:
     """Predictions as somebody else might have made them."""
     problem = {**config.problem.model_dump(mode="json"), "labels": list(classes)}
-    stage = Stage(
+    stage = Step(
         name=name, verb="predict", version=0, kind="predictions", params={"problem": problem, "made": repr(rows)}
     )
     folder = Path(config.store.root).parent / name
     folder.mkdir()
     write_rows(folder / PREDICTIONS, PROBABILITIES, rows)
-    return open_store(config.store).publish(stage, folder, Product(rows=len(rows)), 0.0, "elsewhere")
+    return open_store(config.store).publish(stage, folder, StepOutput(rows=len(rows)), 0.0, "elsewhere")
 
 
 def test_rows_out_of_step_and_classes_in_another_order_change_no_score(done: Done) -> None:
@@ -146,7 +146,7 @@ def test_rows_out_of_step_and_classes_in_another_order_change_no_score(done: Don
     assert third.metrics["accuracy"].mean < straight.metrics["accuracy"].mean - 0.1
 
 
-def teacher_on(config: ScoreConfig, role: str) -> ArtifactRef:
+def teacher_on(config: SoftLabelConfig, role: str) -> ArtifactRef:
     store = open_store(config.store)
     manifest = store.latest(config.name, f"teacher/{role}")
     assert manifest is not None
@@ -174,7 +174,7 @@ def test_a_row_that_was_not_predicted_counts_as_wrong(done: Done) -> None:
     )
 
 
-def answered(config: ScoreConfig, told: ArmScores, ref: ArtifactRef) -> list[dict[str, Any]]:
+def answered(config: SoftLabelConfig, told: ArmScores, ref: ArtifactRef) -> list[dict[str, Any]]:
     manifest = open_store(config.store).latest(config.name, "partly")
     assert manifest is not None
     return list(read_rows(folder_of(config, open_store(config.store).ref(manifest)) / ANSWERS))
@@ -189,11 +189,11 @@ def test_two_teachers_for_one_row_are_refused(done: Done) -> None:
     assert one.rows == scored.dev.rows
 
 
-def labelled(config: ScoreConfig, rows: ArtifactRef, name: str) -> ArtifactRef:
-    from retort.rows import PSEUDOLABELS
-    from retort.stages.examples import ROWS
+def labelled(config: SoftLabelConfig, rows: ArtifactRef, name: str) -> ArtifactRef:
+    from retort.io.parquet import PSEUDOLABELS
+    from retort.steps.ingest import ROWS
 
-    stage = Stage(
+    stage = Step(
         name=name,
         verb="cross-label",
         version=0,
@@ -205,7 +205,7 @@ def labelled(config: ScoreConfig, rows: ArtifactRef, name: str) -> ArtifactRef:
     examples = read_rows(folder_of(config, rows) / ROWS, ["example_id", "text"])
     said = ({**row, "label": "half", "probabilities": np.float16([0.2, 0.5, 0.3])} for row in examples)
     count = write_rows(folder / ROWS, PSEUDOLABELS, said)
-    return open_store(config.store).publish(stage, folder, Product(rows=count), 0.0, "elsewhere")
+    return open_store(config.store).publish(stage, folder, StepOutput(rows=count), 0.0, "elsewhere")
 
 
 def test_an_example_meets_its_own_probabilities_in_training(done: Done) -> None:
@@ -213,7 +213,7 @@ def test_an_example_meets_its_own_probabilities_in_training(done: Done) -> None:
     _, config, scored = done
     ref = scored.train_probabilities
     stage = score(config, "aligned", (ref,), scored.train)
-    work = Work(stage, open_store(config.store), Path(), config.execution, 0, lambda *_: None)
+    work = StepContext(stage, open_store(config.store), Path(), config.execution, 0, lambda *_: None)
     rows = {row["example_id"]: row["probabilities"] for row in read_rows(folder_of(config, ref) / PREDICTIONS)}
     ids = sorted(rows, reverse=True)
     (found,) = aligned(work, ref, ids)

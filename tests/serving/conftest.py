@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from retort.config import Config
-from retort.preflight import ingest_role, resolve
-from retort.records import ArtifactRef, Stage
-from retort.rows import Row, read_rows
-from retort.stages.making import make, open_store
-from retort.stages.scores import PREDICTIONS, evaluate_student
-from retort.stages.student import train_student
+from retort.config import MckdConfig
+from retort.io.parquet import Row, read_rows
+from retort.recipes.execute import make, open_store
+from retort.recipes.mckd.checks import ingest_role, resolve
+from retort.records.base import ArtifactRef, Step
+from retort.steps.evaluate import PREDICTIONS, evaluate_student
+from retort.steps.train_student import train_student
 
 
 class Trained(NamedTuple):
     """A student in a store, and what the evaluate stage said of the test rows with it."""
 
-    config: Config
+    config: MckdConfig
     student: ArtifactRef
     scores: ArtifactRef
 
@@ -45,7 +45,7 @@ def train() -> Train:
 
     def build(values: dict[str, Any]) -> Trained:
         student = {**values["student"], "training": {**values["student"]["training"], "epochs": 40}}
-        config = resolve(Config.model_validate({**values, "student": student}))
+        config = resolve(MckdConfig.model_validate({**values, "student": student}))
         store = open_store(config.store)
         labeled, test = (ingest_role(config, store, role) for role in ("labeled", "test"))
         trained = _made(config, train_student(config, "final/student", labeled))
@@ -54,7 +54,7 @@ def train() -> Train:
     return build
 
 
-def _made(config: Config, stage: Stage) -> ArtifactRef:
+def _made(config: MckdConfig, stage: Step) -> ArtifactRef:
     return make(config, stage, 0, lambda *_: None)
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from retort.io.parquet import read_rows
 from retort.problems import problem_for
 from retort.problems.slots import decode
-from retort.rows import read_rows
 from retort.serving import files
 from retort.serving.files import windows
 from retort.serving.texts import BadRow, Fields, TextRow, read_texts
@@ -102,7 +102,7 @@ def test_student_and_rows_in_a_bucket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The endpoint is given as for every AWS tool; the student is verified and kept in the cache."""
-    from retort.buckets import filesystem
+    from retort.io.s3 import filesystem
 
     endpoint_url, bucket = request.getfixturevalue(server)
     system, root = filesystem(endpoint_url), f"{bucket}/served"

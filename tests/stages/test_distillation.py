@@ -11,20 +11,20 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from retort.config import Config
-from retort.configfile import parse_config
+from retort.config import MckdConfig
+from retort.config.loading import parse_config
 from retort.errors import ConfigError
-from retort.preflight import check
-from retort.records import ArtifactRef, Data, Stage
-from retort.rows import read_rows
-from retort.stages.asked import pseudolabel_asked
-from retort.stages.cross_labels import cross_label
-from retort.stages.examples import ingest
-from retort.stages.making import make, open_store
-from retort.stages.pseudolabels import merge_labels
-from retort.stages.student import HISTORY, train_student
+from retort.io.parquet import read_rows
+from retort.recipes.execute import make, open_store
+from retort.recipes.mckd.checks import check
+from retort.records.base import ArtifactRef, Data, Step
+from retort.steps.cross_label import cross_label
+from retort.steps.ingest import ingest
+from retort.steps.merge_labels import merge_labels
+from retort.steps.pseudolabel_llm import pseudolabel_asked
+from retort.steps.train_student import HISTORY, train_student
 from retort.store import Manifest
-from retort.teachers.tokens import TEACHER_TOKENS
+from retort.teachers.top_logprobs import TEACHER_TOKENS
 
 Build = Callable[..., dict[str, Any]]
 TRAINING = {"epochs": 2, "learning_rate": 3e-3, "batch_tokens": 512, "precision": "fp32", "freeze_embeddings": False}
@@ -71,32 +71,32 @@ def build(tiny_causal: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFac
     return values
 
 
-def made(config: Config, stage: Stage) -> ArtifactRef:
+def made(config: MckdConfig, stage: Step) -> ArtifactRef:
     store = open_store(config.store)
     manifest = store.find(stage.kind, stage.key)
     return store.ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
 
 
-def manifest_of(config: Config, ref: ArtifactRef) -> Manifest:
+def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
     manifest = open_store(config.store).find(ref.kind, ref.key)
     assert manifest is not None
     return manifest
 
 
-def taught(config: Config) -> ArtifactRef:
+def taught(config: MckdConfig) -> ArtifactRef:
     refs = {role: made(config, ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
     data = Data(**refs, judge=refs["labeled"])
     return made(config, pseudolabel_asked(config, "stage0/pseudolabels", config.teacher, data))  # type: ignore[arg-type]
 
 
-def losses(config: Config, ref: ArtifactRef) -> list[float]:
+def losses(config: MckdConfig, ref: ArtifactRef) -> list[float]:
     found: list[float] = json.loads((open_store(config.store).fetch(ref) / HISTORY).read_text())["losses"]
     return found
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
 def test_from_the_teachers_artifact_to_a_student_of_its_tokenizer(build: Build, kind: str) -> None:
-    plain, config = (Config.model_validate(build(kind, given)) for given in (None, {"weight": 1.0}))
+    plain, config = (MckdConfig.model_validate(build(kind, given)) for given in (None, {"weight": 1.0}))
     labels = taught(config)
     folder = open_store(config.store).fetch(labels)
     assert (folder / TEACHER_TOKENS).exists()
@@ -120,12 +120,12 @@ def test_from_the_teachers_artifact_to_a_student_of_its_tokenizer(build: Build, 
 
 def test_what_was_listed_is_part_of_the_key(build: Build) -> None:
     """The student's labels are another artifact where the teacher lists more."""
-    few = Config.model_validate(build("causal", {}))
+    few = MckdConfig.model_validate(build("causal", {}))
     values = build("causal", {})
     values["teacher"]["sampling"]["top_logprobs"] = 4
-    more = Config.model_validate(values)
+    more = MckdConfig.model_validate(values)
     assert taught(few).key != taught(more).key
-    objectives = [Config.model_validate(build("causal", {"objective": o})) for o in ("forward_kl", "reverse_kl")]
+    objectives = [MckdConfig.model_validate(build("causal", {"objective": o})) for o in ("forward_kl", "reverse_kl")]
     keys = {train_student(c, "final/student", taught(few)).key for c in objectives}
     assert len(keys) == 2
 
@@ -134,7 +134,7 @@ def test_set_aside_rows_are_learnt_by_their_labels(build: Build, tmp_path: Path)
     """Half of the rows without a list: the other half is distilled, all are trained on."""
     import pyarrow.parquet as pq
 
-    config = Config.model_validate(build("causal", {}))
+    config = MckdConfig.model_validate(build("causal", {}))
     labels = taught(config)
     store = open_store(config.store)
     table = pq.read_table(store.fetch(labels) / TEACHER_TOKENS)
@@ -143,16 +143,16 @@ def test_set_aside_rows_are_learnt_by_their_labels(build: Build, tmp_path: Path)
     assert _trained_on(config, labels, half) == table.num_rows // 2
 
 
-def _trained_on(config: Config, labels: ArtifactRef, tokens: Path) -> int:
+def _trained_on(config: MckdConfig, labels: ArtifactRef, tokens: Path) -> int:
+    from retort.models.device import Device
+    from retort.models.weights import find_weights
     from retort.problems import problem_for
     from retort.students.base import TopTokens, TrainingRow
-    from retort.students.device import Device
-    from retort.students.weights import find_weights
-    from retort.students.writer import new_writer
-    from retort.teachers.tokens import read_teacher_tokens
+    from retort.students.generative import new_generative_student
+    from retort.teachers.top_logprobs import read_teacher_tokens
     from retort.teachers.vllm.engine.toplogprobs import tokenizer_identity
 
-    student = new_writer(
+    student = new_generative_student(
         config.student,  # type: ignore[arg-type]
         find_weights(config.student),
         pretrained=True,
@@ -189,16 +189,16 @@ def test_another_tokenizer_is_refused_before_anything_is_started(build: Build, o
     values["student"]["model"] = other_tokenizer
     sentence = r"student\.training\.distillation: the tokenizer of student\.model = '.*other' is not that of teacher\."
     with pytest.raises(ConfigError, match=sentence):
-        check(Config.model_validate(values))
+        check(MckdConfig.model_validate(values))
 
 
 def test_another_tokenizer_is_refused_where_the_student_is_trained(build: Build, other_tokenizer: str) -> None:
     """Of a teacher on a hub, the tokenizer is known from the tokens alone."""
-    config = Config.model_validate(build("causal", {}))
+    config = MckdConfig.model_validate(build("causal", {}))
     labels = taught(config)
     values = build("causal", {})
     values["student"]["model"] = other_tokenizer
-    other = Config.model_validate(values)
+    other = MckdConfig.model_validate(values)
     with pytest.raises(ConfigError, match=r"student\.model: teacher logprobs over another tokenizer \('\w+', the stud"):
         make(other, train_student(other, "final/student", labels), 0, lambda *_: None)
 
@@ -209,7 +209,7 @@ def test_a_tokenizer_that_only_looks_different_is_not_refused(build: Build, tiny
     file.write_text(json.dumps(json.loads(file.read_text()), indent=4))
     values = build("causal", {})
     values["student"]["model"] = str(folder)
-    check(Config.model_validate(values))
+    check(MckdConfig.model_validate(values))
 
 
 @pytest.mark.parametrize(

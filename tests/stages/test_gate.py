@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from retort.config import Config, ExecutionConfig, GateConfig
+from retort.config import ExecutionConfig, GateConfig, MckdConfig
 from retort.errors import ConfigError
-from retort.records import ArtifactRef, Data, Distilled, Stage
-from retort.report.summary import Verdict, verdict_text
-from retort.rows import write_rows
-from retort.stages.gate import check_slices, gate, make_gate, outcome_of, read_verdict
-from retort.stages.scores import _SCHEMA, PREDICTIONS
-from retort.stages.student import MODEL
-from retort.stages.work import Work
-from retort.store import Product, Store
+from retort.io.parquet import write_rows
+from retort.records.base import ArtifactRef, Data, MckdResult, Step
+from retort.report.mckd.summary import Verdict, verdict_text
+from retort.steps.context import StepContext
+from retort.steps.evaluate import _SCHEMA, PREDICTIONS
+from retort.steps.gate import check_slices, gate, make_gate, outcome_of, read_verdict
+from retort.steps.train_student import MODEL
+from retort.store import StepOutput, Store
 
 GOLD = ["up", "up", "down", "down"]
 RIGHT, ONE_WRONG, WRONG = GOLD, ["down", *GOLD[1:]], ["down", "down", "up", "up"]
@@ -32,8 +32,8 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def configured(gate: dict[str, Any] | None = None, **changes: Any) -> Config:
-    return Config.model_validate({**CONFIG, **changes, "gate": gate or {}})
+def configured(gate: dict[str, Any] | None = None, **changes: Any) -> MckdConfig:
+    return MckdConfig.model_validate({**CONFIG, **changes, "gate": gate or {}})
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def student(store: Store, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> ArtifactRef:
     from retort.config import SequenceClassificationConfig
+    from retort.models.weights import find_weights
     from retort.problems.classification import Classification
     from retort.students.encoder import new_encoder
-    from retort.students.weights import find_weights
 
     kind, problem = "sequence-classification", Classification(["down", "up"])
     weights = find_weights(SequenceClassificationConfig(kind="sequence-classification", model=str(tiny_encoder)))
@@ -54,8 +54,8 @@ def student(store: Store, tiny_encoder: Path, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("student")
     encoder.model.save_pretrained(folder / MODEL)
     encoder.tokenizer.save_pretrained(folder / MODEL)
-    stage = Stage(name="final/student", verb="train-student", version=1, kind="students", params={})
-    return store.publish(stage, folder, Product(rows=1), 1.0, "gated")
+    stage = Step(name="final/student", verb="train-student", version=1, kind="students", params={})
+    return store.publish(stage, folder, StepOutput(rows=1), 1.0, "gated")
 
 
 Scored = Callable[..., ArtifactRef]
@@ -66,7 +66,7 @@ def scored(store: Store, tmp_path: Path) -> Scored:
     """The scores of a student that says this, each time as the fourfold test set repeated."""
 
     def publish(said: Sequence[str | None], times: int = 1) -> ArtifactRef:
-        stage = Stage(
+        stage = Step(
             name="scores", verb="evaluate", version=1, kind="scores", params={"said": list(said), "times": times}
         )
         rows = zip([f"t{n}" for n in range(4 * times)], TEXTS * times, GOLD * times, [*said] * times, strict=True)
@@ -76,15 +76,15 @@ def scored(store: Store, tmp_path: Path) -> Scored:
         write_rows(
             folder / PREDICTIONS, _SCHEMA, ({**dict(zip(names, row, strict=True)), "confidence": 0.9} for row in rows)
         )
-        return store.publish(stage, folder, Product(rows=4 * times), 1.0, "gated")
+        return store.publish(stage, folder, StepOutput(rows=4 * times), 1.0, "gated")
 
     return publish
 
 
-def distilled_with(student: ArtifactRef, scores: ArtifactRef) -> Distilled:
+def distilled_with(student: ArtifactRef, scores: ArtifactRef) -> MckdResult:
     rows = ArtifactRef(uri="", kind="examples", key="rows")
     data = Data(labeled=rows, unlabeled=rows, test=rows, judge=rows)
-    return Distilled(
+    return MckdResult(
         data=data,
         labels=(),
         label_scores=(),
@@ -104,12 +104,12 @@ def judge(store: Store, student: ArtifactRef, tmp_path: Path) -> Judge:
     """The verdict of the real gate. Taking the time is left to the test that is about it."""
 
     def decide(
-        config: Config, new: ArtifactRef, old: ArtifactRef | None, latency_ms: float = 3.0
+        config: MckdConfig, new: ArtifactRef, old: ArtifactRef | None, latency_ms: float = 3.0
     ) -> tuple[Verdict, ArtifactRef]:
         stage = gate(config, distilled_with(student, new), old)
         folder = tmp_path / f"gate-{stage.key}"
         folder.mkdir()
-        work = Work(stage, store, folder, ExecutionConfig(), 0, lambda *_: None)
+        work = StepContext(stage, store, folder, ExecutionConfig(), 0, lambda *_: None)
         ref = store.publish(stage, folder, make_gate(work, lambda *_: (latency_ms, "a machine")), 1.0, "gated")
         return read_verdict(store, ref), ref
 
@@ -244,7 +244,7 @@ def test_latency_is_taken_on_one_thread(store: Store, student: ArtifactRef, scor
 
     stage = gate(configured(), distilled_with(student, scored(RIGHT, 3)), None)
     threads = torch.get_num_threads()
-    make_gate(Work(stage, store, tmp_path, ExecutionConfig(), 0, lambda *_: None))
+    make_gate(StepContext(stage, store, tmp_path, ExecutionConfig(), 0, lambda *_: None))
     verdict = Verdict.model_validate_json((tmp_path / "verdict.json").read_text())
     assert torch.get_num_threads() == threads
     assert 0.1 < verdict.cost.latency_ms < 1000
@@ -254,7 +254,7 @@ def test_latency_is_taken_on_one_thread(store: Store, student: ArtifactRef, scor
 def test_the_key_holds_what_the_verdict_rests_on(scored: Scored, student: ArtifactRef) -> None:
     new, old = scored(RIGHT), scored(ONE_WRONG)
 
-    def key(config: Config, reigning: ArtifactRef | None = old, scores: ArtifactRef = new) -> str:
+    def key(config: MckdConfig, reigning: ArtifactRef | None = old, scores: ArtifactRef = new) -> str:
         return gate(config, distilled_with(student, scores), reigning).key
 
     plain = key(configured())

@@ -5,25 +5,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retort.config import Config
-from retort.preflight import ingest_role, resolve
+from retort.config import MckdConfig
+from retort.io.parquet import read_rows
 from retort.problems import problem_for
-from retort.records import ArtifactRef, Stage
-from retort.report.facts import _invalid
-from retort.rows import read_rows
-from retort.stages.cross_labels import cross_label
-from retort.stages.making import make, open_store
-from retort.stages.scores import evaluate_labels, evaluate_student
-from retort.stages.student import train_student
-from retort.stages.work import Work
+from retort.recipes.execute import make, open_store
+from retort.recipes.mckd.checks import ingest_role, resolve
+from retort.records.base import ArtifactRef, Step
+from retort.report.mckd.facts import _invalid
+from retort.steps.context import StepContext
+from retort.steps.cross_label import cross_label
+from retort.steps.evaluate import evaluate_labels, evaluate_student
+from retort.steps.train_student import train_student
 from retort.store import Manifest
 
 
-def made(config: Config, stage: Stage) -> ArtifactRef:
+def made(config: MckdConfig, stage: Step) -> ArtifactRef:
     return make(config, stage, 0, lambda *_: None)
 
 
-def manifest_of(config: Config, ref: ArtifactRef) -> Manifest:
+def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
     manifest = open_store(config.store).find(ref.kind, ref.key)
     assert manifest is not None
     return manifest
@@ -42,7 +42,7 @@ def test_a_students_invalid_outputs_are_counted(tiny_slots: dict[str, Any], tmp_
     training = {**tiny_slots["student"]["training"], "epochs": 6}
     student = {**tiny_slots["student"], "training": training}
     values = {**tiny_slots, "student": student, "store": {"root": str(tmp_path)}}
-    config = resolve(Config.model_validate(values))
+    config = resolve(MckdConfig.model_validate(values))
     store = open_store(config.store)
     labeled, test = (ingest_role(config, store, role) for role in ("labeled", "test"))
     trained = made(config, train_student(config, "final/student", labeled))
@@ -66,6 +66,6 @@ def test_a_students_invalid_outputs_are_counted(tiny_slots: dict[str, Any], tmp_
     assert "invalid_share" not in manifest_of(config, given).metrics, "labels that lie there are no outputs"
 
     stage = evaluate_student(config, "final/test", trained, test)
-    work = Work(stage, store, tmp_path, config.execution, 0, lambda *_: None)
+    work = StepContext(stage, store, tmp_path, config.execution, 0, lambda *_: None)
     assert _invalid(work, (scores,)) == f"; {sum(invalid) / 20:.1%} repaired"
     assert _invalid(work, (given,)) == ""

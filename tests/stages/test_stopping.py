@@ -6,27 +6,27 @@ from typing import Any
 
 import pytest
 
-from retort.config import Config
-from retort.configfile import parse_config
+from retort.config import MckdConfig
+from retort.config.loading import parse_config
 from retort.errors import ConfigError, StageFailed
-from retort.records import ArtifactRef, Stage
-from retort.stages.examples import ingest
-from retort.stages.making import make, open_store
-from retort.stages.student import HISTORY, held_out_places, in_cells, train_student
+from retort.recipes.execute import make, open_store
+from retort.records.base import ArtifactRef, Step
+from retort.steps.ingest import ingest
+from retort.steps.train_student import HISTORY, held_out_places, in_cells, train_student
 from retort.store import Manifest
 
-Build = Callable[..., Config]
+Build = Callable[..., MckdConfig]
 
 
 @pytest.fixture(scope="module")
 def build(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Build:
     root = tmp_path_factory.mktemp("stopping") / "store"
 
-    def config(stopping: dict[str, Any] | None = None, epochs: int = 12) -> Config:
+    def config(stopping: dict[str, Any] | None = None, epochs: int = 12) -> MckdConfig:
         training = {**tiny_classes["student"]["training"], "epochs": epochs, "batch_tokens": 64}
         if stopping is not None:
             training["stopping"] = stopping
-        return Config.model_validate(
+        return MckdConfig.model_validate(
             {
                 **tiny_classes,
                 "problem": {"kind": "classification", "labels": ["down", "up"]},
@@ -38,23 +38,23 @@ def build(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return config
 
 
-def made(config: Config, stage: Stage) -> ArtifactRef:
+def made(config: MckdConfig, stage: Step) -> ArtifactRef:
     manifest = open_store(config.store).find(stage.kind, stage.key)
     return open_store(config.store).ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
 
 
-def manifest_of(config: Config, ref: ArtifactRef) -> Manifest:
+def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
     manifest = open_store(config.store).find(ref.kind, ref.key)
     assert manifest is not None
     return manifest
 
 
-def history_of(config: Config, ref: ArtifactRef) -> dict[str, Any]:
+def history_of(config: MckdConfig, ref: ArtifactRef) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((open_store(config.store).fetch(ref) / HISTORY).read_text())
     return found
 
 
-def pool(config: Config) -> ArtifactRef:
+def pool(config: MckdConfig) -> ArtifactRef:
     """The pool with its gold labels, as labels to train on."""
     return made(config, ingest(config, "unlabeled"))
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from retort.config import Config
+from retort.config import MckdConfig
 from retort.errors import ConfigError
-from retort.records import ArtifactRef, Stage
-from retort.rows import read_rows
-from retort.stages.examples import ingest
-from retort.stages.making import make, open_store
-from retort.stages.scores import PREDICTIONS, evaluate_student
-from retort.stages.student import HISTORY, MODEL, train_student
+from retort.io.parquet import read_rows
+from retort.recipes.execute import make, open_store
+from retort.records.base import ArtifactRef, Step
+from retort.steps.evaluate import PREDICTIONS, evaluate_student
+from retort.steps.ingest import ingest
+from retort.steps.train_student import HISTORY, MODEL, train_student
 from retort.store import Manifest
 
-Build = Callable[..., Config]
+Build = Callable[..., MckdConfig]
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def build(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     """The config of the tiny classes with a store for these tests, its schema given, and `student` fields changed."""
     root = tmp_path_factory.mktemp("students") / "store"
 
-    def config(labels: tuple[str, ...] = ("down", "up"), **student: Any) -> Config:
+    def config(labels: tuple[str, ...] = ("down", "up"), **student: Any) -> MckdConfig:
         training = {**tiny_classes["student"]["training"], "epochs": 20, **student.pop("training", {})}
-        return Config.model_validate(
+        return MckdConfig.model_validate(
             {
                 **tiny_classes,
                 "problem": {"kind": "classification", "labels": list(labels)},
@@ -40,22 +40,22 @@ def build(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return config
 
 
-def made(config: Config, stage: Stage) -> ArtifactRef:
+def made(config: MckdConfig, stage: Step) -> ArtifactRef:
     manifest = open_store(config.store).find(stage.kind, stage.key)
     return open_store(config.store).ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
 
 
-def trained(config: Config, start: ArtifactRef | None = None) -> ArtifactRef:
+def trained(config: MckdConfig, start: ArtifactRef | None = None) -> ArtifactRef:
     return made(config, train_student(config, "final/student", made(config, ingest(config, "labeled")), start=start))
 
 
-def manifest_of(config: Config, ref: ArtifactRef) -> Manifest:
+def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
     manifest = open_store(config.store).find(ref.kind, ref.key)
     assert manifest is not None
     return manifest
 
 
-def weights_of(config: Config, ref: ArtifactRef) -> dict[str, Any]:
+def weights_of(config: MckdConfig, ref: ArtifactRef) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
     return load_file(open_store(config.store).fetch(ref) / MODEL / "model.safetensors")
@@ -66,7 +66,7 @@ def champion(build: Build) -> ArtifactRef:
     return trained(build())
 
 
-def first_loss(config: Config, ref: ArtifactRef) -> float:
+def first_loss(config: MckdConfig, ref: ArtifactRef) -> float:
     history = json.loads((open_store(config.store).fetch(ref) / HISTORY).read_text())
     return float(history["losses"][0])
 
@@ -134,7 +134,7 @@ def test_a_champion_is_scored_by_the_names_of_its_classes(
 ) -> None:
     """The labelled set of tonight may show other classes than the champion was trained on."""
 
-    def said(config: Config) -> list[tuple[str, float]]:
+    def said(config: MckdConfig) -> list[tuple[str, float]]:
         ref = made(config, evaluate_student(config, "champion/test", champion, made(config, ingest(config, "test"))))
         rows = read_rows(open_store(config.store).fetch(ref) / PREDICTIONS)
         return [(row["predicted"], pytest.approx(row["confidence"], abs=1e-5)) for row in rows]

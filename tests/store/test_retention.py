@@ -12,8 +12,8 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 
 from retort.errors import DamagedArtifact, StoreUnavailable
-from retort.records import ArtifactRef, Stage
-from retort.store import Product, Store
+from retort.records.base import ArtifactRef, Step
+from retort.store import StepOutput, Store
 from retort.store.ancestry import ancestors
 from retort.store.folder import Folder
 from retort.store.retention import Holding, holdings, retire
@@ -35,14 +35,14 @@ def publish(tmp_path: Path) -> Callable[..., ArtifactRef]:
         folder = tmp_path / "made" / uuid4().hex
         (folder / "model").mkdir(parents=True)
         (folder / "model" / "config.json").write_text(name)
-        return store.publish(stage, folder, Product(rows=1), 1.0, "tiny")
+        return store.publish(stage, folder, StepOutput(rows=1), 1.0, "tiny")
 
     return put
 
 
-def stage_of(kind: str, name: str, **inputs: list[ArtifactRef]) -> Stage:
+def stage_of(kind: str, name: str, **inputs: list[ArtifactRef]) -> Step:
     refs = {role: tuple(of) for role, of in inputs.items()}
-    return Stage(name=name, verb="train-student", version=1, kind=kind, params={"name": name}, inputs=refs)
+    return Step(name=name, verb="train-student", version=1, kind=kind, params={"name": name}, inputs=refs)
 
 
 def names(store: Store, ref: ArtifactRef) -> list[str]:
@@ -205,7 +205,7 @@ def test_a_run_that_marks_too_late_sees_a_miss(
     make_old(store, ref)
     point = store.point
 
-    def swept_before(run_name: str, stage: Stage) -> None:
+    def swept_before(run_name: str, stage: Step) -> None:
         assert retire(Store(store.root), holding_of(store, ref), time.time() - 3600) > 0
         point(run_name, stage)
 

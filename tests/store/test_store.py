@@ -22,15 +22,15 @@ import pytest
 import s3fs
 
 from retort.errors import ConfigError, DamagedArtifact, StoreUnavailable
-from retort.records import ArtifactRef, Stage
-from retort.store import Product, Store
+from retort.records.base import ArtifactRef, Step
+from retort.store import StepOutput, Store
 
 FILES = {"rows.parquet": b"rows" * 1000, "model/config.json": b"{}", "empty": b""}
 Alter = Callable[[str, bytes | None], None]
 
 
-def stage(name: str = "stage1/student-0", **params: object) -> Stage:
-    return Stage(name=name, verb="train-student", version=1, kind="students", params=params or {"seed": 0})
+def stage(name: str = "stage1/student-0", **params: object) -> Step:
+    return Step(name=name, verb="train-student", version=1, kind="students", params=params or {"seed": 0})
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
@@ -40,8 +40,8 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def publish(store: Store, folder: Path, files: dict[str, bytes] = FILES, of: Stage | None = None) -> ArtifactRef:
-    product = Product(rows=3, counts={"failures": 1}, metrics={"slot_f1": 0.9}, details={"device": "cpu"})
+def publish(store: Store, folder: Path, files: dict[str, bytes] = FILES, of: Step | None = None) -> ArtifactRef:
+    product = StepOutput(rows=3, counts={"failures": 1}, metrics={"slot_f1": 0.9}, details={"device": "cpu"})
     return store.publish(of or stage(), write_files(folder, files), product, 1.5, "snips")
 
 
@@ -188,7 +188,7 @@ def test_discard(store: Store, tmp_path: Path) -> None:
 
 
 def test_metric_that_is_not_a_number_survives(store: Store, tmp_path: Path) -> None:
-    product = Product(metrics={"kappa": math.nan})
+    product = StepOutput(metrics={"kappa": math.nan})
     ref = store.publish(stage(), write_files(tmp_path / "a", FILES), product, 1, "snips")
     manifest = store.find(ref.kind, ref.key)
     assert manifest is not None

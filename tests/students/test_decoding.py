@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from retort.config import Seq2SeqConfig
+from retort.models.device import Device
+from retort.models.weights import find_weights
 from retort.problems.slots import Slots
 from retort.students.decoding import LOOK_STEPS, Request, Vocabulary, decode
-from retort.students.device import Device
+from retort.students.generative import new_generative_student
 from retort.students.targets import Written
-from retort.students.weights import find_weights
-from retort.students.writer import new_writer
 
 CPU = Device("cpu", "fp32", 1)
 MOST = 24
@@ -143,7 +143,7 @@ def test_legal_classes_are_the_best_legal_ones_of_every_step_computed_anew(tiny_
     for fields in ({"model": str(tiny_t5)}, {"model": str(tiny_encoder), "decoder_layers": 2}):
         config = Seq2SeqConfig(kind="seq2seq", **fields)  # type: ignore[arg-type]
         torch.manual_seed(0)
-        student = new_writer(config, find_weights(config), pretrained=True, problem=slots)
+        student = new_generative_student(config, find_weights(config), pretrained=True, problem=slots)
         texts = ["play by great film", "weather dull", "play " * 9]
         student.model.eval()
         written = decode(

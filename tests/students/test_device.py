@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from retort.students.device import cpu_gains_from_bf16
+from retort.models.device import cpu_gains_from_bf16
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ from torch.distributions import Categorical, kl_divergence
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from retort.config import CausalConfig, DistillationConfig, TextConfig, TrainingConfig
+from retort.models.device import Device
+from retort.models.weights import find_weights
 from retort.problems import problem_for
 from retort.students.base import TopTokens, TrainingRow
-from retort.students.device import Device
-from retort.students.distilling import Listed, renamed, taught_target
+from retort.students.generative import new_generative_student
+from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData
 from retort.students.targets import TextTarget
-from retort.students.weights import find_weights
-from retort.students.writer import new_writer
-from retort.students.writing import CausalLessons, Pair, Seq2SeqLessons
+from retort.students.token_distillation import Listed, renamed, taught_target
 
 TEXT = problem_for(TextConfig(kind="text"))
 END = 1
@@ -76,7 +76,7 @@ def test_a_decoders_loss_is_that_of_plain_forward_passes(tiny_causal: Path, obje
     distillation = DistillationConfig(objective=objective, weight=0.7, distillation_temperature=1.5, beta=0.3)
     model = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
     pairs, teachers = pairs_of_a_teacher()
-    lessons = CausalLessons(model, pairs, pad=0, columns=slice(None), packs=packs, distillation=distillation)
+    lessons = CausalTrainingData(model, pairs, pad=0, columns=slice(None), packs=packs, distillation=distillation)
     expected = []
     for pair, teacher in zip(pairs, teachers, strict=True):
         ids = torch.from_numpy(np.concatenate([pair.source, pair.target]))[None]
@@ -90,7 +90,7 @@ def test_an_encoder_decoders_loss_and_gradient_are_those_of_plain_forward_passes
     distillation = DistillationConfig(objective=objective, weight=1.0)
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
     pairs, teachers = pairs_of_a_teacher()
-    lessons = Seq2SeqLessons(model, pairs, pad=0, start=0, columns=slice(None), distillation=distillation)
+    lessons = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=slice(None), distillation=distillation)
     expected = []
     for pair, teacher in zip(pairs, teachers, strict=True):
         given = torch.from_numpy(np.concatenate([[0], pair.target[:-1]]))[None]
@@ -114,7 +114,7 @@ def test_lists_of_different_lengths_go_together(tiny_causal: Path) -> None:
 
     def loss(chosen: list[Pair]) -> torch.Tensor:
         distillation = DistillationConfig(weight=1.0)
-        lessons = CausalLessons(model, chosen, pad=0, columns=slice(None), packs=False, distillation=distillation)
+        lessons = CausalTrainingData(model, chosen, pad=0, columns=slice(None), packs=False, distillation=distillation)
         return lessons.loss(np.arange(len(chosen)))
 
     torch.testing.assert_close(loss(pairs), loss(pairs[:1]) + loss(pairs[1:]), rtol=1e-5, atol=1e-4)
@@ -207,7 +207,7 @@ def test_a_student_becomes_its_teacher(tiny_causal: Path) -> None:
         )
         config = CausalConfig(kind="causal", model=str(tiny_causal), target="text", weights="random", training=training)
         torch.manual_seed(1)
-        student = new_writer(config, find_weights(config), pretrained=False, problem=TEXT)
+        student = new_generative_student(config, find_weights(config), pretrained=False, problem=TEXT)
         counts = student.train(rows, training, seed=0, device=CPU).counts
         divergences = []
         for row in rows:

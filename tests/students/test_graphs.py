@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from retort.config import TrainingConfig
-from retort.students.device import Device
+from retort.models.device import Device
+from retort.students.cuda_graphs import use_fused_norms
 from retort.students.encoder import EncodedRow, Encoder
-from retort.students.graphs import use_fused_norms
-from retort.students.lessons import PaddedLessons
+from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData
 from retort.students.training import TrainingRows, UnitLessons, fit
-from retort.students.writing import CausalLessons, Pair, Seq2SeqLessons
+from retort.students.training_data import PaddedTrainingData
 
 ALL = slice(None)
 ROWS = np.arange(48)
@@ -46,25 +46,25 @@ def pairs() -> list[Pair]:
     return [Pair(generator.integers(4, 190, size=s), generator.integers(4, 190, size=t)) for s, t in sizes]
 
 
-def t5(dropout: float) -> PaddedLessons:
+def t5(dropout: float) -> PaddedTrainingData:
     config = T5Config(vocab_size=200, d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=2, dropout_rate=dropout)
-    return Seq2SeqLessons(new(T5ForConditionalGeneration, config), pairs(), pad=0, start=0, columns=ALL)
+    return Seq2SeqTrainingData(new(T5ForConditionalGeneration, config), pairs(), pad=0, start=0, columns=ALL)
 
 
-def bart(dropout: float) -> PaddedLessons:
+def bart(dropout: float) -> PaddedTrainingData:
     sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
     widths = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 200, "d_model": 32}
     config = BartConfig(**sizes, **widths, dropout=dropout, attention_dropout=0.0)
-    return Seq2SeqLessons(new(BartForConditionalGeneration, config), pairs(), pad=0, start=0, columns=ALL)
+    return Seq2SeqTrainingData(new(BartForConditionalGeneration, config), pairs(), pad=0, start=0, columns=ALL)
 
 
-def causal(dropout: float) -> PaddedLessons:
+def causal(dropout: float) -> PaddedTrainingData:
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = Qwen2Config(vocab_size=200, hidden_size=32, intermediate_size=64, attention_dropout=dropout, **sizes)
-    return CausalLessons(new(Qwen2ForCausalLM, config), pairs(), pad=0, columns=ALL, packs=True)
+    return CausalTrainingData(new(Qwen2ForCausalLM, config), pairs(), pad=0, columns=ALL, packs=True)
 
 
-def tagger(dropout: float) -> PaddedLessons:
+def tagger(dropout: float) -> PaddedTrainingData:
     sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 7}
     config = BertConfig(intermediate_size=64, hidden_dropout_prob=dropout, **sizes)
     generator = np.random.default_rng(1)
@@ -80,7 +80,7 @@ def new(architecture: type[PreTrainedModel], config: object) -> PreTrainedModel:
 
 
 KINDS = pytest.mark.parametrize("make", [t5, bart, causal, tagger])
-Make = Callable[[float], PaddedLessons]
+Make = Callable[[float], PaddedTrainingData]
 
 
 @KINDS
@@ -98,7 +98,7 @@ def test_a_fused_norm_is_the_norm() -> None:
     torch.testing.assert_close(lessons.loss(ROWS), expected)
 
 
-def taught(lessons: PaddedLessons, precision: str) -> tuple[list[float], dict[str, Tensor]]:
+def taught(lessons: PaddedTrainingData, precision: str) -> tuple[list[float], dict[str, Tensor]]:
     device = Device("cuda", precision, 1)
     history = fit(lessons.model, lessons, TRAINING, seed=0, device=device)
     return history.losses, {name: weight.detach().cpu() for name, weight in lessons.model.named_parameters()}
@@ -108,9 +108,9 @@ def taught(lessons: PaddedLessons, precision: str) -> tuple[list[float], dict[st
 @KINDS
 def test_recorded_passes_train_as_launched_ones(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     losses, weights = taught(make(0.0), "fp32")
-    monkeypatch.setattr(PaddedLessons, "is_recordable", False)
-    monkeypatch.setattr(Seq2SeqLessons, "is_recordable", False)
-    monkeypatch.setattr(CausalLessons, "is_recordable", False)
+    monkeypatch.setattr(PaddedTrainingData, "is_recordable", False)
+    monkeypatch.setattr(Seq2SeqTrainingData, "is_recordable", False)
+    monkeypatch.setattr(CausalTrainingData, "is_recordable", False)
     launched_losses, launched = taught(make(0.0), "fp32")
     assert losses == pytest.approx(launched_losses, rel=1e-4)
     torch.testing.assert_close(weights, launched, rtol=1e-3, atol=1e-4)

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from retort.config import CausalConfig, ConstituencyConfig, Seq2SeqConfig, TextConfig, TrainingConfig
+from retort.models.device import Device
+from retort.models.weights import find_weights
 from retort.problems import Problem
 from retort.problems.classification import Classification
 from retort.problems.constituency import Constituency
 from retort.problems.slots import Slots, encode
 from retort.problems.text import FreeText
-from retort.records import ParseFailure
+from retort.records.base import ParseFailure
 from retort.students.base import Prediction, TrainingRow
 from retort.students.decoding import Request, decode
-from retort.students.device import Device
-from retort.students.guides import Guides
-from retort.students.weights import find_weights
-from retort.students.writer import Writer, new_writer
+from retort.students.generative import GenerativeStudent, new_generative_student
+from retort.students.grammar import Grammar
 
 CPU = Device("cpu", "fp32", 1)
 SCHEMA = {
@@ -41,14 +41,14 @@ PROBLEMS: dict[str, Problem] = {
 TEXTS = ["play great film by great", "] weather [IN:X dull", "é ( a )", "film"]
 
 
-Build = Callable[[str, Problem], Writer]
+Build = Callable[[str, Problem], GenerativeStudent]
 
 
 @pytest.fixture(scope="module")
 def build(tiny_t5: Path, tiny_causal: Path, tiny_encoder: Path) -> Build:
     """Random weights."""
 
-    def new(kind: str, problem: Problem) -> Writer:
+    def new(kind: str, problem: Problem) -> GenerativeStudent:
         settings: dict[str, Any] = {"target": "text", "max_target_length": 60}
         match kind:
             case "causal":
@@ -58,19 +58,19 @@ def build(tiny_t5: Path, tiny_causal: Path, tiny_encoder: Path) -> Build:
             case _:
                 config = Seq2SeqConfig(kind="seq2seq", model=str(tiny_encoder), decoder_layers=1, **settings)
         torch.manual_seed(0)
-        student = new_writer(config, find_weights(config), pretrained=True, problem=problem)
+        student = new_generative_student(config, find_weights(config), pretrained=True, problem=problem)
         student.model.eval()
         return student
 
     return new
 
 
-def guided(student: Writer, problem: Problem, texts: list[str]) -> list[Any]:
+def guided(student: GenerativeStudent, problem: Problem, texts: list[str]) -> list[Any]:
     requests = [
         Request(request.token_ids, request.most, grammar=problem.grammar(text))
         for request, text in zip(student.requests(texts), texts, strict=True)
     ]
-    guides = Guides(student.tokenizer, end=student.target.end, num_logits=student.num_logits)  # type: ignore[union-attr]
+    guides = Grammar(student.tokenizer, end=student.target.end, num_logits=student.num_logits)  # type: ignore[union-attr]
     return decode(
         student.model, requests, student.vocabulary, device=CPU, batch_tokens=999, start=student.start, guides=guides
     )
@@ -96,7 +96,7 @@ def test_a_student_that_has_learnt_nothing_writes_labels(build: Build, kind: str
 def test_what_is_chosen_is_the_best_that_is_allowed(build: Build, kind: str) -> None:
     """With log-probabilities of all that could be written, each step computed anew."""
     student = build(kind, SLOTS)
-    guides = Guides(student.tokenizer, end=1, num_logits=student.num_logits)
+    guides = Grammar(student.tokenizer, end=1, num_logits=student.num_logits)
     for request, text, one in zip(student.requests(TEXTS), TEXTS, guided(student, SLOTS, TEXTS), strict=True):
         assert one.is_guided
         guidance = guides.batch([SLOTS.grammar(text)])
@@ -109,7 +109,7 @@ def test_what_is_chosen_is_the_best_that_is_allowed(build: Build, kind: str) -> 
 
 
 @torch.inference_mode()
-def _next_logits(student: Writer, request: Request, written: list[int]) -> torch.Tensor:
+def _next_logits(student: GenerativeStudent, request: Request, written: list[int]) -> torch.Tensor:
     ids, model = torch.from_numpy(request.token_ids)[None], student.model
     if student.start is None:
         return model(torch.cat([ids, torch.tensor([written], dtype=torch.int64)], dim=1)).logits[0, -1]  # type: ignore[no-any-return]
@@ -148,11 +148,11 @@ LABELS = [
 ]
 
 
-def in_tokens(problem: Problem, text: str, label: str, folder: Path, **options: Any) -> tuple[Guides, list[int]]:
+def in_tokens(problem: Problem, text: str, label: str, folder: Path, **options: Any) -> tuple[Grammar, list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    guides = Guides(tokenizer, end=1, num_logits=420)
+    guides = Grammar(tokenizer, end=1, num_logits=420)
     return guides, [*tokenizer(problem.render(text, label), add_special_tokens=False)["input_ids"], 1]
 
 
@@ -170,7 +170,7 @@ def test_whatever_a_grammar_derives_is_a_label(problem: Problem, written_words: 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(written_words)
-    guides, generator, ended = Guides(tokenizer, end=1, num_logits=420), np.random.default_rng(0), 0
+    guides, generator, ended = Grammar(tokenizer, end=1, num_logits=420), np.random.default_rng(0), 0
     for text in TEXTS * 4:
         guidance, written = guides.batch([problem.grammar(text)]), list[int]()
         while len(written) < 150 and written[-1:] != [1]:
@@ -193,12 +193,12 @@ def test_sentencepiece_writes_a_space_first() -> None:
     backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
-    guidance = Guides(tokenizer, end=1, num_logits=8).batch([CLASSES.grammar("film")])
+    guidance = Grammar(tokenizer, end=1, num_logits=8).batch([CLASSES.grammar("film")])
     assert np.flatnonzero(guidance.allowed([0])[0]).tolist() == [2, 3, 5]
     assert guidance.write([0, 0], [2, 6]) == [1]
     assert np.flatnonzero(guidance.allowed([0])[0]).tolist() == [1, 4]
     # After the space, both classes go on with what no token has.
-    stuck = Guides(tokenizer, end=1, num_logits=8).batch([Classification(["dul", "film"]).grammar("film"), None])
+    stuck = Grammar(tokenizer, end=1, num_logits=8).batch([Classification(["dul", "film"]).grammar("film"), None])
     assert stuck.write([0], [5]) == []
     assert stuck.allowed([0]).all()
     assert stuck.is_kept == [False, False]
@@ -213,7 +213,7 @@ def test_what_cannot_be_guided_is_written_freely_and_counted(build: Build) -> No
     assert notes_of(build("t5", FreeText(TextConfig(kind="text")))) == ["rows"]
 
 
-def notes_of(student: Writer) -> list[str]:
+def notes_of(student: GenerativeStudent) -> list[str]:
     notes: list[str] = []
     list(student.predict(TEXTS, device=CPU, total=4, progress=lambda done, total, note: notes.append(note)))
     return notes

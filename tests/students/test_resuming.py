@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from retort.config import TrainingConfig
+from retort.models.device import Device
 from retort.store import Store
 from retort.students.batching import Indices, bins_of, packed_batches
 from retort.students.checkpoints import StoredCheckpoint, checkpoint_folder, discard_checkpoint
-from retort.students.device import Device
 from retort.students.training import fit
 
 CPU = Device("cpu", "fp32", 1)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from retort.config import CausalConfig, Seq2SeqConfig, StoppingConfig, TextConfig, TrainingConfig
+from retort.models.device import Device
+from retort.models.weights import Weights, find_weights
 from retort.problems import problem_for
 from retort.problems.slots import Slots, encode
 from retort.store import Store
@@ -22,12 +24,10 @@ from retort.students.base import History, TrainingRow
 from retort.students.batching import Indices
 from retort.students.checkpoints import StoredCheckpoint
 from retort.students.classifier import Classifier
-from retort.students.device import Device
+from retort.students.early_stopping import best_of
 from retort.students.encoder import new_encoder
-from retort.students.stopping import best_of
+from retort.students.generative import new_generative_student
 from retort.students.training import fit
-from retort.students.weights import Weights, find_weights
-from retort.students.writer import new_writer
 
 CPU = Device("cpu", "fp32", 1)
 EPOCHS, STEPS = 40, 3
@@ -200,7 +200,7 @@ def test_a_writer_is_watched_and_its_best_weights_are_kept(kind: str, request: p
     given = {"model": folder, "target": "text", "training": config}
     settings = CausalConfig(kind="causal", **given) if kind == "causal" else Seq2SeqConfig(kind="seq2seq", **given)
     torch.manual_seed(0)
-    student = new_writer(
+    student = new_generative_student(
         settings, find_weights(settings), pretrained=True, problem=problem_for(TextConfig(kind="text"))
     )
     rows = [TrainingRow(f"play {word}", f"time {word}") for word in ("yellow", "clocks", "creep", "rome", "oslo")]

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from retort.config import SequenceClassificationConfig, TokenClassificationConfig, TrainingConfig
-from retort.method.objectives import cross_entropy
+from retort.models.device import Device
+from retort.models.weights import find_weights
 from retort.problems import Problem
 from retort.problems.classification import Classification
 from retort.problems.slots import Slots, encode
-from retort.students.device import Device
 from retort.students.encoder import Encoder, encode_all, load_encoder, new_encoder
+from retort.students.losses import cross_entropy
 from retort.students.prediction import predict
 from retort.students.training import History, TrainingRows, train
-from retort.students.weights import find_weights
 
 SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})
 MOODS = Classification(["down", "up"])

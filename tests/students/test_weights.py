@@ -9,9 +9,9 @@ import pytest
 
 from retort.config import TokenClassificationConfig
 from retort.errors import ConfigError
+from retort.models.weights import Weights, find_weights
 from retort.problems.classification import Classification
 from retort.students.encoder import new_encoder
-from retort.students.weights import Weights, find_weights
 
 
 def student(model: str, **fields: Any) -> TokenClassificationConfig:

@@ -12,13 +12,13 @@ import torch
 
 from retort.config import CausalConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
 from retort.errors import ConfigError
+from retort.models.device import Device
+from retort.models.weights import find_weights
 from retort.problems.slots import Slots, encode
-from retort.records import ParseFailure
+from retort.records.base import ParseFailure
 from retort.students.base import Prediction, TrainingRow
-from retort.students.device import Device
-from retort.students.opening import load_student
-from retort.students.weights import find_weights
-from retort.students.writer import Writer, new_writer
+from retort.students.generative import GenerativeStudent, new_generative_student
+from retort.students.loading import load_student
 
 SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})
 CPU = Device("cpu", "fp32", 1)
@@ -39,14 +39,14 @@ def rows() -> list[TrainingRow]:
     return made
 
 
-Build = Callable[..., Writer]
+Build = Callable[..., GenerativeStudent]
 
 
 @pytest.fixture(scope="module")
 def build(tiny_encoder: Path, tiny_t5: Path, tiny_causal: Path) -> Build:
     """A student before its training, always the same."""
 
-    def new(kind: str, problem: Any = SLOTS, **fields: Any) -> Writer:
+    def new(kind: str, problem: Any = SLOTS, **fields: Any) -> GenerativeStudent:
         name, _, target = kind.partition("-")
         model = str({"t5": tiny_t5, "pair": tiny_encoder, "causal": tiny_causal}[name])
         settings: dict[str, Any] = {"model": model, "target": target or None, "training": TRAINING, **fields}
@@ -56,16 +56,16 @@ def build(tiny_encoder: Path, tiny_t5: Path, tiny_causal: Path) -> Build:
             CausalConfig(kind="causal", **settings) if name == "causal" else Seq2SeqConfig(kind="seq2seq", **settings)
         )
         torch.manual_seed(0)
-        return new_writer(config, find_weights(config), pretrained=True, problem=problem)
+        return new_generative_student(config, find_weights(config), pretrained=True, problem=problem)
 
     return new
 
 
-def said(student: Writer, texts: list[str], **options: Any) -> list[Any]:
+def said(student: GenerativeStudent, texts: list[str], **options: Any) -> list[Any]:
     return list(student.predict(texts, device=CPU, total=len(texts), **options))
 
 
-def learn(student: Writer, rows: list[TrainingRow], epochs: float = 12, **options: Any) -> Any:
+def learn(student: GenerativeStudent, rows: list[TrainingRow], epochs: float = 12, **options: Any) -> Any:
     training = TRAINING.model_copy(update={"epochs": epochs})
     return student.train(rows, training, seed=0, device=CPU, **options)
 
@@ -74,7 +74,7 @@ def said_in_short(student: Any, texts: list[str]) -> list[str]:
     return [getattr(outcome, "label", None) or outcome.raw for outcome in said(student, texts)]
 
 
-def right(student: Writer, rows: list[TrainingRow]) -> float:
+def right(student: GenerativeStudent, rows: list[TrainingRow]) -> float:
     outcomes = said(student, [row.text for row in rows])
     return float(np.mean([getattr(o, "label", None) == row.label for o, row in zip(outcomes, rows, strict=True)]))
 
@@ -170,7 +170,7 @@ def test_another_architecture_is_an_error_that_names_the_kind(
         Seq2SeqConfig(kind="seq2seq", model=folder) if kind == "seq2seq" else CausalConfig(kind="causal", model=folder)
     )
     with pytest.raises(ConfigError, match=sentence):
-        new_writer(config, find_weights(config), pretrained=True, problem=SLOTS)
+        new_generative_student(config, find_weights(config), pretrained=True, problem=SLOTS)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error(tiny_t5: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error(tiny_t5: Path, 
     (folder / "config.json").write_text(json.dumps({**settings, "vocab_size": 100}))
     config = Seq2SeqConfig(kind="seq2seq", model=str(folder), weights="random")
     with pytest.raises(ConfigError, match=r"its tokenizer has \d+ tokens and the model only 100"):
-        new_writer(config, find_weights(config), pretrained=False, problem=SLOTS)
+        new_generative_student(config, find_weights(config), pretrained=False, problem=SLOTS)
 
 
 def test_soft_labels_that_are_one_hot_teach_what_hard_ones_do(build: Build, rows: list[TrainingRow]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BloomConfig, BloomForCausalLM
 
-from retort.students.writing import CausalLessons, Pair, Seq2SeqLessons, keeps_packed_rows_apart
+from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, keeps_packed_rows_apart
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ ALL = slice(None)
 
 def test_seq2seq_loss(tiny_t5: Path, pairs: list[Pair]) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
-    lessons, rows = Seq2SeqLessons(model, pairs, pad=0, start=0, columns=ALL), np.arange(9)
+    lessons, rows = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=ALL), np.arange(9)
     each = [
         model(input_ids=torch.from_numpy(p.source)[None], labels=torch.from_numpy(p.target)[None]).loss * len(p.target)
         for p in pairs
@@ -38,7 +38,7 @@ def test_causal_loss_is_on_the_target_alone_whether_packed_or_not(
     tiny_causal: Path, pairs: list[Pair], packs: bool
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
-    lessons, rows = CausalLessons(model, pairs, pad=0, columns=ALL, packs=packs), np.arange(9)
+    lessons, rows = CausalTrainingData(model, pairs, pad=0, columns=ALL, packs=packs), np.arange(9)
     each = []
     for pair in pairs:
         ids = torch.from_numpy(np.concatenate([pair.source, pair.target]))[None]

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from retort.errors import ChildCrashed, ChildKilled, ChildOutOfMemory, ChildTimedOut, DataError
-from retort.supervision import PROGRESS_EVERY_SECONDS, in_child, warm_up
+from tasks.child_process import PROGRESS_EVERY_SECONDS, in_child, warm_up
 
 # Children import this file's functions by the name that pytest gave it, so they live in a module of their own.
 CHILDREN = '''

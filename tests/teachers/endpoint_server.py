@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import web
 
 from retort.config import EndpointConfig
-from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.endpoint.asker import open_endpoint
+from retort.teachers.endpoint.client import open_endpoint
+from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
 
 Body = dict[str, Any]
 Fault = Callable[["EndpointServer", web.Request, Body], Awaitable[web.StreamResponse]]
@@ -173,21 +173,21 @@ def config(server: EndpointServer | str, **more: Any) -> EndpointConfig:
     return EndpointConfig.model_validate({"kind": "endpoint", "url": url, "model": "dummy"} | more)
 
 
-def questions(number: int, **more: Any) -> list[Question]:
-    return [Question(n.to_bytes(16, "big"), Prompt(SHARED, f"row {n:05d}"), **more) for n in range(number)]
+def questions(number: int, **more: Any) -> list[CompletionRequest]:
+    return [CompletionRequest(n.to_bytes(16, "big"), Prompt(SHARED, f"row {n:05d}"), **more) for n in range(number)]
 
 
-def ask(server: EndpointServer | str, asked: list[Question], **more: Any) -> list[Answer | Refusal]:
+def ask(server: EndpointServer | str, asked: list[CompletionRequest], **more: Any) -> list[Completion | Rejection]:
     with open_endpoint(config(server, **more), backoff_seconds=0.001) as asker:
         return list(asker.ask(iter(asked)))
 
 
-def texts(outcomes: list[Answer | Refusal]) -> list[str]:
-    assert all(isinstance(outcome, Answer) for outcome in outcomes), outcomes
-    return [outcome.text for outcome in outcomes if isinstance(outcome, Answer)]
+def texts(outcomes: list[Completion | Rejection]) -> list[str]:
+    assert all(isinstance(outcome, Completion) for outcome in outcomes), outcomes
+    return [outcome.text for outcome in outcomes if isinstance(outcome, Completion)]
 
 
-def all_answered_once(server: EndpointServer, outcomes: list[Answer | Refusal], number: int) -> None:
+def all_answered_once(server: EndpointServer, outcomes: list[Completion | Rejection], number: int) -> None:
     assert sorted(int.from_bytes(outcome.key, "big") for outcome in outcomes) == list(range(number))
     assert texts(outcomes) == ["food"] * number
     assert server.answered == {f"row {n:05d}": 1 for n in range(number)}

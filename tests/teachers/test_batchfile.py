@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from retort.config import EndpointConfig, TransformersConfig, VllmConfig
-from retort.config.teachers import AskedConfig
+from retort.config.teachers import LlmTeacherConfig
 from retort.data.completions import BadLine
 from retort.errors import ConfigError, DataError
 from retort.problems import Constraint
-from retort.teachers.asking import Answer, Prompt, Question, Turn
 from retort.teachers.endpoint.batchfile import read_answers, write_requests
 from retort.teachers.endpoint.chat import Bodies
+from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
 
 ENDPOINT = EndpointConfig(kind="endpoint", url="http://unused/v1", model="dummy", constraint_style="json-schema")
 PROMPT = Prompt((Turn("system", "Say what it is."),), "an äpple")
@@ -23,7 +23,7 @@ CHOICE = Constraint(choice=("food", "drink"))
 KEYS = [bytes([0xA0 + n]) * 16 for n in range(10)]
 
 
-def requests(questions: list[Question], config: AskedConfig = ENDPOINT) -> list[dict[str, Any]]:
+def requests(questions: list[CompletionRequest], config: LlmTeacherConfig = ENDPOINT) -> list[dict[str, Any]]:
     stream = io.BytesIO()
     number = write_requests(config, questions, stream)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -44,7 +44,7 @@ def write(path: Path, lines: list[Any]) -> str:
 
 
 def test_a_request_is_what_the_endpoint_is_sent() -> None:
-    question = Question(KEYS[1], PROMPT, CHOICE)
+    question = CompletionRequest(KEYS[1], PROMPT, CHOICE)
     (line,) = requests([question])
     assert line == {
         "custom_id": KEYS[1].hex(),
@@ -62,41 +62,41 @@ def test_a_request_is_what_the_endpoint_is_sent() -> None:
         (TransformersConfig(kind="transformers", model="m"), None),
     ],
 )
-def test_the_constraint_is_written_for_whoever_answers(config: AskedConfig, field: str | None) -> None:
-    (line,) = requests([Question(KEYS[1], PROMPT, CHOICE)], config)
+def test_the_constraint_is_written_for_whoever_answers(config: LlmTeacherConfig, field: str | None) -> None:
+    (line,) = requests([CompletionRequest(KEYS[1], PROMPT, CHOICE)], config)
     assert line["body"]["model"] == config.model
     assert {"response_format", "structured_outputs"} & line["body"].keys() == ({field} if field else set())
 
 
 def test_each_sample_has_a_line_and_a_seed_and_comes_back(tmp_path: Path) -> None:
-    several = Question(KEYS[1], PROMPT, samples=(0, 1, 2), sampling_temperature=1.0)
-    late = Question(KEYS[2], PROMPT, samples=(3,), sampling_temperature=1.0)
-    lines = requests([several, late, Question(KEYS[3], PROMPT)])
+    several = CompletionRequest(KEYS[1], PROMPT, samples=(0, 1, 2), sampling_temperature=1.0)
+    late = CompletionRequest(KEYS[2], PROMPT, samples=(3,), sampling_temperature=1.0)
+    lines = requests([several, late, CompletionRequest(KEYS[3], PROMPT)])
     hexes = [key.hex() for key in KEYS]
     assert [line["custom_id"] for line in lines] == [f"{hexes[1]}-{n}" for n in range(3)] + [f"{hexes[2]}-3", hexes[3]]
     assert len({line["body"].get("seed") for line in lines}) == 5
     assert not [line for line in lines if "n" in line["body"]]
     output = write(tmp_path / "output.jsonl.gz", [answered(line, f"text {n}") for n, line in enumerate(lines)][::-1])
     assert list(read_answers(output, None))[::-1] == [
-        Answer(key, sample, f"text {n}", "stop", 9, 0, 2)
+        Completion(key, sample, f"text {n}", "stop", 9, 0, 2)
         for n, (key, sample) in enumerate([(KEYS[1], 0), (KEYS[1], 1), (KEYS[1], 2), (KEYS[2], 3), (KEYS[3], 0)])
     ]
 
 
 def test_a_json_schema_s_answer_is_unwrapped(tmp_path: Path) -> None:
-    lines = requests([Question(KEYS[1], PROMPT, CHOICE), Question(KEYS[2], PROMPT, CHOICE)])
+    lines = requests([CompletionRequest(KEYS[1], PROMPT, CHOICE), CompletionRequest(KEYS[2], PROMPT, CHOICE)])
     output = write(tmp_path / "o.jsonl", [answered(lines[0], '{"label": "food"}'), answered(lines[1], "drink")])
-    assert [answer.text for answer in read_answers(output, None, "json-schema") if isinstance(answer, Answer)] == [
+    assert [answer.text for answer in read_answers(output, None, "json-schema") if isinstance(answer, Completion)] == [
         "food",
         "drink",
     ]
     first = next(read_answers(output, None))
-    assert isinstance(first, Answer)
+    assert isinstance(first, Completion)
     assert first.text == '{"label": "food"}'
 
 
 def test_what_is_no_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
-    lines = requests([Question(key, PROMPT) for key in KEYS])
+    lines = requests([CompletionRequest(key, PROMPT) for key in KEYS])
     failed = answered(lines[1], "", response={"status_code": 500, "body": {}})
     expired = answered(lines[2], "", response=None, error={"code": "batch_expired"})
     unknown = [f"row-{KEYS[0].hex()}", KEYS[0].hex().upper(), f"{KEYS[0].hex()}-", f"{KEYS[0].hex()}-01", "7"]
@@ -115,7 +115,7 @@ def test_what_is_no_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
         ],
     )
     outcomes = list(read_answers(output, None))
-    assert [(outcome.key, outcome.text) for outcome in outcomes if isinstance(outcome, Answer)] == [
+    assert [(outcome.key, outcome.text) for outcome in outcomes if isinstance(outcome, Completion)] == [
         (KEYS[0], "first"),
         (KEYS[1], "late but good"),
         (KEYS[3], ""),
@@ -129,7 +129,7 @@ def test_what_is_no_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
 
 def test_soft_labels_do_not_go_through_batch_files() -> None:
     with pytest.raises(ConfigError, match="labels: soft does not go through batch files"):
-        requests([Question(KEYS[0], PROMPT, verbalizers=("a", "b"))])
+        requests([CompletionRequest(KEYS[0], PROMPT, verbalizers=("a", "b"))])
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from retort.config.teachers import EndpointConfig, TransformersConfig
 from retort.errors import ConfigError
+from retort.models.weights import Weights
 from retort.problems.classification import Classification
-from retort.records import Example
-from retort.students.weights import Weights
+from retort.records.base import Example
 from retort.teachers.checks import check_endpoint, check_teacher
-from retort.teachers.questions import questions_for
+from retort.teachers.request_builder import request_builder
 
 Answer = tuple[int, str]
 MODELS = json.dumps({"data": [{"id": "small"}, {"id": "large"}]})
@@ -103,6 +103,6 @@ def test_demonstrations_longer_than_the_context(tmp_path: Path) -> None:
     weights = Weights(str(tmp_path), "identity")
     many = [Example(f"l{n}", "a text of six plain words", ["bad", "good"][n % 2]) for n in range(40)]
     problem = Classification(["bad", "good"])
-    check_teacher(teacher, questions_for(problem, teacher, many[:4]), weights)
+    check_teacher(teacher, request_builder(problem, teacher, many[:4]), weights)
     with pytest.raises(ConfigError, match=r"instruction and demonstrations have \d+ tokens.*context of 300"):
-        check_teacher(teacher, questions_for(problem, teacher, many), weights)
+        check_teacher(teacher, request_builder(problem, teacher, many), weights)

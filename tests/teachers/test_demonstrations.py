@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.records import Example
+from retort.records.base import Example
 from retort.teachers.demonstrations import choose_demonstrations
 
 

@@ -18,10 +18,10 @@ import pytest
 
 from retort.errors import ConfigError
 from retort.problems import Constraint
-from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.endpoint.asker import open_endpoint
 from retort.teachers.endpoint.chat import seed
+from retort.teachers.endpoint.client import open_endpoint
 from retort.teachers.endpoint.firsttoken import first_token_scores
+from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
 
 server_module = runpy.run_path(str(Path(__file__).with_name("endpoint_server.py")))
 SHARED, config, questions, ask, texts, all_answered_once = (
@@ -46,7 +46,7 @@ def test_every_question_is_answered_once_over_few_connections(endpoint_server: S
     assert sum(endpoint_server.asked.values()) == 300
     assert 1 < endpoint_server.most_under_way <= 8
     assert len(endpoint_server.connections) <= 8
-    assert outcomes[0] == Answer(outcomes[0].key, 0, "food", "stop", 100, 90, 3)
+    assert outcomes[0] == Completion(outcomes[0].key, 0, "food", "stop", 100, 90, 3)
 
 
 def test_an_asker_can_be_asked_again_and_about_nothing(endpoint_server: Server) -> None:
@@ -59,7 +59,7 @@ def test_an_asker_can_be_asked_again_and_about_nothing(endpoint_server: Server) 
 
 def test_the_body_is_the_protocol_s_and_its_start_the_same_for_all(endpoint_server: Server) -> None:
     asked = questions(2, sampling_temperature=0.5, top_p=0.9, max_tokens=17)
-    other = Question(b"o" * 16, Prompt((Turn("user", "other"),), "lone \ud800 surrogate"))
+    other = CompletionRequest(b"o" * 16, Prompt((Turn("user", "other"),), "lone \ud800 surrogate"))
     ask(endpoint_server, [*asked, other], concurrency=1)
     first, _, last = endpoint_server.bodies
     assert first == {
@@ -128,7 +128,7 @@ def test_samples_are_asked_for_together_or_as_the_server_gives_them(endpoint_ser
     number = itertools.count()
     endpoint_server.reply = lambda body: f"text {next(number)}"
     (question,) = questions(1, samples=(0, 1, 2, 7), sampling_temperature=1.0)
-    answers = [answer for answer in ask(endpoint_server, [question]) if isinstance(answer, Answer)]
+    answers = [answer for answer in ask(endpoint_server, [question]) if isinstance(answer, Completion)]
     assert [(answer.sample, answer.text) for answer in answers] == [
         (0, "text 0"),
         (1, "text 1"),
@@ -146,10 +146,10 @@ def test_samples_are_asked_for_together_or_as_the_server_gives_them(endpoint_ser
 def test_usage_and_texts_may_be_missing(endpoint_server: Server) -> None:
     endpoint_server.usage, endpoint_server.reply, endpoint_server.finish_reason = None, lambda body: None, "length"
     (answer,) = ask(endpoint_server, questions(1))
-    assert answer == Answer(answer.key, 0, "", "length", 0, 0, 0)
+    assert answer == Completion(answer.key, 0, "", "length", 0, 0, 0)
     endpoint_server.usage = {"prompt_tokens": "7", "prompt_tokens_details": None, "completion_tokens": -1}
     (answer,) = ask(endpoint_server, questions(1))
-    assert answer == Answer(answer.key, 0, "", "length", 0, 0, 0)
+    assert answer == Completion(answer.key, 0, "", "length", 0, 0, 0)
 
 
 # Verbalizers
@@ -159,7 +159,7 @@ def test_verbalizers_are_scored_by_the_first_token(endpoint_server: Server) -> N
     shares = {"fo": 0.5, " food": 0.2, "dr": 0.1, "f": 0.05, "\n": 0.05, "gas": 0.01, "foo": 0.01}
     endpoint_server.alternatives = [(token, math.log(share)) for token, share in shares.items()]
     (answer,) = ask(endpoint_server, questions(1, verbalizers=("food", "drink", "fad", "gas")))
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Completion)
     # `f` begins two of them and is no one's; nothing that is listed begins `fad`, so it gets the floor.
     assert [math.exp(score) for score in answer.scores] == pytest.approx([0.71, 0.1, 0.01, 0.01])
     assert (answer.text, answer.finish_reason, answer.sample) == ("food", "stop", 0)
@@ -194,10 +194,10 @@ def test_a_server_without_log_probabilities_is_the_config_s_fault(endpoint_serve
 def test_a_row_without_log_probabilities_is_refused(endpoint_server: Server) -> None:
     endpoint_server.alternatives = [("food", -0.1), ("drink", -3.0)]
     with open_endpoint(config(endpoint_server)) as asker:
-        assert isinstance(next(asker.ask(iter(questions(1, verbalizers=("food", "drink"))))), Answer)
+        assert isinstance(next(asker.ask(iter(questions(1, verbalizers=("food", "drink"))))), Completion)
         endpoint_server.alternatives = []
         (refusal,) = asker.ask(iter(questions(1, verbalizers=("food", "drink"))))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, Rejection)
     assert refusal.reason == "no-logprobs"
     assert "choices" in refusal.raw
 
@@ -221,7 +221,7 @@ def test_tokens_per_minute_are_corrected_by_usage(endpoint_server: Server) -> No
 
 def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: Server) -> None:
     endpoint_server.usage = {"prompt_tokens": 2000, "completion_tokens": 0}
-    long = [Question(bytes([n]) * 16, Prompt((), "word " * 1600)) for n in range(5)]
+    long = [CompletionRequest(bytes([n]) * 16, Prompt((), "word " * 1600)) for n in range(5)]
     start = time.monotonic()
     ask(endpoint_server, long, tokens_per_minute=240_000)
     assert 0.8 < time.monotonic() - start < 4
@@ -231,7 +231,7 @@ def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: Server
 def test_few_questions_are_taken_ahead_and_answers_do_not_wait_for_questions(endpoint_server: Server) -> None:
     taken = itertools.count()
 
-    def slowly() -> Iterator[Question]:
+    def slowly() -> Iterator[CompletionRequest]:
         for question in questions(10_000):
             next(taken)
             time.sleep(0.02)
@@ -258,7 +258,7 @@ def eventually(check: Callable[[], bool]) -> bool:
     return check()
 
 
-def consume(outcomes: Iterator[Answer | Refusal], way: str) -> None:
+def consume(outcomes: Iterator[Completion | Rejection], way: str) -> None:
     for _ in outcomes:
         if way == "consumer":
             raise KeyError("consumer")
@@ -269,7 +269,7 @@ def test_closing_in_the_middle_leaves_nothing_behind(endpoint_server: Server, wa
     before, threads = open_descriptors(), threading.active_count()
     endpoint_server.fail(endpoint_server.hang, times=5)
 
-    def asked() -> Iterator[Question]:
+    def asked() -> Iterator[CompletionRequest]:
         yield from questions(50)
         raise KeyError("questions")
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from retort.errors import ConfigError, TeacherUnavailable
-from retort.teachers.asking import Answer, Question, Refusal
-from retort.teachers.endpoint.asker import open_endpoint
+from retort.teachers.endpoint.client import open_endpoint
 from retort.teachers.endpoint.pacing import LONGEST_BACKOFF_SECONDS, backoff, retry_after
 from retort.teachers.endpoint.tries import FREE_WAITS
+from retort.teachers.requests import Completion, CompletionRequest, Rejection
 
 server_module = runpy.run_path(str(Path(__file__).with_name("endpoint_server.py")))
 config, questions, ask, texts, all_answered_once = (
@@ -84,7 +84,7 @@ def test_doubled_choices_are_one_answer(endpoint_server: Server) -> None:
 def test_a_row_that_never_heals_is_refused_alone(endpoint_server: Server, fault: str, reason: str, words: str) -> None:
     endpoint_server.fail(fault_named(endpoint_server, fault), item="row 00003")
     outcomes = ask(endpoint_server, questions(10), retries=2, concurrency=2)
-    (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
     assert (refusal.key, refusal.reason) == (questions(4)[3].key, reason)
     assert re.search(words, refusal.detail)
     assert bool(refusal.raw) == (fault != "cut")
@@ -96,7 +96,7 @@ def test_a_row_that_never_heals_is_refused_alone(endpoint_server: Server, fault:
 def test_a_row_that_the_server_refuses_is_not_asked_again(endpoint_server: Server, status: int) -> None:
     endpoint_server.fail(endpoint_server.error(status, "prompt is too long"), item="row 00003")
     outcomes = ask(endpoint_server, questions(40))
-    (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
     assert refusal.reason == f"http-{status}"
     assert refusal.detail == f"The server refused the row (HTTP {status}: prompt is too long)"
     assert json.loads(refusal.raw)["error"]["message"] == "prompt is too long"
@@ -114,7 +114,7 @@ def test_many_refusals_after_an_answer_are_the_rows(endpoint_server: Server) -> 
     endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0000")
     endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0002")
     outcomes = ask(endpoint_server, list(reversed(questions(50))), concurrency=1)
-    assert sum(isinstance(outcome, Refusal) for outcome in outcomes) == 20
+    assert sum(isinstance(outcome, Rejection) for outcome in outcomes) == 20
 
 
 def test_different_refusals_are_the_rows(endpoint_server: Server) -> None:
@@ -201,7 +201,7 @@ def test_402_ends_the_run_and_may_heal(endpoint_server: Server) -> None:
 def test_answers_under_way_are_kept_when_the_run_ends(endpoint_server: Server) -> None:
     endpoint_server.delay_seconds = 0.2
     endpoint_server.fail(endpoint_server.error(401, "revoked"), item="row 00000")
-    kept: list[Answer | Refusal] = []
+    kept: list[Completion | Rejection] = []
     with open_endpoint(config(endpoint_server, concurrency=8)) as asker, pytest.raises(ConfigError, match="revoked"):
         kept.extend(asker.ask(iter(questions(100))))
     assert texts(kept) == ["food"] * 7
@@ -307,7 +307,7 @@ def test_samples_that_came_before_the_server_went_are_kept(endpoint_server: Serv
         return "food"
 
     endpoint_server.most_choices, endpoint_server.reply = 1, then_go
-    kept: list[Answer | Refusal] = []
+    kept: list[Completion | Rejection] = []
     asked = questions(1, samples=(0, 1), sampling_temperature=1.0)
     with open_endpoint(config(endpoint_server, retries=0)) as asker, pytest.raises(TeacherUnavailable):
         kept.extend(asker.ask(iter(asked)))
@@ -316,12 +316,12 @@ def test_samples_that_came_before_the_server_went_are_kept(endpoint_server: Serv
 
 @pytest.mark.parametrize("fault", ["error 500", "truncated", "cut"])
 def test_a_server_that_fails_for_all_is_unavailable_and_what_came_is_kept(endpoint_server: Server, fault: str) -> None:
-    def then_fail() -> Iterator[Question]:
+    def then_fail() -> Iterator[CompletionRequest]:
         yield from questions(500)[:30]
         endpoint_server.fail(fault_named(endpoint_server, fault))
         yield from questions(500)[30:]
 
-    kept: list[Answer | Refusal] = []
+    kept: list[Completion | Rejection] = []
     with open_endpoint(config(endpoint_server, concurrency=4, retries=8), backoff_seconds=0.001) as asker:
         with pytest.raises(TeacherUnavailable, match=r"the teacher at http://127.0.0.1:\d+/v1 is not available: it"):
             kept.extend(asker.ask(then_fail()))

@@ -10,19 +10,19 @@ import pytest
 
 from retort.config.teachers import EndpointConfig
 from retort.errors import BudgetSpent, TeacherUnavailable
+from retort.io.parquet import EXAMPLES, write_rows
 from retort.problems.classification import Classification
-from retort.records import Example, ParseFailure
-from retort.rows import EXAMPLES, write_rows
+from retort.records.base import Example, ParseFailure
 from retort.store import Store
-from retort.teachers.asking import Answer, Asker, OpenAsker, Question, Refusal
-from retort.teachers.labelling import Labelling
+from retort.teachers.labeler import Labeler
 from retort.teachers.ledger import Ledger
-from retort.teachers.outcomes import Outcome, Reader
-from retort.teachers.questions import questions_for
-from retort.teachers.spending import Spending
+from retort.teachers.parsing import CompletionParser, Outcome
+from retort.teachers.request_builder import request_builder
+from retort.teachers.requests import Completion, CompletionClient, CompletionRequest, OpenClient, Rejection
+from retort.teachers.usage import Usage
 
 LABELLED = [Example(f"l{n}", f"gold {n}", ["bad", "good"][n % 2]) for n in range(4)]
-Script = Callable[[Question, int], str | Refusal]
+Script = Callable[[CompletionRequest, int], str | Rejection]
 
 
 class Scripted:
@@ -31,16 +31,16 @@ class Scripted:
     def __init__(self, script: Script, die_after: int | None = None) -> None:
         self.script, self.die_after = script, die_after
         self.asked: Counter[str] = Counter()
-        self.questions: list[Question] = []
+        self.questions: list[CompletionRequest] = []
         self.starts = 0
         self.facts: dict[str, Any] = {"num_gpus": 2}
 
     @contextmanager
-    def open(self) -> Iterator[Asker]:
+    def open(self) -> Iterator[CompletionClient]:
         self.starts += 1
         yield self
 
-    def ask(self, questions: Iterator[Question]) -> Iterator[Answer | Refusal]:
+    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
         for number, question in enumerate(questions):
             if number == self.die_after:
                 raise TeacherUnavailable("the engine died")
@@ -48,16 +48,16 @@ class Scripted:
             for sample in question.samples:
                 self.asked[question.prompt.item] += 1
                 said = self.script(question, sample)
-                if isinstance(said, Refusal):
+                if isinstance(said, Rejection):
                     yield said
                     break
-                yield Answer(question.key, sample, said, "stop", 100, 90, 2)
+                yield Completion(question.key, sample, said, "stop", 100, 90, 2)
 
 
 class Desk:
     def __init__(self, folder: Path) -> None:
         self.store, self.rows = Store(str(folder / "store")), folder / "rows.parquet"
-        self.spent: Spending | None = None
+        self.spent: Usage | None = None
 
     def pool(self, *texts: str) -> None:
         rows = ({"example_id": f"u{n}", "text": text} for n, text in enumerate(texts))
@@ -67,13 +67,13 @@ class Desk:
         base = {"kind": "endpoint", "url": "http://localhost", "model": "m"}
         teacher = EndpointConfig.model_validate({**base, **settings})
         problem = Classification(["bad", "good"])
-        self.spent = Spending(teacher.prices, teacher.budget)
-        opened: OpenAsker = asker.open()
-        labelling = Labelling(
-            questions=questions_for(problem, teacher, LABELLED),
-            reader=Reader(problem, "accuracy", teacher),
+        self.spent = Usage(teacher.prices, teacher.budget)
+        opened: OpenClient = asker.open()
+        labelling = Labeler(
+            questions=request_builder(problem, teacher, LABELLED),
+            reader=CompletionParser(problem, "accuracy", teacher),
             ledger=Ledger(self.store, {"kind": "scripted"}),
-            open_asker=lambda: opened,
+            open_client=lambda: opened,
             spending=self.spent,
             progress=lambda *_: None,
         )
@@ -86,7 +86,7 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-def good_or_bad(question: Question, sample: int) -> str:
+def good_or_bad(question: CompletionRequest, sample: int) -> str:
     return "good" if "fine" in question.prompt.item else "bad"
 
 
@@ -164,7 +164,7 @@ def test_a_retry_is_constrained_though_the_first_try_was_not(desk: Desk) -> None
 
 def test_a_refused_row_is_not_asked_again_in_this_run(desk: Desk) -> None:
     desk.pool("long", "fine day")
-    script = lambda q, _: Refusal(q.key, "too-long", "9 tokens, 8 fit") if "long" in q.prompt.item else "good"  # noqa: E731
+    script = lambda q, _: Rejection(q.key, "too-long", "9 tokens, 8 fit") if "long" in q.prompt.item else "good"  # noqa: E731
     asker = Scripted(script)
     assert reasons(desk.label(asker)) == ["too-long", "good"]
     assert asker.asked["Input: long\nOutput:"] == 1

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 from retort.errors import DataError, StoreUnavailable
-from retort.records import digest
-from retort.rows import count_rows, write_rows
+from retort.io.parquet import count_rows, write_rows
+from retort.records.base import digest
 from retort.store import Store
-from retort.teachers.ledger import Entry, Ledger, Writer, ledger_key
+from retort.teachers.ledger import Entry, Ledger, LedgerWriter, ledger_key
 from retort.teachers.shards import SCHEMA, Shards
 
 ROOT = Path(__file__).parents[2]
@@ -264,7 +264,7 @@ def test_compaction_makes_pieces_of_bounded_size_and_leaves_full_ones(
 SCRIPT = """
 import json, sys, time
 from retort.store import Store
-from retort.teachers.ledger import Entry, Ledger, Writer, ledger_key
+from retort.teachers.ledger import Entry, Ledger, LedgerWriter, ledger_key
 
 job, root, teacher, first, last, delay = sys.argv[1:]
 ledger = Ledger(Store(root), json.loads(teacher))
@@ -274,7 +274,7 @@ numbers = range(int(first), int(last))
 keys = (ledger_key(b"shared", f"row {n}", "", 0, 0) for n in numbers)
 entries = (Entry(key, f"text {n}", "stop", 64, 1, 1, 1, (), time.time()) for n, key in zip(numbers, keys))
 if job == "write":
-    with Writer(ledger, delay_seconds=float(delay)) as writer:
+    with LedgerWriter(ledger, delay_seconds=float(delay)) as writer:
         for number, entry in zip(numbers, entries):
             writer.add(entry)
             print(number, time.monotonic(), flush=True)
@@ -382,7 +382,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_a_writer_writes_by_itself_when_nothing_more_comes(folder: Store, look: Look) -> None:
-    with Writer(Ledger(folder, TEACHER), delay_seconds=0.3) as writer:
+    with LedgerWriter(Ledger(folder, TEACHER), delay_seconds=0.3) as writer:
         writer.add(entry(1))
         assert shard_files(folder) == []
         wait_for(lambda: len(shard_files(folder)) == 1)
@@ -393,7 +393,7 @@ def test_a_writer_writes_by_itself_when_nothing_more_comes(folder: Store, look: 
 
 
 def test_a_writer_writes_full_shards_at_once_and_the_rest_at_the_end(folder: Store, look: Look) -> None:
-    with Writer(Ledger(folder, TEACHER), delay_seconds=3600, shard_entries=10) as writer:
+    with LedgerWriter(Ledger(folder, TEACHER), delay_seconds=3600, shard_entries=10) as writer:
         for number in range(10):
             writer.add(entry(number))
         wait_for(lambda: len(shard_files(folder)) == 1)
@@ -402,7 +402,7 @@ def test_a_writer_writes_full_shards_at_once_and_the_rest_at_the_end(folder: Sto
 
 
 def write_one(ledger: Ledger, passing: BaseException | None = None) -> None:
-    with Writer(ledger) as writer:
+    with LedgerWriter(ledger) as writer:
         writer.add(entry(1))
         if passing:
             raise passing
@@ -419,7 +419,7 @@ def test_a_failed_write_is_raised_by_the_next_add_and_tried_again(folder: Store,
     in_the_way = Path(folder.root) / "ledger"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("a file where a folder should be")
-    with Writer(Ledger(folder, TEACHER), delay_seconds=0.05) as writer:
+    with LedgerWriter(Ledger(folder, TEACHER), delay_seconds=0.05) as writer:
         writer.add(entry(1))
         wait_for(lambda: writer._failure is not None)
         with pytest.raises(StoreUnavailable):

@@ -27,9 +27,9 @@ from transformers import (
 from retort.config.teachers import TransformersConfig
 from retort.errors import ConfigError
 from retort.problems import Constraint
-from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.local.asker import LocalAsker, open_transformers
-from retort.teachers.local.decoding import sampled
+from retort.teachers.huggingface.client import LocalAsker, open_transformers
+from retort.teachers.huggingface.decoding import sampled
+from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
 from retort.teachers.vllm.engine.rendering import render
 
 SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
@@ -92,22 +92,22 @@ def opened(folder: Path, attempt: int = 0, **fields: Any) -> Iterator[LocalAsker
         yield asker
 
 
-def questions(rows: Sequence[dict[str, str]] = ROWS[6:22], **fields: Any) -> list[Question]:
+def questions(rows: Sequence[dict[str, str]] = ROWS[6:22], **fields: Any) -> list[CompletionRequest]:
     fields = {"max_tokens": 12, **fields}
     return [
-        Question(key=number.to_bytes(16), prompt=Prompt(SHARED, row["text"]), **fields)
+        CompletionRequest(key=number.to_bytes(16), prompt=Prompt(SHARED, row["text"]), **fields)
         for number, row in enumerate(rows)
     ]
 
 
-def asked(asker: LocalAsker, wanted: Sequence[Question]) -> dict[tuple[bytes, int], Answer]:
+def asked(asker: LocalAsker, wanted: Sequence[CompletionRequest]) -> dict[tuple[bytes, int], Completion]:
     answers = list(asker.ask(iter(wanted)))
-    found = {(answer.key, answer.sample): answer for answer in answers if isinstance(answer, Answer)}
+    found = {(answer.key, answer.sample): answer for answer in answers if isinstance(answer, Completion)}
     assert len(found) == len(answers) == sum(len(question.samples) for question in wanted)
     return found
 
 
-def texts(answers: dict[tuple[bytes, int], Answer]) -> dict[tuple[bytes, int], str]:
+def texts(answers: dict[tuple[bytes, int], Completion]) -> dict[tuple[bytes, int], str]:
     return {key: answer.text for key, answer in answers.items()}
 
 
@@ -121,7 +121,7 @@ class ByHand:
         end = self.tokenizer.encode("<|im_end|>" if self.chat else "x\n\nx", add_special_tokens=False)
         self.end = end[0] if self.chat else end[1]
 
-    def prompt(self, question: Question) -> list[int]:
+    def prompt(self, question: CompletionRequest) -> list[int]:
         shared = [{"role": turn.role, "content": turn.content} for turn in question.prompt.shared]
         prefix, before, after = render(self.tokenizer, shared)
         text = prefix + before + question.prompt.item + after
@@ -135,13 +135,13 @@ class ByHand:
         logits: torch.Tensor = self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
         return logits
 
-    def score(self, question: Question, text: str, *, ended: bool) -> float:
+    def score(self, question: CompletionRequest, text: str, *, ended: bool) -> float:
         prompt = self.prompt(question)
         own = self.tokenizer.encode(text, add_special_tokens=False) + [self.end] * ended
         logs = self.logits(prompt + own).log_softmax(-1)
         return sum(float(logs[len(prompt) - 1 + at, token]) for at, token in enumerate(own))
 
-    def completion(self, question: Question) -> str:
+    def completion(self, question: CompletionRequest) -> str:
         token_ids, prompt = list[int](), self.prompt(question)
         while len(token_ids) < question.max_tokens:
             token = int(self.logits(prompt + token_ids)[-1].argmax())
@@ -151,7 +151,7 @@ class ByHand:
                 break
         return text if self.chat else text.partition("\n")[0]
 
-    def choice(self, question: Question, choices: Sequence[str]) -> str:
+    def choice(self, question: CompletionRequest, choices: Sequence[str]) -> str:
         """Token by token, the likeliest of those that go on to a choice."""
         bare = {text: self.tokenizer.encode(text, add_special_tokens=False) for text in choices}
         ended = {text: [*ids, self.end] if text == "correct" else ids for text, ids in bare.items()}
@@ -316,16 +316,16 @@ def test_a_row_that_is_too_long_is_refused_and_the_others_are_answered(tmp_path:
         answers = {answer.key: answer for answer in asker.ask(iter([short, exact, long]))}
         soft = list(asker.ask(iter([replace(exact, verbalizers=LABELS)])))
     refusal = answers[long.key]
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, Rejection)
     assert (refusal.reason, refusal.detail) == (
         "too-long",
         f"The prompt has {len(by_hand.prompt(long))} tokens, and the model's context is {limit}.",
     )
     cut = answers[exact.key]
-    assert isinstance(cut, Answer)
+    assert isinstance(cut, Completion)
     assert cut.completion_tokens == 1
-    assert isinstance(answers[short.key], Answer)
-    assert isinstance(soft[0], Refusal)
+    assert isinstance(answers[short.key], Completion)
+    assert isinstance(soft[0], Rejection)
 
 
 def test_nothing_to_ask(folders: dict[str, Path]) -> None:
@@ -336,7 +336,7 @@ def test_nothing_to_ask(folders: dict[str, Path]) -> None:
 def test_questions_are_taken_as_they_are_needed(folders: dict[str, Path]) -> None:
     taken = 0
 
-    def counted() -> Iterator[Question]:
+    def counted() -> Iterator[CompletionRequest]:
         nonlocal taken
         for question in questions(ROWS * 4):
             taken += 1

@@ -4,7 +4,7 @@ import pytest
 
 from retort.problems.classification import Classification
 from retort.problems.slots import Slots
-from retort.records import ParseFailure
+from retort.records.base import ParseFailure
 from retort.teachers.salvage import parse_completion
 
 CLASSES = Classification(["correct", "incorrect", "correct but incomplete"])

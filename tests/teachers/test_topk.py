@@ -14,22 +14,22 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from retort.config import Config
+from retort.config import MckdConfig
 from retort.config.teachers import SamplingConfig
 from retort.errors import ConfigError
-from retort.method.objectives import reverse_kl, token_distillation
+from retort.io.parquet import read_rows, write_rows
 from retort.problems import Constraint
-from retort.records import ArtifactRef, Data
-from retort.rows import read_rows, write_rows
-from retort.stages.asked import pseudolabel_asked
-from retort.stages.examples import ingest
-from retort.stages.making import make, open_store
+from retort.recipes.execute import make, open_store
+from retort.records.base import ArtifactRef, Data
+from retort.steps.ingest import ingest
+from retort.steps.pseudolabel_llm import pseudolabel_asked
 from retort.store import Store
-from retort.teachers.asking import Answer, Question
-from retort.teachers.labelling import ASKED
+from retort.students.losses import reverse_kl, token_distillation
+from retort.teachers.labeler import ASKED
 from retort.teachers.ledger import Entry, Ledger
+from retort.teachers.requests import Completion, CompletionRequest
 from retort.teachers.shards import WITHOUT_TOP
-from retort.teachers.tokens import TEACHER_TOKENS, TokensWriter, TopLogprobs, read_teacher_tokens
+from retort.teachers.top_logprobs import TEACHER_TOKENS, TokensWriter, TopLogprobs, read_teacher_tokens
 from retort.teachers.vllm.engine.toplogprobs import packed, tokenizer_identity
 
 local = runpy.run_path(str(Path(__file__).with_name("test_local.py")), run_name="test_local")
@@ -99,10 +99,10 @@ def test_lists_are_those_of_plain_forward_passes(teacher: Path, fields: dict[str
     by_hand = ByHand(teacher)
     with opened(teacher) as asker:
         plain = asked(asker, questions(**fields))
-        found: dict[tuple[bytes, int], Answer] = asked(asker, questions(**fields, top_logprobs=K))
+        found: dict[tuple[bytes, int], Completion] = asked(asker, questions(**fields, top_logprobs=K))
     assert {key: answer.text for key, answer in found.items()} == {key: answer.text for key, answer in plain.items()}
     assert all(answer.top is None for answer in plain.values())
-    by_key: dict[bytes, Question] = {question.key: question for question in questions()}
+    by_key: dict[bytes, CompletionRequest] = {question.key: question for question in questions()}
     for (key, _), answer in found.items():
         assert answer.top
         token_ids, ids, logprobs = unpacked(answer.top)
@@ -175,30 +175,30 @@ def test_older_shards_are_read_beside_newer_ones_and_merged_with_them(tmp_path: 
 
 # ---- the artifact
 
-Build = Callable[[int], Config]
+Build = Callable[[int], MckdConfig]
 
 
 @pytest.fixture(scope="module")
 def build(tiny_classes: dict[str, Any], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     root = tmp_path_factory.mktemp("topk") / "store"
 
-    def config(top_logprobs: int) -> Config:
+    def config(top_logprobs: int) -> MckdConfig:
         sampling = {"max_tokens": 8, **({"top_logprobs": top_logprobs} if top_logprobs else {})}
         given = {"kind": "transformers", "model": str(teacher), "sampling": sampling}
         problem = {"kind": "classification", "labels": ["down", "up"]}
-        return Config.model_validate(
+        return MckdConfig.model_validate(
             {**tiny_classes, "problem": problem, "teacher": given, "store": {"root": str(root)}}
         )
 
     return config
 
 
-def labelled(config: Config, data: Data) -> Path:
+def labelled(config: MckdConfig, data: Data) -> Path:
     stage = pseudolabel_asked(config, "stage0/pseudolabels", config.teacher, data)  # type: ignore[arg-type]
     return open_store(config.store).fetch(make(config, stage, 0, lambda *_: None))
 
 
-def ingested(config: Config) -> Data:
+def ingested(config: MckdConfig) -> Data:
     def ref(role: str) -> ArtifactRef:
         stage = ingest(config, role)
         manifest = open_store(config.store).find(stage.kind, stage.key)
@@ -232,7 +232,7 @@ def test_a_second_labelling_takes_them_from_the_ledger(build: Build, monkeypatch
     config = build(K)
     data = ingested(config)
     first = (labelled(config, data) / TEACHER_TOKENS).read_bytes()
-    monkeypatch.setattr("retort.stages.asked.open_asker", lambda *_: pytest.fail("the teacher was started"))
+    monkeypatch.setattr("retort.steps.pseudolabel_llm.open_client", lambda *_: pytest.fail("the teacher was started"))
     again = labelled(config, data)
     assert (again / TEACHER_TOKENS).read_bytes() == first
 
@@ -294,4 +294,4 @@ def test_without_a_row_there_is_no_file(tmp_path: Path) -> None:
 def test_what_cannot_have_them(tiny_classes: dict[str, Any], teacher_fields: dict[str, Any], said: str) -> None:
     given = {"kind": "transformers", "model": "m", **teacher_fields}
     with pytest.raises(ValidationError, match=said):
-        Config.model_validate({**tiny_classes, "teacher": given})
+        MckdConfig.model_validate({**tiny_classes, "teacher": given})

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from retort.config import VllmConfig
-from retort.teachers.vllm.asker import VllmAsker, open_vllm
+from retort.teachers.vllm.client import VllmAsker, open_vllm
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-teacher" / "bin" / "python"

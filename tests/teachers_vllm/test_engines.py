@@ -10,8 +10,8 @@ import pytest
 
 from retort.config import VllmConfig
 from retort.errors import ChildOutOfMemory, ConfigError, TeacherUnavailable
-from retort.teachers.asking import Answer, Prompt, Question, Turn
-from retort.teachers.vllm.asker import VllmAsker, open_vllm
+from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
+from retort.teachers.vllm.client import VllmAsker, open_vllm
 from retort.teachers.vllm.engine import failures
 
 FAKE = Path(__file__).with_name("fake_python.py")
@@ -23,8 +23,8 @@ def opened(attempt: int = 0, **changes: Any) -> AbstractContextManager[VllmAsker
     return open_vllm(config, attempt, "fake", None)
 
 
-def question(number: int, samples: tuple[int, ...] = (0,)) -> Question:
-    return Question(number.to_bytes(16, "big"), Prompt(SHARED, f"row {number}"), samples=samples)
+def question(number: int, samples: tuple[int, ...] = (0,)) -> CompletionRequest:
+    return CompletionRequest(number.to_bytes(16, "big"), Prompt(SHARED, f"row {number}"), samples=samples)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_each_gpu_has_an_engine_and_its_share() -> None:
         found = list(asker.ask(question(number, samples=(0, 1)) for number in range(200)))
         assert asker.facts["num_gpus"] == asker.facts["num_engines"] == 2
         pids = [engine.pid for engine in asker.engines]
-    answers = [answer for answer in found if isinstance(answer, Answer)]
+    answers = [answer for answer in found if isinstance(answer, Completion)]
     assert Counter((answer.key, answer.sample) for answer in answers).total() == len({*answers}) == 400
     shares = Counter(answer.text for answer in answers)
     assert shares.keys() == {"4", "5"}
@@ -48,7 +48,7 @@ def test_each_gpu_has_an_engine_and_its_share() -> None:
 def test_an_engine_takes_a_group_of_gpus() -> None:
     with opened(tensor_parallel=2) as asker:
         (answer,) = asker.ask(iter([question(0)]))
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Completion)
         assert answer.text == "4,5"
         assert asker.facts["num_gpus"] == 2
 
@@ -135,7 +135,7 @@ def test_what_is_shared_is_told_once_and_forgotten() -> None:
     """Rows that may not see themselves among the demonstrations have turns of their own."""
     with opened() as asker:
         asked = (
-            Question(number.to_bytes(16, "big"), Prompt((Turn("system", str(number // 2)),), "row"))
+            CompletionRequest(number.to_bytes(16, "big"), Prompt((Turn("system", str(number // 2)),), "row"))
             for number in range(200)
         )
         assert len(list(asker.ask(asked))) == 200

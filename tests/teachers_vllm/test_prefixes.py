@@ -8,7 +8,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from retort.teachers.vllm.asker import ENGINE
+from retort.teachers.vllm.client import ENGINE
 from retort.teachers.vllm.engine.rendering import render
 
 TURNS = [

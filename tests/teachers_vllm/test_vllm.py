@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from retort.configfile import load_config
+from retort.config.loading import load_config
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
-from retort.records import ParseFailure
-from retort.teachers.asking import Answer, Prompt, Question, Refusal, Turn
-from retort.teachers.vllm.asker import VllmAsker, open_vllm
+from retort.records.base import ParseFailure
+from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
+from retort.teachers.vllm.client import VllmAsker, open_vllm
 
 pytestmark = pytest.mark.teacher
 here = runpy.run_path(str(Path(__file__).with_name("conftest.py")), run_name="conftest")
@@ -32,15 +32,15 @@ SHARED = (
 )
 
 
-def question(number: int | str, text: str = "play westbam", **changes: Any) -> Question:
+def question(number: int | str, text: str = "play westbam", **changes: Any) -> CompletionRequest:
     prompt = Prompt(SHARED, f"Input: {text}\nOutput:")
-    return Question(**{"key": str(number).encode(), "prompt": prompt, "max_tokens": 12, **changes})
+    return CompletionRequest(**{"key": str(number).encode(), "prompt": prompt, "max_tokens": 12, **changes})
 
 
-def answers(asker: VllmAsker, *questions: Question) -> list[Answer]:
+def answers(asker: VllmAsker, *questions: CompletionRequest) -> list[Completion]:
     found = list(asker.ask(iter(questions)))
-    assert all(isinstance(answer, Answer) for answer in found), found
-    return sorted((answer for answer in found if isinstance(answer, Answer)), key=lambda a: (a.key, a.sample))
+    assert all(isinstance(answer, Completion) for answer in found), found
+    return sorted((answer for answer in found if isinstance(answer, Completion)), key=lambda a: (a.key, a.sample))
 
 
 def test_facts(asker: VllmAsker) -> None:
@@ -78,8 +78,8 @@ def test_a_grammar_gives_parses(asker: VllmAsker) -> None:
     assert any(not isinstance(label, ParseFailure) for label in parsed)
 
 
-def asked_with(asked: Question, **changes: Any) -> Question:
-    return Question(**{**{name: getattr(asked, name) for name in Question.__slots__}, **changes})
+def asked_with(asked: CompletionRequest, **changes: Any) -> CompletionRequest:
+    return CompletionRequest(**{**{name: getattr(asked, name) for name in CompletionRequest.__slots__}, **changes})
 
 
 def test_unconstrained_completions_end_with_the_line(asker: VllmAsker) -> None:
@@ -112,12 +112,12 @@ def test_what_cannot_be_answered_is_refused_alone(asker: VllmAsker) -> None:
         question("z"),
     ]
     found = list(asker.ask(iter(asked)))
-    refused = {answer.key: answer for answer in found if isinstance(answer, Refusal)}
+    refused = {answer.key: answer for answer in found if isinstance(answer, Rejection)}
     assert refused[b"long"].reason == "too-long"
     assert str(CONTEXT) in refused[b"long"].detail
     assert refused[b"bad"].reason == "bad-constraint"
     assert refused[b"surrogate"].reason == "rejected"
-    assert {answer.key for answer in found if isinstance(answer, Answer)} == {b"a", b"empty", b"z"}
+    assert {answer.key for answer in found if isinstance(answer, Completion)} == {b"a", b"empty", b"z"}
     assert len(found) == 6
 
 
@@ -131,7 +131,7 @@ def test_the_shared_prefix_is_computed_once(asker: VllmAsker) -> None:
 def test_questions_are_taken_as_they_are_needed(asker: VllmAsker) -> None:
     taken = 0
 
-    def many() -> Iterator[Question]:
+    def many() -> Iterator[CompletionRequest]:
         nonlocal taken
         for number in range(5000):
             taken += 1
@@ -229,7 +229,7 @@ def test_hundreds_of_verbalizers(asker: VllmAsker) -> None:
     assert sum(math.exp(score) for score in answer.scores) < 1
 
 
-def endless() -> Iterator[Question]:
+def endless() -> Iterator[CompletionRequest]:
     number = 0
     while True:
         number += 1

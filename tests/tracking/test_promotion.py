@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from retort.config import Config
+from retort.config import MckdConfig
 from retort.errors import ConfigError, GateRefused
-from retort.promotion import Promotion, promote, rollback
-from retort.records import Stage
-from retort.reigning import reigning_student
-from retort.store import Product, Store
+from retort.records.base import Step
+from retort.store import StepOutput, Store
 from retort.tracking import mlflow_runs as runs
+from retort.tracking.champion import reigning_student
+from retort.tracking.promotion import Promotion, promote, rollback
 from retort.tracking.registry import CHALLENGER, CHAMPION, find_version, reigning_version
 
 WHY = "the new gold set says so"
@@ -27,7 +27,7 @@ class Nights:
         self.uri, self.client, self.name = uri, client, name
 
     @property
-    def config(self) -> Config:
+    def config(self) -> MckdConfig:
         values = {
             "name": self.name,
             "problem": {"kind": "classification"},
@@ -36,7 +36,7 @@ class Nights:
             "student": {"kind": "sequence-classification", "model": "m"},
             "tracking": {"uri": self.uri},
         }
-        return Config.model_validate(values)
+        return MckdConfig.model_validate(values)
 
     def judged(self, outcome: str | None, champion: str = "", reasons: str = "It is what it is.") -> str:
         """A new challenger with the gate's verdict on it: its version."""
@@ -285,13 +285,13 @@ def test_who_is_user_and_host_unless_told(nights: Nights, monkeypatch: pytest.Mo
 
 
 def test_the_reigning_student_is_found_in_the_store(nights: Nights, tmp_path: Path) -> None:
-    stage = Stage(name="final/student", verb="train-student", version=1, kind="students", params={"seed": 1})
+    stage = Step(name="final/student", verb="train-student", version=1, kind="students", params={"seed": 1})
     store, files = Store(str(tmp_path / "store")), tmp_path / "files"
     files.mkdir()
     (files / "weights").write_bytes(b"1")
     assert reigning_student(nights.config.model_copy(update={"tracking": None}), store) is None
     assert reigning_student(nights.config, store) is None
-    address = store.publish(stage, files, Product(), 1.0, nights.name).uri
+    address = store.publish(stage, files, StepOutput(), 1.0, nights.name).uri
     tags = {"gate.outcome": "first", "retort.artifact": address}
     version = runs.register(nights.client, nights.name, stage.key, address, "", tags)
     nights.crown(version)

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from retort.config import Config
+from retort.config import MckdConfig
 from retort.errors import ConfigError, GateRefused, TrackingUnavailable
-from retort.promotion import promote, rollback
 from retort.tracking import registry
+from retort.tracking.promotion import promote, rollback
 from retort.tracking.registry import ModelVersion, find_version, reigning_version, versions
 
 WAYS = ["database", "client", "server"]
@@ -152,7 +152,7 @@ def test_promotion_and_rollback(uri: str) -> None:
         "student": {"kind": "sequence-classification", "model": "m"},
         "tracking": {"uri": uri},
     }
-    config = Config.model_validate(values)
+    config = MckdConfig.model_validate(values)
     with pytest.raises(GateRefused, match="version 4 of 'alpha' has no verdict of the gate"):
         promote(config)
     promoted = promote(config, forced_because="to see it reign")

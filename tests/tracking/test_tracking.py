@@ -12,12 +12,12 @@ import pytest
 
 from retort.config import ExecutionConfig, TrackingConfig
 from retort.errors import TrackingUnavailable
-from retort.records import Stage
-from retort.stages.tracking import TRACKED, make_tracking, track
-from retort.stages.work import Work
-from retort.store import Product
+from retort.records.base import Step
+from retort.steps.context import StepContext
+from retort.store import StepOutput
 from retort.tracking.address import check_reachable, is_current, without_secrets
-from retort.tracking.projection import flattened, is_projected
+from retort.tracking.mckd import flattened, is_projected
+from retort.tracking.step import TRACKED, make_tracking, track
 
 # Test folders are no packages, so what they share is loaded by its path.
 _synthetic_run = runpy.run_path(str(Path(__file__).parents[1] / "report" / "synthetic_run.py"))
@@ -32,13 +32,13 @@ class Tracking:
         self.folder, self.run = folder, synthetic(folder)
         self.uri = f"sqlite:///{folder}/db/mlflow.db"
 
-    def stage(self, origin: dict[str, str] = ORIGIN) -> Stage:
+    def stage(self, origin: dict[str, str] = ORIGIN) -> Step:
         return track(self.run.config, TrackingConfig(uri=self.uri), self.run.distilled, self.run.report, origin)
 
-    def project(self, name: str, origin: dict[str, str] = ORIGIN) -> Product:
+    def project(self, name: str, origin: dict[str, str] = ORIGIN) -> StepOutput:
         (self.folder / name).mkdir()
         return make_tracking(
-            Work(self.stage(origin), self.run.store, self.folder / name, ExecutionConfig(), 0, lambda *_: None)
+            StepContext(self.stage(origin), self.run.store, self.folder / name, ExecutionConfig(), 0, lambda *_: None)
         )
 
     @property
@@ -231,7 +231,7 @@ def test_a_file_that_is_no_database_is_one_sentence(tracking: Tracking, tmp_path
     stage = track(run.config, config, run.distilled, run.report, {})
     (tmp_path / "out").mkdir()
     with pytest.raises(TrackingUnavailable, match=r"tracking\.uri = 'sqlite:///.*mlflow\.db'"):
-        make_tracking(Work(stage, run.store, tmp_path / "out", ExecutionConfig(), 0, lambda *_: None))
+        make_tracking(StepContext(stage, run.store, tmp_path / "out", ExecutionConfig(), 0, lambda *_: None))
 
 
 class Nights:
@@ -255,7 +255,7 @@ class Nights:
         run = synthetic(self._folder, reigning=reigning, tracking={"uri": self._uri}, **settings)
         stage = track(run.config, TrackingConfig(uri=self._uri), run.distilled, run.report, ORIGIN)
         (self._folder / name).mkdir()
-        work = Work(stage, run.store, self._folder / name, ExecutionConfig(), 0, lambda *_: None)
+        work = StepContext(stage, run.store, self._folder / name, ExecutionConfig(), 0, lambda *_: None)
         tracked = make_tracking(work).details
         tags = self.client.get_model_version("nights", tracked["version"]).tags
         told = {tag.removeprefix("gate."): value for tag, value in tags.items() if tag.startswith("gate.")}

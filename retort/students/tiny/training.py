@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retort.errors import ConfigError, DataError
-from retort.method.objectives import cross_entropy, scoring_loss
+from retort.students.losses import cross_entropy, scoring_loss
 from retort.students.tiny.network import Bags, Indices, as_bags, initial, layout, logits, unflatten, word_traits
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTraining, TrainedStudent
 from retort.students.tiny.vocabulary import Vocabulary

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from retort.config import EndpointConfig, VllmConfig
-from retort.config.teachers import AskedConfig
+from retort.config.teachers import LlmTeacherConfig
 from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError
-from retort.teachers.asking import Answer, Question
 from retort.teachers.endpoint.chat import Bodies, ConstraintStyle, unwrapped
+from retort.teachers.requests import Completion, CompletionRequest
 
 _ID = re.compile(r"([0-9a-f]{32})(?:-(0|[1-9][0-9]{0,8}))?")
 
 
-def write_requests(config: AskedConfig, questions: Iterable[Question], stream: BinaryIO) -> int:
+def write_requests(config: LlmTeacherConfig, questions: Iterable[CompletionRequest], stream: BinaryIO) -> int:
     """One line for each sample of each question; returns how many.
 
     Raises ConfigError for questions with verbalizers: what is read back holds no log-probabilities.
@@ -34,7 +34,9 @@ def write_requests(config: AskedConfig, questions: Iterable[Question], stream: B
     return lines
 
 
-def read_answers(address: str, endpoint_url: str | None, style: ConstraintStyle = "none") -> Iterator[Answer | BadLine]:
+def read_answers(
+    address: str, endpoint_url: str | None, style: ConstraintStyle = "none"
+) -> Iterator[Completion | BadLine]:
     """The answers in batch output files, in their order; `style` is the one that the requests were written with.
 
     What is no answer is told as a BadLine: the reasons of `read_completions`; `unknown-id`, a custom_id that no export
@@ -55,10 +57,10 @@ def read_answers(address: str, endpoint_url: str | None, style: ConstraintStyle 
             continue
         seen.add(key + sample.to_bytes(4, "big"))
         text = unwrapped(line.text) if style == "json-schema" else line.text
-        yield Answer(key, sample, text, line.finish_reason, line.prompt_tokens, 0, line.completion_tokens)
+        yield Completion(key, sample, text, line.finish_reason, line.prompt_tokens, 0, line.completion_tokens)
 
 
-def constraint_style(config: AskedConfig) -> ConstraintStyle:
+def constraint_style(config: LlmTeacherConfig) -> ConstraintStyle:
     """How a batch tells whoever answers it what a completion may be."""
     if isinstance(config, EndpointConfig):
         return config.constraint_style

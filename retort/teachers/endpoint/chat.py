@@ -10,8 +10,8 @@ from typing import Any, Literal
 from zlib import crc32
 
 from retort.problems import Constraint
-from retort.teachers.asking import Answer, Question, Turn
 from retort.teachers.endpoint.firsttoken import first_token_scores
+from retort.teachers.requests import Completion, CompletionRequest, Turn
 
 ConstraintStyle = Literal["none", "vllm", "json-schema"]
 TOP_LOGPROBS = 20
@@ -35,7 +35,7 @@ class Bodies:
         self._shared: tuple[Turn, ...] | None = None
         self._opening, self._shared_characters = b"", 0
 
-    def body(self, question: Question, samples: tuple[int, ...]) -> bytes:
+    def body(self, question: CompletionRequest, samples: tuple[int, ...]) -> bytes:
         """JSON that asks for these of the question's samples. Up to the row it is the same bytes for all rows that
         share their turns, which are serialised once for as long as the same object comes."""
         if question.prompt.shared is not self._shared:
@@ -44,7 +44,7 @@ class Bodies:
         item = json.dumps(question.prompt.item)
         return self._opening + f'{{"role": "user", "content": {item}}}], {settings[1:]}'.encode()
 
-    def num_tokens(self, question: Question) -> int:
+    def num_tokens(self, question: CompletionRequest) -> int:
         """Of the prompt, estimated: a token for four characters."""
         if question.prompt.shared is not self._shared:
             self._share(question.prompt.shared)
@@ -55,7 +55,7 @@ class Bodies:
         self._shared, self._opening = shared, self._start + "".join(turns).encode()
         self._shared_characters = sum(len(turn.content) for turn in shared)
 
-    def _settings(self, question: Question, samples: tuple[int, ...]) -> dict[str, Any]:
+    def _settings(self, question: CompletionRequest, samples: tuple[int, ...]) -> dict[str, Any]:
         """Everything but model and messages; what equals the protocol's default is left out."""
         if question.verbalizers:
             # Temperature 1 and no constraint: some servers apply them before they take the log-probabilities.
@@ -106,7 +106,9 @@ def unwrapped(text: str) -> str:
     return label if isinstance(label, str) else text
 
 
-def answers_in(raw: bytes, question: Question, samples: tuple[int, ...], style: ConstraintStyle) -> list[Answer]:
+def answers_in(
+    raw: bytes, question: CompletionRequest, samples: tuple[int, ...], style: ConstraintStyle
+) -> list[Completion]:
     """The answers in a response's body, for the first of `samples`: fewer than asked for where a server does not
     know `n`, at least one.
 
@@ -123,11 +125,11 @@ def answers_in(raw: bytes, question: Question, samples: tuple[int, ...], style: 
         scores = first_token_scores(question.verbalizers, _alternatives(choices[0]))
         best = question.verbalizers[max(range(len(scores)), key=scores.__getitem__)]
         tokens = (prompt_tokens, cached_tokens, completion_tokens)
-        return [Answer(question.key, samples[0], best, "stop", *tokens, scores)]
+        return [Completion(question.key, samples[0], best, "stop", *tokens, scores)]
     unwrap = style == "json-schema" and question.constraint is not None and question.constraint.choice is not None
     each, rest = divmod(completion_tokens, len(read))
     return [
-        Answer(
+        Completion(
             question.key,
             sample,
             unwrapped(text) if unwrap else text,

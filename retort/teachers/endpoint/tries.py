@@ -8,12 +8,12 @@ from typing import Literal
 
 from retort.config import EndpointConfig
 from retort.errors import ConfigError, TeacherUnavailable
-from retort.teachers.asking import Answer, Question, Refusal
 from retort.teachers.endpoint.chat import Bodies, NoLogprobs, Nonsense, answers_in
 from retort.teachers.endpoint.connection import Reply, Setback
 from retort.teachers.endpoint.pacing import Gate, backoff
+from retort.teachers.requests import Completion, CompletionRequest, Rejection
 
-Outcome = Answer | Refusal
+Outcome = Completion | Rejection
 
 FIRST_ANSWERS = 20
 """If the server refuses so many rows before it answers one, it is not the rows."""
@@ -42,7 +42,7 @@ class Tries:
         self.stopped = False
         """No question gets a further try."""
 
-    async def settle(self, question: Question, outcomes: list[Outcome]) -> None:
+    async def settle(self, question: CompletionRequest, outcomes: list[Outcome]) -> None:
         """Adds an Answer for each sample, or (after those that came) one Refusal, and less only once stopped.
 
         Raises ConfigError, TeacherUnavailable.
@@ -50,7 +50,7 @@ class Tries:
         missing, failures, waits, progress = question.samples, 0, 0, self._progress
         while missing and not self.stopped:
             result = await self._try(question, missing)
-            if isinstance(result, Refusal):
+            if isinstance(result, Rejection):
                 outcomes.append(result)
                 return
             if isinstance(result, list):
@@ -76,7 +76,9 @@ class Tries:
         """Grows whenever the server deals with a row."""
         return self._num_answered + self._num_refused
 
-    async def _try(self, question: Question, samples: tuple[int, ...]) -> list[Answer] | Refusal | Setback:
+    async def _try(
+        self, question: CompletionRequest, samples: tuple[int, ...]
+    ) -> list[Completion] | Rejection | Setback:
         tokens = self._bodies.num_tokens(question)
         await self._gate.enter(tokens)
         task = asyncio.current_task()
@@ -96,8 +98,8 @@ class Tries:
         return result
 
     def _judged(
-        self, question: Question, samples: tuple[int, ...], reply: Reply | Setback
-    ) -> list[Answer] | Refusal | Setback:
+        self, question: CompletionRequest, samples: tuple[int, ...], reply: Reply | Setback
+    ) -> list[Completion] | Rejection | Setback:
         if isinstance(reply, Setback):
             if reply.kind == "foreign" and not self._num_answered:
                 raise ConfigError(f"{self._not_one}: {reply.told}")
@@ -110,13 +112,13 @@ class Tries:
             why = f"the answer of '{self._config.model}' is of no use for labels: soft, since {error}"
             if not self._num_answered:
                 raise ConfigError(f"teacher.url = '{self._config.url}': {why}") from None
-            return Refusal(question.key, "no-logprobs", why, _raw(reply))
+            return Rejection(question.key, "no-logprobs", why, _raw(reply))
         except Nonsense as error:
             if reply.raw.lstrip().startswith(b"<") and not self._num_answered:
                 raise ConfigError(f"{self._not_one}: it answered a page: {_words(reply)}") from None
             return Setback("nonsense", f"its answer is no chat completion: {error}", _raw(reply))
 
-    def _not_answered(self, question: Question, reply: Reply) -> Refusal | Setback:
+    def _not_answered(self, question: CompletionRequest, reply: Reply) -> Rejection | Setback:
         words = _words(reply)
         said = f"HTTP {reply.status}: {words}" if words else f"HTTP {reply.status}"
         match reply.status:
@@ -150,7 +152,7 @@ class Tries:
             raise TeacherUnavailable(f"the teacher at {self._config.url} asks to wait for {wait:.0f} s ({said})")
         return Setback(kind, f"it answered {said}", _raw(reply), wait)
 
-    def _refused(self, question: Question, reply: Reply, said: str) -> Refusal:
+    def _refused(self, question: CompletionRequest, reply: Reply, said: str) -> Rejection:
         self._num_refused += 1
         if not self._num_answered:
             self._early_refusals.add(reply.status)
@@ -158,9 +160,9 @@ class Tries:
                 raise ConfigError(
                     f"teacher.url = '{self._config.url}' refuses all rows, the first {FIRST_ANSWERS} with {said}"
                 )
-        return Refusal(question.key, f"http-{reply.status}", f"The server refused the row ({said})", _raw(reply))
+        return Rejection(question.key, f"http-{reply.status}", f"The server refused the row ({said})", _raw(reply))
 
-    def _given_up(self, question: Question, setback: Setback) -> Refusal:
+    def _given_up(self, question: CompletionRequest, setback: Setback) -> Rejection:
         """Raises TeacherUnavailable where it is the server, and not the row."""
         tries = f"{self._config.retries + 1} tries"
         no_row_s_fault = setback.kind == "busy" or (
@@ -169,7 +171,7 @@ class Tries:
         if no_row_s_fault or self._failures_in_row >= 2 * self._config.concurrency + 20:
             raise TeacherUnavailable(f"the teacher at {self._config.url} is not available: {setback.told} ({tries})")
         reason = "bad-response" if setback.kind == "nonsense" else "unavailable"
-        return Refusal(question.key, reason, f"The server failed in {tries}: {setback.told}", setback.raw)
+        return Rejection(question.key, reason, f"The server failed in {tries}: {setback.told}", setback.raw)
 
     @property
     def _not_one(self) -> str:

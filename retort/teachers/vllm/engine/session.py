@@ -22,8 +22,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 if TYPE_CHECKING:
     from retort.teachers.vllm.engine.failures import BadTemplate
     from retort.teachers.vllm.engine.prefixes import Prefix
-    from retort.teachers.vllm.engine.questions import Asked, Message, Scored, Written
     from retort.teachers.vllm.engine.rendering import has_chat_template
+    from retort.teachers.vllm.engine.requests import Asked, Message, Scored, Written
 else:
     from failures import BadTemplate
     from prefixes import Prefix

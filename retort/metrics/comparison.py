@@ -1,0 +1,52 @@
+"""Two sides of systems that labelled the same rows: which one is better, and how sure that is."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import Metric
+from retort.metrics.bootstrap import Comparison, McNemar, compare, mcnemar
+from retort.metrics.scores import statistics_of
+from retort.problems.base import Problem
+from retort.records.base import Label
+
+Labels = Sequence[Label | None]
+"""What one system says, in the order of the rows; None is wrong."""
+
+
+class Duel(NamedTuple):
+    comparison: Comparison
+    """Of the sides' mean scores."""
+    mcnemar: McNemar
+    """On whole labels: an answer is right if it is the gold label's canonical text. Where there are k systems on each
+    side, its rows are those of the k pairs (old i, new i), one pair after the other. The k answers to one row are
+    counted as if they were independent, so its p-value is then rather too small than too large."""
+
+
+def compare_systems(
+    problem: Problem,
+    metric: Metric,
+    golds: Sequence[Label],
+    old: Sequence[Labels],
+    new: Sequence[Labels],
+    resamples: int,
+    seed: int,
+) -> Duel:
+    """Raises DataError where there are no rows, or a side has no system."""
+
+    def statistics(systems: Sequence[Labels]) -> list[NDArray[np.float64]]:
+        return [statistics_of(problem, metric, golds, labels) for labels in systems]
+
+    comparison = compare(statistics(old), statistics(new), lambda sums: problem.value(metric, sums), resamples, seed)
+    pairs = list(zip(old, new, strict=True))
+    only = mcnemar(
+        np.concatenate([_right(problem, golds, one) for one, _ in pairs]),
+        np.concatenate([_right(problem, golds, other) for _, other in pairs]),
+    )
+    return Duel(comparison, only)
+
+
+def _right(problem: Problem, golds: Sequence[Label], labels: Labels) -> NDArray[np.bool_]:
+    return np.array([problem.matches(gold, label) for gold, label in zip(golds, labels, strict=True)])

@@ -1,0 +1,75 @@
+"""From labels to scores."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from retort.config import Metric
+from retort.errors import DataError
+from retort.metrics.bootstrap import bootstrap, bootstrap_mean
+from retort.problems.base import Floats, Problem
+from retort.records.base import Label, Score
+
+
+def statistics_of(
+    problem: Problem, metric: Metric, golds: Iterable[Label], predictions: Iterable[Label | None]
+) -> Floats:
+    """What each row adds to the metric's sums, `(n, d)`. Raises DataError where there are no rows."""
+    (statistics,) = all_statistics(problem, [metric], golds, predictions).values()
+    return statistics
+
+
+def all_statistics(
+    problem: Problem, metrics: Sequence[Metric], golds: Iterable[Label], predictions: Iterable[Label | None]
+) -> dict[Metric, Floats]:
+    """What each row adds to each metric's sums, `(n, d)`. Raises DataError where there are no rows.
+
+    All metrics of a row are computed one after the other, so that a problem that remembers the labels it read last
+    reads each once; and a million rows are never a million arrays.
+    """
+    rows = zip(golds, predictions, strict=True)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"there are no gold-labelled rows to compute {', '.join(metrics)} on")
+    widths = [len(problem.statistics(metric, *first)) for metric in metrics]
+
+    def sums() -> Iterator[Floats]:
+        for gold, label in chain([first], rows):
+            yield np.concatenate([problem.statistics(metric, gold, label) for metric in metrics])
+
+    together = np.fromiter(sums(), dtype=np.dtype((np.float64, sum(widths))))
+    parts = np.split(together, np.cumsum(widths)[:-1], axis=1)
+    return {metric: np.ascontiguousarray(part) for metric, part in zip(metrics, parts, strict=True)}
+
+
+def score(
+    problem: Problem,
+    metric: Metric,
+    golds: Iterable[Label],
+    predictions: Iterable[Label | None],
+    resamples: int,
+    seed: int,
+) -> Score:
+    """The metric with its 95 % bootstrap interval. A prediction of None counts as wrong."""
+    return score_of(problem, metric, statistics_of(problem, metric, golds, predictions), resamples, seed)
+
+
+def score_of(problem: Problem, metric: Metric, statistics: Floats, resamples: int, seed: int) -> Score:
+    """The metric of rows' statistics `(n, d)`, with its interval."""
+    value, low, high = bootstrap(statistics, lambda sums: problem.value(metric, sums), resamples, seed)
+    return Score(metric=metric, value=value, low=low, high=high, n=len(statistics))
+
+
+def mean_score(
+    problem: Problem,
+    metric: Metric,
+    golds: Sequence[Label],
+    systems: Iterable[Sequence[Label | None]],
+    resamples: int,
+    seed: int,
+) -> Score:
+    """The mean of several systems' scores on the same rows, with the interval of that mean."""
+    statistics = [statistics_of(problem, metric, golds, predictions) for predictions in systems]
+    value, low, high = bootstrap_mean(statistics, lambda sums: problem.value(metric, sums), resamples, seed)
+    return Score(metric=metric, value=value, low=low, high=high, n=len(golds))

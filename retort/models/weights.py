@@ -1,0 +1,148 @@
+"""Where a student's weights come from. Imports no torch: `plan` asks for identities only."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from retort.errors import ConfigError, StoreUnavailable
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    address: str
+    """What transformers loads: a folder, or a hub name."""
+    identity: str
+    """Changes when the weights do; part of a student's key."""
+    revision: str | None = None
+    """Of a hub name."""
+
+
+class Source(Protocol):
+    """A config that names a model."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def weights(self) -> Literal["pretrained", "random"]: ...
+
+
+def find_weights(config: Source, endpoint_url: str | None = None, field: str = "student.model") -> Weights:
+    """Resolve `field`, `config.model`. Raises ConfigError if nothing is there, or no safetensors weights are.
+
+    `endpoint_url` (expanded) is that of the S3-compatible server, where it is not AWS.
+    """
+    model = config.model
+    try:
+        if model.startswith("pkg:"):
+            return _packaged(model, config)
+        if "://" in model:
+            return _from_bucket(model, config, endpoint_url)
+        if Path(model).exists():
+            return Weights(model, _folder_identity(Path(model), config))
+    except (ConfigError, StoreUnavailable) as error:
+        raise type(error)(f"{field} = '{model}': {error}") from error.__cause__
+    if not _HUB_NAME.fullmatch(model) or model.startswith("."):
+        raise ConfigError(f"{field} = '{model}': no such folder, and not the name of a model on a hub")
+    # A hub name; whether it can be had is known only by asking, which `retort doctor` does.
+    return Weights(model, f"hub:{model}@{config.revision}:{config.weights}", config.revision)
+
+
+def _packaged(model: str, config: Source) -> Weights:
+    package, _, inner = model.removeprefix("pkg:").partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ModuleNotFoundError, ValueError):  # no parent package; no name at all
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"the package '{package}' is not installed; allowed: pkg:package/folder")
+    folder = Path(next(iter(spec.submodule_search_locations))) / inner
+    if not folder.is_dir():
+        raise ConfigError(f"the package '{package}' has no folder '{inner}'")
+    _check_files((file.name for file in folder.iterdir()), config)
+    version = _version(package)
+    if version is None:
+        return Weights(str(folder), _folder_identity(folder, config))
+    return Weights(str(folder), f"{model}@{version}:{config.weights}")
+
+
+@cache
+def _version(package: str) -> str | None:
+    """None for what lies on the path without having been installed. Kept, since it looks into every package."""
+    distributions = importlib.metadata.packages_distributions().get(package)
+    return importlib.metadata.version(distributions[0]) if distributions else None
+
+
+def _from_bucket(model: str, config: Source, endpoint_url: str | None) -> Weights:
+    if not model.startswith("s3://"):
+        raise ConfigError("allowed are a hub name, a folder, s3://bucket/folder and pkg:")
+    from retort.io.s3 import filesystem, remote_errors
+
+    system, path = filesystem(endpoint_url), model.removeprefix("s3://").rstrip("/")
+    try:
+        with remote_errors(model, endpoint_url):
+            found = [entry for entry in system.ls(path, detail=True) if entry["type"] == "file"]
+    except FileNotFoundError:
+        raise ConfigError("the bucket has no such folder") from None
+    _check_files((Path(entry["name"]).name for entry in found), config)
+    files = sorted((entry["name"], str(entry.get("ETag", "")), entry["size"]) for entry in found)
+    identity = hashlib.sha256(repr(files).encode()).hexdigest()
+    local = Path.home() / ".cache" / "retort" / "weights" / identity[:16]
+    if not local.exists():
+        with remote_errors(model, endpoint_url):
+            _download(system, [entry["name"] for entry in found], local)
+    return Weights(str(local), f"files:{identity}:{config.weights}")
+
+
+def _download(system: Any, names: list[str], folder: Path) -> None:
+    """All or nothing, so that a run that was killed, or another one at the same time, leaves no half of a model."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name in names:
+            system.get_file(name, str(draft / Path(name).name))
+        if not folder.exists():
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _folder_identity(folder: Path, config: Source) -> str:
+    if not folder.is_dir():
+        raise ConfigError("is a file; give the folder that holds it")
+    _check_files((file.name for file in folder.iterdir()), config)
+    sha = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            stat = file.stat()
+            sha.update(file.name.encode() + _digest(file, stat.st_size, stat.st_mtime_ns))
+    return f"files:{sha.hexdigest()}:{config.weights}"
+
+
+@cache
+def _digest(file: Path, num_bytes: int, modified_ns: int) -> bytes:
+    """Kept as long as the file stays as it is: every student of a run asks for it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _check_files(names: Iterable[str], config: Source) -> None:
+    names = set(names)
+    if "config.json" not in names:
+        raise ConfigError("the folder has no config.json")
+    if config.weights == "pretrained" and not any(name.endswith(".safetensors") for name in names):
+        raise ConfigError(
+            "the folder has no weights (*.safetensors; pickled .bin files are refused); "
+            "weights: random takes the architecture alone"
+        )

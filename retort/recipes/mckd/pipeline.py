@@ -1,0 +1,192 @@
+"""Multistage collaborative knowledge distillation (arXiv 2311.08640, section 3), on one page.
+
+The algorithm says what is to be done, in which order and from what; `do` does it. The flow passes a `do` that
+runs Prefect tasks, `retort plan` one that only looks into the store.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+from retort.config import MckdConfig
+from retort.data.partitions import label_cells, train_cells
+from retort.errors import ConfigError
+from retort.recipes.mckd.teacher import teacher_labels
+from retort.records.base import ArtifactRef, Champion, Data, MckdResult, StageResult, Step
+from retort.steps.cross_label import cross_label
+from retort.steps.evaluate import evaluate_labels, evaluate_student
+from retort.steps.gate import check_slices
+from retort.steps.ingest import ingest
+from retort.steps.merge_labels import merge_labels
+from retort.steps.select import select
+from retort.steps.train_student import start_from, train_student
+
+Do = Callable[[Step], Awaitable[ArtifactRef]]
+
+
+async def ingest_data(config: MckdConfig, do: Do) -> Data:
+    """The rows of every role, checked and in the store."""
+    roles = ["labeled", "unlabeled", "test", *(["dev"] if config.evaluation.judge == "dev" else [])]
+    refs = dict(zip(roles, await together(do(ingest(config, role)) for role in roles), strict=True))
+    return Data(
+        labeled=refs["labeled"],
+        unlabeled=refs["unlabeled"],
+        test=refs["test"],
+        judge=refs.get("dev", refs["labeled"]),
+    )
+
+
+async def distil(config: MckdConfig, data: Data, do: Do, reigning: Champion | None = None) -> MckdResult:
+    """From the teacher's labels to the final student. `reigning` is the champion, whom a warm start begins with.
+
+    Raises ConfigError, before anything is made, where the champion solves another problem, or the gate has a slice of
+    a class that does not exist.
+    """
+    check_slices(config)
+    check_champion(config, reigning)
+    method, selecting = config.method, config.selection.kind == "better"
+    teacher = await teacher_labels(config, data, do)
+    labels = [teacher.labels]
+    rounds: list[StageResult] = []
+    kept_stage = method.stages
+
+    # The last stage trains the final student alone, so a round of k students there only serves to prove its labels.
+    for stage in range(1, method.stages + (selecting and method.stages > 1)):
+        students = await train_on_partitions(config, data, stage, labels[-1], do)
+        challenger = await evaluate_round(config, data, stage, students, do)
+        if selecting and rounds:
+            challenger, accepted = await prove_better(config, rounds[-1], challenger, do)
+            rounds.append(challenger)
+            if not accepted:
+                kept_stage = stage - 1
+                break
+        else:
+            rounds.append(challenger)
+        if stage < method.stages:
+            labels.append(await relabel(config, stage, students, labels[-1], do))
+
+    final = await train_final(config, data, kept_stage, labels[kept_stage - 1], reigning, do)
+    return MckdResult(
+        data=data,
+        labels=tuple(labels),
+        label_scores=await score_labels(config, data, labels, do),
+        teacher_scores=teacher.scores,
+        teacher_own_scores=teacher.own_scores,
+        member_scores=teacher.member_scores,
+        rounds=tuple(rounds),
+        kept_stage=kept_stage,
+        final_student=final,
+        final_scores=await do(evaluate_student(config, "final/test", final, data.test)),
+    )
+
+
+def check_champion(config: MckdConfig, reigning: Champion | None) -> None:
+    """Raises ConfigError where the two cannot be compared."""
+    kind = reigning.made_of["params"]["problem"]["kind"] if reigning else config.problem.kind
+    if reigning and kind != config.problem.kind:
+        raise ConfigError(
+            f"name = '{config.name}': the champion of this name, version {reigning.version}, solves '{kind}' and not "
+            f"problem.kind = '{config.problem.kind}'; give this job another name"
+        )
+
+
+async def train_final(
+    config: MckdConfig, data: Data, kept_stage: int, labels: ArtifactRef, reigning: Champion | None, do: Do
+) -> ArtifactRef:
+    """On the whole pool; the only student that may begin with the champion's weights."""
+    soft, name = is_soft(config, kept_stage), "final/student"
+    stage = train_student(config, name, labels, soft=soft, labeled=data.labeled)
+    if reigning and config.student.warm_start:
+        start = start_from(stage, reigning)
+        stage = train_student(config, name, labels, soft=soft, start=start, labeled=data.labeled)
+    return await do(stage)
+
+
+async def train_on_partitions(
+    config: MckdConfig, data: Data, stage: int, labels: ArtifactRef, do: Do, run: str = ""
+) -> tuple[ArtifactRef, ...]:
+    """k fresh students, each on its own cells of the pool. `run` sets a baseline's names apart: `same-partition/`."""
+    method = config.method
+    return await together(
+        do(
+            train_student(
+                config,
+                f"{run}stage{stage}/student-{index}",
+                labels,
+                cells=train_cells(method.scheme, method.partitions, index),
+                index=index,
+                siblings=method.partitions,
+                soft=is_soft(config, stage),
+                labeled=data.labeled,
+            )
+        )
+        for index in range(method.partitions)
+    )
+
+
+async def relabel(
+    config: MckdConfig, stage: int, students: tuple[ArtifactRef, ...], previous: ArtifactRef, do: Do
+) -> ArtifactRef:
+    """Each student labels only what it was not trained on; together they label the pool anew."""
+    method, soft = config.method, config.method.cross_labels == "soft"
+    several_votes = method.scheme == "disjoint" and method.partitions > 2
+    cross_labels = await together(
+        do(
+            cross_label(
+                config,
+                f"stage{stage}/cross-labels-{index}",
+                student,
+                previous,
+                cells=label_cells(method.scheme, method.partitions, index),
+                siblings=method.partitions,
+                probabilities=soft or several_votes,
+            )
+        )
+        for index, student in enumerate(students)
+    )
+    return await do(merge_labels(config, f"stage{stage}/pseudolabels", previous, cross_labels, soft=soft))
+
+
+async def evaluate_round(
+    config: MckdConfig, data: Data, stage: int, students: tuple[ArtifactRef, ...], do: Do
+) -> StageResult:
+    """Scores of each student on the rows that judge stages, and on the test rows, which decide nothing."""
+
+    k = len(students)
+    scores = await together(
+        do(evaluate_student(config, f"stage{stage}/{title}-{index}", student, rows, siblings=k))
+        for title, rows in (("judge", data.judge), ("test", data.test))
+        for index, student in enumerate(students)
+    )
+    return StageResult(stage=stage, students=students, judge_scores=scores[:k], test_scores=scores[k:])
+
+
+async def prove_better(
+    config: MckdConfig, reigning: StageResult, challenger: StageResult, do: Do
+) -> tuple[StageResult, bool]:
+    """Whether the newer labels make better students of the same rows."""
+    name = f"stage{challenger.stage}/selection"
+    verdict = await do(select(config, name, reigning.judge_scores, challenger.judge_scores))
+    # A plan that cannot know the verdict yet goes on as if the labels were accepted.
+    return challenger.model_copy(update={"selection": verdict}), verdict.metrics.get("accepted", 1.0) == 1.0
+
+
+async def score_labels(config: MckdConfig, data: Data, labels: list[ArtifactRef], do: Do) -> tuple[ArtifactRef, ...]:
+    """Every stage's labels against the pool's own gold, where it has some; for the report."""
+    return await together(
+        do(evaluate_labels(config, f"stage{stage}/label-quality", ref, data.unlabeled))
+        for stage, ref in enumerate(labels)
+    )
+
+
+async def together(work: Iterable[Awaitable[ArtifactRef]]) -> tuple[ArtifactRef, ...]:
+    """All of them at once. If one fails, the others still end and keep what they made; then its error is raised."""
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return tuple(outcome for outcome in outcomes if not isinstance(outcome, BaseException))
+
+
+def is_soft(config: MckdConfig, stage: int) -> bool:
+    """Whether stage `stage` trains on probabilities: the teacher's in stage 1, the students' in later ones."""
+    return config.method.cross_labels == "soft" if stage > 1 else config.has_soft_teacher

@@ -1,0 +1,93 @@
+"""`pseudolabel`: stage 0, the teacher's labels for the pool, by whichever teacher the config names."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from retort.config import (
+    FINETUNED_TRAINING,
+    EnsembleConfig,
+    FinetunedConfig,
+    MckdConfig,
+    RecordedConfig,
+    TrainingConfig,
+)
+from retort.config.teachers import LlmTeacherConfig, Member
+from retort.records.base import ArtifactRef, Data, Step
+from retort.steps.context import StepContext
+from retort.steps.cross_label import cross_label
+from retort.steps.evaluate import evaluate_labels, evaluate_own_labels, evaluate_student
+from retort.steps.pseudolabel_ensemble import make_ensemble_labels, merge_teachers
+from retort.steps.pseudolabel_llm import make_asked_labels, pseudolabel_asked
+from retort.steps.pseudolabel_recorded import make_recorded_labels, pseudolabel_recorded
+from retort.steps.train_student import train_student
+from retort.store import StepOutput
+
+VERSION = 1
+STAGE = "stage0/pseudolabels"
+
+Do = Callable[[Step], Awaitable[ArtifactRef]]
+
+
+@dataclass(frozen=True)
+class TeacherLabels:
+    labels: ArtifactRef
+    scores: ArtifactRef | None = None
+    """On the test rows, where the teacher can be asked about them for nothing."""
+    own_scores: ArtifactRef | None = None
+    """On the labelled set, each row asked about with the others as demonstrations, where the teacher can be asked."""
+    member_scores: dict[str, ArtifactRef] = field(default_factory=dict)
+    """Of an ensemble's members, see `Distilled.member_scores`."""
+
+
+def member_stage(index: int) -> str:
+    """The name of the stage in which an ensemble's member labels the pool."""
+    return f"stage0/teacher-{index}/pseudolabels"
+
+
+async def teacher_labels(config: MckdConfig, data: Data, do: Do) -> TeacherLabels:
+    """Stage 0. An ensemble's members are asked one after the other, since each may need the whole machine."""
+    if not isinstance(config.teacher, EnsembleConfig):
+        return await _labels_of(config, config.teacher, data, do, "teacher", STAGE)
+    members = [
+        await _labels_of(config, member, data, do, f"teacher-{index}", member_stage(index))
+        for index, member in enumerate(config.teacher.members)
+    ]
+    merged = await do(merge_teachers(config, config.teacher, [member.labels for member in members], data))
+    scores = {
+        f"teacher-{index}": member.own_scores
+        or await do(evaluate_labels(config, f"teacher-{index}/label-quality", member.labels, data.unlabeled))
+        for index, member in enumerate(members)
+    }
+    all_asked = all(member.own_scores for member in members)
+    own = await do(evaluate_own_labels(config, "teacher/labeled", merged, data.labeled)) if all_asked else None
+    return TeacherLabels(merged, own_scores=own, member_scores=scores)
+
+
+async def _labels_of(config: MckdConfig, teacher: Member, data: Data, do: Do, name: str, stage: str) -> TeacherLabels:
+    match teacher:
+        case RecordedConfig():
+            return TeacherLabels(await do(pseudolabel_recorded(config, stage, teacher, data.unlabeled)))
+        case FinetunedConfig(training=training):
+            student = await do(train_student(config, f"{name}/student", data.labeled, training=training))
+            labels = await do(cross_label(config, stage, student, data.unlabeled))
+            return TeacherLabels(labels, await do(evaluate_student(config, f"{name}/test", student, data.test)))
+        case LlmTeacherConfig():
+            labels = await do(pseudolabel_asked(config, stage, teacher, data))
+            own = await do(evaluate_own_labels(config, f"{name}/labeled", labels, data.labeled))
+            return TeacherLabels(labels, own_scores=own)
+
+
+def supervised_training(config: MckdConfig) -> TrainingConfig:
+    """How to train on the labelled set alone: as the fine-tuned teacher is."""
+    return config.teacher.training if isinstance(config.teacher, FinetunedConfig) else FINETUNED_TRAINING
+
+
+def make_pseudolabels(work: StepContext) -> StepOutput:
+    """By the teacher that the stage names."""
+    match work.stage.params["teacher"]:
+        case "recorded":
+            return make_recorded_labels(work)
+        case "ensemble":
+            return make_ensemble_labels(work)
+        case _:
+            return make_asked_labels(work)

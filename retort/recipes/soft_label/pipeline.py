@@ -1,0 +1,220 @@
+"""Distillation of a teacher's probabilities into a tiny student that scores answers (arXiv 2312.15842), on one page.
+
+As in `mckd`, the algorithm says what is to be done and from what; `do` does it. Every arm has the same training rows;
+the dev rows choose (each student's epoch, lambda, temperature, the exported student); each test set is met once, by
+what was chosen.
+"""
+
+from retort.config.soft_label import TINY_ARMS, Arm, CrossEncoderConfig, ProbabilitiesConfig, SoftLabelConfig
+from retort.data.partitions import label_cells, train_cells
+from retort.recipes.mckd.pipeline import Do, together
+from retort.recipes.soft_label.jobs import asked_job, encoder_job
+from retort.records.base import ArtifactRef, Data, Record, SoftLabelResult
+from retort.steps.cross_label import cross_label
+from retort.steps.export_student import export_student
+from retort.steps.gather_probabilities import gather_labels, gather_recorded
+from retort.steps.ingest import ingest_answers
+from retort.steps.predict import predict_baseline, predict_tiny
+from retort.steps.pseudolabel_llm import pseudolabel_asked
+from retort.steps.score_predictions import score
+from retort.steps.time_students import time_students
+from retort.steps.train_grid import train_tiny
+from retort.steps.train_student import train_student
+from retort.steps.train_tinybert import train_small
+
+Refs = dict[str, ArtifactRef]
+
+
+class Answers(Record):
+    """The rows of every role."""
+
+    train: ArtifactRef
+    dev: ArtifactRef
+    tests: Refs
+    pool: ArtifactRef | None
+
+    @property
+    def judged(self) -> Refs:
+        """Rows that every arm is scored on."""
+        return {"dev": self.dev, **self.tests}
+
+
+class TeacherProbabilities(Record):
+    """What the teacher says of the rows of each role; of the training rows, what it says without having seen them."""
+
+    probabilities: Refs
+    model: ArtifactRef | None = None
+    """The fine-tuned teacher, trained on all training rows."""
+
+
+class TrainedArms(Record):
+    """What the arms trained."""
+
+    grids: Refs
+    small: tuple[ArtifactRef, ...]
+
+
+async def distil_scores(config: SoftLabelConfig, do: Do) -> SoftLabelResult:
+    data = await ingest_answers_of(config, do)
+    taught = await TEACHERS[config.teacher.kind](config, data, do)
+    grids = await train_grids(config, data, taught, do)
+    small = await train_small_ones(config, data, do)
+    student = await do(export_student(config, grids))
+    scores = {"teacher": await score_teacher(config, data, taught, do)}
+    for arm in config.arms:
+        scores[arm] = await score_arm(config, arm, data, TrainedArms(grids=grids, small=small), do)
+    rows = next(iter(data.tests.values()))
+    times = await do(time_students(config, student, taught.model, small[0] if small else None, rows))
+    return SoftLabelResult(
+        train=data.train,
+        dev=data.dev,
+        tests=data.tests,
+        pool=data.pool,
+        train_probabilities=taught.probabilities["train"],
+        pool_probabilities=taught.probabilities.get("unlabeled"),
+        teacher=taught.model,
+        small=small,
+        grids=grids,
+        student=student,
+        scores=scores,
+        times=times,
+    )
+
+
+async def ingest_answers_of(config: SoftLabelConfig, do: Do) -> Answers:
+    roles = ["train", "dev", *config.data.tests, *(["unlabeled"] if "with-pool" in config.arms else [])]
+    refs = dict(zip(roles, await together(do(ingest_answers(config, role)) for role in roles), strict=True))
+    tests = {name: refs[name] for name in config.data.tests}
+    return Answers(train=refs["train"], dev=refs["dev"], tests=tests, pool=refs.get("unlabeled"))
+
+
+def others(data: Answers) -> Refs:
+    """Rows that no teacher is trained on."""
+    return data.judged if data.pool is None else {**data.judged, "unlabeled": data.pool}
+
+
+async def fine_tune(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
+    """k teachers give the training rows' probabilities, each those that it was not trained on; one trained on all of
+    them those of other rows, and is what the students are compared with."""
+    teacher = config.teacher
+    assert isinstance(teacher, CrossEncoderConfig)
+    k, job = teacher.folds, encoder_job(config, teacher.model, teacher.training, teacher.folds)
+    whole, *parts = await together(
+        [
+            do(train_student(job, "teacher/student", data.train)),
+            *(
+                do(train_student(job, f"teacher/part-{i}", data.train, cells=train_cells("leave-one-out", k, i)))
+                for i in range(k)
+            ),
+        ]
+    )
+    labels = await together(
+        do(
+            cross_label(
+                job,
+                f"teacher/labels-{i}",
+                part,
+                data.train,
+                cells=label_cells("leave-one-out", k, i),
+                probabilities=True,
+            )
+        )
+        for i, part in enumerate(parts)
+    )
+    probabilities = {"train": await do(gather_labels(config, "teacher/train", data.train, labels))}
+    for role, rows in others(data).items():
+        answers = await do(cross_label(job, f"teacher/labels-{role}", whole, rows, probabilities=True))
+        probabilities[role] = await do(gather_labels(config, f"teacher/{role}", rows, (answers,)))
+    return TeacherProbabilities(probabilities=probabilities, model=whole)
+
+
+async def ask(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
+    """A language model, with demonstrations from the dev rows, which it therefore labels without themselves."""
+    job, probabilities = asked_job(config), {}
+    teacher = job.teacher
+    for role, rows in {"train": data.train, **others(data)}.items():
+        asked = Data(labeled=data.dev, unlabeled=rows, test=rows, judge=data.dev)
+        labels = await do(pseudolabel_asked(job, f"teacher/labels-{role}", teacher, asked))  # type: ignore[arg-type]
+        probabilities[role] = await do(gather_labels(config, f"teacher/{role}", rows, (labels,)))
+    return TeacherProbabilities(probabilities=probabilities)
+
+
+async def recall(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
+    """Probabilities that were computed before."""
+    teacher = config.teacher
+    assert isinstance(teacher, ProbabilitiesConfig)
+    return TeacherProbabilities(
+        probabilities={
+            role: await do(gather_recorded(config, f"teacher/{role}", rows, teacher, needed=role == "train"))
+            for role, rows in {"train": data.train, **others(data)}.items()
+        }
+    )
+
+
+TEACHERS = {
+    "finetuned": fine_tune,
+    "probabilities": recall,
+    "vllm": ask,
+    "endpoint": ask,
+    "transformers": ask,
+}
+
+
+async def train_grids(config: SoftLabelConfig, data: Answers, taught: TeacherProbabilities, do: Do) -> Refs:
+    """The arms with a tiny student: they differ in their loss alone, and `with-pool` in its rows."""
+    arms: list[Arm] = [arm for arm in TINY_ARMS if arm in config.arms]
+    known = taught.probabilities
+    refs = await together(
+        do(
+            train_tiny(
+                config,
+                arm,
+                data.train,
+                data.dev,
+                None if arm in ("hard", "label-smoothing") else known["train"],
+                (data.pool, known["unlabeled"]) if arm == "with-pool" and data.pool else None,
+            )
+        )
+        for arm in arms
+    )
+    return dict(zip(arms, refs, strict=True))
+
+
+async def train_small_ones(config: SoftLabelConfig, data: Answers, do: Do) -> tuple[ArtifactRef, ...]:
+    seeds = config.tinybert.seeds if "tinybert" in config.arms else 0
+    return await together(do(train_small(config, f"tinybert/student-{i}", data.train, i)) for i in range(seeds))
+
+
+async def score_teacher(config: SoftLabelConfig, data: Answers, taught: TeacherProbabilities, do: Do) -> Refs:
+    """On the training rows too, of which it says what it says without having seen them; where it says nothing of a
+    role's rows, there is no score."""
+    rows = {"train": data.train, **data.judged}
+    return {
+        role: await do(score(config, f"teacher/{role}-scores", (ref,), rows[role]))
+        for role, ref in taught.probabilities.items()
+        if role in rows
+    }
+
+
+async def score_arm(config: SoftLabelConfig, arm: Arm, data: Answers, trained: TrainedArms, do: Do) -> Refs:
+    scores = {}
+    for role, rows in data.judged.items():
+        said = await predictions(config, arm, role, data, trained, do)
+        scores[role] = await do(score(config, f"{arm}/{role}-scores", said, rows))
+    return scores
+
+
+async def predictions(
+    config: SoftLabelConfig, arm: Arm, role: str, data: Answers, trained: TrainedArms, do: Do
+) -> tuple[ArtifactRef, ...]:
+    """What the arm says of a role's rows: one artifact with all seeds, or of `tinybert` one for each."""
+    name, rows = f"{arm}/{role}", data.judged[role]
+    if arm in trained.grids:
+        return (await do(predict_tiny(config, name, trained.grids[arm], rows)),)
+    if arm != "tinybert":
+        return (await do(predict_baseline(config, name, arm, data.train, rows)),)
+    job = encoder_job(config, config.tinybert.model, config.tinybert.training)
+    labels = await together(
+        do(cross_label(job, f"{name}-labels-{i}", one, rows, probabilities=True)) for i, one in enumerate(trained.small)
+    )
+    return await together(do(gather_labels(config, f"{name}-{i}", rows, (one,))) for i, one in enumerate(labels))

@@ -1,0 +1,87 @@
+"""What a run is made of: names for its artifacts, and the manifests behind them."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from retort.errors import DamagedArtifact
+from retort.records.base import ArtifactRef, Data, MckdResult
+from retort.report.mckd.summary import Timing
+from retort.steps.context import StepContext
+from retort.store import Manifest
+from retort.store.ancestry import ancestors
+from retort.store.store import REPAIR
+
+
+class Made(NamedTuple):
+    """An artifact behind the run, in the group that needed it first."""
+
+    group: str
+    """`data`, `teacher`, `stage 1`, `final student`, or the baseline's name."""
+    manifest: Manifest
+
+
+def data_refs(data: Data) -> dict[str, ArtifactRef]:
+    """By role; `dev` only where stages are judged on a set of its own."""
+    dev = {} if data.judge.key == data.labeled.key else {"dev": data.judge}
+    return {"labeled": data.labeled, "unlabeled": data.unlabeled, "test": data.test, **dev}
+
+
+def manifest_of(work: StepContext, ref: ArtifactRef) -> Manifest:
+    """Raises DamagedArtifact where it has vanished."""
+    manifest = work.store.find(ref.kind, ref.key)
+    if manifest is None:
+        raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
+    return manifest
+
+
+def student_behind(work: StepContext, scores: ArtifactRef) -> Manifest | None:
+    """The student that was scored."""
+    keys = manifest_of(work, scores).made_of["inputs"].get("student", [])
+    return work.store.find("students", keys[0]) if keys else None
+
+
+def made(work: StepContext, distilled: MckdResult) -> list[Made]:
+    """Everything that the run rests on, each artifact once, inputs before what was made of them."""
+    seen: set[str] = set()
+    return [
+        Made(group, manifest)
+        for group, refs in _groups(distilled)
+        for ref in refs
+        for manifest in ancestors(work.store, ref.kind, ref.key, seen)
+    ]
+
+
+def timings(parts: list[Made]) -> tuple[Timing, ...]:
+    """Siblings (`stage1/student-0`, `-1`) become one line."""
+    lines: dict[tuple[str, str], list[Manifest]] = {}
+    for group, manifest in parts:
+        what = re.sub(r"-\d+$", "", manifest.name.rpartition("/")[2] if group != "data" else manifest.name)
+        lines.setdefault((group, what), []).append(manifest)
+    return tuple(_timing(group, what, manifests) for (group, what), manifests in lines.items())
+
+
+def _timing(group: str, what: str, manifests: list[Manifest]) -> Timing:
+    rates = [rate for m in manifests if (rate := m.metrics.get("examples_per_second")) is not None]
+    return Timing(
+        group=group,
+        what=what,
+        count=len(manifests),
+        seconds=sum(manifest.seconds for manifest in manifests),
+        examples_per_second=sum(rates) / len(rates) if rates else None,
+    )
+
+
+def _groups(distilled: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
+    """In the order of the work."""
+    yield "data", list(data_refs(distilled.data).values())
+    teacher = [distilled.labels[0], distilled.label_scores[0], distilled.teacher_scores, distilled.teacher_own_scores]
+    teacher += distilled.member_scores.values()
+    yield "teacher", [ref for ref in teacher if ref is not None]
+    for done in distilled.rounds:
+        refs = [*done.students, *done.judge_scores, *done.test_scores, done.selection]
+        refs += [*distilled.labels[done.stage : done.stage + 1], *distilled.label_scores[done.stage : done.stage + 1]]
+        yield f"stage {done.stage}", [ref for ref in refs if ref is not None]
+    yield "final student", [distilled.final_student, distilled.final_scores]
+    for name, scores in distilled.baselines.items():
+        yield name, [scores]

@@ -1,0 +1,146 @@
+"""What each stage did to the pool's labels. Pools are large: everything is one walk, and only the top is kept."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from retort.io.parquet import Row, read_rows
+from retort.problems import Problem
+from retort.records.base import ArtifactRef
+from retort.report.mckd.summary import ChangedExample, Failure, LabelChange, LabelFailures, shortened
+from retort.steps.context import StepContext
+from retort.steps.ingest import GOLD_ROWS, ROWS
+from retort.steps.pseudolabel_recorded import FAILED_ROWS
+
+EXAMPLES_SHOWN = 10
+FAILURES_SHOWN = 20
+BATCH_ROWS = 512
+"""Rows with their probabilities held at once; 512 of 20 words and 100 classes are 2 MB."""
+
+Verdict = Literal["fixed", "broken", "still wrong"]
+
+
+class _Changed(NamedTuple):
+    rank: tuple[float, ...]
+    """The smaller, the more it changed."""
+    example: ChangedExample
+
+
+def label_change(work: StepContext, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef) -> LabelChange:
+    """Compare the labels of two stages row by row, and with the pool's gold where it has some."""
+    counts: Counter[str] = Counter()
+
+    def changed() -> Iterator[_Changed]:
+        for gold, before, after in _side_by_side(work, pool, old, new):
+            if before["label"] == after["label"]:
+                continue
+            change = _changed(work.problem, gold, before, after)
+            counts["changed"] += 1
+            counts[change.example.verdict or "unknown"] += 1
+            yield change
+
+    top = [item.example for item in heapq.nsmallest(EXAMPLES_SHOWN, changed(), key=lambda item: item.rank)]
+    manifest = work.store.find(new.kind, new.key)
+    return LabelChange(
+        changed=counts["changed"],
+        kept=manifest.counts.get("kept", 0) if manifest else 0,
+        known=counts["changed"] - counts["unknown"],
+        fixed=counts["fixed"],
+        broken=counts["broken"],
+        still_wrong=counts["still wrong"],
+        order="old-label-probability" if top and top[0].old_probability is not None else "parts-changed",
+        examples=tuple(_rendered(work.problem, example) for example in top),
+    )
+
+
+def label_failures(work: StepContext, teacher_labels: ArtifactRef) -> LabelFailures:
+    """Why completions gave no label; the examples go through the reasons in turn."""
+    path = work.fetch_ref(teacher_labels) / FAILED_ROWS
+    reasons: Counter[str] = Counter()
+    kept: dict[str, list[Failure]] = {}
+    for row in read_rows(path) if path.exists() else ():
+        reasons[row["reason"]] += 1
+        samples = kept.setdefault(row["reason"], [])
+        if len(samples) < FAILURES_SHOWN:
+            samples.append(Failure(**{**row, "raw": shortened(row["raw"], 1000)}))
+    in_turn = sorted((place, reason) for reason, samples in kept.items() for place in range(len(samples)))
+    examples = tuple(kept[reason][place] for place, reason in in_turn[:FAILURES_SHOWN])
+    return LabelFailures(reasons=dict(reasons.most_common()), examples=examples)
+
+
+def _side_by_side(
+    work: StepContext, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef
+) -> Iterator[tuple[str | None, Row, Row]]:
+    """(gold label, old row, new row) of each labelled row. All files keep the pool's order, so one walk does."""
+    folder = work.fetch_ref(pool)
+    golds = read_rows(folder / GOLD_ROWS, ["example_id", "label"]) if (folder / GOLD_ROWS).exists() else iter(())
+    columns = ["example_id", "text", "label"]
+    before = read_rows(work.fetch_ref(old) / ROWS, columns)
+    after = _with_probabilities(work.fetch_ref(new) / ROWS)
+    gold, pair = next(golds, None), next(zip(before, after, strict=False), None)
+    for row in read_rows(folder / ROWS, ["example_id"]):
+        example_id, label = row["example_id"], None
+        if gold is not None and gold["example_id"] == example_id:
+            label, gold = gold["label"], next(golds, None)
+        if pair is not None and pair[0]["example_id"] == example_id:
+            yield label, *pair
+            pair = next(zip(before, after, strict=False), None)
+
+
+def _with_probabilities(path: Path) -> Iterator[Row]:
+    """Rows whose `probabilities` are left in Arrow: only those of changed rows are ever looked at."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS):
+            probabilities = batch.column("probabilities")
+            for index, row in enumerate(batch.drop_columns(["probabilities"]).to_pylist()):
+                yield {**row, "probabilities": probabilities[index]}
+
+
+def _changed(problem: Problem, gold: str | None, old: Row, new: Row) -> _Changed:
+    parts = set(problem.parts(old["label"])) ^ set(problem.parts(new["label"]))
+    probability = _probability(problem, old["text"], old["label"], new["probabilities"])
+    example = ChangedExample(
+        example_id=old["example_id"],
+        text=old["text"],
+        old=old["label"],
+        new=new["label"],
+        gold=gold,
+        verdict=None if gold is None else _verdict(problem, gold, old["label"], new["label"]),
+        old_probability=probability,
+        num_parts_changed=len(parts),
+        confidence=new["confidence"],
+        labeler=new["labeler"],
+    )
+    rank = (-len(parts), -new["confidence"]) if probability is None else (probability,)
+    return _Changed(rank, example)
+
+
+def _verdict(problem: Problem, gold: str, old: str, new: str) -> Verdict:
+    if problem.matches(gold, new):
+        return "fixed"
+    return "broken" if problem.matches(gold, old) else "still wrong"
+
+
+def _probability(problem: Problem, text: str, label: str, probabilities: Any) -> float | None:
+    """Geometric mean over the label's units, in [0, 1]; None where the row has no probabilities (Arrow's null)."""
+    if not probabilities.is_valid:
+        return None
+    units = np.asarray(probabilities.values, dtype=np.float64).reshape(-1, len(problem.classes))
+    units = units * problem.allowed(len(units))  # units of several kinds share what is read at one word
+    units /= np.maximum(units.sum(axis=1, keepdims=True), 1e-12)
+    chosen = units[np.arange(len(units)), problem.targets(text, label)]
+    return float(np.exp(np.log(np.maximum(chosen, 1e-12)).mean()))
+
+
+def _rendered(problem: Problem, example: ChangedExample) -> ChangedExample:
+    texts = {
+        field: shortened(problem.render(example.text, label))
+        for field in ("old", "new", "gold")
+        if (label := getattr(example, field)) is not None
+    }
+    return example.model_copy(update=texts)

@@ -1,0 +1,136 @@
+"""Which classes, intents and slots a student gets wrong, and what it takes them for."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from retort.config import ClassificationConfig, ConstituencyConfig, SlotsConfig
+from retort.config import Problem as ProblemConfig
+from retort.io.parquet import Row
+from retort.problems import Problem
+from retort.report.mckd.summary import Confusion, ErrorTable, NameErrors, shortened
+
+CONFUSIONS_SHOWN = 15
+MATRIX_CLASSES = 24
+"""A larger confusion matrix is no longer looked at."""
+NOTHING = "(none)"
+"""A span that was missed, or that is not there; a row without a prediction."""
+
+
+class _Span(NamedTuple):
+    name: str
+    start: int
+    end: int
+    """Words counted from 1, `end` included."""
+
+    def overlap(self, other: "_Span") -> int:
+        return max(0, min(self.end, other.end) - max(self.start, other.start) + 1)
+
+
+class _Pair(NamedTuple):
+    """One thing that was asked for or found: what the gold says, what was predicted."""
+
+    gold: str
+    predicted: str
+    text: str
+
+
+def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -> tuple[ErrorTable, ...]:
+    """`rows` are an evaluation's predictions: text, gold, predicted (None where there is no label)."""
+    wholes: list[_Pair] = []
+    spans: list[_Pair] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        gold = problem.parts(row["gold"])
+        predicted = problem.parts(row["predicted"]) if row["predicted"] is not None else [NOTHING]
+        wholes.append(_Pair(gold[0], predicted[0], row["text"]))
+        if config.kind in ("slots", "constituency"):
+            spans += _span_pairs(_spans(gold[1:]), _spans(predicted[1:]), row["text"], counts)
+    match config:
+        case SlotsConfig():
+            return _span_table("Slots", spans, counts), _class_table("Intents", wholes)
+        case ConstituencyConfig():
+            return _span_table("Constituents", spans, counts), _class_table("Whole sentences", wholes)
+        case ClassificationConfig(labels=labels):
+            return (_class_table("Classes", wholes, labels),)
+    return ()
+
+
+def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None = None) -> ErrorTable:
+    """One name for each row: errors by class, and the confusion matrix."""
+    cells = Counter((pair.gold, pair.predicted) for pair in pairs)
+    occurring = {name for cell in cells for name in cell} - {NOTHING}
+    names = [name for name in order if name in occurring] if order else sorted(occurring)
+    small = len(names) <= MATRIX_CLASSES
+    return ErrorTable(
+        title=title,
+        names=tuple(_errors_on(name, cells) for name in names),
+        confusions=_confusions(pairs),
+        matrix=tuple(tuple(cells[gold, name] for name in [*names, NOTHING]) for gold in names) if small else None,
+    )
+
+
+def _span_table(title: str, pairs: Sequence[_Pair], exact: Counter[tuple[str, str]]) -> ErrorTable:
+    names = sorted({name for cell in exact for name in cell} - {NOTHING})
+    return ErrorTable(
+        title=title, names=tuple(_errors_on(name, exact) for name in names), confusions=_confusions(pairs)
+    )
+
+
+def _errors_on(name: str, cells: Counter[tuple[str, str]]) -> NameErrors:
+    """`cells` counts (gold, predicted)."""
+    right = cells[name, name]
+    support = sum(count for (gold, _), count in cells.items() if gold == name)
+    predicted = sum(count for (_, found), count in cells.items() if found == name)
+    return NameErrors(
+        name=name,
+        precision=right / predicted if predicted else 0.0,
+        recall=right / support if support else 0.0,
+        f1=2 * right / (support + predicted) if support + predicted else 0.0,
+        support=support,
+        predicted=predicted,
+    )
+
+
+def _confusions(pairs: Iterable[_Pair]) -> tuple[Confusion, ...]:
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
+    for pair in pairs:
+        if pair.gold != pair.predicted:
+            counts[pair.gold, pair.predicted] += 1
+            examples.setdefault((pair.gold, pair.predicted), pair.text)
+    return tuple(
+        Confusion(gold=gold, predicted=predicted, count=count, example=shortened(examples[gold, predicted]))
+        for (gold, predicted), count in counts.most_common(CONFUSIONS_SHOWN)
+    )
+
+
+def _spans(parts: Iterable[str]) -> list[_Span]:
+    """From the form that `Problem.parts` gives: `ARTIST:2-4`."""
+    found = []
+    for part in parts:
+        name, _, place = part.rpartition(":")
+        start, _, end = place.partition("-")
+        found.append(_Span(name, int(start), int(end)))
+    return found
+
+
+def _span_pairs(
+    gold: Sequence[_Span], predicted: Sequence[_Span], text: str, exact: Counter[tuple[str, str]]
+) -> list[_Pair]:
+    """A missed span pairs with the wrong one that covers most of it. Adds to `exact` what span F1 counts."""
+    right = set(gold) & set(predicted)
+    missed, wrong = [s for s in gold if s not in right], [s for s in predicted if s not in right]
+    exact.update((span.name, span.name) for span in right)
+    exact.update((span.name, NOTHING) for span in missed)
+    exact.update((NOTHING, span.name) for span in wrong)
+    pairs = []
+    for span in missed:
+        rival = max(wrong, key=span.overlap, default=None)
+        if rival is None or not span.overlap(rival):
+            pairs.append(_Pair(span.name, NOTHING, text))
+        else:
+            same = rival.name == span.name
+            pairs.append(_Pair(span.name, f"{rival.name} (other words)" if same else rival.name, text))
+    pairs += [_Pair(NOTHING, span.name, text) for span in wrong if not any(map(span.overlap, missed))]
+    return pairs

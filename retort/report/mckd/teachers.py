@@ -1,0 +1,97 @@
+"""What asking the teachers cost, and what is known of how good they are."""
+
+from collections.abc import Iterator
+
+from retort.records.base import ArtifactRef
+from retort.report.mckd.artifacts import manifest_of
+from retort.report.mckd.summary import TeacherFacts, percent, seconds_text, shortened
+from retort.steps.context import StepContext
+from retort.store import Manifest
+
+
+def teacher_facts(work: StepContext, labels: ArtifactRef) -> tuple[TeacherFacts, ...]:
+    """`labels`: the teacher's, or an ensemble's. Teachers that were asked nothing have no facts but their weight."""
+    manifest = manifest_of(work, labels)
+    if members := manifest.details.get("members"):
+        keys = manifest.made_of["inputs"]["members"]
+        found = [work.store.find("pseudolabels", key) for key in keys]
+        return tuple(
+            _facts(f"teacher-{index}", member, told)
+            for index, (member, told) in enumerate(zip(found, members, strict=True))
+        )
+    return (_facts("teacher", manifest, {}),) if "spent" in manifest.details else ()
+
+
+def _facts(name: str, manifest: Manifest | None, told: dict[str, object]) -> TeacherFacts:
+    lines = [*_membership(told)]
+    metrics: dict[str, float] = {}
+    if manifest is not None and "spent" in manifest.details:
+        lines = [*_identity(manifest), *lines, *_spent(manifest), *_calibration(manifest)]
+        metrics = {**{key: float(value) for key, value in manifest.details["spent"].items()}, **manifest.metrics}
+    return TeacherFacts(name=name, lines=tuple(lines), metrics=metrics)
+
+
+def _membership(told: dict[str, object]) -> Iterator[tuple[str, str]]:
+    if not told:
+        return
+    yield "kind", str(told["kind"])
+    if told["labelled_accuracy"] is not None:
+        yield "right units on the labelled set", f"{percent(float(str(told['labelled_accuracy'])))} %"
+    yield "weight of its vote", f"{float(str(told['weight'])):.3f}"
+    agreement = told["agreement"]
+    assert isinstance(agreement, list)
+    yield "rows labelled as by teacher 0, 1, ...", ", ".join(f"{percent(share)} %" for share in agreement)
+
+
+def _identity(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    params, engine = manifest.made_of["params"], manifest.details.get("engine", {})
+    known = {key: str(value) for key, value in params["identity"].items() if value not in (None, False)}
+    yield "teacher", ", ".join(f"{key} {shortened(value, 40)}" for key, value in known.items())
+    shown = {key: engine[key] for key in _ENGINE if engine.get(key) not in (None, "")}
+    if shown:
+        yield "engine", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
+
+
+_ENGINE = ("vllm", "version", "dtype", "num_gpus", "max_model_len", "batch_invariant")
+
+
+def _spent(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    spent, rows = manifest.details["spent"], max(1, manifest.counts["asked"])
+    completions = int(spent["completions"])
+    yield "rows of the pool", f"{manifest.counts['asked']:,}, {manifest.rows:,} with a label"
+    if not completions:
+        yield "asked for these labels", "nothing: the ledger had every completion"
+        return
+    prompt, cached = int(spent["prompt_tokens"]), int(spent["cached_tokens"])
+    yield "completions asked for", f"{completions:,}, and {int(spent['refusals']):,} questions refused"
+    yield (
+        "prompt tokens",
+        f"{prompt:,}, of them {percent(cached / max(1, prompt))} % found in the server's prefix cache",
+    )
+    yield "completion tokens", f"{int(spent['completion_tokens']):,}"
+    per_row = (prompt + spent["completion_tokens"]) / rows
+    yield (
+        "cost",
+        f"{spent['money']:.4f} of money, {spent['money'] / rows:.6f} and {per_row:.1f} tokens for a row of the pool",
+    )
+    rate = completions / spent["asking_seconds"] if spent["asking_seconds"] else 0.0
+    start = f", after a start of {seconds_text(spent['start_seconds'])}" if spent["start_seconds"] >= 1 else ""
+    yield "time", f"{seconds_text(spent['asking_seconds'])}{start}; {rate:.1f} completions/s"
+    if salvaged := manifest.counts.get("salvaged"):
+        yield "completions that said more than the label", f"{salvaged:,}, salvaged"
+    for sentence in manifest.details.get("damaged", []):
+        yield "ledger", sentence
+
+
+def _calibration(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    metrics = manifest.metrics
+    if "calibration_temperature" not in metrics:
+        return
+    before, after = metrics["calibration_error_before"], metrics["calibration_error_after"]
+    yield (
+        "expected calibration error on the labelled set",
+        f"{percent(before)} % before, {percent(after)} % after calibration on these rows "
+        f"(calibration temperature {metrics['calibration_temperature']:.2f})",
+    )
+    if "outside_mass" in metrics:
+        yield "probability outside the labels", f"{percent(metrics['outside_mass'])} %, mean over the pool"

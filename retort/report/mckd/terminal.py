@@ -1,0 +1,44 @@
+"""The result table in the terminal."""
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from retort.report.mckd.summary import Summary, seconds_text, table, verdict_text
+
+MOST_METRICS = 3
+"""In 80 columns; the report has them all."""
+_STYLES = {"teacher": "", "stage": "", "final": "bold green", "champion": "", "baseline": ""}
+
+
+def render_terminal(summary: Summary) -> Table:
+    """Print it with `rich.console.Console().print`. Intervals and notes go below, so that 80 columns hold it."""
+    content = table(summary, MOST_METRICS)
+    more = len(summary.metrics) - MOST_METRICS
+    elsewhere = [f"The report has {more} more metric{'s' if more > 1 else ''}."] if more > 0 else []
+    cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
+    rendered = Table(
+        title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
+        title_style="bold",
+        title_justify="left",
+        caption=Text("\n".join([summary.reason, *_gate_lines(summary), *elsewhere, cost])),
+        caption_justify="left",
+        caption_style="",
+        box=SIMPLE_HEAD,
+    )
+    rendered.add_column()
+    for column in content.columns[1:-1]:
+        number = column in ("rows", "seconds")
+        rendered.add_column(column, justify="right" if number else "left", no_wrap=number)
+    for row, (name, *cells, note) in zip(summary.systems, content.rows, strict=True):
+        below = (Text(cell.replace(" [", "\n[")) for cell in cells)
+        rendered.add_row(Text.assemble(name, "\n", (note, "dim not bold")), *below, style=_STYLES[row.role])
+    return rendered
+
+
+def _gate_lines(summary: Summary) -> list[str]:
+    """The verdict, and each check where there was something to decide."""
+    if summary.gate is None:
+        return []
+    checks = [] if summary.gate.outcome == "reigns" else summary.gate.reasons
+    return [verdict_text(summary.gate, summary.champion), *(f"- {reason}" for reason in checks)]

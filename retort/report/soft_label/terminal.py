@@ -1,0 +1,41 @@
+"""The result tables in the terminal."""
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from retort.report.mckd.summary import seconds_text
+from retort.report.soft_label.summary import ScoreSummary, cost_table, gain_table, table
+from retort.report.soft_label.summary import Table as Content
+
+
+def render_score_terminal(summary: ScoreSummary) -> Group:
+    """A table for each test set, one of differences, one of costs, and what they come to. Print it with a rich
+    console."""
+    scores = [
+        _table(f"{summary.name}: {rows}, {summary.rows[rows]:,} rows", table(summary, rows)) for rows in summary.tests
+    ]
+    note = (
+        "In percent, NLL in nats; the mean over seeds, ± the half of its 95 % interval. *: the exported student's arm. "
+        "Of a difference also in how many seeds McNemar's p < 0.05, with a minus where it is against the first."
+    )
+    costs = _table(f"on one thread of {summary.costs.machine}, fp32", cost_table(summary))
+    spent = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
+    gains = [_table("", gain_table(summary))] if summary.gains else []
+    return Group(*scores, *gains, Text(note, style="dim"), Text(), costs, Text(f"{summary.reason} {spent}"))
+
+
+def _table(title: str, content: Content) -> Table:
+    rendered = Table(
+        title=Text(title) if title else None,
+        title_style="bold",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for at, column in enumerate(content.columns):
+        rendered.add_column(column, justify="left" if at == 0 else "right", no_wrap=at > 0)
+    for row in content.rows:
+        rendered.add_row(*row, style="bold green" if row[0].endswith("*") else "")
+    return rendered

@@ -1,0 +1,392 @@
+"""Students that write the label: encoder-decoders (`seq2seq`) and decoders only (`causal`)."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    EncoderDecoderModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from retort.config import CausalConfig, DistillationConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
+from retort.errors import ConfigError
+from retort.models.device import Device
+from retort.models.weights import Weights
+from retort.problems import Problem
+from retort.records.base import ParseFailure
+from retort.students.architectures import (
+    START,
+    check_architecture,
+    check_vocabulary,
+    end_of,
+    limits_of,
+    loaded,
+    table_of,
+    vocabulary_size,
+    with_adapters,
+    with_new_decoder,
+)
+from retort.students.base import Checkpoint, Outcome, Progress, TrainingResult, TrainingRow
+from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
+from retort.students.encoder import as_config_error, use_fused_attention
+from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, keeps_packed_rows_apart
+from retort.students.grammar import Grammar
+from retort.students.prediction import WINDOW_ROWS
+from retort.students.targets import ClassTarget, Target, TextTarget, Written
+from retort.students.token_distillation import Listed, taught_target
+from retort.students.training import fit, frozen
+
+_NOTES = "student.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What a trained student must remember beside its weights."""
+
+    kind: str
+    target: str
+    classes: tuple[str, ...]
+    """Where it writes them, in the order of their token ids."""
+    first: int
+    """The token id of the first class."""
+    most: int
+    """Tokens that it writes at most."""
+    longest: int | None
+    """Tokens that it can read; None: any number."""
+
+
+class GenerativeStudent:
+    """A model with its tokenizer, and how its labels are written."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        problem: Problem,
+        notes: Notes,
+        max_length: int,
+        *,
+        cuts: bool = False,
+        lora: LoraConfig | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.notes = model, tokenizer, notes
+        self._problem, self._cuts, self._lora = problem, cuts, lora
+        self._max_length = min(max_length, notes.longest or max_length)
+        self.target: Target
+        if notes.target == "classes":
+            self.target = ClassTarget(problem, notes.classes, notes.first, notes.most)
+        else:
+            self.target = TextTarget(problem, tokenizer, end_of(tokenizer), notes.most)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def num_logits(self) -> int:
+        """Token ids that the model can write, those that pad its vocabulary among them."""
+        return int(table_of(self.model).num_embeddings)
+
+    @property
+    def start(self) -> int | None:
+        """The decoder's first token; None without an encoder, where the prompt comes first."""
+        return None if self.notes.kind == "causal" else int(self.model.config.decoder_start_token_id)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        if isinstance(self.target, ClassTarget):
+            return Vocabulary(self._pad, None, self.target.columns)
+        return Vocabulary(self._pad, self.target.end)
+
+    @cached_property
+    def _guides(self) -> Grammar | None:
+        """None where the tokenizer's tokens are no bytes."""
+        try:
+            return Grammar(self.tokenizer, end=end_of(self.tokenizer), num_logits=self.num_logits)
+        except ValueError:
+            return None
+
+    @property
+    def _pad(self) -> int:
+        """Of sources, and of a decoder's tokens that nobody reads."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def continue_from(self, folder: Path) -> bool:
+        """See `Student.continue_from`: all weights or none, since the classes are among the tokens."""
+        other = load_generative_student(folder, self._max_length, self._problem)
+        theirs, ours = other.model.state_dict(), self.model.state_dict()
+        same = {name: tensor.shape for name, tensor in theirs.items()} == {name: t.shape for name, t in ours.items()}
+        what = "architecture" if not same else "vocabulary"
+        if (
+            not same
+            or other.notes.classes != self.notes.classes
+            or (other.tokenizer.get_vocab() != self.tokenizer.get_vocab())
+        ):
+            raise ConfigError(
+                f"student.warm_start: the champion has another {what} than the student of this run, so its weights are "
+                "no start; give the champion's student, or warm_start: false"
+            )
+        self.model.load_state_dict(theirs)
+        return True
+
+    def train(
+        self,
+        rows: Sequence[TrainingRow],
+        training: TrainingConfig,
+        *,
+        seed: int,
+        device: Device,
+        micro_batches: int = 1,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress = lambda done, total, note: None,
+        held_out: Sequence[TrainingRow] = (),
+    ) -> TrainingResult:
+        """See `Student.train`. Embeddings are frozen only where the decoder has its own. `counts["distilled"]`: rows
+        that are learnt from what the teacher could have written, where training asks for it.
+
+        Raises ConfigError for labels that are longer than allowed, or that the tokenizer cannot write.
+        """
+        pairs, counts = self._pairs(rows, distils=training.distillation is not None)
+        watched, _ = self._pairs(held_out, distils=training.distillation is not None)
+        self.model.to(device.name)  # type: ignore[arg-type]
+        learner = self.model if self._lora is None else with_adapters(self.model, self._lora)
+        with frozen(self._separate_embeddings() if training.freeze_embeddings else []):
+            history = fit(
+                learner,
+                self._lessons(learner, pairs, training.distillation),
+                training,
+                seed=seed,
+                device=device,
+                micro_batches=micro_batches,
+                checkpoint=checkpoint,
+                progress=progress,
+                held_out=self._lessons(learner, watched, training.distillation) if watched else None,
+            )
+        if self._lora is not None:
+            self.model = learner.merge_and_unload()  # type: ignore[operator]
+        return TrainingResult(history, counts)
+
+    def _lessons(
+        self, learner: torch.nn.Module, pairs: list[Pair], distillation: DistillationConfig | None
+    ) -> Seq2SeqTrainingData | CausalTrainingData:
+        columns, pad = self.vocabulary.columns, self._pad
+        if self.start is not None:
+            return Seq2SeqTrainingData(
+                learner, pairs, pad=pad, start=self.start, columns=columns, distillation=distillation
+            )
+        packs = keeps_packed_rows_apart(self.model)
+        return CausalTrainingData(learner, pairs, pad=pad, columns=columns, packs=packs, distillation=distillation)
+
+    def _separate_embeddings(self) -> list[torch.nn.Module]:
+        if not isinstance(self.model, EncoderDecoderModel):
+            return []
+        return [table_of(self.model)]
+
+    def predict(
+        self,
+        texts: Iterable[str],
+        *,
+        device: Device,
+        total: int,
+        batch_tokens: int = 2048,
+        progress: Progress = lambda done, total, note: None,
+    ) -> Iterator[Outcome]:
+        """See `Student.predict`. Text that is no label, or none before it is mended, is written again by the problem's
+        grammar, so that the rest costs nothing: a label that the likeliest tokens make is what it would have written.
+        The progress says how many texts could not be.
+        """
+        self.model.to(device.name).eval()  # type: ignore[arg-type]
+        iterator, done, free = iter(texts), 0, 0
+        while window := list(islice(iterator, WINDOW_ROWS)):
+            requests = self.requests(window)
+            written = self._written(requests, device, batch_tokens)
+            outcomes = [self.target.read(text, one) for text, one in zip(window, written, strict=True)]
+            again, beyond = self._guided(window, requests, outcomes, device, batch_tokens)
+            yield from (again.get(place, outcome) for place, outcome in enumerate(outcomes))
+            done, free = done + len(window), free + beyond
+            progress(done, total, f"rows, {free} of them beyond the problem's grammar" if free else "rows")
+
+    def _written(
+        self, requests: Sequence[Request], device: Device, batch_tokens: int, guides: Grammar | None = None
+    ) -> list[Written]:
+        return decode(
+            self.model,
+            requests,
+            self.vocabulary,
+            device=device,
+            batch_tokens=batch_tokens * STEP_SCALE[device.name],
+            start=self.start,
+            guides=guides,
+        )
+
+    def _guided(
+        self,
+        texts: list[str],
+        requests: list[Request],
+        outcomes: list[Outcome],
+        device: Device,
+        batch_tokens: int,
+    ) -> tuple[dict[int, Outcome], int]:
+        """By their places, the outcomes that were illegal, written again; and how many could not be. What was mended
+        stays where the grammar comes to no end within the limit."""
+        if isinstance(self.target, ClassTarget):
+            return {}, 0
+        illegal = [place for place, one in enumerate(outcomes) if isinstance(one, ParseFailure) or one.is_repaired]
+        grammars = ((place, self._problem.grammar(texts[place])) for place in illegal)
+        requested = {place: replace(requests[place], grammar=text) for place, text in grammars if text is not None}
+        if not requested or self._guides is None:
+            return {}, len(requested)
+        written = self._written(list(requested.values()), device, batch_tokens, self._guides)
+        again = {
+            place: self.target.read(texts[place], one)
+            for place, one in zip(requested, written, strict=True)
+            if one.is_guided and (one.is_finished or isinstance(outcomes[place], ParseFailure))
+        }
+        return again, sum(not one.is_guided for one in written)
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / _NOTES).write_text(json.dumps(asdict(self.notes)), encoding="utf-8")
+
+    def requests(self, texts: Sequence[str]) -> list[Request]:
+        target = self.target
+        return [
+            Request(source, target.num_tokens(text), target.legal(text) if isinstance(target, ClassTarget) else None)
+            for text, (source, _) in zip(texts, self._sources(texts), strict=True)
+        ]
+
+    def _sources(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], bool]]:
+        """Token ids of each text as the model reads it, and whether it was cut."""
+        if not texts:
+            return []
+        is_prompt = self.start is None
+        rows = self.tokenizer(list(texts), add_special_tokens=not is_prompt, truncation=False)["input_ids"]
+        limit = self._max_length
+        if not is_prompt:
+            cut = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+            pairs = zip(cut, rows, strict=True)
+            return [(np.asarray(short, dtype=np.int64), len(row) > limit) for short, row in pairs]
+        mark = _separator(self.tokenizer)
+        limit -= len(mark)
+        return [(np.asarray([*row[:limit], *mark], dtype=np.int64), len(row) > limit) for row in rows]
+
+    def _pairs(self, rows: Sequence[TrainingRow], *, distils: bool) -> tuple[list[Pair], dict[str, int]]:
+        texts, labels = [row.text for row in rows], [row.label for row in rows]
+        targets, sources, most = self.target.write(texts, labels), self._sources(texts), self.notes.most
+        taught = [self._taught(row) if distils else None for row in rows]
+        targets = [one[0] if one else written for one, written in zip(taught, targets, strict=True)]
+        self._check_readable(rows, targets)
+        self._check_lengths([len(target) for target in targets])
+        is_soft = any(row.probabilities is not None for row in rows)
+        pairs = [
+            Pair(
+                source,
+                np.asarray(target[:most], dtype=np.int64),
+                self._soft(row, target)[:most] if is_soft else None,
+                one[1] if one else None,
+            )
+            for row, (source, _), target, one in zip(rows, sources, targets, taught, strict=True)
+            if target
+        ]
+        counts = {
+            "cut": sum(is_cut for _, is_cut in sources),
+            "long_targets": sum(len(target) > most for target in targets),
+            **({"distilled": sum(one is not None for one in taught)} if distils else {}),
+        }
+        return pairs, counts
+
+    def _taught(self, row: TrainingRow) -> tuple[list[int], Listed] | None:
+        if row.top is None or not isinstance(self.target, TextTarget):
+            return None
+        return taught_target(self.target, row.text, row.label, row.top, self.num_logits)
+
+    def _soft(self, row: TrainingRow, target: list[int]) -> NDArray[np.float32]:
+        """`(target tokens, classes)`: the row's probabilities, or its label as one-hot ones."""
+        if row.probabilities is not None:
+            return row.probabilities
+        places = np.asarray(target) - self.notes.first
+        one_hot: NDArray[np.float32] = np.eye(len(self.notes.classes), dtype=np.float32)[places]
+        return one_hot
+
+    def _check_lengths(self, lengths: list[int]) -> None:
+        most, long = self.notes.most, [length for length in lengths if length > self.notes.most]
+        if long and not self._cuts:
+            share = 100 * len(long) / len(lengths)
+            raise ConfigError(
+                f"student.max_target_length: {len(long)} of {len(lengths)} labels ({share:.1f} %) have more than "
+                f"{most} tokens, the longest {max(long)}; raise it, or long_targets: cut"
+            )
+
+    def _check_readable(self, rows: Sequence[TrainingRow], targets: list[list[int]]) -> None:
+        """Of the first rows: where no label survives the tokenizer, none could ever be written right."""
+        if not isinstance(self.target, TextTarget):
+            return
+        first = list(zip(rows, targets, strict=True))[:100]
+        if first and not any(self.target.keeps(row.text, row.label, target) for row, target in first):
+            row, target = first[0]
+            raise ConfigError(
+                f"student.target = 'text': the tokenizer of student.model cannot write the labels: "
+                f"'{self._problem.render(row.text, row.label)[:80]}' becomes '{self.target.completion(target)[:80]}'; "
+                "use a model whose tokenizer keeps case and signs, or target: classes where the problem has them"
+            )
+
+
+def new_generative_student(
+    config: Seq2SeqConfig | CausalConfig, weights: Weights, *, pretrained: bool, problem: Problem
+) -> GenerativeStudent:
+    """Pretrained (or random) weights; tokens for classes, and a new decoder, are random. Seed torch first.
+
+    Raises ConfigError where the weights cannot be loaded, are of another kind, or do not fit the tokenizer.
+    """
+    with as_config_error(weights):
+        model_config = AutoConfig.from_pretrained(weights.address, revision=weights.revision)
+        tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision)
+    check_architecture(config, model_config)
+    form = config.form(has_classes=bool(problem.classes))
+    classes = problem.classes if form == "classes" else ()
+    use_fused_attention(model_config)
+    with as_config_error(weights):
+        if isinstance(config, Seq2SeqConfig) and config.decoder_layers is not None:
+            check_vocabulary(config, tokenizer, model_config.vocab_size)
+            encoder = loaded(AutoModel, weights, model_config, pretrained)
+            model, first = with_new_decoder(encoder, config.decoder_layers, tokenizer, len(classes)), START + 1
+        else:
+            auto = AutoModelForCausalLM if isinstance(config, CausalConfig) else AutoModelForSeq2SeqLM
+            check_vocabulary(config, tokenizer, vocabulary_size(model_config))
+            model = loaded(auto, weights, model_config, pretrained)
+            first = table_of(model).num_embeddings
+            if classes:
+                model.resize_token_embeddings(first + len(classes), mean_resizing=False)
+    longest, most = limits_of(config, model.config, tokenizer)
+    notes = Notes(config.kind, form, classes, first, most, longest)
+    lora, cuts = config.lora if isinstance(config, CausalConfig) else None, config.long_targets == "cut"
+    return GenerativeStudent(model, tokenizer, problem, notes, config.training.max_length, cuts=cuts, lora=lora)
+
+
+def load_generative_student(folder: Path, max_length: int, problem: Problem) -> GenerativeStudent:
+    """A trained student, from its artifact's files."""
+    told = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+    notes = Notes(**{**told, "classes": tuple(told["classes"])})
+    auto = AutoModelForCausalLM if notes.kind == "causal" else AutoModelForSeq2SeqLM
+    model = auto.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    return GenerativeStudent(model, AutoTokenizer.from_pretrained(folder), problem, notes, max_length)
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Between prompt and target: a line break, or the end of a text where the tokenizer knows none."""
+    ids: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return ids or [end_of(tokenizer)]

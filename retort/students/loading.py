@@ -1,0 +1,36 @@
+"""A student of any kind: new, or as it was trained."""
+
+from pathlib import Path
+
+from retort.config import CausalConfig, Seq2SeqConfig, SequenceClassificationConfig, TokenClassificationConfig
+from retort.config import Student as StudentConfig
+from retort.models.weights import Weights
+from retort.problems import Problem
+from retort.students.base import Student
+from retort.students.classifier import Classifier
+from retort.students.encoder import load_encoder, new_encoder
+from retort.students.generative import load_generative_student, new_generative_student
+
+
+def new_student(config: StudentConfig, weights: Weights, *, pretrained: bool, problem: Problem) -> Student:
+    """`pretrained`: with the weights, else with random ones. Seed torch first.
+
+    Raises ConfigError where the weights cannot be loaded for this kind of student.
+    """
+    match config:
+        case TokenClassificationConfig() | SequenceClassificationConfig():
+            length = config.training.max_length
+            encoder = new_encoder(config.kind, weights, pretrained=pretrained, problem=problem, max_length=length)
+            return Classifier(encoder, problem)
+        case Seq2SeqConfig() | CausalConfig():
+            return new_generative_student(config, weights, pretrained=pretrained, problem=problem)
+
+
+def load_student(folder: Path, kind: str, max_length: int, problem: Problem) -> Student:
+    """A trained student, from its artifact's files. Where the problem's classes have changed since, they are found by
+    their names, and those that the student does not know get a probability of 0."""
+    match kind:
+        case "seq2seq" | "causal":
+            return load_generative_student(folder, max_length, problem)
+        case _:
+            return Classifier(load_encoder(folder, kind, max_length, problem.classes), problem)

@@ -1,0 +1,264 @@
+"""A causal language model in this process, through transformers: a teacher for laptops.
+
+The keys and values of the shared prefix are computed once and kept for as long as rows with the same turns come, so a
+row costs only its own tokens.
+
+At temperature 0, float32 gives the same completions in whatever batch; in bfloat16 the last bits depend on the batch,
+and near-ties can fall either way. Of sampled completions each has a random generator of its own, seeded by the config's
+seed, the question's key and the sample's number, so they do not depend on the batch either.
+"""
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from retort.config.teachers import TransformersConfig
+from retort.errors import ConfigError
+from retort.models.device import choose_device
+from retort.teachers.huggingface.contexts import Reader, known_beginning
+from retort.teachers.huggingface.decoding import BatchRow, Writing, seed_of
+from retort.teachers.requests import Completion, CompletionRequest, Rejection, Turn
+from retort.teachers.vllm.engine import scoring
+from retort.teachers.vllm.engine.rendering import has_chat_template, render
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+_WINDOW_ROWS = 128
+"""Rows that are sorted by length together."""
+_OWN_TOKENS = 256
+"""Tokens of a row, without the shared prefix, for which a batch is meant; of longer rows it takes fewer."""
+_READS = {"past_key_values", "position_ids", "logits_to_keep"}
+"""What a model must take, to go on from a prefix that it has read."""
+
+
+@contextmanager
+def open_transformers(
+    config: TransformersConfig,
+    attempt: int,
+    address: str,
+    revision: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+) -> Iterator["LocalAsker"]:
+    """Load `address` (what transformers takes) and answer with it. `attempt` counts from 0; each one halves the batch.
+
+    Raises ConfigError where there is no such model, it is no causal one, or its chat template cannot be used.
+    """
+    with _as_config_error(config.model):
+        settings = AutoConfig.from_pretrained(address, revision=revision)
+        _check_causal(config.model, settings)
+        tokenizer = AutoTokenizer.from_pretrained(address, revision=revision)
+        model = _load(config, settings, address, revision)
+        asker = LocalAsker(config, model, tokenizer, batch_rows=max(1, config.batch_rows >> attempt))
+    model.to(choose_device(device, "fp32", siblings=1).name).eval()  # type: ignore[arg-type]
+    yield asker
+
+
+def _load(config: TransformersConfig, settings: Any, address: str, revision: str | None) -> PreTrainedModel:
+    dtype: Any = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    model: PreTrainedModel
+    if config.weights == "random":
+        own = {} if config.dtype == "auto" else {"dtype": dtype}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same weights in every process
+            model = AutoModelForCausalLM.from_config(settings, **own)  # type: ignore[no-untyped-call]
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            address, revision=revision, config=settings, use_safetensors=True, dtype=dtype
+        )
+    return model
+
+
+def _check_causal(model: str, settings: Any) -> None:
+    """Encoders such as BERT are in transformers' causal mapping too: as decoders, which must be asked for."""
+    kind, found = type(settings), f"teacher.model = '{model}': is no causal language model"
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settings, "is_decoder", False)
+    if architecture is None or encoder or settings.is_encoder_decoder:
+        raise ConfigError(f"{found} (its type is '{settings.model_type}'); allowed: GPT, Llama, Qwen and their like")
+    if lacking := _READS - inspect.signature(architecture.forward).parameters.keys():
+        raise ConfigError(
+            f"{found} that can be asked here (of type '{settings.model_type}', it takes no {sorted(lacking)[0]}); use "
+            "kind: vllm"
+        )
+
+
+@contextmanager
+def _as_config_error(model: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"teacher.model = '{model}': cannot be loaded: {reason}") from None
+
+
+class LocalAsker:
+    """See `Asker`. Grammars are not enforced: completions are free then, and the parser decides."""
+
+    def __init__(
+        self, config: TransformersConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._name, self._seed, self._batch_rows = config.model, config.seed, batch_rows
+        self._chat = has_chat_template(tokenizer)
+        self._opening = [] if self._chat else _opening(tokenizer)
+        self._ends = _end_ids(model, tokenizer)
+        self._end = scoring.end_token(tokenizer, chat=self._chat)
+        self._paths = lru_cache(maxsize=64)(self._tokenised)
+        limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self._limit = int(limit) if limit else 2**31
+        self._reader = Reader(model)
+        if self._reader.one_row_only:
+            self._batch_rows = 1
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        device = self._model.device.type
+        return {
+            "version": f"transformers {transformers.__version__}",
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "device": device,
+            "num_gpus": int(device == "cuda"),
+            "batch_rows": self._batch_rows,
+        }
+
+    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
+        while window := list(islice(questions, _WINDOW_ROWS)):
+            groups: dict[tuple[Turn, ...], list[CompletionRequest]] = {}
+            for question in window:
+                groups.setdefault(question.prompt.shared, []).append(question)
+            for shared, members in groups.items():
+                yield from self._answers(shared, members)
+
+    def _answers(
+        self, shared: tuple[Turn, ...], questions: list[CompletionRequest]
+    ) -> Iterator[Completion | Rejection]:
+        prefix, before, after = self._render(shared)
+        prompts = self._token_ids([f"{prefix}{before}{question.prompt.item}{after}" for question in questions])
+        (prefix_ids,) = self._token_ids([prefix])
+        rows: dict[tuple[str, ...], list[BatchRow]] = {}
+        for question, token_ids in zip(questions, prompts, strict=True):
+            needed = max(map(len, self._paths(question.verbalizers, after)), default=1)
+            if len(token_ids) + needed > self._limit:
+                detail = f"The prompt has {len(token_ids)} tokens, and the model's context is {self._limit}."
+                yield Rejection(question.key, "too-long", detail)
+                continue
+            alike = question.sampling_temperature == 0 or question.verbalizers
+            for samples in [question.samples] if alike else [(sample,) for sample in question.samples]:
+                rows.setdefault(question.verbalizers, []).append(BatchRow(question, samples, token_ids))
+        for verbalizers, members in rows.items():
+            for batch in self._batches(members, len(prefix_ids)):
+                known = known_beginning(prefix_ids, [row.token_ids for row in batch])
+                if verbalizers:
+                    yield from self._scored(batch, known, verbalizers, after)
+                else:
+                    yield from self._written(batch, known, after)
+
+    def _batches(self, rows: list[BatchRow], num_shared: int) -> Iterator[list[BatchRow]]:
+        """Longest first, so that a batch that does not fit fails at once."""
+        rows = sorted(rows, key=lambda row: -len(row.token_ids))
+        while rows:
+            own = max(1, len(rows[0].token_ids) - num_shared)
+            size = max(1, min(self._batch_rows, self._batch_rows * _OWN_TOKENS // own))
+            yield rows[:size]
+            rows = rows[size:]
+
+    def _render(self, shared: tuple[Turn, ...]) -> tuple[str, str, str]:
+        try:
+            return render(self._tokenizer, [{"role": turn.role, "content": turn.content} for turn in shared])
+        except ValueError as error:
+            raise ConfigError(f"teacher.model = '{self._name}': {error}") from None
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [self._opening + token_ids for token_ids in found]
+
+    def _tokenised(self, texts: tuple[str, ...], after: str) -> list[scoring.Path]:
+        """Of texts that are a completion, after a prompt that ends with `after`."""
+        return scoring.ended([scoring.continuation(self._tokenizer, after, text) for text in texts], self._end)
+
+    def _written(self, batch: list[BatchRow], known: list[int], after: str) -> Iterator[Completion]:
+        context, logits, cached = self._reader.start([row.token_ids for row in batch], known)
+        writing = {number: self._writing(row, cached[number], after) for number, row in enumerate(batch)}
+        while True:
+            for number, completion in writing.items():
+                completion.add(logits[number][-1])
+                if completion.finish_reason:
+                    yield from completion.answers()
+            writing = {number: completion for number, completion in writing.items() if not completion.finish_reason}
+            if not writing:
+                return
+            last = {number: completion.token_ids[-1:] for number, completion in writing.items()}
+            logits = self._reader.read(context, last)
+
+    def _writing(self, row: BatchRow, num_cached: int, after: str) -> Writing:
+        question = row.question
+        choice = question.constraint.choice if question.constraint else None
+        paths = self._paths(choice or (), after)
+        return Writing(
+            row,
+            num_cached,
+            self._tokenizer,
+            limit=min(question.max_tokens, self._limit - len(row.token_ids)),
+            ends=self._ends,
+            one_line=not self._chat,
+            choices=dict(zip(paths, choice or (), strict=True)),
+            generator=torch.Generator().manual_seed(seed_of(self._seed, question.key, row.samples[0])),
+        )
+
+    def _scored(
+        self, batch: list[BatchRow], known: list[int], verbalizers: tuple[str, ...], after: str
+    ) -> Iterator[Completion]:
+        paths = self._paths(verbalizers, after)
+        context, logits, cached = self._reader.start([row.token_ids for row in batch], known)
+        nodes = scoring.nodes(paths)
+        after_node: dict[scoring.Path, dict[int, Tensor]] = {(): {number: part[0] for number, part in logits.items()}}
+        for stem in (node for node in nodes if node and sum(node == other[: len(node)] for other in nodes) == 1):
+            read = self._reader.read(context.copied(), dict.fromkeys(logits, stem), every=True)
+            after_node |= {
+                stem[: at + 1]: {number: part[at] for number, part in read.items()} for at in range(len(stem))
+            }
+        for number, row in enumerate(batch):
+            next_token = {
+                node: _log_probabilities(after_node[node][number], scoring.children(paths, node)) for node in nodes
+            }
+            scores = tuple(scoring.log_probabilities(paths, next_token))
+            best = verbalizers[scores.index(max(scores))]
+            for sample in row.samples:
+                yield Completion(row.question.key, sample, best, "stop", len(row.token_ids), cached[number], 0, scores)
+
+
+def _log_probabilities(logits: Tensor, token_ids: list[int]) -> dict[int, float]:
+    return dict(zip(token_ids, logits.log_softmax(-1)[token_ids].tolist(), strict=True))
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a plain text; what it would put after it would end the prompt before the answer.
+    A chat template writes its own."""
+    token_ids, bare = tokenizer.encode("x"), tokenizer.encode("x", add_special_tokens=False)
+    return next(token_ids[:at] for at in range(len(token_ids)) if token_ids[at : at + len(bare)] == bare)
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """A model can have several: the end of a text, and of a chat's turn."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return frozenset(int(token) for token in [*several, tokenizer.eos_token_id] if token is not None)

@@ -1,0 +1,85 @@
+"""From the completions of one row to its label."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from retort.config import Metric
+from retort.config.teachers import LlmTeacherConfig
+from retort.metrics.calibration import label_probabilities, outside_mass
+from retort.problems import Problem
+from retort.records.base import Label, ParseFailure
+from retort.teachers.ledger import Entry
+from retort.teachers.salvage import parse_completion
+from retort.teachers.top_logprobs import TopLogprobs
+from retort.teachers.voting import majority, minimum_risk
+
+MISSING = ParseFailure("missing", "The teacher gave no answer.", "")
+
+
+class Labeled(NamedTuple):
+    label: Label
+    confidence: float
+    """1.0 for a hard label of one completion; else the share of the samples, or the class's probability."""
+    probabilities: tuple[float, ...] | None = None
+    """Of the classes, in the problem's order; None for hard labels."""
+    top: TopLogprobs | None = None
+    """Of the completion as it was written, where they were asked for."""
+
+
+Outcome = Labeled | ParseFailure
+
+
+@dataclass
+class CompletionParser:
+    """Reads a teacher's completions, and counts what it meets."""
+
+    problem: Problem
+    metric: Metric
+    """By which the least risky of several samples is found."""
+    teacher: LlmTeacherConfig
+    calibration_temperature: float = 1.0
+    """Divides the log-probabilities of soft labels."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """`salvaged`."""
+    outside_masses: list[float] = field(default_factory=list)
+    """Of each soft-labelled row: the probability of everything that is no label."""
+
+    def read(self, text: str, entries: Sequence[Entry | None]) -> Outcome:
+        """`entries`: the row's samples; None where one never came."""
+        came = [entry for entry in entries if entry is not None]
+        if not came:
+            return MISSING
+        if self.teacher.labels == "soft":
+            return self._soft(text, came[0])
+        outcomes = [self._hard(text, entry) for entry in came]
+        labels = [None if isinstance(outcome, ParseFailure) else outcome for outcome in outcomes]
+        if not any(label is not None for label in labels):
+            return next(outcome for outcome in outcomes if isinstance(outcome, ParseFailure))
+        if len(entries) == 1:
+            return Labeled(str(labels[0]), 1.0, top=came[0].top)
+        by_risk = self.teacher.sampling.choose == "minimum-risk"
+        chosen = minimum_risk(labels, self.problem, self.metric) if by_risk else majority(labels)
+        assert chosen is not None, "one of the samples has a label"
+        return Labeled(*chosen)
+
+    def _hard(self, text: str, entry: Entry) -> Label | ParseFailure:
+        outcome, salvaged = parse_completion(self.problem, text, entry.text)
+        self.counts["salvaged"] += salvaged
+        if isinstance(outcome, ParseFailure) and entry.finish_reason == "length":
+            return ParseFailure(
+                "cut-short", f"The completion reached sampling.max_tokens: {outcome.detail}", entry.text
+            )
+        return outcome
+
+    def _soft(self, text: str, entry: Entry) -> Outcome:
+        if len(entry.scores) != len(self.problem.classes):
+            return ParseFailure("no-scores", "The teacher gave no probabilities for the classes.", entry.text)
+        scores = np.array([entry.scores], dtype=np.float64)
+        self.outside_masses.append(float(outside_mass(scores)[0]))
+        probabilities = label_probabilities(scores, self.calibration_temperature)
+        label, confidence = self.problem.decide(text, probabilities)
+        return Labeled(label, confidence, tuple(probabilities[0].tolist()))

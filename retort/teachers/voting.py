@@ -1,0 +1,152 @@
+"""One label from several: from samples of one teacher (self-consistency), and from the teachers of an ensemble."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retort.config import Metric
+from retort.problems.base import Floats, Problem, ratio
+from retort.records.base import Label
+
+_DECIMALS = 12
+"""Of a mean of votes. Sums differ in their last bits with the order of members, and would break ties by it."""
+
+
+def majority(labels: Sequence[Label | None]) -> tuple[Label, float] | None:
+    """The label of most samples of one row and its share of all of them (Wang et al. 2023, self-consistency).
+
+    Of equals the one seen first. A sample that could not be parsed, None, counts in the share; None if all are.
+    """
+    counts = Counter(label for label in labels if label is not None)
+    if not counts:
+        return None
+    (label, count) = counts.most_common(1)[0]  # equal counts keep the order in which they were seen
+    return label, count / len(labels)
+
+
+def minimum_risk(labels: Sequence[Label | None], problem: Problem, metric: Metric) -> tuple[Label, float] | None:
+    """The label of minimum Bayes risk (Kumar and Byrne 2004): the sample with the highest mean score against the
+    *other* samples, each taken for gold once, and that mean; 1.0 where there is no other sample.
+
+    Of equals the one seen first. A sample that could not be parsed, None, is no candidate, and a score of 0 for each;
+    None if all are.
+    """
+    counts = Counter(label for label in labels if label is not None)
+    if not counts:
+        return None
+    if len(labels) == 1:
+        return next(iter(counts)), 1.0
+
+    def gain(candidate: Label) -> float:
+        others = counts - Counter([candidate])
+        scores = (n * _score(problem, metric, other, candidate) for other, n in others.items())
+        return sum(scores) / (len(labels) - 1)
+
+    gains = {candidate: gain(candidate) for candidate in counts}
+    best = max(gains, key=gains.__getitem__)
+    return best, gains[best]
+
+
+def _score(problem: Problem, metric: Metric, gold: Label, predicted: Label) -> float:
+    return float(problem.value(metric, problem.statistics(metric, gold, predicted)))
+
+
+def merge_votes(
+    problem: Problem,
+    text: str,
+    labels: Sequence[Label | None],
+    weights: Sequence[float],
+    probabilities: Sequence[Floats | None] | None = None,
+) -> tuple[Label, float] | None:
+    """The label of an ensemble for one row, and its confidence as `Problem.decide` gives it.
+
+    `labels`, `weights` (>= 0, on any scale) and `probabilities` are by member. A member votes with its probabilities
+    `(units, classes)` where it has some, else with its label's classes; members without a label are left out, and None
+    is the result where none has one. Where only members of weight 0 have a label, they count alike.
+    """
+    present = [member for member, label in enumerate(labels) if label is not None]
+    if not present:
+        return None
+    votes = [
+        _vote(problem, text, labels[member], probabilities[member] if probabilities else None) for member in present
+    ]
+    shares = np.array([weights[member] for member in present], dtype=np.float64)
+    shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(present), 1 / len(present))
+    mean: Floats = np.tensordot(shares, np.stack(votes), axes=1)
+    return problem.decide(text, mean.round(_DECIMALS))
+
+
+def _vote(problem: Problem, text: str, label: Label | None, probabilities: Floats | None) -> Floats:
+    if probabilities is not None:
+        return probabilities
+    assert label is not None, "members without a label do not vote"
+    return np.eye(len(problem.classes))[problem.targets(text, label)]
+
+
+class Members(NamedTuple):
+    """What the labelled set says about the members of an ensemble."""
+
+    weights: Floats
+    """`(members,)`, >= 0, sum 1."""
+    accuracies: Floats
+    """`(members,)`: share of right units among the rows that a member gave a label for; 0 without any."""
+    agreement: Floats
+    """`(members, members)`: share of equal labels among the rows that both gave one for; 0 without any."""
+
+
+def learn_weights(
+    problem: Problem, texts: Sequence[str], golds: Sequence[Label], members: Sequence[Sequence[Label | None]]
+) -> Members:
+    """Weights for `merge_votes` from gold-labelled rows. `members[m][row]` is aligned with `texts` and `golds`; None
+    where a member gave no label.
+
+    Of independent voters with two choices, the most probable choice is that of a vote with the weights ln(p / (1 - p)),
+    p a voter's accuracy (Nitzan and Paroush 1982). With K wrong choices, all as likely, naive Bayes adds ln K. Teachers
+    make the same mistakes, so K is measured: how seldom two of them, both wrong about a unit, agree. p is smoothed as
+    (right + 1) / (units + 2). A member that is worse than guessing gets 0 instead of a negative weight; where all are,
+    all weights are equal.
+    """
+    gold = _classes(problem, texts, golds)
+    choices = [_classes(problem, texts, labels, like=golds) for labels in members]  # -1: no label
+    right = np.array([np.sum(choice == gold) for choice in choices], dtype=np.float64)
+    given = np.array([np.sum(choice >= 0) for choice in choices], dtype=np.float64)
+    smoothed = (right + 1) / (given + 2)
+    weights = np.maximum(np.log(smoothed / (1 - smoothed)) + np.log(_wrong_choices(choices, gold)), 0.0)
+    weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(members), 1 / len(members))
+    return Members(weights, ratio(right, given), _agreement(members))
+
+
+def _classes(
+    problem: Problem, texts: Sequence[str], labels: Sequence[Label | None], like: Sequence[Label] = ()
+) -> NDArray[np.int64]:
+    """The classes of the units of all rows in one array, -1 in rows without a label, which has `like`'s length."""
+    rows = [
+        problem.targets(text, label) if label is not None else [-1] * len(problem.targets(text, like[row]))
+        for row, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+    return np.array([index for row in rows for index in row], dtype=np.int64)
+
+
+def _wrong_choices(choices: Sequence[NDArray[np.int64]], gold: NDArray[np.int64]) -> float:
+    """Among how many wrong choices members that are both wrong spread, >= 1; 1 where nothing says more."""
+    both = same = 0
+    for number, one in enumerate(choices):
+        for other in choices[:number]:
+            wrong = (one >= 0) & (other >= 0) & (one != gold) & (other != gold)
+            both += int(wrong.sum())
+            same += int((wrong & (one == other)).sum())
+    return (both + 1) / (same + 1)
+
+
+def _agreement(members: Sequence[Sequence[Label | None]]) -> Floats:
+    codes: dict[Label, int] = {}
+    labels = np.array(
+        [[-1 if label is None else codes.setdefault(label, len(codes)) for label in member] for member in members]
+    )
+    given = labels >= 0
+    both = given[:, None] & given[None]
+    same = both & (labels[:, None] == labels[None])
+    return ratio(same.sum(axis=2, dtype=np.float64), both.sum(axis=2, dtype=np.float64))

@@ -1,0 +1,29 @@
+"""The champion as a run needs it: the registered student that a new one must beat."""
+
+from retort.config import MckdConfig, expand
+from retort.errors import ConfigError
+from retort.records.base import Champion
+from retort.store import Store
+from retort.tracking.registry import reigning_version
+
+KIND = "students"
+
+
+def reigning_student(config: MckdConfig, store: Store) -> Champion | None:
+    """The champion of the config's model; None where nothing is tracked or nobody reigns.
+
+    Raises ConfigError where its artifact is not in this store, TrackingUnavailable, StoreUnavailable.
+    """
+    if config.tracking is None:
+        return None
+    champion = reigning_version(config.tracking.uri, config.name)
+    if champion is None:
+        return None
+    manifest = store.find(KIND, champion.key)
+    if manifest is None:
+        raise ConfigError(
+            f"version {champion.version} of '{config.name}' reigns, but its artifact {KIND}/{champion.key} (registered "
+            f"as {champion.artifact}) is not in store.root = '{expand(config.store.root)}': give the store that holds "
+            f"it, copy it there, or let another reign (`retort rollback {config.name} --reason TEXT`)"
+        )
+    return Champion(model=config.name, version=champion.version, student=store.ref(manifest), made_of=manifest.made_of)
