@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import yaml
 from prefect.automations import Automation
 from prefect.blocks.core import Block
 from prefect.blocks.webhook import Webhook
@@ -37,6 +38,11 @@ START_SECONDS = 1800
 """A run that was handed to a worker and has not begun by then never will: pulling an image takes minutes, not this."""
 ENDS = ("Completed", "Cached", "Failed", "Crashed", "Cancelled")
 WEBHOOK = "retort-notifications"
+DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
+PROJECT_TAG = "retort"
+PART_TAGS = {"stage", "step"}
+"""Deployments with one of these tags run parts of a run. If a part fails, the run that started it fails and reports it.
+"""
 
 
 async def set_up(options: argparse.Namespace) -> None:
@@ -119,7 +125,7 @@ async def messages(options: argparse.Namespace) -> list[Automation]:
     """Failures of whole runs, and what the gate said, told to the webhook and to the notification block."""
     failed = EventTrigger(
         expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": ["mckd", "nightly", "promote"]},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": flow_names(DEPLOYMENTS)},
         posture=Posture.Reactive,
         threshold=1,
     )
@@ -142,6 +148,17 @@ async def messages(options: argparse.Namespace) -> list[Automation]:
         )
         if (actions := await told(options, text, link))
     ]
+
+
+def flow_names(deployments: Path) -> list[str]:
+    """The flows whose failures are worth a message; every deployment in prefect.yaml is named after its flow.
+
+    Names, not tags: a run started without a deployment has no tags, and a trigger cannot exclude the parts by tag,
+    because it matches if any one of a run's tags does.
+    """
+    listed = yaml.safe_load(deployments.read_text(encoding="utf-8"))["deployments"]
+    tags = {deployment["name"]: set(deployment.get("tags", [])) for deployment in listed}
+    return [name for name, its in tags.items() if PROJECT_TAG in its and not its & PART_TAGS]
 
 
 async def told(options: argparse.Namespace, text: str, link: str) -> list[ActionTypes]:
