@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from retort.config import ColumnsConfig, HubConfig, Source, expand
+from retort.config import ColumnsConfig, HubConfig, Source
 from retort.config.soft_label import AnswerColumnsConfig
 from retort.data.fields import join_fields
 from retort.data.files import data_files
 from retort.data.formats import PlacedRow, rows_of
+from retort.data.hub import hub_fingerprint, hub_rows
 from retort.errors import DataError
 from retort.problems.base import Problem
 from retort.records.base import Example, digest
@@ -33,7 +34,7 @@ def read_rows_of(source: Source, endpoint_url: str | None = None) -> Iterator[Pl
     Raises DataError for what is missing or damaged, StoreUnavailable for a bucket that fails.
     """
     if isinstance(source, HubConfig):
-        yield from _hub_rows(source)
+        yield from hub_rows(source)
         return
     for file in data_files(source, endpoint_url):
         yield from rows_of(file)
@@ -42,11 +43,10 @@ def read_rows_of(source: Source, endpoint_url: str | None = None) -> Iterator[Pl
 def fingerprint(source: Source, endpoint_url: str | None = None) -> str:
     """A sha256 that changes when the source's content does; names and places of local files do not count.
 
-    In a bucket it is made of ETags and sizes, so nothing is downloaded; of a hub data set only its name counts,
-    so pin `revision` to a commit where that is not enough.
+    For files in a bucket it combines ETags and sizes, for a hub data set it uses the commit, so nothing is downloaded.
     """
     if isinstance(source, HubConfig):
-        return digest(source.model_dump())
+        return hub_fingerprint(source)
     return digest([file.identity() for file in data_files(source, endpoint_url)])
 
 
@@ -172,34 +172,3 @@ def _duplicate(place: str, first: str, example_id: str, columns: ColumnsConfig, 
 
 def _names(row: Mapping[str, Any]) -> str:
     return ", ".join(f"'{name}'" for name in row) or "none"
-
-
-def _hub_rows(source: HubConfig) -> Iterator[PlacedRow]:
-    name = f"{source.hub} ({', '.join(part for part in (source.subset, source.split) if part)})"
-    rows = _hub_stream(source, name)
-    number = 0
-    while True:
-        number += 1
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # whatever the data set's files, the hub and the network can do
-            raise DataError(f"{name}, row {number}: {_first_line(error)}") from error
-        yield f"{name}, row {number}", row
-
-
-def _hub_stream(source: HubConfig, name: str) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    try:
-        stream = datasets.load_dataset(
-            expand(source.hub), name=source.subset, split=source.split, revision=source.revision, streaming=True
-        )
-        return iter(stream)
-    except Exception as error:  # a missing data set, subset, split or revision, each with a type of its own
-        raise DataError(f"{name}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,8 +3,12 @@
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 from uuid import uuid4
 
@@ -170,6 +174,87 @@ def test_hub_reads_a_folder_as_datasets_does(tmp_path: Path, monkeypatch: pytest
         list(read_rows_of(hub.model_copy(update={"split": "nosuch"})))
     with pytest.raises(DataError, match=r"missing \(train\): "):
         list(read_rows_of(HubConfig(hub=str(tmp_path / "missing"))))
+
+
+def test_fingerprint_of_a_hub_folder_follows_its_content(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write(folder / "train-1.jsonl", ROWS[:10])
+    hub = HubConfig(hub=str(folder))
+    before = fingerprint(hub)
+    assert fingerprint(hub) == before
+    moved = HubConfig(hub=str(shutil.copytree(folder, tmp_path / "moved")))
+    assert fingerprint(moved) == before
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "lock").touch()
+    assert fingerprint(hub) == before, "datasets ignores hidden files"
+    write(folder / "train-1.jsonl", ROWS[:11])
+    grown = fingerprint(hub)
+    write(folder / "more" / "train-2.jsonl", ROWS[11:])
+    assert len({before, grown, fingerprint(hub)}) == 3
+
+
+PINNED = "0" * 39 + "a"
+
+
+@pytest.fixture
+def hub_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, str]]]:
+    """A hub whose answers, (HTTP status, commit or error code) by revision, the test sets."""
+    answers: dict[str, tuple[int, str]] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path.startswith("/api/datasets/org/set/revision/")
+            status, value = answers[self.path.rpartition("/")[2]]
+            self.send_response(status)
+            if status != 200:
+                self.send_header("X-Error-Code", value)
+            self.end_headers()
+            self.wfile.write(json.dumps({"id": "org/set", "sha": value}).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield answers
+        server.shutdown()
+        thread.join()
+
+
+def test_fingerprint_of_a_hub_data_set_follows_its_commit(hub_commits: dict[str, tuple[int, str]]) -> None:
+    main, pinned = HubConfig(hub="org/set"), HubConfig(hub="org/set", revision=PINNED)
+    hub_commits["main"] = (200, PINNED)
+    before = fingerprint(main)
+    assert fingerprint(main) == before == fingerprint(pinned), "a commit needs no answer from the hub"
+    hub_commits["main"] = (200, "b" * 40)
+    assert fingerprint(main) != before
+    for answer, kind, sentence in (
+        ((404, "RepoNotFound"), DataError, "org/set: the hub has no such data set, or does not let you read it"),
+        ((404, "RevisionNotFound"), DataError, "org/set: the hub has no revision 'main' of this data set"),
+        ((500, "Any"), StoreUnavailable, "org/set: the hub does not answer (Server error '500"),
+    ):
+        hub_commits["main"] = answer
+        with pytest.raises(kind, match=re.escape(sentence)):
+            fingerprint(main)
+    with pytest.raises(DataError, match="no such folder, and not the name of a data set on a hub"):
+        fingerprint(HubConfig(hub="/no/such/folder"))
+
+
+def test_fingerprint_needs_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(StoreUnavailable, match="org/set: the hub does not answer"):
+        fingerprint(HubConfig(hub="org/set"))
+
+
+def test_fingerprint_of_plain_files_never_changes(tmp_path: Path) -> None:
+    """Keys of stored artifacts depend on it."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n')
+    assert fingerprint(str(path)) == "a2cdfe35bc4f2291d1dc3caa806d92721ac8bca0ca83bac019aa6c3113bcbffb"
 
 
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
