@@ -15,17 +15,17 @@ from retort.problems.slots import Slots, decode, spans
 if TYPE_CHECKING:
     from retort.students.prediction import Prediction
 
-Answer = dict[str, Any]
+PredictionRecord = dict[str, Any]
 
 DIGITS = 6
 """After the point: a float32 is no more exact."""
 _SLOT = pa.struct([("name", pa.string()), ("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 
 
-def answer(problem: Problem, text: str, prediction: "Prediction", *, probabilities: bool = False) -> Answer:
+def answer(problem: Problem, text: str, prediction: "Prediction", *, probabilities: bool = False) -> PredictionRecord:
     """{label, confidence}; for slots {intent, slots} too, a slot's `start` and `end` counting words from 0, end
     excluded; with `probabilities`, those of each class (for slots: of each intent), which sum to 1."""
-    result: Answer = {
+    result: PredictionRecord = {
         "label": problem.render(text, prediction.label),
         "confidence": round(float(prediction.confidence), DIGITS),
     }

@@ -16,7 +16,7 @@ import pyarrow as pa
 from retort.errors import ConfigError, RetortError
 from retort.io.parquet import write_rows
 from retort.serving.addresses import FoundStudent, find_student
-from retort.serving.answers import Answer, answer, answer_schema
+from retort.serving.answers import PredictionRecord, answer, answer_schema
 from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ TELL_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PredictionJob:
     """What `retort predict` was asked for."""
 
     model: str
@@ -46,31 +46,34 @@ class Order:
     """The most that may be set aside, as a share of the rows in [0, 1]."""
 
 
-def predict_file(order: Order) -> Tally:
+Order = PredictionJob  # the old name, until tests/score/test_run.py imports the new one
+
+
+def predict_file(job: PredictionJob) -> Tally:
     """Label every row; what cannot be is told on standard error, one line each, and counted.
 
     Raises ConfigError or DataError before anything costly; RetortError if more than `max_bad` were set aside: then
     `out` is not written.
     """
-    check_out(order.out)
-    found = find_student(order.model, order.tracking)
-    if order.probabilities:
+    check_out(job.out)
+    found = find_student(job.model, job.tracking)
+    if job.probabilities:
         check_probabilities(found)
     columns = found.manifest.made_of["params"].get("fields", ())
-    rows = read_texts(order.source, order.fields._replace(columns=tuple(columns)))
+    rows = read_texts(job.source, job.fields._replace(columns=tuple(columns)))
     from retort.serving.student import load_student  # torch: seconds, which no error above should take
 
-    student = load_student(found, order.device)
+    student = load_student(found, job.device)
     tally, started = Tally(), time.monotonic()
-    answers = _answers(student, rows, tally, order.probabilities)
-    if order.out is None:
+    answers = _answers(student, rows, tally, job.probabilities)
+    if job.out is None:
         write_lines(sys.stdout, answers)
-        check_share(tally, order.max_bad)
+        check_share(tally, job.max_bad)
     else:
-        schema = answer_schema(student.problem, probabilities=order.probabilities)
-        with _replacing(order.out) as draft:
+        schema = answer_schema(student.problem, probabilities=job.probabilities)
+        with _replacing(job.out) as draft:
             _write(draft, schema, answers)
-            check_share(tally, order.max_bad, f"; '{order.out}' is not written")
+            check_share(tally, job.max_bad, f"; '{job.out}' is not written")
     rate = tally.labelled / max(1e-9, time.monotonic() - started)
     _tell(f"{tally}, by {student.name}; {rate:,.0f} rows/s on {student.device.name}")
     return tally
@@ -111,7 +114,7 @@ def check_share(tally: Tally, max_bad: float, consequence: str = "") -> None:
 
 def _answers(
     student: "LoadedStudent | LoadedTiny", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
-) -> Iterator[Answer]:
+) -> Iterator[PredictionRecord]:
     last = time.monotonic()
     for window in windows(_set_aside(rows, tally)):
         for row, prediction in zip(window, student.label([row.text for row in window]), strict=True):
@@ -145,13 +148,13 @@ def windows(rows: Iterable[TextRow]) -> Iterator[list[TextRow]]:
         yield window
 
 
-def write_lines(stream: TextIO, answers: Iterable[Answer]) -> None:
+def write_lines(stream: TextIO, answers: Iterable[PredictionRecord]) -> None:
     for row in answers:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     stream.flush()
 
 
-def _write(path: Path, schema: pa.Schema, answers: Iterable[Answer]) -> None:
+def _write(path: Path, schema: pa.Schema, answers: Iterable[PredictionRecord]) -> None:
     """In the format that the name says. Raises RetortError where the disk refuses."""
     try:
         if path.suffix == ".parquet":

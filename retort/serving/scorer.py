@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retort.serving.addresses import ModelName
-from retort.serving.answers import Answer, answer
+from retort.serving.answers import PredictionRecord, answer
 from retort.serving.batcher import Batcher, Busy
 from retort.serving.student import LoadedStudent
 from retort.serving.texts import MOST_CHARACTERS, text_fault
@@ -42,7 +42,7 @@ class Health(BaseModel):
 
 def scorer(student: LoadedStudent | LoadedTiny) -> FastAPI:
     """The application around a loaded student."""
-    batcher: Batcher[Answer] = Batcher(lambda texts: _answers(student, texts))
+    batcher: Batcher[PredictionRecord] = Batcher(lambda texts: _answers(student, texts))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +92,7 @@ def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
     return limited
 
 
-def _answers(student: LoadedStudent | LoadedTiny, texts: list[str]) -> list[Answer]:
+def _answers(student: LoadedStudent | LoadedTiny, texts: list[str]) -> list[PredictionRecord]:
     predictions = student.label(texts)
     return [answer(student.problem, text, one) for text, one in zip(texts, predictions, strict=True)]
 
