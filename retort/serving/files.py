@@ -1,4 +1,4 @@
-"""`retort predict`: a file of texts in, a file of answers out, in bounded memory."""
+"""`retort predict`: reads a file of texts and writes a file of predictions, in bounded memory."""
 
 import json
 import os
@@ -24,36 +24,37 @@ if TYPE_CHECKING:
     from retort.serving.tiny import LoadedTiny
 
 WINDOW_ROWS = 8192
-"""As many as prediction sorts by length together."""
+"""Rows labeled together, which prediction sorts by length."""
 WINDOW_CHARACTERS = 2**20
-"""Bounds memory where the rows are long."""
+"""Bounds memory if the rows are long."""
 TELL_SECONDS = 30.0
+"""How often progress is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionJob:
-    """What `retort predict` was asked for."""
+    """The arguments of `retort predict`."""
 
     model: str
     source: str
     out: Path | None
-    """.jsonl or .parquet; None is standard output, as JSON lines."""
+    """A .jsonl or .parquet file; None writes JSON Lines to standard output."""
     tracking: str | None
     fields: Fields
     probabilities: bool
     device: str
     max_bad: float
-    """The most that may be set aside, as a share of the rows in [0, 1]."""
+    """The largest share of the rows, in [0, 1], that may be set aside."""
 
 
 Order = PredictionJob  # the old name, until tests/score/test_run.py imports the new one
 
 
 def predict_file(job: PredictionJob) -> Tally:
-    """Label every row; what cannot be is told on standard error, one line each, and counted.
+    """Label every row. Rows that cannot be labeled are counted and reported on standard error, one line each.
 
-    Raises ConfigError or DataError before anything costly; RetortError if more than `max_bad` were set aside: then
-    `out` is not written.
+    Raises ConfigError or DataError before doing anything expensive, and RetortError if more than `max_bad` of the rows
+    were set aside; `out` is not written then.
     """
     check_out(job.out)
     found = find_student(job.model, job.tracking)
@@ -61,7 +62,9 @@ def predict_file(job: PredictionJob) -> Tally:
         check_probabilities(found)
     columns = found.manifest.made_of["params"].get("fields", ())
     rows = read_texts(job.source, job.fields._replace(columns=tuple(columns)))
-    from retort.serving.student import load_student  # torch: seconds, which no error above should take
+    from retort.serving.student import (
+        load_student,
+    )  # imports torch, which takes seconds; the errors above should not wait for it
 
     student = load_student(found, job.device)
     tally, started = Tally(), time.monotonic()
@@ -80,7 +83,7 @@ def predict_file(job: PredictionJob) -> Tally:
 
 
 def check_out(out: Path | None) -> None:
-    """Raises ConfigError for a file that could not be written when all is done."""
+    """Raises ConfigError for a file that could not be written at the end."""
     if out is None:
         return
     if out.suffix not in (".jsonl", ".parquet"):
@@ -92,8 +95,10 @@ def check_out(out: Path | None) -> None:
 
 
 def check_probabilities(found: FoundStudent) -> None:
-    """Raises ConfigError for a student whose answer is not one class, nor begins with one: the many decisions behind a
-    tree, and the tokens of a text, have no probabilities that people could read."""
+    """Raises ConfigError for a student whose output neither is a class nor starts with one.
+
+    A tree results from many decisions and a text from many tokens, so there are no probabilities per class to report.
+    """
     params = found.manifest.made_of["params"]
     kind = params["problem"]["kind"]
     what = {"text": "a free text", "constituency": "a tree"}.get(kind)
@@ -135,7 +140,7 @@ def _set_aside(rows: Iterator[TextRow | BadRow], tally: Tally) -> Iterator[TextR
 
 
 def windows(rows: Iterable[TextRow]) -> Iterator[list[TextRow]]:
-    """Of WINDOW_ROWS rows, or of fewer long ones."""
+    """Split the rows into lists of WINDOW_ROWS, or fewer if the rows are long."""
     window: list[TextRow] = []
     characters = 0
     for row in rows:
@@ -155,7 +160,7 @@ def write_lines(stream: TextIO, answers: Iterable[PredictionRecord]) -> None:
 
 
 def _write(path: Path, schema: pa.Schema, answers: Iterable[PredictionRecord]) -> None:
-    """In the format that the name says. Raises RetortError where the disk refuses."""
+    """Write in the format of the file's extension. Raises RetortError if that fails."""
     try:
         if path.suffix == ".parquet":
             write_rows(path, schema, answers)
@@ -168,7 +173,7 @@ def _write(path: Path, schema: pa.Schema, answers: Iterable[PredictionRecord]) -
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A draft beside `out` that takes its place if the block succeeds, and is gone if it does not."""
+    """Yield a temporary file next to `out` that replaces it if the block succeeds and is deleted otherwise."""
     draft = out.with_name(f".{out.stem}.{uuid4().hex}{out.suffix}")
     try:
         yield draft
