@@ -1,4 +1,4 @@
-"""Which events the automations of infra/setup_server.py react to, decided by the server's own code."""
+"""Which events trigger the notifications of infra/setup_server.py, according to the Prefect server's own code."""
 
 import argparse
 import runpy
@@ -19,12 +19,12 @@ DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_
 
 
 async def triggers(monkeypatch: pytest.MonkeyPatch) -> dict[str, EventTrigger]:
-    """The triggers of the notifications, by the automation's name, as the server reads them."""
+    """The notifications' triggers by automation name, as the server parses them."""
 
     async def actions(*_: object) -> list[SendNotification]:
         return [SendNotification(block_document_id=uuid4(), subject="", body="")]
 
-    monkeypatch.setitem(setup["messages"].__globals__, "told", actions)
+    monkeypatch.setitem(setup["messages"].__globals__, "send_actions", actions)
     made = await setup["messages"](argparse.Namespace(webhook=None, notify="email/team"))
     return {one.name: EventTrigger.model_validate(one.trigger.model_dump(mode="json")) for one in made}
 
@@ -47,10 +47,10 @@ def run_event(flow: str, state: str) -> ReceivedEvent:
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=[one["name"] for one in DEPLOYMENTS])
-async def test_a_failure_of_every_whole_run_is_told(
+async def test_a_failure_of_every_whole_run_is_reported(
     deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage's failure is not: the run that started it fails too, and says so."""
+    """The failure of a stage is not reported: the run that started it fails as well."""
     failed = (await triggers(monkeypatch))["Retort: a run failed"]
     is_whole = not {"stage", "step"} & set(deployment["tags"])
     for state in ("Failed", "Crashed"):
@@ -59,7 +59,7 @@ async def test_a_failure_of_every_whole_run_is_told(
     assert not failed.expects("prefect.flow-run.Completed")
 
 
-async def test_runs_of_other_projects_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_runs_of_other_projects_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (await triggers(monkeypatch))["Retort: a run failed"].covers(run_event("somebody-elses", "Failed"))
 
 
