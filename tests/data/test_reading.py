@@ -1,4 +1,4 @@
-"""Every shape of a source, and every way in which one can be wrong, by its sentence."""
+"""Every kind of source, and the error message for every way in which one can be wrong."""
 
 import csv
 import gzip
@@ -32,7 +32,7 @@ LATIN = "(byte 0xe9 at position 14); save the file as UTF-8"
 
 
 class OddOrEven:
-    """As much of a problem as reading needs."""
+    """The part of a problem that reading needs."""
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
         label = row.get(columns.label)
@@ -56,7 +56,7 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def write(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
-    """In the format that the name says."""
+    """Write the rows in the format of the file's extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
@@ -80,7 +80,7 @@ def examples(source: Source, gold: str = "optional", columns: ColumnsConfig | No
 
 
 def fault(path: Path | str, read: Callable[[str], object] = read) -> str:
-    """The sentence, with the path cut down to the file's name."""
+    """The error message, with the path shortened to the file's name."""
     with pytest.raises(DataError) as caught:
         read(str(path))
     return str(caught.value).replace(f"{Path(path).parent}/", "")
@@ -198,7 +198,7 @@ PINNED = "0" * 39 + "a"
 
 @pytest.fixture
 def hub_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, str]]]:
-    """A hub whose answers, (HTTP status, commit or error code) by revision, the test sets."""
+    """A hub with answers set by the test: (HTTP status, commit or error code) by revision."""
     answers: dict[str, tuple[int, str]] = {}
 
     class Hub(BaseHTTPRequestHandler):
@@ -251,7 +251,7 @@ def test_fingerprint_needs_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_fingerprint_of_plain_files_never_changes(tmp_path: Path) -> None:
-    """Keys of stored artifacts depend on it."""
+    """The keys of stored artifacts depend on it."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n')
     assert fingerprint(str(path)) == "a2cdfe35bc4f2291d1dc3caa806d92721ac8bca0ca83bac019aa6c3113bcbffb"
@@ -345,7 +345,7 @@ def test_gzip_with_a_flipped_byte_is_named_as_damaged(tmp_path: Path, name: str)
         sentences.add(fault(path))
     assert sentences
     for sentence in sentences:
-        # A flipped byte can also make the data longer than they are: then they seem to be cut.
+        # A flipped byte can also make the data seem longer than they are, and thus truncated.
         assert "the gzip data are damaged" in sentence or "cut in the middle" in sentence
         assert "line " in sentence
 

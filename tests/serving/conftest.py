@@ -1,4 +1,4 @@
-"""Tiny students, trained and evaluated by the stages themselves, and the command in this process."""
+"""Tiny students, trained and evaluated by the real stages, and the `retort` command run in this process."""
 
 import sys
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from retort.steps.train_student import train_student
 
 
 class Trained(NamedTuple):
-    """A student in a store, and what the evaluate stage said of the test rows with it."""
+    """A student in a store, and the evaluate stage's scores for it on the test rows."""
 
     config: MckdConfig
     student: ArtifactRef
@@ -41,7 +41,7 @@ Train = Callable[[dict[str, Any]], Trained]
 
 @pytest.fixture(scope="session")
 def train() -> Train:
-    """One student that has learnt something from the labelled rows, without Prefect and without children."""
+    """Trains a student that has learned something from the labeled rows, without Prefect or child processes."""
 
     def build(values: dict[str, Any]) -> Trained:
         student = {**values["student"], "training": {**values["student"]["training"], "epochs": 40}}
@@ -73,7 +73,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """`retort ARGUMENTS` in this process: (exit code, standard output, standard error)."""
+    """Runs `retort ARGUMENTS` in this process and returns (exit code, standard output, standard error)."""
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         from retort.cli import main
