@@ -20,7 +20,7 @@ _PREDICTED: "list[pa.Field[Any]]" = [
 ]
 PROBABILITIES = pa.schema(_PREDICTED)
 """A scorer's class probabilities for each row, summing to 1; the artifact's `made_of` names the classes."""
-_LABELLED: "list[pa.Field[Any]]" = [
+_LABELED: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
     pa.field("text", pa.string()),
     pa.field("label", pa.string()),
@@ -28,7 +28,7 @@ _LABELLED: "list[pa.Field[Any]]" = [
     pa.field("labeler", pa.string()),
     pa.field("probabilities", pa.list_(pa.float16())),  # (units, classes) in row-major order; null for hard labels
 ]
-PSEUDOLABELS = pa.schema(_LABELLED)
+PSEUDOLABELS = pa.schema(_LABELED)
 """Labels of a teacher or a student."""
 FAILURES = pa.schema(
     [("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("raw", pa.string())]

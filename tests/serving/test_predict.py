@@ -33,7 +33,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def test_slots_are_labelled_as_in_the_evaluation(command: Command, slots_student: Trained) -> None:
+def test_slots_are_labeled_as_in_the_evaluation(command: Command, slots_student: Trained) -> None:
     code, out, err = command("predict", slots_student.student.uri, slots_student.test_file, "--device", "cpu")
     assert code == 0, err
     problem, expected = problem_for(slots_student.config.problem), slots_student.evaluated()
@@ -54,7 +54,7 @@ def test_slots_are_labelled_as_in_the_evaluation(command: Command, slots_student
     assert f"20 rows labelled, 0 set aside, by {slots_student.student.key[:12]}" in err
 
 
-def test_classes_are_labelled_as_in_the_evaluation(command: Command, classes_student: Trained, tmp_path: Path) -> None:
+def test_classes_are_labeled_as_in_the_evaluation(command: Command, classes_student: Trained, tmp_path: Path) -> None:
     arguments = ["predict", classes_student.student.uri, classes_student.test_file, "--probabilities"]
     code, out, err = command(*arguments)
     assert code == 0, err
