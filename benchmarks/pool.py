@@ -1,14 +1,14 @@
-"""A pool of 1,000,000 rows partitioned, merged and scored.
+"""Benchmark: partition, merge and score a pool of 1,000,000 rows.
 
     .venv/bin/python benchmarks/pool.py [--rows 1000000]
 
-`partition` reads the pool and finds each row's cell, as every student's stage does. `merge` is the stage that turns two
-students' cross-labels, each of the half that the other was trained on, into the pool's labels. `score` is the stage
-that scores these labels against the pool's gold: slot F1, intent accuracy and exact match with 2,000 bootstrap
-resamples each. Each is a process of its own and prints wall seconds and peak memory, the interpreter and its libraries
-included. Rows are made up: 6 to 14 words, 7 intents with 6 slots each, no two labels alike but by chance, a fifth of
-each student's labels wrong. They are made before, untimed, in a temporary folder; files just written are still in the
-page cache.
+`partition` reads the pool and finds each row's cell, as every student's stage does. `merge` is the stage that merges
+the cross-labels of two students, each for the half that the other was trained on, into labels for the pool. `score` is
+the stage that scores these labels against the pool's gold labels: slot F1, intent accuracy and exact match with 2,000
+bootstrap resamples each. Each job runs in its own process and prints wall-clock seconds and peak memory, including the
+interpreter and its libraries. The rows are synthetic: 6 to 14 words, 7 intents with 6 slots each, labels that are equal
+only by chance, and a fifth of each student's labels wrong. They are generated beforehand, untimed, in a temporary
+folder, so the files are still in the page cache.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def run(job: str, folder: str) -> tuple[float, float]:
-    """Seconds, and peak MiB."""
+    """Run a job in a process of its own and return its seconds and peak MiB."""
     command = [sys.executable, __file__, "--rows", str(given.rows), "--job", job, "--folder", folder]
     seconds, peak = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(seconds), float(peak)
@@ -90,11 +90,11 @@ STUDENTS = (stage("cross-label", "pseudolabels", "student-0"), stage("cross-labe
 
 
 def build() -> None:
-    """Each file is one walk with the same seed, so that all agree about the rows."""
-    publish(POOL, {ROWS: (EXAMPLES, texts()), GOLD_ROWS: (GOLD, labelled(wrong=0))})
-    publish(TEACHER, {ROWS: (PSEUDOLABELS, labelled(wrong=0.3, labeler="teacher"))})
+    """Generate the input files. All use the same seed, so they agree about the rows."""
+    publish(POOL, {ROWS: (EXAMPLES, texts()), GOLD_ROWS: (GOLD, labeled(wrong=0))})
+    publish(TEACHER, {ROWS: (PSEUDOLABELS, labeled(wrong=0.3, labeler="teacher"))})
     for student, artifact in enumerate(STUDENTS):
-        theirs = in_cells(labelled(wrong=0.2, labeler=artifact.name), partition_params(config(), (1 - student,)))
+        theirs = in_cells(labeled(wrong=0.2, labeler=artifact.name), partition_params(config(), (1 - student,)))
         publish(artifact, {ROWS: (PSEUDOLABELS, theirs)})
 
 
@@ -106,11 +106,11 @@ def publish(artifact: Step, files: dict[str, tuple[object, Iterator[Row]]]) -> N
 
 
 def texts() -> Iterator[Row]:
-    return ({name: row[name] for name in ("example_id", "text")} for row in labelled(wrong=0))
+    return ({name: row[name] for name in ("example_id", "text")} for row in labeled(wrong=0))
 
 
-def labelled(wrong: float, labeler: str = "gold") -> Iterator[Row]:
-    """The pool's rows, with gold labels, a share of them `wrong`."""
+def labeled(wrong: float, labeler: str = "gold") -> Iterator[Row]:
+    """The pool's rows with labels, of which the share `wrong` is wrong."""
     rows, errors = random.Random(0), random.Random(labeler)
     for number in range(given.rows):
         intent = rows.choice(list(SLOTS))

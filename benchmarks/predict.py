@@ -1,14 +1,14 @@
-"""`retort predict` and `retort serve`: speed, memory, latency, and the ratio to what one would write without them.
+"""Benchmark `retort predict` and `retort serve`: speed, memory and latency, compared with hand-written alternatives.
 
     .venv/bin/python benchmarks/predict.py MODEL [--rows 10000] [--texts examples/snips/test.jsonl.gz] [--seconds 10]
 
-MODEL as for the command. The rows are those of --texts over and over. Each command runs in a process of its own, over
---rows rows and four times as many, so that its peak memory (resident, of the process) is seen to be bounded; rows/s
-are those that the command tells, without its start. The rivals label the first 700 rows with transformers' own
-pipeline on the same weights, in batches of 32 and row by row; they decide no intent and no legal combination of tags.
-The server answers one text at a time to one client, then to 64 at once; the rival is its own model asked for one text
-at a time in this process, with one thread. All wait without spinning (`OMP_WAIT_POLICY=PASSIVE`, which retort.serving
-sets before torch is imported).
+MODEL is the same argument as for the command. The rows are those of --texts, repeated. Each command runs in a process
+of its own, on --rows rows and on four times as many, to show that its peak memory (resident, of the process) is
+bounded; rows/s is what the command reports, which excludes its startup. The alternatives label the first 700 rows with
+the pipeline of transformers on the same weights, in batches of 32 and row by row; they choose neither an intent nor a
+legal combination of tags. The server answers one text per request, first for one client, then for 64 at once; the
+alternative is the same model, called in this process with one text at a time and one thread. In all cases threads wait
+without spinning (`OMP_WAIT_POLICY=PASSIVE`, which retort.serving sets before torch is imported).
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def predicted(source: list[str], count: int) -> float:
-    """rows/s that the command tells for `count` rows; prints its peak memory too."""
+    """The rows/s that the command reports for `count` rows; also prints its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         rows, log = Path(folder) / "rows.jsonl", Path(folder) / "log"
         with rows.open("w") as stream:
@@ -109,7 +109,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def latency_in_process(found: FoundStudent, texts: list[str]) -> float:
-    """Median seconds for one text, one CPU thread, no HTTP."""
+    """Median seconds for one text on one CPU thread, without HTTP."""
     import torch
 
     from retort.serving.student import load_student
@@ -143,7 +143,7 @@ async def loaded(url: str, texts: list[str], single: float) -> None:
                     break
             except aiohttp.ClientConnectorError:
                 await asyncio.sleep(0.05)
-        await load(session, url, texts, 1, 2.0)  # the first requests pay for what is made once
+        await load(session, url, texts, 1, 2.0)  # warm-up: the first requests pay for one-time work
         for clients in (1, CLIENTS):
             seconds = await load(session, url, texts, clients, given.seconds)
             rate = len(seconds) / given.seconds
@@ -157,7 +157,7 @@ async def loaded(url: str, texts: list[str], single: float) -> None:
 async def load(
     session: aiohttp.ClientSession, url: str, texts: list[str], clients: int, for_seconds: float
 ) -> list[float]:
-    """Seconds of each request of one text; each client asks again as soon as it is answered."""
+    """Seconds of each single-text request; a client sends its next request as soon as it has an answer."""
     end, seconds = time.perf_counter() + for_seconds, list[float]()
 
     async def ask(client: int) -> None:

@@ -1,10 +1,10 @@
-"""Make a Prefect server ready for Retort: work pools, GPU limits, notifications, automations.
+"""Set up a Prefect server for Retort: work pools, GPU limits, notifications, automations.
 
     python infra/setup_server.py [--type process|kubernetes] [--gpus N] [--webhook URL] [--notify TYPE/NAME]
                                  [--silence-seconds N]
 
-Doing it again brings everything up to date and changes nothing else. The server is that of PREFECT_API_URL (and
-PREFECT_API_AUTH_STRING, where it asks for one).
+Running it again brings everything up to date and changes nothing else. PREFECT_API_URL names the server, and
+PREFECT_API_AUTH_STRING holds the password if it asks for one.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import yaml
 from prefect.automations import Automation
 from prefect.blocks.core import Block
 from prefect.blocks.webhook import Webhook
@@ -32,11 +33,16 @@ POOLS = {
     "gpu-student": "Students: training, labelling, scoring",
 }
 HEARTBEAT_SECONDS = 30
-"""How often a run says that it lives; the least that Prefect takes."""
+"""How often a run sends a heartbeat; the minimum that Prefect accepts."""
 START_SECONDS = 1800
-"""A run that was handed to a worker and has not begun by then never will: pulling an image takes minutes, not this."""
+"""A run that a worker took but that has not started by then never will: even pulling an image takes only minutes."""
 ENDS = ("Completed", "Cached", "Failed", "Crashed", "Cancelled")
 WEBHOOK = "retort-notifications"
+DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
+PROJECT_TAG = "retort"
+PART_TAGS = {"stage", "step"}
+"""Deployments with one of these tags run parts of a run. If a part fails, the run that started it fails and reports it.
+"""
 
 
 async def set_up(options: argparse.Namespace) -> None:
@@ -46,7 +52,7 @@ async def set_up(options: argparse.Namespace) -> None:
         for gpu in range(options.gpus):
             await client.upsert_global_concurrency_limit_by_name(f"gpu-{gpu}", limit=1)
         for automation in [*guards(options.silence_seconds), *await messages(options)]:
-            await keep(automation)
+            await create_or_update(automation)
 
 
 async def make_pool(client: PrefectClient, name: str, kind: str, description: str, template: dict[str, Any]) -> None:
@@ -67,7 +73,7 @@ async def make_pool(client: PrefectClient, name: str, kind: str, description: st
 
 
 def template_of(pool: str, kind: str, gpus: int) -> dict[str, Any]:
-    """What a worker of the pool starts for a run."""
+    """The base job template of a pool: what its workers start for a run."""
     if kind == "kubernetes":
         template: dict[str, Any] = json.loads((Path(__file__).parent / "kubernetes" / f"{pool}.json").read_text())
         return template
@@ -80,7 +86,7 @@ def template_of(pool: str, kind: str, gpus: int) -> dict[str, Any]:
 
 
 def guards(silence_seconds: int) -> list[Automation]:
-    """Runs whose process is gone hold their slots, and no retry is possible, until somebody says that they crashed."""
+    """Automations that mark dead runs as Crashed. Until then such runs keep their slots and cannot be retried."""
     return [
         Automation(
             name="Retort: a silent run has crashed",
@@ -116,10 +122,10 @@ def crashed(message: str) -> ChangeFlowRunState:
 
 
 async def messages(options: argparse.Namespace) -> list[Automation]:
-    """Failures of whole runs, and what the gate said, told to the webhook and to the notification block."""
+    """Automations that report failed runs and the gate's verdicts to the webhook and the notification block."""
     failed = EventTrigger(
         expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": ["mckd", "nightly", "promote"]},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": flow_names(DEPLOYMENTS)},
         posture=Posture.Reactive,
         threshold=1,
     )
@@ -140,11 +146,23 @@ async def messages(options: argparse.Namespace) -> list[Automation]:
                 "{{ event.payload.report }}",
             ),
         )
-        if (actions := await told(options, text, link))
+        if (actions := await send_actions(options, text, link))
     ]
 
 
-async def told(options: argparse.Namespace, text: str, link: str) -> list[ActionTypes]:
+def flow_names(deployments: Path) -> list[str]:
+    """The flows whose failures are worth a message; every deployment in prefect.yaml is named after its flow.
+
+    Names, not tags: a run started without a deployment has no tags, and a trigger cannot exclude the parts by tag,
+    because it matches if any one of a run's tags does.
+    """
+    listed = yaml.safe_load(deployments.read_text(encoding="utf-8"))["deployments"]
+    tags = {deployment["name"]: set(deployment.get("tags", [])) for deployment in listed}
+    return [name for name, its in tags.items() if PROJECT_TAG in its and not its & PART_TAGS]
+
+
+async def send_actions(options: argparse.Namespace, text: str, link: str) -> list[ActionTypes]:
+    """The actions that send a message to each place given on the command line."""
     actions: list[ActionTypes] = []
     if options.webhook:
         block = await Webhook(method="POST", url=options.webhook).save(WEBHOOK, overwrite=True)
@@ -156,8 +174,8 @@ async def told(options: argparse.Namespace, text: str, link: str) -> list[Action
     return actions
 
 
-async def keep(automation: Automation) -> None:
-    """Made, or brought up to date; found by its name."""
+async def create_or_update(automation: Automation) -> None:
+    """Create the automation, or update the one with the same name."""
     try:
         known = await Automation.aread(name=automation.name)
     except ValueError:

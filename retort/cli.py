@@ -232,10 +232,10 @@ def predict(
 
     A row that cannot be labelled is set aside: told on standard error with the reason, and counted.
     """
-    from retort.serving.files import Order, predict_file
+    from retort.serving.files import PredictionJob, predict_file
     from retort.serving.texts import Fields
 
-    predict_file(Order(model, file, out, tracking, Fields(text, id_), probabilities, device, max_bad))
+    predict_file(PredictionJob(model, file, out, tracking, Fields(text, id_), probabilities, device, max_bad))
 
 
 @app.command()

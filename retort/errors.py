@@ -1,35 +1,35 @@
 """Every error that Retort raises on purpose.
 
-RetortError                  exit 1: something failed that was asked for rightly
-├── UserError                exit 2: one sentence saying what, where, and what is allowed; never retried
+RetortError                  exit 1: a valid command failed
+├── UserError                exit 2: one sentence that says what is wrong, where, and what is allowed; never retried
 │   ├── ConfigError          the YAML file or an override
 │   └── DataError            a data file, a completion file, a label
 ├── StoreError               exit 1: object storage
-│   ├── StoreUnavailable     refused or unreachable; heals, so it is retried
-│   └── DamagedArtifact      a file's size or digest is not the manifest's
-├── TrackingUnavailable      exit 1: MLflow refuses or cannot be reached; heals, so it is retried
-├── TeacherUnavailable       exit 1: an engine or endpoint died or cannot be reached; heals, so it is retried
-├── StageFailed              exit 1: a stage cannot give a result (too few labels parsed ...)
-│   └── BudgetSpent          the teacher's budget is used up; the next run goes on
+│   ├── StoreUnavailable     refuses or unreachable; may recover, so it is retried
+│   └── DamagedArtifact      a file's size or digest differs from the manifest
+├── TrackingUnavailable      exit 1: MLflow refuses or is unreachable; may recover, so it is retried
+├── TeacherUnavailable       exit 1: an engine or endpoint died or is unreachable; may recover, so it is retried
+├── StageFailed              exit 1: a stage cannot produce a result (too few labels parsed ...)
+│   └── BudgetSpent          the teacher's budget is used up; the next run continues
 ├── GateRefused              exit 3: the gate said no, and nothing was promoted
 └── ChildError               exit 1: a supervised child process ended without a result
-    ├── ChildKilled          by a signal, most often for memory; retried with half the micro-batch
-    ├── ChildOutOfMemory     the device's memory was too small; retried with half the micro-batch
-    ├── ChildTimedOut        ended by us after its time was up
+    ├── ChildKilled          by a signal, usually for lack of memory; retried with half the micro-batch
+    ├── ChildOutOfMemory     the device ran out of memory; retried with half the micro-batch
+    ├── ChildTimedOut        stopped by Retort after its time was up
     └── ChildCrashed         an unexpected exception; its traceback goes to the log
 
-Command-line exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 the gate said no.
+Command-line exit codes: 0 success, 1 failure, 2 the config or the data is wrong, 3 the gate said no.
 """
 
 
 class RetortError(Exception):
-    """Base of every error here; `str(error)` is one sentence for people."""
+    """Base of all errors here; `str(error)` is one human-readable sentence."""
 
     exit_code = 1
 
 
 class UserError(RetortError):
-    """The config or the data is wrong: nothing heals by itself."""
+    """The config or the data is wrong, so a retry cannot help."""
 
     exit_code = 2
 
@@ -39,15 +39,15 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data file cannot be read or breaks its contract."""
+    """A data file cannot be read, or its content is invalid."""
 
 
 class StoreError(RetortError):
-    """The artifact store cannot do what was asked."""
+    """An operation of the artifact store failed."""
 
 
 class StoreUnavailable(StoreError):
-    """The bucket refuses or cannot be reached."""
+    """A bucket or a hub refuses or cannot be reached."""
 
 
 class DamagedArtifact(StoreError):
@@ -59,21 +59,21 @@ class TrackingUnavailable(RetortError):
 
 
 class StageFailed(RetortError):
-    """A stage ran and cannot give a usable result."""
+    """A stage ran but cannot produce a usable result."""
 
 
 class BudgetSpent(StageFailed):
-    """The teacher's budget is used up: what came is kept, and the next run goes on."""
+    """The teacher's budget is used up. What it has answered is kept, and the next run continues from there."""
 
 
 class GateRefused(RetortError):
-    """A student may not become the champion."""
+    """The gate does not let a student become the champion."""
 
     exit_code = 3
 
 
 class TeacherUnavailable(RetortError):
-    """An engine or an endpoint died, hangs or cannot be reached: what was answered is kept."""
+    """An engine or an endpoint died, hangs or cannot be reached. What it has answered is kept."""
 
 
 class ChildError(RetortError):
@@ -81,7 +81,7 @@ class ChildError(RetortError):
 
 
 class ChildKilled(ChildError):
-    """The child was ended by a signal that we did not send."""
+    """The child was ended by a signal that Retort did not send."""
 
 
 class ChildOutOfMemory(ChildError):
@@ -89,12 +89,12 @@ class ChildOutOfMemory(ChildError):
 
 
 class ChildTimedOut(ChildError):
-    """The child was ended because its time was up."""
+    """Retort stopped the child because its time was up."""
 
 
 class ChildCrashed(ChildError):
-    """The child raised something that is not one of our errors."""
+    """The child raised an exception that is not a RetortError."""
 
 
 RETRYABLE = (StoreUnavailable, TrackingUnavailable, TeacherUnavailable, ChildKilled, ChildOutOfMemory)
-"""What a retry can heal; everything else would only burn time again."""
+"""Errors that a retry may fix. Retrying any other would only waste time."""

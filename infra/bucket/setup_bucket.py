@@ -1,10 +1,10 @@
-"""Makes the bucket that holds artifacts, the ledger and MLflow's files, if it is not there, and sets its rules.
+"""Create the bucket for artifacts, the ledger and MLflow's files if it does not exist, and set its rules.
 
     python infra/bucket/setup_bucket.py [--bucket NAME] [--versions] [--workers ARN]
 
-Doing it again changes nothing. Credentials, region and server come from the environment, as for every AWS tool
-(AWS_ACCESS_KEY_ID, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL); they must be an administrator's, not a worker's. No rule here
-ever removes a current object: what is kept for how long is the business of `retort maintain`.
+Running it again changes nothing. Credentials, region and server come from the environment, as for every AWS tool
+(AWS_ACCESS_KEY_ID, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL); the credentials must be an administrator's, not a worker's.
+No rule here ever removes a current object: `retort maintain` decides what is kept and for how long.
 """
 
 import argparse
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 the server refuses or is not there, 2 wrong arguments."""
+    """Exit codes: 0 success, 1 the server refuses or is unreachable, 2 wrong arguments."""
     options = _options()
     client = boto3.client("s3")
     try:
@@ -49,16 +49,16 @@ def _options() -> argparse.Namespace:
 
 
 def make_bucket(client: Any, bucket: str) -> None:
-    """A bucket of ours that is there already stays as it is; one of somebody else's raises ClientError."""
+    """Create the bucket unless it exists. Raises ClientError if it belongs to somebody else."""
     region = client.meta.region_name
-    # AWS takes no location for its first region, and wants one for every other.
+    # AWS rejects a location for us-east-1 and requires one for every other region.
     place = {} if region in (None, "us-east-1") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     try:
         client.create_bucket(Bucket=bucket, **place)
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
             raise
-        client.head_bucket(Bucket=bucket)  # some servers say "exists" for one's own
+        client.head_bucket(Bucket=bucket)  # some servers say "exists" even for your own bucket
 
 
 def keep_versions(client: Any, bucket: str) -> None:

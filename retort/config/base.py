@@ -1,4 +1,4 @@
-"""What every part of the YAML file is made of."""
+"""Types shared by all parts of the YAML config."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def expand(address: str) -> str:
-    """Replace each `${VAR}` by the environment's value. Raises ConfigError if one is not set."""
+    """Replace each `${VAR}` with its value from the environment. Raises ConfigError if one is not set."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1]
@@ -31,7 +31,7 @@ def _no_variable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_no_variable)]
 Address = str
-"""A path, glob, bucket address or URL; may hold `${VAR}`."""
+"""A path, glob, bucket address or URL; may contain `${VAR}`."""
 Metric = Literal[
     "slot_f1",
     "intent_accuracy",
@@ -52,6 +52,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
 class Settings(BaseModel):
+    """Base of all parts of the config: immutable, and unknown fields are errors."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )

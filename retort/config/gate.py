@@ -1,4 +1,4 @@
-"""What a new student must prove before it becomes the champion."""
+"""The requirements that a new student must meet to become the champion."""
 
 import re
 from typing import Annotated, Self
@@ -9,20 +9,20 @@ from retort.config.base import Metric, Settings, Text
 
 
 class SliceConfig(Settings):
-    """Test rows on which the new student must not fall below a floor. A row must match all that is given."""
+    """Test rows on which the new student must reach a minimum score. Rows must match all given criteria."""
 
     name: Text
-    """For reports and verdicts."""
+    """Name shown in reports and verdicts."""
     pattern: Text | None = None
-    """A regular expression found somewhere in the row's text."""
+    """Regular expression to search for in the row's text."""
     label: Text | None = None
-    """The gold class; for slots the gold intent."""
+    """Gold class, or gold intent for slots."""
     metric: Metric | None = None
-    """Left out: the deciding one."""
+    """Metric of the slice. Default: the deciding metric."""
     floor: Annotated[float, Field(ge=0, le=1)]
-    """Least score on these rows, as a share of 1."""
+    """Minimum score on these rows, from 0 to 1."""
     min_rows: Annotated[int, Field(ge=1)] = 1
-    """With fewer test rows in the slice the gate refuses: it can prove nothing."""
+    """Minimum number of test rows in the slice; the gate refuses with fewer, since they prove nothing."""
 
     @model_validator(mode="after")
     def _selects_rows(self) -> Self:
@@ -36,18 +36,18 @@ class SliceConfig(Settings):
 
 
 class GateConfig(Settings):
-    """The champion is replaced only by a student that passes all of these, on the same test rows."""
+    """A student replaces the champion only if it meets all of these requirements, on the same test rows."""
 
     min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
-    """Least gain over the champion in the deciding metric, as a share of 1; below 0 lets a slightly worse one pass."""
+    """Minimum gain over the champion in the deciding metric, from -1 to 1; negative lets a slightly worse one pass."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Least share of paired bootstrap resamples in which the gain is more than `min_gain`."""
+    """Minimum share of paired bootstrap resamples in which the gain exceeds `min_gain`."""
     slices: list[SliceConfig] = Field(default=[])
-    """Floors on parts of the test rows."""
+    """Minimum scores on subsets of the test rows."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """Most milliseconds for one row on one CPU thread (the median)."""
+    """Maximum median latency for one row on one CPU thread, in milliseconds."""
     max_megabytes: Annotated[float, Field(gt=0)] | None = None
-    """Most megabytes (10^6 bytes) of weights."""
+    """Maximum size of the weights, in megabytes (10^6 bytes)."""
 
     @model_validator(mode="after")
     def _tells_slices_apart(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a label is."""
+"""The kinds of problem: what a label is."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,48 +8,48 @@ from retort.config.base import Settings, Text
 
 
 class SlotsConfig(Settings):
-    """Intent and slots of a request (semantic parsing with one level)."""
+    """The intent and slots of a request (single-level semantic parsing)."""
 
     kind: Literal["slots"]
     intents: dict[Text, list[Text]] | None = None
-    """Slots allowed in each intent, by name. Left out: read off the labelled set."""
+    """Names of the slots allowed in each intent. Default: taken from the labeled set."""
 
 
 class ClassificationConfig(Settings):
-    """One class for each text."""
+    """One class per text."""
 
     kind: Literal["classification"]
     labels: Annotated[list[Text], Field(min_length=2)] | None = None
-    """Class names; from low to high where `ordered`. Left out: read off the labelled set."""
+    """Class names, from low to high if `ordered`. Default: taken from the labeled set."""
     ordered: bool = False
-    """The classes have an order, which quadratic weighted kappa counts."""
+    """Whether the classes have an order, which quadratic weighted kappa takes into account."""
 
 
 class ConstituencyConfig(Settings):
-    """A constituency tree for each sentence of words separated by spaces."""
+    """A constituency tree per sentence, whose words are separated by spaces."""
 
     kind: Literal["constituency"]
     labels: Annotated[list[Text], Field(min_length=1)] | None = None
-    """Phrase labels (NP), and unary chains that a tagging student may give (S+VP). Left out: read off the labelled set,
-    whose few trees lack rare ones. Where `form` is unlabelled, it is not looked at."""
+    """Phrase labels (NP) and unary chains (S+VP) that a tagging student may predict. Default: taken from the labeled
+    set, whose few trees lack rare ones. Ignored if `form` is unlabelled."""
     form: Literal["labelled", "unlabelled"] = "labelled"
-    """unlabelled: labels are dropped everywhere, and teachers write the brackets of the MCKD paper."""
+    """With unlabelled, labels are dropped everywhere, and teachers write brackets as in the MCKD paper."""
     tags: bool = True
-    """The data's trees have a part-of-speech tag on each word, (NN cat). False: words stand bare, and what is
-    punctuation is told by its form."""
+    """Whether each word in the data's trees has a part-of-speech tag, (NN cat). If False, words are bare, and
+    punctuation is recognized by its form."""
     max_change: Annotated[int, Field(ge=1, le=256)] = 24
-    """How many constituents may begin or end between a word and the next in a tagging student's trees, unary chains
-    counted once; what is more is cut. CRAFT has up to 22."""
+    """Maximum number of constituents that begin or end between two adjacent words in a tagging student's trees, where a
+    unary chain counts once; the excess is cut. CRAFT has up to 22."""
 
 
 class TextConfig(Settings):
-    """Any text for each text."""
+    """Each text's label is itself free text."""
 
     kind: Literal["text"]
     pattern: str | None = None
-    """A regular expression that a whole label must match; what does not is set aside."""
+    """Regular expression that each whole label must match; labels that do not are set aside."""
     json_schema: dict[str, Any] | None = None
-    """A JSON Schema: labels are JSON that it accepts, compared by their content."""
+    """JSON Schema that labels must satisfy; labels are then JSON, compared by content."""
 
 
 Problem = Annotated[SlotsConfig | ClassificationConfig | ConstituencyConfig | TextConfig, Field(discriminator="kind")]

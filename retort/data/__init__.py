@@ -1,4 +1,4 @@
-"""Data sources: rows of files, buckets and hubs as examples; a teacher's completions."""
+"""Data sources: rows from files, buckets and hubs as examples, and a teacher's completions."""
 
 from retort.data.reading import fingerprint, read_examples, read_rows_of
 

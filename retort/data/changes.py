@@ -1,4 +1,4 @@
-"""What is new in a data source since the last time, by content: rows are the same if id and text are."""
+"""What changed in a data source since the last run. Rows are the same if both id and text are."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,18 +7,19 @@ import duckdb
 
 
 class PoolDiff(NamedTuple):
-    """Rows of a pool, compared with the pool of the run before."""
+    """Row counts of a pool compared with the pool of the previous run."""
 
     new: int
-    """Ids that were not there."""
+    """Ids that were not in the previous pool."""
     changed: int
-    """Ids that were there with another text."""
+    """Ids whose text is different now."""
     gone: int
+    """Ids that are no longer there."""
     same: int
 
 
 def compare_rows(before: Path | None, now: Path | None) -> PoolDiff:
-    """Of two `rows.parquet` files, in bounded memory; without `before`, every row is new."""
+    """Compare two `rows.parquet` files in bounded memory. Without `before`, every row is new."""
     if now is None:
         return PoolDiff(0, 0, 0, 0)
     with duckdb.connect(config={"memory_limit": "1GB", "threads": 2}) as connection:

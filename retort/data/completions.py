@@ -1,4 +1,4 @@
-"""A teacher's completions in the OpenAI batch output format, one JSON object on each line, matched on `custom_id`."""
+"""A teacher's completions in the OpenAI batch output format: one JSON object per line, matched on `custom_id`."""
 
 import json
 from collections.abc import Iterator
@@ -12,21 +12,23 @@ from retort.records.base import RecordedCompletion
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that holds no completion: a typed outcome, kept with its raw text."""
+    """A line without a usable completion, kept with its raw text."""
 
     place: str
     raw: str
     reason: str
     """`not-json`, `no-custom-id`, `http-<status>`, `error`, `no-choices`."""
     detail: str
-    """One sentence for people."""
+    """One human-readable sentence."""
     example_id: str | None = None
-    """Where the line says whose completion it should have been."""
+    """The example it was meant for, if the line says so."""
 
 
 def read_completions(path: str, endpoint_url: str | None = None) -> Iterator[RecordedCompletion | BadLine]:
-    """Every line that is not blank, in order. One bad line never ends the reading; a missing, cut or damaged
-    file raises DataError."""
+    """Yield an outcome for every non-blank line, in order.
+
+    A bad line does not stop the reading, but a missing, truncated or damaged file raises DataError.
+    """
     for file in data_files(path, endpoint_url):
         for number, line in lines_of(file):
             if line.strip():
@@ -51,7 +53,7 @@ def _outcome(where: str, raw: str) -> RecordedCompletion | BadLine:
 
 
 def _fault(line: dict[str, Any]) -> tuple[str, str] | None:
-    """(reason, detail) of a line that has an id but no completion."""
+    """(reason, detail) if a line with an id has no completion, else None."""
     response = line.get("response")
     status = response.get("status_code", 200) if isinstance(response, dict) else None
     if status is not None and status != 200:
@@ -72,7 +74,7 @@ def _first_choice(body: object) -> dict[str, Any] | None:
 
 
 def _content(choice: dict[str, Any]) -> str | None:
-    """Of a chat completion, or of a plain one."""
+    """The text of a chat completion or of a plain one."""
     message = choice.get("message")
     text = message.get("content") if isinstance(message, dict) else choice.get("text")
     return text if isinstance(text, str) else None

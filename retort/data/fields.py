@@ -1,7 +1,7 @@
 """Several fields of a row as one text, and back.
 
-A line for each field, `name: value`; a line break in a value is written as `\\n`, a backslash as `\\\\`. So every text
-has one reading, a language model sees what is what, and a value may be empty.
+Each field is a line, `name: value`, with line breaks in a value written as `\\n` and backslashes as `\\\\`. That way
+the text can be parsed unambiguously, a language model sees which field is which, and values may be empty.
 """
 
 import re
@@ -11,12 +11,12 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def join_fields(fields: Mapping[str, str]) -> str:
-    """In the order given. A name must hold no colon, line break or backslash."""
+    """Join the fields in the given order. Names must not contain colons, line breaks or backslashes."""
     return "\n".join(f"{name}: {_escaped(value)}" for name, value in fields.items())
 
 
 def split_fields(text: str) -> dict[str, str]:
-    """What `join_fields` was given. Raises ValueError for a text that it did not write."""
+    """The inverse of `join_fields`. Raises ValueError for a text that `join_fields` cannot have written."""
     pairs = [line.partition(": ") for line in text.split("\n")]
     if any(not colon for _, colon, _ in pairs):
         raise ValueError(f"'{text:.60}' does not hold fields, one `name: value` on each line")

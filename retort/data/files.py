@@ -20,9 +20,9 @@ _WILDCARD = re.compile(r"[*?\[]")
 @dataclass(frozen=True, slots=True)
 class DataFile:
     name: str
-    """As the config's author knows it: `${VAR}` is left as it was written, since it may be a secret."""
+    """The address as written in the config: `${VAR}` is not expanded, since its value may be a secret."""
     path: str
-    """As `filesystem` knows it."""
+    """The path within `filesystem`."""
     filesystem: Any
     info: dict[str, Any]
     endpoint_url: str | None
@@ -46,7 +46,7 @@ class DataFile:
 
     @contextmanager
     def reading(self) -> Iterator[BinaryIO]:
-        """The raw bytes. Raises DataError for a file that is not there, StoreUnavailable for a bucket that fails."""
+        """Open the raw bytes. Raises DataError for a missing file, StoreUnavailable if the bucket fails."""
         with self.failures(), self._open() as stream:
             yield stream
 
@@ -54,7 +54,7 @@ class DataFile:
         return _failures(self.name, self.path, self.filesystem, self.endpoint_url)
 
     def identity(self) -> str:
-        """What changes when the content does: the sha256 on disk; else what the server says without a download."""
+        """A string that changes with the content: the sha256 of a local file, the server's metadata of a remote one."""
         if self.is_local:
             with self.reading() as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ class DataFile:
 
 
 def data_files(address: str, endpoint_url: str | None) -> list[DataFile]:
-    """All files behind the address, sorted by path; hidden ones and markers (`_SUCCESS`) are left out of folders.
+    """All files at the address, sorted by path. Folders skip hidden files and markers such as `_SUCCESS`.
 
     Raises DataError if there are none.
     """
@@ -132,7 +132,7 @@ def _nothing(address: str, is_folder: bool) -> str:
 
 
 def _before_wildcard(pattern: str) -> str:
-    """The folder that a glob starts from, as it is written."""
+    """The part of a glob before its first wildcard, cut at a folder boundary."""
     match = _WILDCARD.search(pattern)
     return pattern[: match.start()].rpartition("/")[0] if match else pattern
 
@@ -151,7 +151,7 @@ def _protocols(system: Any) -> tuple[str, ...]:
 
 @contextmanager
 def _failures(name: str, path: str, system: Any, endpoint_url: str | None) -> Iterator[None]:
-    """What goes wrong with the file itself; its content is the readers' business."""
+    """Translate errors of opening or reading the file. Errors in its content are handled by the readers."""
     try:
         if "s3" in _protocols(system):
             from retort.io.s3 import remote_errors

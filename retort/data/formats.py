@@ -1,4 +1,4 @@
-"""Rows of one file: JSON lines, CSV, Parquet. Each row comes with its place for error sentences."""
+"""Rows of one file: JSON Lines, CSV or Parquet. Each row comes with its place, for error messages."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ Lines = Iterator[tuple[int, bytes]]
 
 
 def rows_of(file: DataFile) -> Iterator[PlacedRow]:
-    """Rows in the file's order, by its extension. Raises DataError."""
+    """Rows in file order; the extension determines the format. Raises DataError."""
     if file.format == "parquet":
         return _parquet_rows(file)
     return _line_rows(file, _csv_rows if file.format == "csv" else _json_rows)
@@ -61,7 +61,7 @@ def _json_name(value: object) -> str:
 
 
 def _csv_rows(file: DataFile, lines: Lines) -> Iterator[PlacedRow]:
-    """The first line is the header. An empty field is None: CSV has no other way to leave something out."""
+    """The first line is the header. Empty fields become None, since CSV cannot express a missing value otherwise."""
     reader = csv.reader((decoded(file, number, line) for number, line in lines), strict=True)
     header: list[str] | None = None
     while True:
@@ -107,6 +107,6 @@ def _parquet_rows(file: DataFile) -> Iterator[PlacedRow]:
                         yield f"{file.name}, row {number}", row
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk or the network; Arrow's own have no number
+                raise  # from the disk or the network; Arrow's own errors have no errno
             where = f"after row {number}" if number else "from the start"
             raise DataError(f"{file.name}: not a Parquet file, or damaged {where} ({error})") from error

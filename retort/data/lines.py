@@ -1,4 +1,4 @@
-"""Lines of plain and gzip files, one at a time, with errors that name the line."""
+"""Lines of plain and gzipped files, one at a time, with errors that name the line."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ _GZIP = b"\x1f\x8b"
 
 
 def lines_of(file: DataFile) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line with its end). Raises DataError for gzip data that are cut or damaged."""
+    """Yield (line number from 1, line with its ending). Raises DataError for truncated or damaged gzip data."""
     number = 0
     with file.reading() as raw:
         stream = gzip.GzipFile(fileobj=raw) if file.is_gzip else raw
@@ -23,7 +23,7 @@ def lines_of(file: DataFile) -> Iterator[tuple[int, bytes]]:
         except EOFError as error:
             raise DataError(f"{file.name}: the file is cut in the middle; {_last_good(number)}") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            # BadGzipFile is an OSError: caught here, before it looks like trouble of the disk or the network.
+            # BadGzipFile is an OSError: catch it here, before it is taken for a disk or network failure.
             raise DataError(_damaged(file, number, error)) from error
 
 
@@ -32,7 +32,7 @@ def place(file: DataFile, number: int) -> str:
 
 
 def decoded(file: DataFile, number: int, line: bytes) -> str:
-    """The line as text. Raises DataError if it is not UTF-8."""
+    """Decode the line. Raises DataError if it is not UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
@@ -45,7 +45,7 @@ def decoded(file: DataFile, number: int, line: bytes) -> str:
 
 
 def json_fault(error: ValueError | RecursionError) -> str:
-    """Why a line is not JSON, without the line number that the parser counts within the line."""
+    """Why a line is not JSON, without the parser's line number, which counts within the line."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at column {error.colno})"
     return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else f"not JSON ({error})"
@@ -56,7 +56,7 @@ def cut(file: DataFile, number: int) -> str:
 
 
 def cause(file: DataFile, rest: Iterator[tuple[int, bytes]], fault: DataError) -> DataError:
-    """Why a line cannot be read: in a gzip file the damage itself, which often shows only at the end of the data."""
+    """The real cause of an unreadable line: in a gzip file, damage that often shows only at the end of the data."""
     if file.is_gzip:
         try:
             for _ in rest:

@@ -1,7 +1,7 @@
 """Which cell of the pool a row belongs to, and which cells a student trains on and labels.
 
-A row's cell is a hash of its id, so it never changes: not between stages, not when the pool grows overnight, and
-an id that occurs twice lies in one cell. Cells of a large pool are nearly equal; one of a tiny pool may be empty.
+A row's cell is a hash of its id, so it stays the same between stages and when the pool grows overnight, and duplicate
+ids share a cell. In a large pool the cells are nearly equal in size; in a tiny one, some may be empty.
 """
 
 from hashlib import blake2b
@@ -11,20 +11,20 @@ Scheme = Literal["disjoint", "leave-one-out"]
 
 
 def cell_of(example_id: str, partitions: int, seed: int) -> int:
-    """The row's cell in [0, partitions)."""
+    """The row's cell, in [0, partitions)."""
     digest = blake2b(f"{seed}:{example_id}".encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % partitions
 
 
 def train_cells(scheme: Scheme, partitions: int, student: int) -> tuple[int, ...]:
-    """Cells that the student of this number, in [0, partitions), is trained on."""
+    """The cells that student number `student`, in [0, partitions), is trained on."""
     return (student,) if scheme == "disjoint" else _others(partitions, student)
 
 
 def label_cells(scheme: Scheme, partitions: int, student: int) -> tuple[int, ...]:
-    """Cells that it labels: all it was not trained on.
+    """The cells that the student labels: all those it was not trained on.
 
-    leave-one-out: each cell has one labeler. disjoint: each has `partitions - 1`.
+    With leave-one-out, one student labels each cell; with disjoint, `partitions - 1` students do.
     """
     return _others(partitions, student) if scheme == "disjoint" else (student,)
 

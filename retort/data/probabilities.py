@@ -1,4 +1,4 @@
-"""A teacher's class probabilities that were computed before: JSON lines, matched on the id, classes on their names."""
+"""A teacher's precomputed class probabilities: JSON Lines, matched to rows by id and to classes by name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,20 +10,23 @@ from retort.errors import DataError
 from retort.problems.base import Floats, listed
 
 TOLERANCE = 0.01
-"""How far a row's probabilities may sum from 1: what rounding to a few digits leaves."""
+"""How much a row's sum may differ from 1, to allow for probabilities rounded to a few digits."""
 
 
 class Probabilities(NamedTuple):
     example_id: str
     values: Floats
-    """`(classes,)` in the problem's order, summing to 1."""
+    """Shape `(classes,)`, in the problem's order, summing to 1."""
 
 
 def read_probabilities(
     address: str, classes: tuple[str, ...], endpoint_url: str | None = None
 ) -> Iterator[Probabilities]:
-    """Every row, in order. Raises DataError naming file and line for one that gives no distribution over just these
-    classes, or an id that was there before."""
+    """Yield every row, in order.
+
+    Raises DataError, naming file and line, for a duplicate id or a row that is not a distribution over exactly these
+    classes.
+    """
     places: dict[str, str] = {}
     for place, row in read_rows_of(address, endpoint_url):
         example_id = row.get("id")
@@ -37,13 +40,15 @@ def read_probabilities(
 def _distribution(place: str, given: Any, classes: tuple[str, ...]) -> Floats:
     if not isinstance(given, Mapping):
         raise DataError(f"{place}: 'probabilities' is {given!r:.60}, where {{CLASS: p, ...}} is needed")
-    given = {name: p for name, p in given.items() if p is not None or name in classes}  # Parquet fills structs up
+    given = {
+        name: p for name, p in given.items() if p is not None or name in classes
+    }  # Parquet pads structs with nulls
     if missing := [name for name in classes if name not in given]:
         raise DataError(f"{place}: the class '{missing[0]}' has no probability; needed: {listed(classes)}")
     if unknown := [name for name in given if name not in classes]:
         raise DataError(f"{place}: '{unknown[0]}' is not a class; allowed: {listed(classes)}")
     for name, p in given.items():
-        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:  # NaN too
+        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:  # rejects NaN too
             raise DataError(f"{place}: the probability of '{name}' is {p!r:.40}, where a number from 0 to 1 is needed")
     values = np.array([given[name] for name in classes], dtype=np.float64)
     if abs(values.sum() - 1) > TOLERANCE:
@@ -53,8 +58,10 @@ def _distribution(place: str, given: Any, classes: tuple[str, ...]) -> Floats:
 
 
 def by_name(values: Floats, classes: tuple[str, ...], wanted: tuple[str, ...]) -> Floats:
-    """`(..., classes)` -> `(..., wanted)`: columns found by their names, never by position; a class that is not known
-    has a probability of 0. Rows sum to 1. Raises DataError for a class that is not wanted, or where nothing is left."""
+    """Reorder `(..., classes)` to `(..., wanted)` by name, so that rows sum to 1; missing classes get probability 0.
+
+    Raises DataError for a class that is not in `wanted`, or for a row of zeros.
+    """
     if unknown := [name for name in classes if name not in wanted]:
         raise DataError(f"'{unknown[0]}' is not a class; allowed: {listed(wanted)}")
     filled = np.concatenate([values, np.zeros((*values.shape[:-1], 1))], axis=-1)

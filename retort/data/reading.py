@@ -1,15 +1,16 @@
-"""Rows of a source as examples, checked; what is wrong is named with file and line."""
+"""Rows of a source as validated examples; errors name the file and line."""
 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from retort.config import ColumnsConfig, HubConfig, Source, expand
+from retort.config import ColumnsConfig, HubConfig, Source
 from retort.config.soft_label import AnswerColumnsConfig
 from retort.data.fields import join_fields
 from retort.data.files import data_files
 from retort.data.formats import PlacedRow, rows_of
+from retort.data.hub import hub_fingerprint, hub_rows
 from retort.errors import DataError
 from retort.problems.base import Problem
 from retort.records.base import Example, digest
@@ -18,35 +19,34 @@ ID_DIGITS = 16
 
 
 class Folds(NamedTuple):
-    """Some of a source's rows."""
+    """Selects some of a source's rows by their fold number."""
 
     column: str
-    """Holds a whole number."""
+    """The column with the fold number, an integer."""
     numbers: frozenset[int]
     inside: bool
-    """Whether rows with one of these numbers are meant, or all others."""
+    """True selects the rows in these folds, False all others."""
 
 
 def read_rows_of(source: Source, endpoint_url: str | None = None) -> Iterator[PlacedRow]:
-    """(place, raw row) of every row, file by file in sorted order, in bounded memory.
+    """Yield (place, raw row) for every row, file by file in sorted order, in bounded memory.
 
-    Raises DataError for what is missing or damaged, StoreUnavailable for a bucket that fails.
+    Raises DataError for missing or damaged files, StoreUnavailable if the bucket fails.
     """
     if isinstance(source, HubConfig):
-        yield from _hub_rows(source)
+        yield from hub_rows(source)
         return
     for file in data_files(source, endpoint_url):
         yield from rows_of(file)
 
 
 def fingerprint(source: Source, endpoint_url: str | None = None) -> str:
-    """A sha256 that changes when the source's content does; names and places of local files do not count.
+    """A sha256 that changes when the source's content does. Where local files are, and their names, do not matter.
 
-    In a bucket it is made of ETags and sizes, so nothing is downloaded; of a hub data set only its name counts,
-    so pin `revision` to a commit where that is not enough.
+    For files in a bucket it combines ETags and sizes; for a hub data set it uses the commit. Nothing is downloaded.
     """
     if isinstance(source, HubConfig):
-        return digest(source.model_dump())
+        return hub_fingerprint(source)
     return digest([file.identity() for file in data_files(source, endpoint_url)])
 
 
@@ -59,8 +59,10 @@ def read_examples(
     endpoint_url: str | None = None,
     folds: Folds | None = None,
 ) -> Iterator[Example]:
-    """Every row (of the folds) as an example with a unique id and a text that is not empty; one of several columns may
-    have empty fields. Raises DataError naming the line."""
+    """Yield every row (in `folds`, if given) as an example with a unique id and a non-empty text.
+
+    If the text is made of several columns, each of them may be empty. Raises DataError, naming the line.
+    """
     ids = _Ids()
     for place, row in read_rows_of(source, endpoint_url):
         if folds is not None and (_fold(place, row, folds.column) in folds.numbers) != folds.inside:
@@ -80,7 +82,7 @@ def read_examples(
 
 
 class _Ids:
-    """Ids seen, with their places as integers: a million take about 0.2 GB."""
+    """The ids seen so far, with their places packed into integers: a million ids take about 0.2 GB."""
 
     _NUMBER_BITS = 40
 
@@ -89,7 +91,7 @@ class _Ids:
         self._files: list[str] = []
 
     def first_place(self, example_id: str, place: str) -> str | None:
-        """Where the id was seen before; None if it is new, and then it is remembered."""
+        """Where the id was first seen, or None if it is new; a new id is remembered."""
         file, _, number = place.rpartition(" ")
         if not self._files or self._files[-1] != file:
             self._files.append(file)
@@ -133,7 +135,7 @@ def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
 
 
 def _field(place: str, row: Mapping[str, Any], column: str) -> str:
-    """Of several; an empty one is kept, since an answer may be empty."""
+    """One of several text columns; it may be empty, since an answer can be."""
     value = row.get(column)
     if column not in row:
         raise DataError(f"{place}: no column '{column}' for the text; its columns are {_names(row)}")
@@ -153,7 +155,7 @@ def _example_id(place: str, row: Mapping[str, Any], columns: ColumnsConfig, text
 
 
 def _unicode(place: str, column: str, text: str) -> str:
-    """JSON can write half of a surrogate pair (`\\ud83d`), which no UTF-8 file can hold."""
+    """Return the text if UTF-8 can encode it: JSON can express half of a surrogate pair (`\\ud83d`), UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -172,34 +174,3 @@ def _duplicate(place: str, first: str, example_id: str, columns: ColumnsConfig, 
 
 def _names(row: Mapping[str, Any]) -> str:
     return ", ".join(f"'{name}'" for name in row) or "none"
-
-
-def _hub_rows(source: HubConfig) -> Iterator[PlacedRow]:
-    name = f"{source.hub} ({', '.join(part for part in (source.subset, source.split) if part)})"
-    rows = _hub_stream(source, name)
-    number = 0
-    while True:
-        number += 1
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # whatever the data set's files, the hub and the network can do
-            raise DataError(f"{name}, row {number}: {_first_line(error)}") from error
-        yield f"{name}, row {number}", row
-
-
-def _hub_stream(source: HubConfig, name: str) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    try:
-        stream = datasets.load_dataset(
-            expand(source.hub), name=source.subset, split=source.split, revision=source.revision, streaming=True
-        )
-        return iter(stream)
-    except Exception as error:  # a missing data set, subset, split or revision, each with a type of its own
-        raise DataError(f"{name}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Rows on disk: Parquet with zstd, written and read in batches, never all in memory."""
+"""Rows on disk: zstd-compressed Parquet, written and read in batches so that memory stays bounded."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -9,27 +9,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 EXAMPLES = pa.schema([("example_id", pa.string()), ("text", pa.string())])
-"""The pool, and every input that a student sees: no gold, so that none can leak."""
+"""The pool, and everything that a student gets to see: without gold labels, so none can leak."""
 GOLD = pa.schema([("example_id", pa.string()), ("text", pa.string()), ("label", pa.string())])
 GROUPS = pa.schema([("example_id", pa.string()), ("group", pa.string())])
-"""What scores are also given by."""
+"""The group of each row, for scores per group."""
 _PREDICTED: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
     pa.field("seed", pa.int32()),
     pa.field("probabilities", pa.list_(pa.float32())),
 ]
 PROBABILITIES = pa.schema(_PREDICTED)
-"""What a scorer says of a row; the classes are named in the artifact's `made_of`, and probabilities sum to 1."""
-_LABELLED: "list[pa.Field[Any]]" = [
+"""A scorer's class probabilities for each row, summing to 1; the artifact's `made_of` names the classes."""
+_LABELED: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
     pa.field("text", pa.string()),
     pa.field("label", pa.string()),
     pa.field("confidence", pa.float32()),
     pa.field("labeler", pa.string()),
-    pa.field("probabilities", pa.list_(pa.float16())),  # (units, classes), row by row; null for hard labels
+    pa.field("probabilities", pa.list_(pa.float16())),  # (units, classes) in row-major order; null for hard labels
 ]
-PSEUDOLABELS = pa.schema(_LABELLED)
-"""Also what a student's predictions look like."""
+PSEUDOLABELS = pa.schema(_LABELED)
+"""Labels of a teacher or a student."""
 FAILURES = pa.schema(
     [("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("raw", pa.string())]
 )
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
-    """Write, and return how many. Fields that a row lacks are null."""
+    """Write the rows and return their number. Missing fields become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     iterator, count = iter(rows), 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -51,7 +51,7 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
-    """Rows in the order written."""
+    """Rows in the order in which they were written."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             yield from batch.to_pylist()

@@ -1,4 +1,7 @@
-"""Connections to S3-compatible buckets, and their failures as our errors. Imports s3fs: for s3:// addresses only."""
+"""Connections to S3-compatible buckets, with their failures as Retort's errors.
+
+Imports s3fs, which is slow, so import this module only for s3:// addresses.
+"""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ READ_SECONDS = 20
 
 
 def filesystem(endpoint_url: str | None) -> s3fs.S3FileSystem:
-    """s3fs keeps one for each process and thread, so ask again after a fork instead of keeping it."""
+    """The bucket's file system. s3fs caches one per process and thread, so call this again after a fork."""
     system = s3fs.S3FileSystem(
         endpoint_url=endpoint_url,
         use_listings_cache=False,
@@ -26,7 +29,7 @@ def filesystem(endpoint_url: str | None) -> s3fs.S3FileSystem:
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
             "retries": {"total_max_attempts": 2, "mode": "standard"},
-            # Many S3-compatible servers know no checksum trailers; every file here has a sha256 anyway.
+            # Many S3-compatible servers do not support checksum trailers; every file here has a sha256 anyway.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         },
@@ -36,13 +39,13 @@ def filesystem(endpoint_url: str | None) -> s3fs.S3FileSystem:
 
 
 def open_remote(system: s3fs.S3FileSystem, path: str) -> BinaryIO:
-    """A stream of ranged GETs, at most two blocks in memory."""
+    """Open a stream of ranged GETs that holds at most two blocks in memory."""
     return cast(BinaryIO, BufferedReader(system.open(path, "rb", block_size=BLOCK_BYTES), 2**20))
 
 
 @contextmanager
 def remote_errors(address: str, endpoint_url: str | None) -> Iterator[None]:
-    """Everything that a bucket can do to us becomes StoreUnavailable, but for a missing file."""
+    """Turn every failure of a bucket into StoreUnavailable, except for a missing file."""
     try:
         yield
     except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError) as error:
@@ -69,6 +72,6 @@ def _sentence(error: Exception, address: str, endpoint_url: str | None) -> str:
 
 
 def error_code(error: BaseException) -> str | None:
-    """The S3 error code behind an exception of s3fs."""
+    """The S3 error code behind an exception from s3fs."""
     response = getattr(error.__cause__ or error, "response", None)
     return str(response["Error"].get("Code")) if isinstance(response, dict) and "Error" in response else None

@@ -2,6 +2,6 @@
 
 import os
 
-# Before anything imports torch: its threads sleep while they wait for each other, as in training. By default they spin,
-# and then one other busy process on the machine makes an answer ten times slower.
+# Must be set before torch is imported, so that its threads sleep while they wait for each other, as in training. By
+# default they spin, and one other busy process on the machine makes answers ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

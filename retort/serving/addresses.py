@@ -1,6 +1,6 @@
-"""Which student a MODEL names: a version in a registry, or an artifact's address. Imports neither torch nor MLflow.
+"""Finds the student that a MODEL argument names: a version in a registry, or the address of an artifact.
 
-An S3 server that is not AWS is given as for every AWS tool, by AWS_ENDPOINT_URL.
+Imports neither torch nor MLflow. As for every AWS tool, AWS_ENDPOINT_URL selects an S3 server other than AWS.
 """
 
 import os
@@ -23,12 +23,12 @@ _ARTIFACT = re.compile(r"(.+)/students/([0-9a-f]{2})/(\2[0-9a-f]{62})/*")
 
 
 class ModelName(Record):
-    """What a student is called in an answer: the registered model's name and version, if it was found so."""
+    """A student's name in responses: the registered model's name and version, if it was found in a registry."""
 
     name: str | None = None
     version: str | None = None
     key: str
-    """Of the student's artifact."""
+    """The key of the student's artifact."""
 
     def __str__(self) -> str:
         name = " ".join(part for part in (self.name, self.version) if part)
@@ -37,7 +37,7 @@ class ModelName(Record):
 
 @dataclass(frozen=True, slots=True)
 class FoundStudent:
-    """A student's artifact that is there, not yet loaded."""
+    """A student's artifact that exists but is not loaded yet."""
 
     store: Store
     manifest: Manifest
@@ -45,10 +45,14 @@ class FoundStudent:
 
 
 def find_student(model: str, tracking: str | None = None) -> FoundStudent:
-    """`model` is `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or ROOT/students/XX/KEY in a folder or a bucket.
+    """Find the student that `model` names.
 
-    `tracking` is the registry's address; left out, the environment's MLFLOW_TRACKING_URI. Raises ConfigError if it
-    names no student that is there, StoreUnavailable or TrackingUnavailable for a server that cannot be reached.
+    Args:
+        model: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or ROOT/students/XX/KEY in a folder or a bucket.
+        tracking: The registry's address; by default, MLFLOW_TRACKING_URI from the environment.
+
+    Raises ConfigError if there is no such student, StoreUnavailable or TrackingUnavailable if a server cannot be
+    reached.
     """
     with refusals():
         if _REGISTERED.fullmatch(model):
@@ -82,12 +86,12 @@ def _registered(model: str, tracking: str | None) -> FoundStudent:
 
 
 def _places(version: "ModelVersion") -> list[str]:
-    """A relative artifact's address is registered with its absolute one as the source, where there is no server."""
+    """Where the artifact may be. Without a server, a relative address is registered with the absolute one as source."""
     return [place for place in (version.artifact, version.source) if place]
 
 
 def _at(address: str, name: ModelName) -> FoundStudent | None:
-    """The artifact at an address; None if the address is of another form, or nothing is there."""
+    """The artifact at the address, or None if the address has another form or nothing is there."""
     match = _ARTIFACT.fullmatch(address if "://" in address else str(Path(address).absolute()))
     if match is None:
         return None

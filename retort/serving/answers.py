@@ -1,7 +1,7 @@
-"""A prediction as people and machines read it: JSON, or a row of Parquet.
+"""Predictions in their output form: a JSON object, or a row of Parquet.
 
-`label` is what a teacher would write: the class, or for slots the bracketed parse. Slots come parsed beside it too,
-since a word of the text may be a bracket itself.
+`label` is what a teacher would write: the class, or the bracketed parse for slots. Slots are also given in parsed form,
+since a word of the text may itself be a bracket.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,21 @@ from retort.problems.slots import Slots, decode, spans
 if TYPE_CHECKING:
     from retort.students.prediction import Prediction
 
-Answer = dict[str, Any]
+PredictionRecord = dict[str, Any]
+"""One prediction as `answer` returns it."""
 
 DIGITS = 6
-"""After the point: a float32 is no more exact."""
+"""Decimal places; a float32 is no more precise."""
 _SLOT = pa.struct([("name", pa.string()), ("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 
 
-def answer(problem: Problem, text: str, prediction: "Prediction", *, probabilities: bool = False) -> Answer:
-    """{label, confidence}; for slots {intent, slots} too, a slot's `start` and `end` counting words from 0, end
-    excluded; with `probabilities`, those of each class (for slots: of each intent), which sum to 1."""
-    result: Answer = {
+def answer(problem: Problem, text: str, prediction: "Prediction", *, probabilities: bool = False) -> PredictionRecord:
+    """Return {label, confidence}, and for slots also {intent, slots}.
+
+    A slot's `start` (inclusive) and `end` (exclusive) count words from 0. With `probabilities`, the record also has the
+    probability of each class, or of each intent for slots; they sum to 1.
+    """
+    result: PredictionRecord = {
         "label": problem.render(text, prediction.label),
         "confidence": round(float(prediction.confidence), DIGITS),
     }
@@ -43,7 +47,7 @@ def answer(problem: Problem, text: str, prediction: "Prediction", *, probabiliti
 
 
 def answer_schema(problem: Problem, *, probabilities: bool) -> pa.Schema:
-    """Of Parquet with an `id` before each answer."""
+    """The Parquet schema of prediction records that start with an `id`."""
     columns: list[tuple[str, Any]] = [("id", pa.string()), ("label", pa.string()), ("confidence", pa.float32())]
     if isinstance(problem, Slots):
         columns += [("intent", pa.string()), ("slots", pa.list_(_SLOT))]
@@ -53,7 +57,7 @@ def answer_schema(problem: Problem, *, probabilities: bool) -> pa.Schema:
 
 
 def _by_class(problem: Problem, prediction: "Prediction") -> dict[str, float]:
-    """Of unit 0, which is the whole text, or the request's intent by itself, whatever the words say."""
+    """The probabilities of unit 0: the whole text, or for slots the intent, independently of the words' tags."""
     allowed = problem.allowed(len(prediction.probabilities))[0]
     row = prediction.probabilities[0][allowed].astype(np.float64)
     shares = (row / max(row.sum(), 1e-12)).round(DIGITS)

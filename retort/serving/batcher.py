@@ -1,4 +1,4 @@
-"""Requests that come while the model is busy are labelled together, in the next batch."""
+"""Batches requests: those that arrive while the model is busy are labeled together, in the next batch."""
 
 import asyncio
 from collections import deque
@@ -13,13 +13,13 @@ from retort.errors import RetortError
 T = TypeVar("T")
 
 BATCH_TEXTS = 256
-"""Labelled at once, unless one request alone holds more. Bounds how long a request waits for others."""
+"""Most texts in one batch, unless a single request has more. Bounds how long a request waits for others."""
 WAITING_TEXTS = 8192
-"""What waits beyond this is refused."""
+"""Most texts that may wait; requests beyond that are refused."""
 
 
 class Busy(RetortError):
-    """More texts wait than can be labelled in a reasonable time."""
+    """More texts are waiting than can be labeled in a reasonable time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class _Request(Generic[T]):
 
 
 class Batcher(Generic[T]):
-    """`label` runs in one thread of its own, so the event loop never waits for it."""
+    """Answers requests with `label`, which runs in a thread of its own so that it never blocks the event loop."""
 
     def __init__(self, label: Callable[[list[str]], list[T]]) -> None:
         self._label = label
@@ -39,7 +39,7 @@ class Batcher(Generic[T]):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Requests are answered inside; those that are left at the end are cancelled."""
+        """Answer requests while the context is open; those left at the end are canceled."""
         with ThreadPoolExecutor(1, "model") as thread:
             worker = asyncio.create_task(self._work(thread))
             try:
@@ -52,7 +52,7 @@ class Batcher(Generic[T]):
                     self._waiting.popleft().answers.cancel()
 
     async def ask(self, texts: Sequence[str]) -> list[T]:
-        """An answer for each text. Raises Busy, or what `label` raised."""
+        """Return an answer for each text. Raises Busy, or whatever `label` raised."""
         if self._num_waiting + len(texts) > WAITING_TEXTS:
             raise Busy(f"{self._num_waiting:,} texts are waiting already; try again in a moment")
         request: _Request[T] = _Request(texts, asyncio.get_running_loop().create_future())
@@ -72,13 +72,13 @@ class Batcher(Generic[T]):
             texts = [text for request in batch for text in request.texts]
             try:
                 answers = await loop.run_in_executor(thread, self._label, texts)
-            except Exception as error:  # whatever it is, those who wait must hear of it, and the next batch may be fine
+            except Exception as error:  # any failure goes to those who wait for this batch; the next may work
                 _settle(batch, error)
             else:
                 _settle(batch, answers)
 
     def _next_batch(self) -> list[_Request[T]]:
-        """The requests that waited longest, whole ones only. Those whose asker is gone are dropped."""
+        """The requests that have waited longest, never split. Canceled requests are dropped."""
         batch: list[_Request[T]] = []
         num_texts = 0
         while self._waiting and (not batch or num_texts + len(self._waiting[0].texts) <= BATCH_TEXTS):
@@ -94,7 +94,7 @@ def _settle(batch: Sequence[_Request[T]], outcome: list[T] | Exception) -> None:
     start = 0
     for request in batch:
         stop = start + len(request.texts)
-        if not request.answers.done():  # else its asker is gone
+        if not request.answers.done():  # otherwise it was canceled
             if isinstance(outcome, Exception):
                 request.answers.set_exception(outcome)
             else:

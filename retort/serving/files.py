@@ -1,4 +1,4 @@
-"""`retort predict`: a file of texts in, a file of answers out, in bounded memory."""
+"""`retort predict`: reads a file of texts and writes a file of predictions, in bounded memory."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pyarrow as pa
 from retort.errors import ConfigError, RetortError
 from retort.io.parquet import write_rows
 from retort.serving.addresses import FoundStudent, find_student
-from retort.serving.answers import Answer, answer, answer_schema
+from retort.serving.answers import PredictionRecord, answer, answer_schema
 from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
 
 if TYPE_CHECKING:
@@ -24,60 +24,66 @@ if TYPE_CHECKING:
     from retort.serving.tiny import LoadedTiny
 
 WINDOW_ROWS = 8192
-"""As many as prediction sorts by length together."""
+"""Rows labeled together, which prediction sorts by length."""
 WINDOW_CHARACTERS = 2**20
-"""Bounds memory where the rows are long."""
+"""Bounds memory if the rows are long."""
 TELL_SECONDS = 30.0
+"""How often progress is reported."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What `retort predict` was asked for."""
+class PredictionJob:
+    """The arguments of `retort predict`."""
 
     model: str
     source: str
     out: Path | None
-    """.jsonl or .parquet; None is standard output, as JSON lines."""
+    """A .jsonl or .parquet file; None writes JSON Lines to standard output."""
     tracking: str | None
     fields: Fields
     probabilities: bool
     device: str
     max_bad: float
-    """The most that may be set aside, as a share of the rows in [0, 1]."""
+    """The largest share of the rows, in [0, 1], that may be set aside."""
 
 
-def predict_file(order: Order) -> Tally:
-    """Label every row; what cannot be is told on standard error, one line each, and counted.
+Order = PredictionJob  # the old name, until tests/score/test_run.py imports the new one
 
-    Raises ConfigError or DataError before anything costly; RetortError if more than `max_bad` were set aside: then
-    `out` is not written.
+
+def predict_file(job: PredictionJob) -> Tally:
+    """Label every row. Rows that cannot be labeled are counted and reported on standard error, one line each.
+
+    Raises ConfigError or DataError before doing anything expensive, and RetortError if more than `max_bad` of the rows
+    were set aside; `out` is not written then.
     """
-    check_out(order.out)
-    found = find_student(order.model, order.tracking)
-    if order.probabilities:
+    check_out(job.out)
+    found = find_student(job.model, job.tracking)
+    if job.probabilities:
         check_probabilities(found)
     columns = found.manifest.made_of["params"].get("fields", ())
-    rows = read_texts(order.source, order.fields._replace(columns=tuple(columns)))
-    from retort.serving.student import load_student  # torch: seconds, which no error above should take
+    rows = read_texts(job.source, job.fields._replace(columns=tuple(columns)))
+    from retort.serving.student import (
+        load_student,
+    )  # imports torch, which takes seconds; the errors above should not wait for it
 
-    student = load_student(found, order.device)
+    student = load_student(found, job.device)
     tally, started = Tally(), time.monotonic()
-    answers = _answers(student, rows, tally, order.probabilities)
-    if order.out is None:
+    answers = _answers(student, rows, tally, job.probabilities)
+    if job.out is None:
         write_lines(sys.stdout, answers)
-        check_share(tally, order.max_bad)
+        check_share(tally, job.max_bad)
     else:
-        schema = answer_schema(student.problem, probabilities=order.probabilities)
-        with _replacing(order.out) as draft:
+        schema = answer_schema(student.problem, probabilities=job.probabilities)
+        with _replacing(job.out) as draft:
             _write(draft, schema, answers)
-            check_share(tally, order.max_bad, f"; '{order.out}' is not written")
+            check_share(tally, job.max_bad, f"; '{job.out}' is not written")
     rate = tally.labelled / max(1e-9, time.monotonic() - started)
     _tell(f"{tally}, by {student.name}; {rate:,.0f} rows/s on {student.device.name}")
     return tally
 
 
 def check_out(out: Path | None) -> None:
-    """Raises ConfigError for a file that could not be written when all is done."""
+    """Raises ConfigError for a file that could not be written at the end."""
     if out is None:
         return
     if out.suffix not in (".jsonl", ".parquet"):
@@ -89,8 +95,10 @@ def check_out(out: Path | None) -> None:
 
 
 def check_probabilities(found: FoundStudent) -> None:
-    """Raises ConfigError for a student whose answer is not one class, nor begins with one: the many decisions behind a
-    tree, and the tokens of a text, have no probabilities that people could read."""
+    """Raises ConfigError for a student whose output neither is a class nor starts with one.
+
+    A tree results from many decisions and a text from many tokens, so there are no probabilities per class to report.
+    """
     params = found.manifest.made_of["params"]
     kind = params["problem"]["kind"]
     what = {"text": "a free text", "constituency": "a tree"}.get(kind)
@@ -111,7 +119,7 @@ def check_share(tally: Tally, max_bad: float, consequence: str = "") -> None:
 
 def _answers(
     student: "LoadedStudent | LoadedTiny", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
-) -> Iterator[Answer]:
+) -> Iterator[PredictionRecord]:
     last = time.monotonic()
     for window in windows(_set_aside(rows, tally)):
         for row, prediction in zip(window, student.label([row.text for row in window]), strict=True):
@@ -132,7 +140,7 @@ def _set_aside(rows: Iterator[TextRow | BadRow], tally: Tally) -> Iterator[TextR
 
 
 def windows(rows: Iterable[TextRow]) -> Iterator[list[TextRow]]:
-    """Of WINDOW_ROWS rows, or of fewer long ones."""
+    """Split the rows into lists of WINDOW_ROWS, or fewer if the rows are long."""
     window: list[TextRow] = []
     characters = 0
     for row in rows:
@@ -145,14 +153,14 @@ def windows(rows: Iterable[TextRow]) -> Iterator[list[TextRow]]:
         yield window
 
 
-def write_lines(stream: TextIO, answers: Iterable[Answer]) -> None:
+def write_lines(stream: TextIO, answers: Iterable[PredictionRecord]) -> None:
     for row in answers:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     stream.flush()
 
 
-def _write(path: Path, schema: pa.Schema, answers: Iterable[Answer]) -> None:
-    """In the format that the name says. Raises RetortError where the disk refuses."""
+def _write(path: Path, schema: pa.Schema, answers: Iterable[PredictionRecord]) -> None:
+    """Write in the format of the file's extension. Raises RetortError if that fails."""
     try:
         if path.suffix == ".parquet":
             write_rows(path, schema, answers)
@@ -165,7 +173,7 @@ def _write(path: Path, schema: pa.Schema, answers: Iterable[Answer]) -> None:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A draft beside `out` that takes its place if the block succeeds, and is gone if it does not."""
+    """Yield a temporary file next to `out` that replaces it if the block succeeds and is deleted otherwise."""
     draft = out.with_name(f".{out.stem}.{uuid4().hex}{out.suffix}")
     try:
         yield draft

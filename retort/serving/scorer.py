@@ -1,4 +1,4 @@
-"""The HTTP scorer: POST /predict, GET /health. Errors are `{"detail": one sentence}`."""
+"""The HTTP scorer: POST /predict and GET /health. Errors are `{"detail": one sentence}`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retort.serving.addresses import ModelName
-from retort.serving.answers import Answer, answer
+from retort.serving.answers import PredictionRecord, answer
 from retort.serving.batcher import Batcher, Busy
 from retort.serving.student import LoadedStudent
 from retort.serving.texts import MOST_CHARACTERS, text_fault
 from retort.serving.tiny import LoadedTiny
 
 MOST_TEXTS = 256
-"""In one request."""
+"""Most texts in one request."""
 MOST_BYTES = 8 * 2**20
-"""Of a request's body."""
+"""Largest request body."""
 
 
 class Texts(BaseModel):
@@ -33,7 +33,7 @@ class Texts(BaseModel):
 class Predictions(BaseModel):
     model: ModelName
     predictions: list[dict[str, Any]]
-    """One for each text, in order: {label, confidence}, and for slots {intent, slots}."""
+    """One per text, in order: {label, confidence}, and for slots also {intent, slots}."""
 
 
 class Health(BaseModel):
@@ -41,8 +41,8 @@ class Health(BaseModel):
 
 
 def scorer(student: LoadedStudent | LoadedTiny) -> FastAPI:
-    """The application around a loaded student."""
-    batcher: Batcher[Answer] = Batcher(lambda texts: _answers(student, texts))
+    """The HTTP application that serves a loaded student."""
+    batcher: Batcher[PredictionRecord] = Batcher(lambda texts: _answers(student, texts))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +69,7 @@ def scorer(student: LoadedStudent | LoadedTiny) -> FastAPI:
 
 
 class BodyLimit:
-    """Refuses a body that is too large while it arrives."""
+    """Middleware that refuses a body that is too large, while it is still arriving."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -92,13 +92,13 @@ def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
     return limited
 
 
-def _answers(student: LoadedStudent | LoadedTiny, texts: list[str]) -> list[Answer]:
+def _answers(student: LoadedStudent | LoadedTiny, texts: list[str]) -> list[PredictionRecord]:
     predictions = student.label(texts)
     return [answer(student.problem, text, one) for text, one in zip(texts, predictions, strict=True)]
 
 
 def _check(texts: list[str], student: LoadedStudent | LoadedTiny) -> None:
-    """Raises HTTPException: 413 for too much, 422 for what cannot be labelled."""
+    """Raises HTTPException: 413 for too many or too long texts, 422 for texts that cannot be labeled."""
     if not texts:
         raise HTTPException(422, "'texts' is empty; give at least one text")
     if len(texts) > MOST_TEXTS:
@@ -111,7 +111,7 @@ def _check(texts: list[str], student: LoadedStudent | LoadedTiny) -> None:
 
 
 async def _one_sentence(_: Request, error: Exception) -> JSONResponse:
-    """Where and what of the first fault, without the text that was sent."""
+    """The first validation error and its location, without the text that was sent."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"

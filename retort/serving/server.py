@@ -1,4 +1,4 @@
-"""`retort serve`: a student behind HTTP, until it is told to stop."""
+"""`retort serve`: serves a student over HTTP until it is stopped."""
 
 import signal
 import socket
@@ -8,15 +8,15 @@ from retort.errors import ConfigError
 from retort.serving.addresses import find_student
 
 DRAIN_SECONDS = 20
-"""What requests under way have to end after SIGTERM."""
+"""How long running requests may take to finish after SIGTERM."""
 
 
 def serve(model: str, *, host: str, port: int, tracking: str | None) -> None:
-    """Load the student, then answer until SIGTERM or Ctrl-C; port 0 takes a free one.
+    """Load the student and serve it until SIGTERM or Ctrl-C. Port 0 picks a free port.
 
-    Raises ConfigError for a MODEL that is not there or an address that cannot be had, before the student is loaded.
+    Raises ConfigError, before the student is loaded, if MODEL does not exist or the address cannot be bound.
     """
-    # Also when all is shut down, for uvicorn raises the signal again then: to be told to stop is no failure.
+    # Being stopped is not a failure. The handler also matters after the shutdown: uvicorn then re-raises the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     found = find_student(model, tracking)
     with _bound(host, port) as listener:
@@ -36,7 +36,7 @@ def serve(model: str, *, host: str, port: int, tracking: str | None) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Not listening yet: who asks too early is refused, and does not wait."""
+    """A bound socket that does not listen yet, so that clients which connect too early are refused and do not hang."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

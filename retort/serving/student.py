@@ -1,4 +1,4 @@
-"""A student in memory, ready to answer."""
+"""A student that is loaded and ready to predict."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,13 +31,16 @@ class LoadedStudent:
         return (_answered(self.problem, text, outcome) for text, outcome in zip(texts, outcomes, strict=True))
 
     def fault(self, text: str) -> str | None:
-        """What is wrong with a text beside what is wrong with any: nothing."""
+        """Why this student in particular cannot read the text; this kind reads any, so None."""
         return None
 
 
 def _answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
-    """What a student wrote that is no label is answered as it is where any text is one, else by the label that a
-    student without a notion would give; both with a confidence of 0."""
+    """The outcome as a prediction. If the student wrote something that is not a label, the confidence is 0.
+
+    The label is then what it wrote, if the problem has no classes, and otherwise the most likely label under uniform
+    probabilities.
+    """
     if isinstance(outcome, Prediction):
         return outcome
     num_units, num_classes = len(problem.sites(len(problem.words(text)))), len(problem.classes)
@@ -52,13 +55,13 @@ def problem_of(found: FoundStudent) -> Problem:
 
 
 def load_student(found: FoundStudent, device: str = "auto") -> LoadedStudent | LoadedTiny:
-    """Fetch, verify and load. `device` is auto, cpu or cuda.
+    """Fetch, verify and load the student. `device` is auto, cpu or cuda.
 
-    Raises ConfigError where there is no such device, DamagedArtifact where a file is not what was stored.
+    Raises ConfigError if there is no such device, DamagedArtifact if a file differs from what was stored.
     """
     if found.manifest.made_of["verb"] == "export-student":
         return load_tiny(found)
-    chosen = choose_device(device, "auto", 1)  # before a download; the same precision as in the evaluation
+    chosen = choose_device(device, "auto", 1)  # fails before any download; same precision as in the evaluation
     params = found.manifest.made_of["params"]
     folder = found.store.fetch(found.store.ref(found.manifest)) / MODEL
     problem = problem_of(found)

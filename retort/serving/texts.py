@@ -1,5 +1,7 @@
-"""Texts to label, out of any file that Retort reads or standard input. A row that cannot be used never ends the
-reading: it comes out as what is wrong with it. A file that is missing, cut or damaged does: DataError.
+"""Texts to label, from any file that Retort reads or from standard input.
+
+A row that cannot be used does not stop the reading; it is returned as a BadRow. A missing, truncated or damaged file
+raises DataError.
 """
 
 import csv
@@ -22,9 +24,9 @@ from retort.errors import DataError
 
 STANDARD_INPUT = "-"
 MOST_CHARACTERS = 100_000
-"""Of a text; far beyond what a student reads."""
+"""Longest text; students read far less."""
 HEAD_ROWS = 100
-"""If not one of so many first rows can be used, it is the command that is wrong and not the rows."""
+"""If none of this many first rows is usable, the command is probably wrong, not the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +37,31 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be labelled: a typed outcome."""
+    """A row that cannot be labeled, and why."""
 
     place: str
-    """File and line; in Parquet, file and row."""
+    """File and line, or file and row for Parquet."""
     reason: str
-    """A short code, counted: `not-json`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`, `bad-id`."""
+    """A short code to count: `not-json`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`, `bad-id`."""
     detail: str
-    """One sentence for people, without the text itself."""
+    """One human-readable sentence, without the text itself."""
 
 
 class Fields(NamedTuple):
+    """Names of the columns to read."""
+
     text: str
     id: str
-    """Where a row has none, the sha256 of its text serves, as in training data."""
+    """Rows without an id get a hash of their text, as in training data."""
     columns: tuple[str, ...] = ()
-    """Of a student that reads several fields: their names, instead of `text`'s. They may be empty."""
+    """The text columns of a student that reads several, used instead of `text`. Their values may be empty."""
 
 
 def read_texts(source: str, fields: Fields) -> Iterator[TextRow | BadRow]:
-    """Every row of a file, folder, glob or s3:// address, or of standard input ("-": JSON lines), in order and in
-    bounded memory. Raises DataError, at once where none of the first rows can be used."""
+    """Yield every row of a file, folder, glob, s3:// address or standard input ("-": JSON Lines), in bounded memory.
+
+    Raises DataError, immediately if none of the first rows can be used.
+    """
     rows = _lines_in() if source == STANDARD_INPUT else _files(source, fields)
     read = (row if isinstance(row, BadRow) else _checked(*row, fields) for row in rows)
     head = list(itertools.islice(read, HEAD_ROWS))
@@ -79,7 +85,7 @@ def _lines_in() -> Iterator[_Placed | BadRow]:
 def _files(source: str, fields: Fields) -> Iterator[_Placed | BadRow]:
     files = data_files(source, None)
     for file in files:
-        file.format  # noqa: B018  refuses an unknown extension now, and not after hours
+        file.format  # noqa: B018  raises for an unknown extension now, not hours later
     for file in files:
         match file.format:
             case "parquet":
@@ -97,9 +103,9 @@ def _whole_rows(file: DataFile, fields: Fields) -> Iterator[_Placed]:
 
 
 def _json_row(where: str, line: bytes) -> _Placed | BadRow:
-    """An object, or a text by itself."""
+    """Parse a line: a JSON object, or a bare JSON string as the text."""
     try:
-        # Bytes that are no UTF-8 become halves of surrogate pairs, which no text may hold.
+        # Invalid UTF-8 becomes unpaired surrogates, which are rejected later, for this row only.
         row = json.loads(line.decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
         return BadRow(where, "not-json", json_fault(error))
@@ -130,7 +136,7 @@ def _csv_rows(file: DataFile, fields: Fields) -> Iterator[_Placed | BadRow]:
 
 
 def _check_column(file: DataFile, names: list[str], fields: Fields) -> list[str]:
-    """The names. Raises DataError if the text's is not among them."""
+    """Return the names. Raises DataError if a text column is not among them."""
     for name in fields.columns or (fields.text,):
         if name not in names:
             known, hint = ", ".join(f"'{name}'" for name in names), "" if fields.columns else " (--text)"
@@ -158,7 +164,7 @@ def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | Ba
 
 class BadField(NamedTuple):
     told: str
-    """What is wrong, as a sentence."""
+    """The problem, as a sentence."""
 
 
 def _joined(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | BadField:
@@ -170,7 +176,7 @@ def _joined(row: Mapping[str, Any], columns: tuple[str, ...]) -> str | BadField:
 
 
 def text_fault(text: str) -> tuple[str, str] | None:
-    """(reason, predicate of a sentence) of a text that cannot be labelled."""
+    """(reason, predicate of a sentence) if the text cannot be labeled, else None."""
     if not text.strip():
         return "empty-text", "is empty"
     if len(text) > MOST_CHARACTERS:
@@ -187,7 +193,7 @@ def _is_unicode(text: str) -> bool:
 
 
 class Tally:
-    """What came of the rows so far."""
+    """Counts of the rows so far, by outcome."""
 
     def __init__(self) -> None:
         self.labelled = 0
@@ -199,7 +205,7 @@ class Tally:
 
     @property
     def bad_share(self) -> float:
-        """0 where there were no rows."""
+        """The share of rows set aside; 0 if there were no rows."""
         return self.bad / max(1, self.labelled + self.bad)
 
     def __str__(self) -> str:

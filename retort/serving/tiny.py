@@ -1,4 +1,4 @@
-"""A tiny student in memory, ready to answer: the exported folder, by onnxruntime."""
+"""A tiny student that is loaded and ready to predict: the exported folder, run by onnxruntime."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class LoadedTiny:
     device: Device
 
     def label(self, texts: Sequence[str]) -> Iterator[Prediction]:
-        """Predictions in the order of `texts`, each of them fields as `join_fields` writes them."""
+        """Predictions in the order of `texts`, each of which holds fields as written by `join_fields`."""
         for start in range(0, len(texts), BATCH_ROWS):
             batch = texts[start : start + BATCH_ROWS]
             for row in self.scorer.probabilities([fields_of(text, self.fields) for text in batch]):
@@ -40,7 +40,7 @@ class LoadedTiny:
                 yield Prediction(label, confidence, row[None])
 
     def fault(self, text: str) -> str | None:
-        """Predicate of a sentence about a text that does not hold the fields."""
+        """Predicate of a sentence if a field is missing from the text, else None."""
         wanted = ", ".join(self.fields)
         try:
             found = split_fields(text)
@@ -51,7 +51,7 @@ class LoadedTiny:
 
 
 def load_tiny(found: FoundStudent) -> LoadedTiny:
-    """Raises DamagedArtifact where a file is not what was stored."""
+    """Load an exported student. Raises DamagedArtifact if a file differs from what was stored."""
     from retort.students.tiny.scorer import Scorer
 
     params = found.manifest.made_of["params"]

@@ -1,4 +1,4 @@
-"""Completions: one bad line never ends the reading, a damaged file does."""
+"""Completions: a bad line does not stop the reading, a damaged file does."""
 
 import gzip
 import json

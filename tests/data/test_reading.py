@@ -1,10 +1,14 @@
-"""Every shape of a source, and every way in which one can be wrong, by its sentence."""
+"""Every kind of source, and the error message for every way in which one can be wrong."""
 
 import csv
 import gzip
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 from uuid import uuid4
 
@@ -28,7 +32,7 @@ LATIN = "(byte 0xe9 at position 14); save the file as UTF-8"
 
 
 class OddOrEven:
-    """As much of a problem as reading needs."""
+    """The part of a problem that reading needs."""
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
         label = row.get(columns.label)
@@ -52,7 +56,7 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def write(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
-    """In the format that the name says."""
+    """Write the rows in the format of the file's extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
@@ -76,7 +80,7 @@ def examples(source: Source, gold: str = "optional", columns: ColumnsConfig | No
 
 
 def fault(path: Path | str, read: Callable[[str], object] = read) -> str:
-    """The sentence, with the path cut down to the file's name."""
+    """The error message, with the path shortened to the file's name."""
     with pytest.raises(DataError) as caught:
         read(str(path))
     return str(caught.value).replace(f"{Path(path).parent}/", "")
@@ -172,6 +176,87 @@ def test_hub_reads_a_folder_as_datasets_does(tmp_path: Path, monkeypatch: pytest
         list(read_rows_of(HubConfig(hub=str(tmp_path / "missing"))))
 
 
+def test_fingerprint_of_a_hub_folder_follows_its_content(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write(folder / "train-1.jsonl", ROWS[:10])
+    hub = HubConfig(hub=str(folder))
+    before = fingerprint(hub)
+    assert fingerprint(hub) == before
+    moved = HubConfig(hub=str(shutil.copytree(folder, tmp_path / "moved")))
+    assert fingerprint(moved) == before
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "lock").touch()
+    assert fingerprint(hub) == before, "datasets ignores hidden files"
+    write(folder / "train-1.jsonl", ROWS[:11])
+    grown = fingerprint(hub)
+    write(folder / "more" / "train-2.jsonl", ROWS[11:])
+    assert len({before, grown, fingerprint(hub)}) == 3
+
+
+PINNED = "0" * 39 + "a"
+
+
+@pytest.fixture
+def hub_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[int, str]]]:
+    """A hub with answers set by the test: (HTTP status, commit or error code) by revision."""
+    answers: dict[str, tuple[int, str]] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path.startswith("/api/datasets/org/set/revision/")
+            status, value = answers[self.path.rpartition("/")[2]]
+            self.send_response(status)
+            if status != 200:
+                self.send_header("X-Error-Code", value)
+            self.end_headers()
+            self.wfile.write(json.dumps({"id": "org/set", "sha": value}).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield answers
+        server.shutdown()
+        thread.join()
+
+
+def test_fingerprint_of_a_hub_data_set_follows_its_commit(hub_commits: dict[str, tuple[int, str]]) -> None:
+    main, pinned = HubConfig(hub="org/set"), HubConfig(hub="org/set", revision=PINNED)
+    hub_commits["main"] = (200, PINNED)
+    before = fingerprint(main)
+    assert fingerprint(main) == before == fingerprint(pinned), "a commit needs no answer from the hub"
+    hub_commits["main"] = (200, "b" * 40)
+    assert fingerprint(main) != before
+    for answer, kind, sentence in (
+        ((404, "RepoNotFound"), DataError, "org/set: the hub has no such data set, or does not let you read it"),
+        ((404, "RevisionNotFound"), DataError, "org/set: the hub has no revision 'main' of this data set"),
+        ((500, "Any"), StoreUnavailable, "org/set: the hub does not answer (Server error '500"),
+    ):
+        hub_commits["main"] = answer
+        with pytest.raises(kind, match=re.escape(sentence)):
+            fingerprint(main)
+    with pytest.raises(DataError, match="no such folder, and not the name of a data set on a hub"):
+        fingerprint(HubConfig(hub="/no/such/folder"))
+
+
+def test_fingerprint_needs_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(StoreUnavailable, match="org/set: the hub does not answer"):
+        fingerprint(HubConfig(hub="org/set"))
+
+
+def test_fingerprint_of_plain_files_never_changes(tmp_path: Path) -> None:
+    """The keys of stored artifacts depend on it."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n')
+    assert fingerprint(str(path)) == "a2cdfe35bc4f2291d1dc3caa806d92721ac8bca0ca83bac019aa6c3113bcbffb"
+
+
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     one, same = write(tmp_path / "one" / "a.jsonl"), write(tmp_path / "two" / "b.jsonl")
     assert fingerprint(str(one)) == fingerprint(str(same)) == fingerprint(str(one.parent))
@@ -260,7 +345,7 @@ def test_gzip_with_a_flipped_byte_is_named_as_damaged(tmp_path: Path, name: str)
         sentences.add(fault(path))
     assert sentences
     for sentence in sentences:
-        # A flipped byte can also make the data longer than they are: then they seem to be cut.
+        # A flipped byte can also make the data seem longer than they are, and thus truncated.
         assert "the gzip data are damaged" in sentence or "cut in the middle" in sentence
         assert "line " in sentence
 

@@ -25,7 +25,7 @@ def run(*arguments: str, endpoint: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def made(s3_moto: tuple[str, str]) -> Iterator[Any]:
-    """A client, after two runs: the second finds everything there."""
+    """A client, after two runs of the script: the second finds that everything exists."""
     import boto3  # type: ignore[import-untyped]
 
     for _ in range(2):
@@ -66,7 +66,7 @@ def test_workers_may_do_no_more_than_they_need() -> None:
         else:
             assert all(place.startswith("arn:aws:s3:::nightly/") and len(place.split("/")[1]) > 1 for place in places)
         if any(place.endswith("/data/*") for place in places):
-            assert actions == ["s3:GetObject"]  # what people gave is never written to
+            assert actions == ["s3:GetObject"]  # workers never write to data that users supplied
 
 
 def as_list(value: str | list[str]) -> list[str]:

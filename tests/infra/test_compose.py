@@ -1,4 +1,4 @@
-"""compose.yaml: valid by the Compose Specification, and safe and startable as it is."""
+"""compose.yaml: valid according to the Compose Specification, and safe and startable as it is."""
 
 import json
 import os
@@ -23,13 +23,13 @@ EXAMPLE = (DOCKER / ".env.example").read_text(encoding="utf-8")
 VARIABLES = re.compile(r"(?<!\$)\$\{(\w+)(:[?-])?([^}]*)\}")
 SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING")
 DROPS_ROOT_ITSELF = {"s3"}
-"""Their entrypoint starts as root to give a volume to the user that it goes on as."""
+"""Services whose entrypoint starts as root, hands a volume to an unprivileged user and continues as that user."""
 
 every_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def waited_for(condition: str) -> set[str]:
-    """Services that another one waits for with this condition."""
+    """Services that some other service waits for with this condition."""
     waits = [service.get("depends_on", {}) for service in SERVICES.values()]
     return {name for wait in waits for name, how in wait.items() if how["condition"] == condition}
 
@@ -58,7 +58,7 @@ def test_an_image_is_pinned(name: str) -> None:
 
 def test_every_variable_has_a_value_or_is_demanded() -> None:
     bare = {name for name, how, _ in VARIABLES.findall(SOURCE) if not how}
-    # In comments, of what configs name.
+    # These occur in comments, about variables that configs use.
     assert bare <= {"S3_ENDPOINT_URL", "RETORT_BUCKET", "VAR"}
 
 
@@ -91,7 +91,7 @@ def test_it_says_when_it_is_ready(name: str) -> None:
     elif "command" in service or "build" not in service:
         assert checks.get("test"), "the image's own check, if any, is for another command"
     else:
-        assert not checks  # the worker's, in the Dockerfile
+        assert not checks  # the worker's check is in the Dockerfile
 
 
 @every_service
@@ -145,7 +145,7 @@ def test_what_must_outlive_a_container_is_in_a_volume() -> None:
 
 
 def docker_compose() -> list[str] | None:
-    """Compose v2 or newer, which needs no engine to resolve a file."""
+    """The command of Compose v2 or newer, which can resolve a file without an engine."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]):
             asked = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The Dockerfile, read stage by stage: pinned, non-root, healthy, and nothing copied that is not there."""
+"""The Dockerfile, read stage by stage: pinned, non-root, healthy, and copying only files that exist."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {"orchestrator": "cpu", "student": "gpu-student", "teacher": "gpu-teacher"}
-"""Each image and the pool whose worker it is."""
+"""The work pool that each image's worker serves."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Stage:
 
 
 def stages() -> dict[str, Stage]:
-    """By name, in order. Continued lines are joined, comments dropped."""
+    """The stages by name, in order. Continued lines are joined, comments dropped."""
     source = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     found: dict[str, Stage] = {}
@@ -40,7 +40,7 @@ STAGES = stages()
 
 
 def last(stage: Stage, instruction: str) -> str | None:
-    """What holds in the image, inherited from earlier stages."""
+    """The value of an instruction in the image, which may be inherited from earlier stages."""
     for step, rest in reversed(stage.steps):
         if step == instruction:
             return rest
@@ -67,7 +67,7 @@ def test_it_is_not_root_and_says_how_it_is(target: str) -> None:
 def test_it_is_the_worker_of_its_pool(target: str) -> None:
     command = json.loads(last(STAGES[target], "CMD") or "")
     assert command[:5] == ["prefect", "worker", "start", "--pool", TARGETS[target]]
-    assert "--with-healthcheck" in command  # else nobody answers on 8080
+    assert "--with-healthcheck" in command  # otherwise nothing answers on port 8080
 
 
 def test_no_image_lacks_a_pool_and_no_pool_an_image() -> None:
@@ -76,7 +76,7 @@ def test_no_image_lacks_a_pool_and_no_pool_an_image() -> None:
 
 
 def sources() -> list[str]:
-    """What is copied from the checkout."""
+    """The paths copied from the checkout."""
     copies = [rest for stage in STAGES.values() for step, rest in stage.steps if step in ("COPY", "ADD")]
     return sorted({source for rest in copies if "--from" not in rest for source in rest.split()[:-1]})
 

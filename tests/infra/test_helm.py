@@ -1,8 +1,8 @@
-"""Values of Prefect's charts, against the part of each chart's values that they set.
+"""The values for Prefect's charts, checked against the part of each chart's values that they set.
 
-The charts' own schemas are checked by helm when it installs. What stands here was read off the values and schemas of
-prefect-server and prefect-worker in the repository PrefectHQ/prefect-helm (Apache-2.0) in November 2026: an unknown
-name, which helm passes over in silence where a schema allows more, fails.
+Helm checks the charts' own schemas at installation, but silently ignores an unknown name if a schema allows additional
+ones; here it fails. The schemas below follow the values and schemas of prefect-server and prefect-worker in the
+repository PrefectHQ/prefect-helm (Apache-2.0), as of November 2026.
 """
 
 from pathlib import Path

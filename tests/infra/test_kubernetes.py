@@ -1,4 +1,4 @@
-"""The job templates, rendered as Prefect's worker does, against Kubernetes' own schemas; and the other manifests."""
+"""The job templates, rendered like Prefect's worker does, and the other manifests, against Kubernetes' schemas."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def template(pool: str) -> dict[str, Any]:
 
 
 def rendered(pool: str, **variables: Any) -> dict[str, Any]:
-    """The manifest of a run's job: variables' defaults but for those given, what is not set left out."""
+    """The manifest of a run's job, with the variables' defaults unless given; unset ones are left out."""
     properties = template(pool)["variables"]["properties"]
     defaults = {name: rule["default"] for name, rule in properties.items() if rule.get("default") is not None}
     values = {**defaults, "name": "blue-cat", "labels": {}, "annotations": {}, **variables}
@@ -47,7 +47,7 @@ every_pool = pytest.mark.parametrize("pool", POOLS)
 @every_pool
 def test_a_job_is_valid(pool: str) -> None:
     manifest = rendered(pool)
-    # Prefect's worker insists on these two at a place where Kubernetes ignores them.
+    # Prefect's worker requires these two in a place where Kubernetes ignores them.
     pod = manifest["spec"]["template"]["spec"]
     assert (pod.pop("parallelism"), pod.pop("completions"), pod["restartPolicy"]) == (1, 1, "Never")
     validate(manifest)

@@ -15,7 +15,7 @@ from retort.steps.train_student import train_student
 
 
 class Trained(NamedTuple):
-    """A student in a store, and what the evaluate stage said of the test rows with it."""
+    """A student in a store, and the evaluate stage's scores for it on the test rows."""
 
     config: MckdConfig
     student: ArtifactRef
@@ -39,7 +39,7 @@ Train = Callable[[dict[str, Any]], Trained]
 
 @pytest.fixture(scope="session")
 def train() -> Train:
-    """One student that has learnt something from the labelled rows, without Prefect and without children."""
+    """Trains a student that has learned something from the labeled rows, without Prefect or child processes."""
 
     def build(values: dict[str, Any]) -> Trained:
         student = {**values["student"], "training": {**values["student"]["training"], "epochs": 40}}

@@ -1,4 +1,4 @@
-"""What waits while the model is busy goes together; faults stay where they belong."""
+"""Requests that wait while the model is busy share a batch; errors reach only the requests they concern."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ from retort.serving.batcher import Batcher, Busy
 
 
 class Model:
-    """Upper-cases; each batch waits for `go`."""
+    """Converts texts to upper case; each batch waits for `go`."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -29,7 +29,7 @@ class Model:
 
 
 async def asked(batcher: Batcher[str], *requests: list[str]) -> list["asyncio.Task[list[str]]"]:
-    """The requests, queued in this order."""
+    """Queue the requests in this order."""
     tasks = [asyncio.create_task(batcher.ask(texts)) for texts in requests]
     await asyncio.sleep(0)
     return tasks

@@ -1,4 +1,4 @@
-"""`retort predict`: the evaluation's own answers again, for any file, and rows that cannot be labelled."""
+"""`retort predict`: the same labels as in the evaluation, for any kind of file, and rows that cannot be labeled."""
 
 import gzip
 import hashlib
@@ -33,7 +33,7 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def test_slots_are_labelled_as_in_the_evaluation(command: Command, slots_student: Trained) -> None:
+def test_slots_are_labeled_as_in_the_evaluation(command: Command, slots_student: Trained) -> None:
     code, out, err = command("predict", slots_student.student.uri, slots_student.test_file, "--device", "cpu")
     assert code == 0, err
     problem, expected = problem_for(slots_student.config.problem), slots_student.evaluated()
@@ -54,7 +54,7 @@ def test_slots_are_labelled_as_in_the_evaluation(command: Command, slots_student
     assert f"20 rows labelled, 0 set aside, by {slots_student.student.key[:12]}" in err
 
 
-def test_classes_are_labelled_as_in_the_evaluation(command: Command, classes_student: Trained, tmp_path: Path) -> None:
+def test_classes_are_labeled_as_in_the_evaluation(command: Command, classes_student: Trained, tmp_path: Path) -> None:
     arguments = ["predict", classes_student.student.uri, classes_student.test_file, "--probabilities"]
     code, out, err = command(*arguments)
     assert code == 0, err
@@ -101,7 +101,7 @@ def test_student_and_rows_in_a_bucket(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The endpoint is given as for every AWS tool; the student is verified and kept in the cache."""
+    """The endpoint comes from AWS_ENDPOINT_URL; the student is verified and cached."""
     from retort.io.s3 import filesystem
 
     endpoint_url, bucket = request.getfixturevalue(server)
@@ -195,7 +195,7 @@ def test_windows_are_bounded_by_rows_and_by_characters(monkeypatch: pytest.Monke
 
 
 def test_reading_is_never_ahead_of_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endless source shows that rows are taken as they are needed."""
+    """With an endless source, rows must be read only as they are needed."""
     monkeypatch.setattr(files, "WINDOW_ROWS", 100)
     read = 0
 
@@ -212,7 +212,7 @@ def test_reading_is_never_ahead_of_its_window(monkeypatch: pytest.MonkeyPatch) -
 
 
 def spoiled(tmp_path: Path) -> Any:
-    """(arguments after `predict`, what the one sentence must say), where STUDENT is a good MODEL."""
+    """(arguments after `predict`, part of the error message); STUDENT stands for a valid MODEL."""
     good, lines = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_text('{"text": "fine"}\n')
     lines.write_text('{"body": "x"}\n' * 3)

@@ -1,5 +1,4 @@
-"""Students whose answers are no classes: they answer with their confidence, and say so where probabilities are asked
-for."""
+"""Students that do not predict classes: they report a confidence, and refuse requests for probabilities."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A MODEL named by the registry: a real MLflow database."""
+"""A MODEL that is named by the registry, with a real MLflow database."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Trained = Any
 
 @pytest.fixture(scope="module")
 def registry(classes_student: Trained, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Version 1 is registered as it is from a folder that one has left, 2 is the champion, 3's artifact is gone."""
+    """Version 1 has an artifact address relative to another folder, 2 is the champion, 3's artifact is gone."""
     from retort.tracking import mlflow_runs as runs
     from retort.tracking.registry import ARTIFACT, CHAMPION
 

@@ -1,4 +1,4 @@
-"""`retort serve` as a process of its own on loopback: answers, limits, many at once, and its end."""
+"""`retort serve` as a separate process on loopback: answers, limits, concurrent requests and shutdown."""
 
 import concurrent.futures
 import json
@@ -35,7 +35,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(model: str) -> Iterator[Server]:
-    """Up, and ended with its test whatever happens."""
+    """A running server, stopped at the end of the block whatever happens."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [RETORT, "serve", model, "--port", "0"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -141,11 +141,11 @@ def test_a_mistake_gets_one_sentence(command: Command, classes_student: Trained)
 
 
 def test_sigterm_ends_it_after_what_is_under_way(server: Server) -> None:
-    """The last of these tests: they share one server, which takes seconds to start."""
+    """Must be the last test here: all share one server, which takes seconds to start."""
     texts, statuses = ["play the film by great " * 20] * 100, list[int]()
 
     def keep_asking() -> None:
-        with suppress(httpx.ConnectError):  # it does not listen any more
+        with suppress(httpx.ConnectError):  # the server no longer listens
             while True:
                 statuses.append(server.ask(*texts).status_code)
 

@@ -1,0 +1,74 @@
+"""Which events trigger the notifications of infra/setup_server.py, according to the Prefect server's own code."""
+
+import argparse
+import runpy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import yaml
+from prefect.events import SendNotification
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
+
+ROOT = Path(__file__).parents[2]
+setup = runpy.run_path(str(ROOT / "infra" / "setup_server.py"), run_name="setup_server")
+DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+
+async def triggers(monkeypatch: pytest.MonkeyPatch) -> dict[str, EventTrigger]:
+    """The notifications' triggers by automation name, as the server parses them."""
+
+    async def actions(*_: object) -> list[SendNotification]:
+        return [SendNotification(block_document_id=uuid4(), subject="", body="")]
+
+    monkeypatch.setitem(setup["messages"].__globals__, "send_actions", actions)
+    made = await setup["messages"](argparse.Namespace(webhook=None, notify="email/team"))
+    return {one.name: EventTrigger.model_validate(one.trigger.model_dump(mode="json")) for one in made}
+
+
+def run_event(flow: str, state: str) -> ReceivedEvent:
+    return ReceivedEvent(
+        id=uuid4(),
+        occurred=datetime.now(UTC),
+        event=f"prefect.flow-run.{state}",
+        resource={"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.resource.name": "a run"},
+        related=[
+            {
+                "prefect.resource.id": f"prefect.flow.{uuid4()}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": flow,
+            },
+            {"prefect.resource.id": "prefect.tag.retort", "prefect.resource.role": "tag"},
+        ],
+    )
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=[one["name"] for one in DEPLOYMENTS])
+async def test_a_failure_of_every_whole_run_is_reported(
+    deployment: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure of a stage is not reported: the run that started it fails as well."""
+    failed = (await triggers(monkeypatch))["Retort: a run failed"]
+    is_whole = not {"stage", "step"} & set(deployment["tags"])
+    for state in ("Failed", "Crashed"):
+        event = run_event(deployment["name"], state)
+        assert (failed.covers(event) and failed.expects(event.event)) == is_whole
+    assert not failed.expects("prefect.flow-run.Completed")
+
+
+async def test_runs_of_other_projects_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not (await triggers(monkeypatch))["Retort: a run failed"].covers(run_event("somebody-elses", "Failed"))
+
+
+def test_flows_are_those_of_the_projects_deployments(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").write_text(
+        "deployments:\n"
+        "  - {name: new, tags: [retort, weekly]}\n"
+        "  - {name: part, tags: [retort, stage]}\n"
+        "  - {name: piece, tags: [retort, step]}\n"
+        "  - {name: untagged}\n"
+    )
+    assert setup["flow_names"](tmp_path / "prefect.yaml") == ["new"]
