@@ -25,6 +25,24 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from retort import __version__
+
+        print(f"retort {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+@app.callback()
+def main_options(version: Version = False) -> None:
+    """What may stand before the command's name."""
+
+
 @app.command()
 def run(
     config: ConfigPath,
