@@ -25,6 +25,24 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from retort import __version__
+
+        print(f"retort {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+@app.callback()
+def main_options(version: Version = False) -> None:
+    """What may stand before the command's name."""
+
+
 @app.command()
 def run(
     config: ConfigPath,
@@ -49,12 +67,13 @@ def run(
     ] = False,
 ) -> None:
     """Run the distillation. What is in the store already is not made again."""
-    root = _checkout()
+    root = workflow_root()
     scope = {"only": only or [], "from_stage": from_stage, "force": force or []}
     options = {"overrides": set_ or [], "scope": scope, "json_output": json_, "repair": repair}
-    # Flows stand above this package and are not installed with it, so they run in an interpreter of their own.
+    # Flows stand above this package, which may not import them, so they run in an interpreter of their own.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "flows.launch", config, json.dumps(options)]
+    # -P, else a folder flows/ or tasks/ of the user's, which is common beside Prefect, would be imported instead.
+    command = [sys.executable, "-P", "-m", "flows.launch", config, json.dumps(options)]
     os.execve(sys.executable, command, environment)
 
 
@@ -345,14 +364,17 @@ def teacher_lines(teacher: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _checkout() -> Path:
-    """The folder that holds `flows/`: here, or where this package was installed from."""
+def workflow_root() -> Path:
+    """What holds `flows/` and `tasks/`: the checkout here, the wheel that was installed, or this package's checkout."""
     from retort.errors import ConfigError
 
-    for root in (Path.cwd(), Path(__file__).parent.parent):
+    here, package = Path.cwd(), Path(__file__).parent
+    if (here / "flows" / "launch.py").is_file() and (here / "retort" / "cli.py").is_file():
+        return here
+    for root in (package / "_workflow", package.parent):
         if (root / "flows" / "launch.py").is_file():
             return root
-    raise ConfigError("no folder flows/ here: run this from a checkout of the project")
+    raise ConfigError(f"no folder flows/ belongs to {package}: install Retort anew, or run this from its checkout")
 
 
 def main() -> None:
