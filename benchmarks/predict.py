@@ -94,7 +94,7 @@ def pipeline_rate(found: FoundStudent, texts: list[str], batch_size: int) -> flo
     )
 
     folder = found.store.fetch(found.store.ref(found.manifest)) / MODEL
-    kind = found.manifest.made_of["params"]["student"]
+    kind = found.manifest.fingerprint["params"]["student"]
     model_class = AutoModelForTokenClassification if kind.startswith("token") else AutoModelForSequenceClassification
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=128)
     task = "token-classification" if kind.startswith("token") else "text-classification"

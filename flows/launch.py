@@ -10,6 +10,8 @@ import gc
 gc.disable()  # what imports make stays for good; looking through it again and again meanwhile costs half a second
 
 import asyncio
+import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -18,22 +20,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from retort.commands.plan import plan, repair
-from retort.config.loading import load_job
-from retort.config.soft_label import Job, SoftLabelConfig
+from retort.config import RecipeConfig
 from retort.errors import RetortError
-from retort.recipes.mckd.checks import check
+from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
-from retort.recipes.soft_label.checks import check_scores
 from retort.records.base import Record
 from tasks.child_process import warm_up
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from flows.mckd import Finished
-    from flows.soft_label import FinishedScores
-    from retort.report.mckd.summary import Summary
-    from retort.report.soft_label.summary import ScoreSummary
+    from flows.run import Finished
 
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -55,11 +50,11 @@ def main() -> None:
     path, options = sys.argv[1], RunOptions.model_validate_json(sys.argv[2])
     started = time.monotonic()
     try:
-        config = load_job(path, options.overrides)
+        config = load_config(path, options.overrides)
         if options.repair:
             for fault in asyncio.run(repair(config)):
                 print(f"made again: {fault}", file=sys.stderr)
-        config = check_scores(config) if isinstance(config, SoftLabelConfig) else check(config)
+        config = recipe_of(config).check(config)
         if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
             warm_up()  # torch is imported there while Prefect is imported here
         finished = run(config, path, options)
@@ -73,7 +68,7 @@ def main() -> None:
     gc.freeze()  # nor need it be looked through once more at the end
 
 
-def run(config: Job, path: str, options: RunOptions) -> "Finished | FinishedScores":
+def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
     """The flow, with progress bars on standard error."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -93,21 +88,19 @@ def run(config: Job, path: str, options: RunOptions) -> "Finished | FinishedScor
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         TERMINAL.set(bars)
         scope = {name: value for name, value in options.scope.model_dump(mode="json").items() if value}
-        finished: Finished | FinishedScores = asyncio.run(flow(path, overrides=list(options.overrides), **scope))
+        finished: Finished = asyncio.run(flow(path, overrides=list(options.overrides), **scope))
     return finished
 
 
-def flow_of(config: Job) -> Callable[..., Any]:
-    """The flow of this kind of config, which need not load and check it once more."""
-    if isinstance(config, SoftLabelConfig):
-        from flows import soft_label as score
+def flow_of(config: RecipeConfig) -> Callable[..., Any]:
+    """The flow of the config's recipe, which need not load and check it once more."""
+    from flows import run
 
-        score.CHECKED.set(config)
-        return score.score
-    from flows import mckd
-
-    mckd.CHECKED.set(config)
-    return mckd.mckd
+    run.CHECKED.set(config)
+    name = recipe_of(config).kind.replace("-", "_")
+    own = importlib.util.find_spec(f"flows.{name}")
+    flow: Callable[..., Any] = getattr(importlib.import_module(own.name), name) if own else run.run
+    return flow
 
 
 def thaw() -> None:
@@ -116,7 +109,7 @@ def thaw() -> None:
     gc.enable()
 
 
-def tell(finished: "Finished | FinishedScores", options: RunOptions, seconds: float) -> None:
+def tell(finished: "Finished", options: RunOptions, seconds: float) -> None:
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -124,52 +117,21 @@ def tell(finished: "Finished | FinishedScores", options: RunOptions, seconds: fl
     told = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
     told += f"in {seconds:.0f} s."
     if finished.summary:
-        console.print(rendered(finished.summary))
+        console.print(finished.summary.render())
         told += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
     console.print(told, highlight=False)
     if options.json_output:
         print(json.dumps(as_json(finished, seconds)))
 
 
-def rendered(summary: "Summary | ScoreSummary") -> "RenderableType":
-    """As a table in the terminal."""
-    from retort.report.mckd.summary import Summary
-
-    if isinstance(summary, Summary):
-        from retort.report.mckd.terminal import render_terminal
-
-        return render_terminal(summary)
-    from retort.report.soft_label.terminal import render_score_terminal
-
-    return render_score_terminal(summary)
-
-
-def as_json(finished: "Finished | FinishedScores", seconds: float) -> dict[str, object]:
+def as_json(finished: "Finished", seconds: float) -> dict[str, object]:
     """The shape that other programs may rely on (README, `run --json`)."""
     return {
         "run_id": finished.run_id,
         "status": "COMPLETED",
         "stages": [stage.model_dump() for stage in finished.stages],
-        "final": finished.summary and final_as_json(finished.summary),
+        "final": finished.summary and finished.summary.final_as_json(),
         "seconds": round(seconds, 2),
-    }
-
-
-def final_as_json(summary: "Summary | ScoreSummary") -> dict[str, object]:
-    """Of the score flow `stage` is the arm of the exported student, and `scores` are by test set."""
-    from retort.report.mckd.summary import Summary
-
-    if not isinstance(summary, Summary):
-        arm = summary.scores[summary.student["arm"]]
-        tests = {rows: {metric: one.model_dump() for metric, one in arm[rows].rows.items()} for rows in summary.tests}
-        return {"stage": summary.student["arm"], "scores": tests, "model": summary.model_uri}
-    return {
-        "stage": summary.kept_stage,
-        "scores": {
-            metric: score.model_dump(include={"value", "low", "high", "n"})
-            for metric, score in summary.final.scores.items()
-        },
-        "model": summary.model_uri,
     }
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from retort.commands import maintain as maintenance
 from retort.commands.maintain import GRACE_HOURS, NIGHTS, Amount, Maintained
-from retort.config.loading import load_config
+from retort.recipes import load_config
 
 
 @flow(name="maintain", persist_result=False)

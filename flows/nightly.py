@@ -1,6 +1,6 @@
-"""What a schedule starts: distil what is new, and promote the final student if it beats the reigning one.
+"""What a schedule starts: distill what is new, and promote the final student if it beats the reigning one.
 
-Nothing is asked, trained or evaluated twice: rows that the teacher's ledger knows are not asked again, stages whose
+Nothing is asked, trained or evaluated twice: rows that the teacher's ledger knows are not asked again, steps whose
 inputs and settings are the same are found in the store. A night without news finds everything and ends in seconds.
 """
 
@@ -11,26 +11,24 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.mckd import Finished, carry_out, run_name
-from retort.config import MckdConfig
-from retort.config.loading import load_config
+from flows.run import Finished, carry_out, run_name
+from retort.artifacts.examples import Examples
+from retort.config import RecipeConfig
 from retort.data.changes import PoolDiff, compare_rows
-from retort.recipes.execute import open_store
-from retort.recipes.mckd.checks import check
+from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
 from retort.records.base import Record
-from retort.steps.ingest import ROWS
+from retort.store.opening import open_store
 from tasks.artifacts import show_night
 from tasks.promotion import Judged, promote
-
-POOL = "ingest/unlabeled"
 
 
 class Night(Record):
     """What a night returns."""
 
     finished: Finished
-    news: PoolDiff
+    changes: dict[str, PoolDiff]
+    """What is new in each role's rows that the teacher labels."""
     promotion: Judged | None
     """None where the config has no registry, or promotion was not asked for."""
 
@@ -41,26 +39,34 @@ async def nightly(
     overrides: list[str] = [],  # noqa: B006 - the form in the UI shows it, and nobody changes it
     promote_if_better: bool = True,
 ) -> Night:
-    """Distil what is new since the last night; compare with the champion; promote if the gate says so.
+    """Distill what is new since the last night; compare with the champion; promote if the gate says so.
 
     Args:
-        config: The YAML file: a path below the project's folder, or s3://bucket/key.
+        config: The YAML file of any recipe: a path below the project's folder, or s3://bucket/key.
         overrides: Fields to change in it, each as FIELD=VALUE, such as student.warm_start=true.
         promote_if_better: Move the alias champion if the gate lets the new student pass. Else only tell.
     """
     settings = await asyncio.to_thread(load_config, config, overrides)
-    last_pool = await asyncio.to_thread(latest_pool, settings)
-    settings = await asyncio.to_thread(check, settings)
+    recipe = recipe_of(settings)
+    before = await asyncio.to_thread(latest_rows, settings)
+    settings = await asyncio.to_thread(recipe.check, settings)
     finished = await carry_out(settings, Scope())
-    news = await asyncio.to_thread(compare_rows, last_pool, await asyncio.to_thread(latest_pool, settings))
+    changes = await asyncio.to_thread(changes_since, before, settings)
     promotion = await promote(settings) if settings.tracking and promote_if_better else None
-    night = Night(finished=finished, news=news, promotion=promotion)
-    await show_night(settings, finished.stages, news, promotion)
-    return night
+    await show_night(settings, finished.stages, changes, promotion)
+    return Night(finished=finished, changes=changes, promotion=promotion)
 
 
-def latest_pool(config: MckdConfig) -> Path | None:
-    """The pool's rows in the run before, or after a run in that; None if there was none."""
+def latest_rows(config: RecipeConfig) -> dict[str, Path | None]:
+    """The rows of each role in the run before, or after a run in that; None if there was none."""
+    return {role: _latest(config, role) for role in recipe_of(config).pools(config)}
+
+
+def _latest(config: RecipeConfig, role: str) -> Path | None:
     store = open_store(config.store)
-    manifest = store.latest(config.name, POOL)
-    return None if manifest is None else store.fetch(store.ref(manifest)) / ROWS
+    manifest = store.latest(config.name, f"ingest/{role}")
+    return None if manifest is None else Examples.open(store, store.ref(manifest)).path
+
+
+def changes_since(before: dict[str, Path | None], config: RecipeConfig) -> dict[str, PoolDiff]:
+    return {role: compare_rows(before[role], rows) for role, rows in latest_rows(config).items()}

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 from pydantic import Field
 
-from retort.config.loading import load_config
+from retort.recipes import load_config
 from tasks.promotion import Judged, promote
 
 

@@ -11,8 +11,8 @@ __all__ = ["RetortError", "__version__", "load_config"]
 __version__: str
 
 if TYPE_CHECKING:
-    from retort.config.loading import load_job as load_config
     from retort.errors import RetortError
+    from retort.recipes import load_config
 else:  # hidden from type checkers, which would believe that every name is there
 
     def __getattr__(name: str) -> object:
@@ -24,7 +24,7 @@ else:  # hidden from type checkers, which would believe that every name is there
         return value
 
 
-_PLACES = {"RetortError": ("retort.errors", "RetortError"), "load_config": ("retort.config.loading", "load_job")}
+_PLACES = {"RetortError": ("retort.errors", "RetortError"), "load_config": ("retort.recipes", "load_config")}
 
 
 def __dir__() -> list[str]:

@@ -86,9 +86,9 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
     import asyncio
 
     from retort.commands.plan import plan as make_plan
-    from retort.config.loading import load_job
+    from retort.recipes import load_config
 
-    planned = asyncio.run(make_plan(load_job(config, set_ or [])))
+    planned = asyncio.run(make_plan(load_config(config, set_ or [])))
     if json_:
         print(planned.model_dump_json())
         return
@@ -111,10 +111,10 @@ def report(
 ) -> None:
     """Write the report of the last run of this config."""
     from retort.commands.report import copy_report
-    from retort.config.loading import load_job
-    from retort.recipes.mckd.checks import refusals, usable_store
+    from retort.recipes import load_config
+    from retort.store.opening import refusals, usable_store
 
-    settings = load_job(config, set_ or [])
+    settings = load_config(config, set_ or [])
     with refusals():
         for path in copy_report(usable_store(settings), settings, out):
             print(path)
@@ -124,9 +124,9 @@ def report(
 def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
     """Check everything that a run would need, before anything is spent."""
     from retort.commands.doctor import examine
-    from retort.config.loading import load_job
+    from retort.recipes import load_config
 
-    findings = list(examine(load_job(config, set_ or [])))
+    findings = list(examine(load_config(config, set_ or [])))
     if json_:
         print(json.dumps({"findings": [finding.model_dump() for finding in findings]}))
     else:
@@ -138,12 +138,16 @@ def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> N
 
 @app.command()
 def schema(
-    kind: Annotated[Literal["mckd", "score"], typer.Option("--kind", help="Of which flow's file.")] = "mckd",
+    kind: Annotated[str, typer.Option("--kind", help="Of which recipe's file: mckd or soft-label.")] = "mckd",
 ) -> None:
     """Print the JSON Schema of the YAML file."""
-    from retort.config.loading import MODELS
+    from retort.errors import ConfigError
+    from retort.recipes import config_models
 
-    print(json.dumps(MODELS[kind].model_json_schema(), indent=2))
+    models = config_models()
+    if kind not in models:
+        raise ConfigError(f"--kind {kind}: no recipe is called that; allowed: {', '.join(models)}")
+    print(json.dumps(models[kind].model_json_schema(), indent=2))
 
 
 @app.command()
@@ -154,10 +158,12 @@ def prompt(
     json_: Json = False,
 ) -> None:
     """Print the exact prompt of a row, its number of tokens and the length of the prefix that all rows share."""
-    from retort.commands.prompt import show_prompts
-    from retort.config.loading import load_config
+    import asyncio
 
-    for shown in show_prompts(load_config(config, set_ or []), row):
+    from retort.commands.prompt import show_prompts
+    from retort.recipes import load_config
+
+    for shown in asyncio.run(show_prompts(load_config(config, set_ or []), row)):
         if json_:
             print(shown.model_dump_json())
         else:
@@ -174,8 +180,8 @@ def promote(
     json_: Json = False,
 ) -> None:
     """Make the last run's student the champion, if the gate let it pass against the one that reigns now."""
-    from retort.config.loading import load_config
     from retort.errors import ConfigError
+    from retort.recipes import load_config
     from retort.tracking.promotion import promote as make_champion
 
     if force != (reason is not None):
@@ -306,7 +312,7 @@ def maintain(
 ) -> None:
     """Free what no registered student and no recent run rests on. Completions that were paid for are never deleted."""
     from retort.commands.maintain import maintain as sweep
-    from retort.config.loading import load_config
+    from retort.recipes import load_config
 
     done = sweep(load_config(config, set_ or []), nights=nights, grace_hours=grace_hours, delete=delete)
     if json_:
@@ -324,20 +330,24 @@ BatchFile = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines in O
 @batch.command("export")
 def batch_export(config: ConfigPath, file: BatchFile, set_: Overrides = None) -> None:
     """Write a request for every completion that the ledger lacks."""
-    from retort.commands.batch import export_requests
-    from retort.config.loading import load_config
+    import asyncio
 
-    count = export_requests(load_config(config, set_ or []), file)
+    from retort.commands.batch import export_requests
+    from retort.recipes import load_config
+
+    count = asyncio.run(export_requests(load_config(config, set_ or []), file))
     print(f"{count} requests in {file}", file=sys.stderr)
 
 
 @batch.command("import")
 def batch_import(config: ConfigPath, file: BatchFile, set_: Overrides = None) -> None:
     """Put the answers into the ledger; the next run finds them there. What is no answer is told, and exit 1."""
-    from retort.commands.batch import import_answers
-    from retort.config.loading import load_config
+    import asyncio
 
-    taken, known, bad = import_answers(load_config(config, set_ or []), file)
+    from retort.commands.batch import import_answers
+    from retort.recipes import load_config
+
+    taken, known, bad = asyncio.run(import_answers(load_config(config, set_ or []), file))
     for line in bad:
         print(f"{line.place}: {line.reason}: {line.detail}", file=sys.stderr)
     print(f"{taken} answers taken, {known} known before, {len(bad)} lines left out", file=sys.stderr)

@@ -35,12 +35,7 @@ _context = get_context("forkserver")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _context.set_forkserver_preload(
     [
-        *(
-            "retort.recipes.execute",
-            "retort.students.loading",
-            "retort.students.training",
-            "retort.students.prediction",
-        ),
+        *("retort.recipes", "retort.recipes.execute", "retort.students.loading", "retort.students.training"),
         # Imported late, by pyarrow, by transformers and by a store in a bucket: else in every child anew.
         *("pandas", "transformers.models.bert.modeling_bert", "retort.store.bucket"),
     ]

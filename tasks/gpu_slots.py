@@ -1,7 +1,7 @@
-"""Which GPU a stage gets, where a machine has several.
+"""Which GPU a step gets, where a machine has several.
 
 A machine whose workers share GPUs sets RETORT_GPUS to their number: each GPU is then a Prefect concurrency limit of one
-slot, `gpu-0`, `gpu-1`, ... (`make setup-server GPUS=2` creates them), and a stage holds one, or the teacher all, while
+slot, `gpu-0`, `gpu-1`, ... (`make setup-server GPUS=2` creates them), and a step holds one, or a teacher all, while
 its child process runs. In a container or a pod that has its own GPUs nothing is to be shared, and nothing is asked for.
 """
 
@@ -12,8 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError, concurrency
 
 from retort.errors import ConfigError
-from retort.records.base import Step
-from tasks.work_pools import needs_gpu
+from retort.steps.base import Step
 
 SHARED_GPUS = "RETORT_GPUS"
 LEASE_SECONDS = 60
@@ -22,17 +21,17 @@ _ASK_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def gpus_for(stage: Step) -> AsyncIterator[Mapping[str, str]]:
+async def gpus_for(step: Step) -> AsyncIterator[Mapping[str, str]]:
     """Waits for its turn; gives the environment in which the child sees its GPUs alone.
 
     Raises ConfigError where the limits do not exist: running unlimited would put two students on one GPU.
     """
     count = int(os.environ.get(SHARED_GPUS, "0"))
-    if not count or not needs_gpu(stage):
+    if not count or step.resources.gpu == "none":
         yield {}
         return
     async with AsyncExitStack() as held:
-        if stage.verb == "pseudolabel":
+        if step.resources.gpu == "all":
             mine = list(range(count))
             await _hold(held, mine, timeout_seconds=None)
         else:

@@ -1,4 +1,4 @@
-"""Progress of one stage: a bar in the terminal, where there is one, and a progress artifact in Prefect."""
+"""Progress of one step: a bar in the terminal, where there is one, and a progress artifact in Prefect."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from uuid import UUID
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from rich.progress import Progress as Bars
 
-from retort.records.base import Step
+from retort.steps.base import Step
 from tasks.child_process import Progress
 
 TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
@@ -21,40 +21,40 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def progress_of(stage: Step) -> AsyncIterator[Progress]:
-    """A callback that a child's messages go to while the stage is being made."""
+async def progress_of(step: Step) -> AsyncIterator[Progress]:
+    """A callback that a child's messages go to while the step is being made."""
     bars = TERMINAL.get()
-    bar = bars.add_task(stage.name, total=None) if bars else None
+    bar = bars.add_task(step.name, total=None) if bars else None
     share = 0.0
 
     def on_progress(done: int, total: int, note: str) -> None:
         nonlocal share
         share = done / max(1, total)
         if bars and bar is not None:
-            bars.update(bar, completed=done, total=total, description=f"{stage.name}  [dim]{note}[/dim]")
+            bars.update(bar, completed=done, total=total, description=f"{step.name}  [dim]{note}[/dim]")
 
-    publisher = asyncio.create_task(_publish(stage, lambda: share))
+    publisher = asyncio.create_task(_publish(step, lambda: share))
     try:
         yield on_progress
     finally:
         publisher.cancel()
         (outcome,) = await asyncio.gather(publisher, return_exceptions=True)
-        if isinstance(outcome, Exception):  # a server that is away for a moment must not cost a stage its work
-            _log.warning("progress of %s was not shown: %s", stage.name, outcome)
+        if isinstance(outcome, Exception):  # a server that is away for a moment must not cost a step its work
+            _log.warning("progress of %s was not shown: %s", step.name, outcome)
         if bars and bar is not None:
             bars.remove_task(bar)
 
 
-async def _publish(stage: Step, share: Callable[[], float]) -> None:
+async def _publish(step: Step, share: Callable[[], float]) -> None:
     """Only what takes longer than a moment gets an artifact."""
     artifact: UUID | None = None
-    key = "progress-" + stage.name.replace("/", "-")
+    key = "progress-" + step.name.replace("/", "-")
     try:
         while True:
             await asyncio.sleep(_PUBLISH_SECONDS)
             percent = round(100 * share(), 1)
             if artifact is None:
-                artifact = await acreate_progress_artifact(percent, key=key, description=stage.name)
+                artifact = await acreate_progress_artifact(percent, key=key, description=step.name)
             else:
                 await aupdate_progress_artifact(artifact, progress=percent)
     finally:

@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.utilities.urls import url_for
 
-from retort.config import MckdConfig
+from retort.config import RecipeConfig
 from retort.errors import GateRefused
 from retort.records.base import Record
 from retort.tracking import promotion
@@ -32,7 +32,7 @@ class Judged(Record):
 
 
 @task(name="promote", task_run_name="promotion", cache_policy=NO_CACHE, persist_result=False)
-async def promote(config: MckdConfig, forced_because: str | None = None) -> Judged:
+async def promote(config: RecipeConfig, forced_because: str | None = None) -> Judged:
     """Promote the challenger if the gate let it pass. A refusal is a result, no failure."""
     try:
         done = await asyncio.to_thread(promotion.promote, config, forced_because=forced_because)
@@ -54,7 +54,7 @@ def _told(done: Promotion) -> str:
     return f"{what}{after}. {' '.join(done.reasons)}".strip()
 
 
-def announce(config: MckdConfig, judged: Judged) -> None:
+def announce(config: RecipeConfig, judged: Judged) -> None:
     """Emit `retort.gate.OUTCOME`, with the address of the page that has the report."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None

@@ -7,20 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from retort.config import EndpointConfig, MckdConfig
+from retort.config import EndpointConfig, RecipeConfig
 from retort.data.completions import BadLine
 from retort.errors import ConfigError
 from retort.io.parquet import write_rows
 from retort.problems import problem_for
-from retort.recipes.mckd.checks import refusals, resolve, usable_store
-from retort.steps.ingest import ROWS
-from retort.steps.teacher_cost import questions_of, rows_of
+from retort.recipes import recipe_of
+from retort.recipes.teacher_cost import Ingests
+from retort.recipes.walk import llm_labelings, rows_of
+from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.store import Store
+from retort.store.opening import refusals, usable_store
 from retort.teachers.endpoint.batchfile import read_answers, write_requests
-from retort.teachers.identity import teacher_identity
 from retort.teachers.labeler import ASKED, Labeler
 from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser
+from retort.teachers.request_builder import request_builder
 from retort.teachers.requests import Completion, CompletionClient, CompletionRequest, Rejection
 from retort.teachers.usage import Usage
 
@@ -44,39 +46,54 @@ class _Exporter:
         yield from ()
 
 
-def export_requests(config: MckdConfig, file: Path) -> int:
-    """The next try of every row that has no label yet, of the pool and of the labelled set. Returns how many."""
+async def export_requests(config: RecipeConfig, file: Path) -> int:
+    """The next try of every row that has no label yet, of all that the teacher labels. Returns how many."""
     with refusals():
-        store, config = usable_store(config), resolve(config)
-        teacher = _endpoint(config)
-        with (
-            rows_of(config, store, "unlabeled") as pool,
-            rows_of(config, store, "labeled") as labelled,
-            file.open("wb") as stream,
-        ):
-            exporter = _Exporter(teacher, stream)
-            once = teacher.model_copy(update={"ask_again": teacher.ask_again.model_copy(update={"times": 0})})
-            labelling = Labeler(
-                questions=questions_of(config, once, labelled),
-                reader=CompletionParser(problem_for(config.problem), config.metrics[0], once),
-                ledger=_ledger(config, store, teacher),
-                open_client=exporter.open,
-                spending=Usage(teacher.prices, teacher.budget),
-                progress=lambda *_: None,
-            )
-            with labelling:
-                for rows in (labelled / ROWS, pool / ROWS):
-                    for _ in labelling.label(rows):
-                        pass
+        store = usable_store(config)
+        teacher, steps, ingests = await _endpoint(config, store)
+        with file.open("wb") as stream:
+            exporter, done = _Exporter(teacher, stream), set[str]()
+            for step in steps:
+                _export(config, store, step, ingests, exporter, done)
             return exporter.num_requests
 
 
-def import_answers(config: MckdConfig, file: Path) -> tuple[int, int, list[BadLine]]:
+def _export(
+    config: RecipeConfig,
+    store: Store,
+    step: PseudolabelLlm,
+    ingests: Ingests,
+    exporter: _Exporter,
+    done: set[str],
+) -> None:
+    """`done`: keys of rows that were exported; the step's are added."""
+    teacher, problem = step.config, problem_for(step.problem)
+    once = teacher.model_copy(update={"ask_again": teacher.ask_again.model_copy(update={"times": 0})})
+    with rows_of(config, store, ingests[step.labeled.key]) as labeled:
+        labeler = Labeler(
+            request_builder(problem, once, labeled.gold()),
+            CompletionParser(problem, step.metric, once),
+            Ledger(store, step.identity),
+            exporter.open,
+            Usage(teacher.prices, teacher.budget),
+            lambda *_: None,
+        )
+        with labeler:
+            for ref in (step.labeled, step.pool):
+                if ref.key in done:
+                    continue
+                with rows_of(config, store, ingests[ref.key]) as rows:
+                    for _ in labeler.label(rows.path):
+                        pass
+                done.add(ref.key)
+
+
+async def import_answers(config: RecipeConfig, file: Path) -> tuple[int, int, list[BadLine]]:
     """(answers taken into the ledger, answers that it had, lines that are none)."""
     with refusals():
-        store, config = usable_store(config), resolve(config)
-        teacher = _endpoint(config)
-        ledger, limit = _ledger(config, store, teacher), teacher.sampling.max_tokens
+        store = usable_store(config)
+        teacher, steps, _ = await _endpoint(config, store)
+        ledger, limit = Ledger(store, steps[0].identity), teacher.sampling.max_tokens
         bad: list[BadLine] = []
 
         def answers() -> Iterator[Completion]:
@@ -95,6 +112,15 @@ def import_answers(config: MckdConfig, file: Path) -> tuple[int, int, list[BadLi
         return len(lacking), total - len(lacking), bad
 
 
+async def _endpoint(config: RecipeConfig, store: Store) -> tuple[EndpointConfig, list[PseudolabelLlm], Ingests]:
+    """The teacher, the steps in which it labels, and the ingests of their rows."""
+    steps, ingests = await llm_labelings(recipe_of(config), config, store)
+    kind = recipe_of(config).teacher_facts(config)["kind"]
+    if kind != "endpoint" or not isinstance(steps[0].config, EndpointConfig):
+        raise ConfigError(f"teacher.kind = '{kind}': batch files are for a teacher of kind endpoint")
+    return steps[0].config, steps, ingests
+
+
 def _lacking(ledger: Ledger, keys: Iterator[bytes], max_tokens: int) -> tuple[set[bytes], int]:
     """The keys that the ledger lacks, and how many were given."""
     with tempfile.TemporaryDirectory(prefix="retort-batch-") as folder:
@@ -102,13 +128,3 @@ def _lacking(ledger: Ledger, keys: Iterator[bytes], max_tokens: int) -> tuple[se
         total = write_rows(asked, ASKED, ({"position": at, "key": key} for at, key in enumerate(keys)))
         batches = ledger.missing(asked, max_tokens)
         return {key for batch in batches for key in batch.column(1).to_pylist() if key is not None}, total
-
-
-def _endpoint(config: MckdConfig) -> EndpointConfig:
-    if not isinstance(config.teacher, EndpointConfig):
-        raise ConfigError(f"teacher.kind = '{config.teacher.kind}': batch files are for a teacher of kind endpoint")
-    return config.teacher
-
-
-def _ledger(config: MckdConfig, store: Store, teacher: EndpointConfig) -> Ledger:
-    return Ledger(store, teacher_identity(teacher, config.store.server))

@@ -22,19 +22,19 @@ from functools import cached_property, partial
 from itertools import groupby
 from typing import NamedTuple
 
-from retort.config import MckdConfig, expand
+from retort.config import RecipeConfig, expand
 from retort.errors import TrackingUnavailable
-from retort.recipes.mckd.checks import refusals, tracking_uri, usable_store
 from retort.records.base import Record
 from retort.steps.pseudolabel_llm import COMPACT_FROM
 from retort.store import Manifest, Store
 from retort.store.ancestry import START, inputs_of
 from retort.store.listing import FoundFile
+from retort.store.opening import refusals, usable_store
 from retort.store.retention import Holding, holdings, retire
 from retort.store.runs import RUNS, read_runs, run_paths
 from retort.store.store import CONNECTIONS, LATEST
 from retort.teachers.ledger import Ledger
-from retort.tracking.address import check_reachable, database_file
+from retort.tracking.address import check_reachable, database_file, tracking_uri
 from retort.tracking.registry import versions
 
 NIGHTS = 7
@@ -76,7 +76,7 @@ class Maintained(Record):
 
 
 def maintain(
-    config: MckdConfig, *, nights: int = NIGHTS, grace_hours: float = GRACE_HOURS, delete: bool = False
+    config: RecipeConfig, *, nights: int = NIGHTS, grace_hours: float = GRACE_HOURS, delete: bool = False
 ) -> Maintained:
     """Sweep the config's store; without `delete` only say what would go.
 
@@ -140,17 +140,17 @@ def _tracked(inventory: Inventory) -> dict[str, Manifest]:
     """The newest tracking artifact of each registry that runs of this store were tracked in, by expanded address."""
     keys = [key for key, holding in inventory.held.items() if holding.kind == "tracking"]
     found = sorted(_manifests(inventory, keys), key=lambda manifest: manifest.created_at)
-    return {expand(manifest.made_of["params"]["uri"]): manifest for manifest in found}
+    return {expand(manifest.fingerprint["params"]["uri"]): manifest for manifest in found}
 
 
-def _registered(config: MckdConfig, tracked: Mapping[str, Manifest]) -> Iterator[str]:
+def _registered(config: RecipeConfig, tracked: Mapping[str, Manifest]) -> Iterator[str]:
     """Keys of the students of every registered version."""
     configured = [tracking_uri(config.tracking)] if config.tracking else []
     for uri in sorted({*tracked, *configured}):
         check_reachable(uri)
         file = database_file(uri)
         if file is not None and not file.is_file() and uri in tracked:
-            name = tracked[uri].made_of["params"]["name"]
+            name = tracked[uri].fingerprint["params"]["name"]
             raise TrackingUnavailable(
                 f"tracking.uri = '{uri}': there is no such database, and '{name}' was tracked in it, so students may "
                 "be registered there and nothing is deleted: run this where the database is, or, if it is gone for "

@@ -1,20 +1,23 @@
 """What `retort prompt` shows: the exact prompt of a row, as each teacher that is asked would read it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from retort.config import LlmTeacherConfig, MckdConfig
+from retort.config import RecipeConfig
 from retort.errors import ConfigError
-from retort.io.parquet import read_rows
 from retort.models.weights import Weights
-from retort.recipes.mckd.checks import members_of, refusals, resolve, usable_store
+from retort.problems import problem_for
+from retort.recipes import recipe_of
+from retort.recipes.teacher_cost import Ingests
+from retort.recipes.walk import llm_labelings, rows_of
 from retort.records.base import Record
-from retort.steps.ingest import ROWS
-from retort.steps.teacher_cost import questions_of, rows_of
+from retort.steps.pseudolabel_llm import PseudolabelLlm
+from retort.store import Store
+from retort.store.opening import refusals, usable_store
 from retort.teachers.identity import FIELD, teacher_weights
 from retort.teachers.prompts import prompt_for
+from retort.teachers.request_builder import request_builder
 from retort.teachers.requests import Prompt
 from retort.teachers.token_counts import token_counter
 
@@ -41,26 +44,38 @@ class ShownPrompt(Record):
         )
 
 
-def show_prompts(config: MckdConfig, example_id: str | None) -> Iterator[ShownPrompt]:
-    """One for each teacher that is asked. Raises ConfigError where there is none, or no such row in the pool or the
-    labelled set."""
+async def show_prompts(config: RecipeConfig, example_id: str | None) -> list[ShownPrompt]:
+    """One for each LLM teacher. Raises ConfigError where there is none, or no row that it labels or is shown has this
+    id."""
     with refusals():
-        store, config = usable_store(config), resolve(config)
-        asked = [
-            (name, teacher) for name, teacher in members_of(config.teacher) if isinstance(teacher, LlmTeacherConfig)
-        ]
+        store = usable_store(config)
+        asked, ingests = await llm_labelings(recipe_of(config), config, store)
         if not asked:
-            raise ConfigError(f"teacher.kind = '{config.teacher.kind}': this teacher reads no prompt")
-        with rows_of(config, store, "unlabeled") as pool, rows_of(config, store, "labeled") as labelled:
-            for _, teacher in asked:
-                questions = questions_of(config, teacher, labelled)
-                rows = (row for folder in (pool, labelled) for row in read_rows(folder / ROWS))
-                row = next((row for row in rows if example_id in (None, row["example_id"])), None)
-                if row is None:
-                    raise ConfigError(f"--row {example_id}: neither the pool nor the labelled set has this id")
-                prompt = prompt_for(teacher.prompt, questions.shared(row["example_id"]), row["text"])
-                weights = teacher_weights(teacher, config.store.server)
-                yield _shown(f"{teacher.kind} {teacher.model}", row["example_id"], prompt, weights)
+            kind = recipe_of(config).teacher_facts(config)["kind"]
+            raise ConfigError(f"teacher.kind = '{kind}': this teacher reads no prompt")
+        found = [_prompt_of(config, store, step, ingests, example_id) for step in asked]
+        shown = [one for one in found if one is not None]
+        if not shown:
+            raise ConfigError(f"--row {example_id}: no row that a teacher labels or is shown has this id")
+        return list({(one.teacher, one.text): one for one in shown}.values())
+
+
+def _prompt_of(
+    config: RecipeConfig, store: Store, step: PseudolabelLlm, ingests: Ingests, example_id: str | None
+) -> ShownPrompt | None:
+    """The row's, or that of the first; None where neither the pool nor the labeled set has the row."""
+    with (
+        rows_of(config, store, ingests[step.pool.key]) as pool,
+        rows_of(config, store, ingests[step.labeled.key]) as labeled,
+    ):
+        builder = request_builder(problem_for(step.problem), step.config, labeled.gold())
+        rows = (row for examples in (pool, labeled) for row in examples.rows())
+        row = next((row for row in rows if example_id in (None, row["example_id"])), None)
+    if row is None:
+        return None
+    prompt = prompt_for(step.config.prompt, builder.shared(row["example_id"]), row["text"])
+    weights = teacher_weights(step.config, config.store.server)
+    return _shown(f"{step.config.kind} {step.config.model}", row["example_id"], prompt, weights)
 
 
 def _shown(teacher: str, example_id: str, prompt: Prompt, weights: Weights | None) -> ShownPrompt:

@@ -3,14 +3,13 @@
 import shutil
 from pathlib import Path
 
-from retort.config.soft_label import Job
+from retort.artifacts.reports import PAGES
+from retort.config import RecipeConfig
 from retort.errors import ConfigError, RetortError
 from retort.store import Store
 
-PAGES = ("report.html", "report.md", "scores.png", "scores.svg")
 
-
-def copy_report(store: Store, config: Job, folder: Path) -> list[Path]:
+def copy_report(store: Store, config: RecipeConfig, folder: Path) -> list[Path]:
     """Copy the pages into `folder` and return where they lie. Raises RetortError if no run has ended yet,
     ConfigError if `folder` cannot be written."""
     manifest = store.latest(config.name, "report")

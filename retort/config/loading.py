@@ -1,76 +1,39 @@
-"""From a YAML file and dotted overrides to a config, with errors that a person can act on.
-
-`kind` at the top says which flow's it is: `score`, or left out (or `mckd`) that of the other one.
-"""
+"""From a YAML file and dotted overrides to a config, with errors that a person can act on."""
 
 import difflib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from retort.config import MckdConfig
-from retort.config.soft_label import Job, SoftLabelConfig
+from retort.config.infrastructure import RecipeConfig
 from retort.errors import ConfigError
 
 Location = tuple[int | str, ...]
 Schema = dict[str, Any]
-Model = type[MckdConfig] | type[SoftLabelConfig]
-
-MODELS: Mapping[str, Model] = {"mckd": MckdConfig, "score": SoftLabelConfig}
-"""By `kind`."""
+Models = Mapping[str, type[RecipeConfig]]
+"""Configs by the `kind` at the top of the file; the first is that of a file without one."""
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> MckdConfig:
-    """As `load_job`; raises ConfigError for a config of another flow."""
-    job = load_job(path, overrides)
-    if not isinstance(job, MckdConfig):
-        raise ConfigError(f"{path}: kind = 'score' has no such command; run, plan, doctor and report it")
-    return job
-
-
-def load_score_config(path: str | Path, overrides: Iterable[str] = ()) -> SoftLabelConfig:
-    """As `load_job`; raises ConfigError for a config of another flow."""
-    job = load_job(path, overrides)
-    if not isinstance(job, SoftLabelConfig):
-        raise ConfigError(f"{path}: is no config of the score flow; it must hold kind: score")
-    return job
-
-
-def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
-    """Read, override and validate. `overrides` are `dotted.field=value`, the value in YAML syntax.
-
-    `path` may be an s3:// address; the server is then AWS, or that of AWS_ENDPOINT_URL. Raises ConfigError with one
-    line for each thing that is wrong, and StoreUnavailable for a bucket that does not answer.
-    """
+def load(path: str | Path, overrides: Iterable[str], models: Models) -> RecipeConfig:
+    """See `retort.recipes.load_config`."""
     values = _read(str(path))
     for override in overrides:
         _apply(values, override)
-    return parse_job(values, str(path))
+    return parse(values, str(path), models)
 
 
-def parse_config(values: dict[str, Any], origin: str) -> MckdConfig:
+def parse(values: dict[str, Any], origin: str, models: Models) -> RecipeConfig:
     """Validate; `origin` is what the error names as the place."""
-    return _parse(MckdConfig, values, origin)
-
-
-def parse_job(values: dict[str, Any], origin: str) -> Job:
-    """The same for whichever flow `kind` names."""
-    kind = values.get("kind", "mckd")
-    if kind == "score":
-        return _parse(SoftLabelConfig, values, origin)
-    if kind != "mckd":
-        raise ConfigError(f"{origin}: kind = {_short(kind)}: allowed: {_listed(MODELS)}")
-    return parse_config({name: value for name, value in values.items() if name != "kind"}, origin)
-
-
-J = TypeVar("J", MckdConfig, SoftLabelConfig)
-
-
-def _parse(model: type[J], values: dict[str, Any], origin: str) -> J:
+    kind = values.get("kind", next(iter(models)))
+    if not isinstance(kind, str) or kind not in models:
+        raise ConfigError(f"{origin}: kind = {_short(kind)}: allowed: {_listed(models)}")
+    model = models[kind]
+    if "kind" not in model.model_fields:
+        values = {name: value for name, value in values.items() if name != "kind"}
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -1,29 +1,18 @@
-"""The YAML file of the score flow (`kind: score`): a tiny student that scores short answers (arXiv 2312.15842)."""
+"""The YAML file of the soft-label recipe (`kind: soft-label`): a tiny student that scores short answers (arXiv
+2312.15842)."""
 
 from collections import Counter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from retort.config import (
-    Address,
-    ClassificationConfig,
-    ColumnsConfig,
-    EndpointConfig,
-    ExecutionConfig,
-    HubConfig,
-    MckdConfig,
-    Metric,
-    Settings,
-    Source,
-    StoreConfig,
-    TrackingConfig,
-    TrainingConfig,
-    TransformersConfig,
-    VllmConfig,
-)
-from retort.config.base import Name, Text
-from retort.config.training import GoldTrainingConfig
+from retort.config.base import Address, Metric, Name, Settings, Text
+from retort.config.data import ColumnsConfig, HubConfig, Source
+from retort.config.gate import GateConfig
+from retort.config.infrastructure import RecipeConfig
+from retort.config.problems import ClassificationConfig
+from retort.config.teachers import EndpointConfig, TransformersConfig, VllmConfig
+from retort.config.training import GoldTrainingConfig, TrainingConfig
 
 Arm = Literal[
     "hard",
@@ -210,6 +199,9 @@ class GridConfig(Settings):
 
     lambdas: Annotated[list[Lambda], Field(min_length=1, alias="lambda")] = Field(default=[0.5, 1.0, 2.0, 5.0])
     """Weights of the teacher's part of the loss, CE(y, s) + lambda T^2 CE(p_T, s_T)."""
+    lambda_end: Annotated[float | None, Field(ge=0, le=1, exclude_if=lambda end: end is None)] = None
+    """Lambda in the last epoch as a share of the first one's, reached in equal steps: the teacher first, then the gold
+    labels (arXiv 2006.13108). Left out: it stays."""
     distillation_temperature: Annotated[list[DistillationTemperature], Field(min_length=1)] = Field(
         default=[1.0, 2.0, 4.0]
     )
@@ -240,12 +232,11 @@ class TinyBertConfig(Settings):
     """How it is trained."""
 
 
-class SoftLabelConfig(Settings):
+class SoftLabelConfig(RecipeConfig):
     """One distillation of a teacher's probabilities into a tiny student, with everything that it is compared with."""
 
-    kind: Literal["score"]
-    name: Name
-    """Of the experiment and of the registered model."""
+    kind: Literal["soft-label"]
+    """Which recipe this file is for; `score` is its old name."""
     problem: ClassificationConfig
     """The classes; left out, read off the training rows."""
     data: AnswersConfig
@@ -266,12 +257,13 @@ class SoftLabelConfig(Settings):
     """Decides the teacher's parts, and the students' seeds with it."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     """Bootstrap resamples behind each interval over rows."""
-    store: StoreConfig = StoreConfig()
-    """Where artifacts lie."""
-    tracking: TrackingConfig | None = None
-    """Where metrics go; left out: nowhere."""
-    execution: ExecutionConfig = ExecutionConfig()
-    """Where it runs."""
+    gate: Annotated[GateConfig, Field(exclude_if=lambda gate: gate == GateConfig())] = GateConfig()
+    """What the exported student must prove before it becomes the champion, on the rows of all test sets together."""
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _takes_its_old_name(cls, kind: object) -> object:
+        return "soft-label" if kind == "score" else kind
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -282,7 +274,9 @@ class SoftLabelConfig(Settings):
         if "with-pool" in self.arms and self.data.unlabeled is None:
             raise ValueError("arms: 'with-pool' needs rows to label: give data.unlabeled")
         if isinstance(self.teacher, VllmConfig | EndpointConfig | TransformersConfig) and self.teacher.labels != "soft":
-            raise ValueError("teacher.labels = 'hard': the score flow learns from probabilities; use labels: soft")
+            raise ValueError(
+                "teacher.labels = 'hard': the soft-label recipe learns from probabilities; use labels: soft"
+            )
         return self
 
     @property
@@ -291,6 +285,5 @@ class SoftLabelConfig(Settings):
         kappa: tuple[Metric, ...] = ("quadratic_weighted_kappa",) if self.problem.ordered else ()
         return ("accuracy", "macro_f1", *kappa)
 
-
-Job = MckdConfig | SoftLabelConfig
-"""What a YAML file may be."""
+    def told(self) -> dict[str, Any]:
+        return {**super().told(), "kind": "score"}  # its old name, so that the reports made by then are still found

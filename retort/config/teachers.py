@@ -33,6 +33,8 @@ class FinetunedConfig(Settings):
     kind: Literal["finetuned"]
     training: GoldTrainingConfig = FINETUNED_TRAINING
     """How the teacher is trained."""
+    min_success_ratio: Annotated[Share, Field(exclude_if=lambda ratio: ratio == 0.9)] = 0.9
+    """The stage fails if fewer of the pool's rows than this get a label; one that writes text may give none."""
 
 
 def _template(*allowed: str) -> AfterValidator:

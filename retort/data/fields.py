@@ -23,5 +23,11 @@ def split_fields(text: str) -> dict[str, str]:
     return {name: _ESCAPED.sub(lambda sign: "\n" if sign[1] == "n" else sign[1], value) for name, _, value in pairs}
 
 
+def fields_of(text: str, names: tuple[str, ...]) -> list[str]:
+    """The fields of a text that `join_fields` wrote, in the order of `names`."""
+    fields = split_fields(text)
+    return [fields[name] for name in names]
+
+
 def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n")

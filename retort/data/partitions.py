@@ -4,10 +4,24 @@ A row's cell is a hash of its id, so it stays the same between stages and when t
 ids share a cell. In a large pool the cells are nearly equal in size; in a tiny one, some may be empty.
 """
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Literal
 
+from retort.io.parquet import Row
+from retort.records.base import Record
+
 Scheme = Literal["disjoint", "leave-one-out"]
+
+
+class Cells(Record):
+    """Some cells of a pool."""
+
+    of: int
+    """How many cells there are."""
+    seed: int
+    only: list[int]
+    """Numbers of the cells that are meant, each in [0, of)."""
 
 
 def cell_of(example_id: str, partitions: int, seed: int) -> int:
@@ -31,3 +45,11 @@ def label_cells(scheme: Scheme, partitions: int, student: int) -> tuple[int, ...
 
 def _others(partitions: int, student: int) -> tuple[int, ...]:
     return tuple(cell for cell in range(partitions) if cell != student)
+
+
+def in_cells(rows: Iterator[Row], cells: Cells | None) -> Iterator[Row]:
+    """The rows whose cell is among `cells`; all of them if it is None."""
+    if cells is None:
+        return rows
+    only = set(cells.only)
+    return (row for row in rows if cell_of(row["example_id"], cells.of, cells.seed) in only)

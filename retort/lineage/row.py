@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from retort.artifacts.examples import GOLD_ROWS, ROWS
+from retort.artifacts.pseudolabels import FAILED_ROWS
 from retort.data import fingerprint
 from retort.data.completions import BadLine, read_completions
+from retort.data.partitions import Cells, in_cells
 from retort.errors import ConfigError, UserError
 from retort.io.parquet import Row
 from retort.lineage.student import Traced
 from retort.lineage.teacher import RawCompletion, completions_of, prompt_of
 from retort.records.base import Record
-from retort.steps.ingest import GOLD_ROWS, ROWS
-from retort.steps.pseudolabel_recorded import FAILED_ROWS
-from retort.steps.train_student import in_cells
 from retort.store import Manifest
 from retort.store.ancestry import input_keys
 
@@ -140,11 +140,11 @@ class _Looker:
             for key in input_keys(student, "labels"):
                 labels = by_key.get(key)
                 row = labels and (self.row(labels, GOLD_ROWS if labels.kind == "examples" else ROWS))
-                if row and any(in_cells(iter([row]), student.made_of["params"]["cells"])):
+                if row and any(in_cells(iter([row]), _cells(student))):
                     yield student.name
 
     def _teachers(self, kind: str) -> list[Manifest]:
-        return [manifest for manifest in self._labels if manifest.made_of["params"].get("teacher") == kind]
+        return [manifest for manifest in self._labels if manifest.fingerprint["params"].get("teacher") == kind]
 
     def _recorded(self, manifest: Manifest) -> Said:
         """Out of the file of completions, if it is where the config said and as it was."""
@@ -153,7 +153,7 @@ class _Looker:
         if path is None:
             return Said(stage=stage, completions=(), note="where the recorded completions lie is not known here")
         try:
-            if fingerprint(path) != manifest.made_of["params"]["completions"]:
+            if fingerprint(path) != manifest.fingerprint["params"]["completions"]:
                 return Said(stage=stage, completions=(), note=f"the recorded completions in {path} have changed since")
             found = next((one for one in read_completions(path) if one.example_id == self._id), None)
         except UserError as error:
@@ -162,3 +162,9 @@ class _Looker:
             return Said(stage=stage, completions=(), note=f"{path} has no completion of this row")
         raw = RawCompletion(attempt=0, sample=0, text=found.text, finish_reason=found.finish_reason)
         return Said(stage=stage, completions=(raw,))
+
+
+def _cells(student: Manifest) -> Cells | None:
+    """Of the pool, that the student was trained on; None is all of it."""
+    cells = student.fingerprint["params"]["cells"]
+    return cells and Cells.model_validate(cells)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from retort.lineage.teacher import Prompted, prompt_of
-from retort.records.base import Record, Verb
+from retort.records.base import Record
 from retort.serving.addresses import TRACKING_VARIABLE, FoundStudent, find_student
 from retort.store import Manifest, Store
 from retort.store.ancestry import START, ancestors, input_keys, inputs_of, kinds_of
@@ -19,7 +19,8 @@ class LineageStep(Record):
 
     name: str
     """In the run that made it."""
-    verb: Verb
+    verb: str
+    """The step's kind."""
     kind: str
     key: str
     rows: int
@@ -121,18 +122,18 @@ def _swept(manifests: Sequence[Manifest], keys: set[str]) -> Iterator[str]:
 
 
 def _step(store: Store, manifest: Manifest) -> LineageStep:
-    made_of: Mapping[str, Any] = manifest.made_of
-    is_asked = made_of["params"].get("teacher") == "asked"
+    fingerprint: Mapping[str, Any] = manifest.fingerprint
+    is_asked = fingerprint["params"].get("teacher") == "asked"
     return LineageStep(
         name=manifest.name,
-        verb=made_of["verb"],
+        verb=fingerprint["verb"],
         kind=manifest.kind,
         key=manifest.key,
         rows=manifest.rows,
         counts=manifest.counts,
         metrics=manifest.metrics,
-        params={name: value for name, value in made_of["params"].items() if name != "problem"},
-        inputs={role: tuple(keys) for role, keys in made_of["inputs"].items()},
+        params={name: value for name, value in fingerprint["params"].items() if name != "problem"},
+        inputs={role: tuple(keys) for role, keys in fingerprint["inputs"].items()},
         details=manifest.details,
         prompt=prompt_of(store, manifest) if is_asked else None,
         versions=manifest.versions,

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from retort.artifacts.examples import GOLD_ROWS
 from retort.config import Problem, Teacher
 from retort.config.teachers import LlmTeacherConfig
 from retort.io.parquet import read_rows, write_rows
 from retort.problems import problem_for
 from retort.records.base import Example, Record
-from retort.steps.ingest import GOLD_ROWS
 from retort.store import Manifest, Store
 from retort.store.ancestry import input_keys
 from retort.teachers.demonstrations import choose_demonstrations
@@ -71,7 +71,7 @@ def completions_of(store: Store, labels: Manifest, example_id: str, text: str) -
     if found is None:
         return
     questions, _ = found
-    ledger = Ledger(store, labels.made_of["params"]["identity"])
+    ledger = Ledger(store, labels.fingerprint["params"]["identity"])
     pending, samples = Pending(0, example_id, text), questions.teacher.sampling.samples
     for attempt in range(1 + questions.teacher.ask_again.times):
         with tempfile.TemporaryDirectory(prefix="retort-lineage-") as folder:
@@ -101,8 +101,8 @@ def _questions(store: Store, labels: Manifest) -> tuple[RequestBuilder, list[Exa
         return None
     rows = read_rows(store.fetch(store.ref(manifest)) / GOLD_ROWS)
     labelled = [Example(row["example_id"], row["text"], row["label"]) for row in rows]
-    problem = problem_for(_PROBLEM.validate_python(labels.made_of["params"]["problem"]))
-    return request_builder(problem, _asked(labels.made_of["params"]), labelled), labelled
+    problem = problem_for(_PROBLEM.validate_python(labels.fingerprint["params"]["problem"]))
+    return request_builder(problem, _asked(labels.fingerprint["params"]), labelled), labelled
 
 
 def _asked(params: dict[str, Any]) -> LlmTeacherConfig:

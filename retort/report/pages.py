@@ -8,42 +8,25 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from retort.artifacts.reports import HTML, MARKDOWN, SVG
+from retort.metrics.format import TITLES, p_text, percent, seconds_text, signed, with_interval
 from retort.records.base import Score
-from retort.report.mckd.pictures import SVG
-from retort.report.mckd.summary import (
-    TITLES,
-    Summary,
-    p_text,
-    percent,
-    seconds_text,
-    signed,
-    table,
-    verdict_text,
-    with_interval,
-)
-
-HTML, MARKDOWN = "report.html", "report.md"
-ORDERS = {
-    "old-label-probability": "the students found the old label least probable",
-    "parts-changed": "most parts of the label changed, then by confidence",
-}
+from retort.report.base import Summary, verdict_text
 
 
-def write_pages(summary: Summary, folder: Path) -> None:
-    """Needs the pictures in `folder`."""
-    environment = page_environment()
-    facts = {
-        "summary": summary,
-        "table": table(summary),
-        "config": yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True),
-    }
-    picture = inline_svg((folder / SVG).read_text(encoding="utf-8"))
-    html = environment.get_template("report.html.j2").render(facts, picture=picture)
+def write_pages(summary: Summary, folder: Path, template: str, **facts: Any) -> None:
+    """Needs the picture in `folder`. `template` names `templates/TEMPLATE.html.j2` and `.md.j2`; `facts` are what these
+    need beside the summary."""
+    environment = _environment()
+    config = yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True)
+    known = {"summary": summary, "config": config, **facts}
+    picture = _inline_svg((folder / SVG).read_text(encoding="utf-8"))
+    html = environment.get_template(f"{template}.html.j2").render(known, picture=picture)
     (folder / HTML).write_text(html, encoding="utf-8")
-    (folder / MARKDOWN).write_text(environment.get_template("report.md.j2").render(facts), encoding="utf-8")
+    (folder / MARKDOWN).write_text(environment.get_template(f"{template}.md.j2").render(known), encoding="utf-8")
 
 
-def page_environment() -> Environment:
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("retort.report"),
         autoescape=select_autoescape(["html.j2"]),
@@ -61,7 +44,7 @@ def page_environment() -> Environment:
         cell=_markdown_cell,
         title=_title,
     )
-    environment.globals.update(orders=ORDERS, verdict_text=verdict_text, plain=_plain, shade=_shade)
+    environment.globals.update(verdict_text=verdict_text, plain=_plain, shade=_shade)
     return environment
 
 
@@ -83,6 +66,6 @@ def _markdown_cell(value: Any) -> str:
     return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("`", "'")
 
 
-def inline_svg(text: str) -> Markup:
+def _inline_svg(text: str) -> Markup:
     """Without the XML prolog, which HTML does not know. Safe as it is: we drew it, no text of the data is in it."""
     return Markup(text[text.index("<svg") :])

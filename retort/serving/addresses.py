@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retort.errors import ConfigError
-from retort.recipes.mckd.checks import refusals
 from retort.records.base import Record
 from retort.store import Manifest, Store
+from retort.store.opening import refusals
 
 if TYPE_CHECKING:
     from retort.tracking.registry import ModelVersion

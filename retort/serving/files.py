@@ -21,7 +21,6 @@ from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
 
 if TYPE_CHECKING:
     from retort.serving.student import LoadedStudent
-    from retort.serving.tiny import LoadedTiny
 
 WINDOW_ROWS = 8192
 """Rows labeled together, which prediction sorts by length."""
@@ -47,9 +46,6 @@ class PredictionJob:
     """The largest share of the rows, in [0, 1], that may be set aside."""
 
 
-Order = PredictionJob  # the old name, until tests/score/test_run.py imports the new one
-
-
 def predict_file(job: PredictionJob) -> Tally:
     """Label every row. Rows that cannot be labeled are counted and reported on standard error, one line each.
 
@@ -60,11 +56,10 @@ def predict_file(job: PredictionJob) -> Tally:
     found = find_student(job.model, job.tracking)
     if job.probabilities:
         check_probabilities(found)
-    columns = found.manifest.made_of["params"].get("fields", ())
+    columns = found.manifest.fingerprint["params"].get("fields", ())
     rows = read_texts(job.source, job.fields._replace(columns=tuple(columns)))
-    from retort.serving.student import (
-        load_student,
-    )  # imports torch, which takes seconds; the errors above should not wait for it
+    # Imports torch, which takes seconds; the errors above should not wait for it.
+    from retort.serving.student import load_student
 
     student = load_student(found, job.device)
     tally, started = Tally(), time.monotonic()
@@ -99,7 +94,7 @@ def check_probabilities(found: FoundStudent) -> None:
 
     A tree results from many decisions and a text from many tokens, so there are no probabilities per class to report.
     """
-    params = found.manifest.made_of["params"]
+    params = found.manifest.fingerprint["params"]
     kind = params["problem"]["kind"]
     what = {"text": "a free text", "constituency": "a tree"}.get(kind)
     if kind == "slots" and params.get("options", {}).get("target") == "text":
@@ -118,7 +113,7 @@ def check_share(tally: Tally, max_bad: float, consequence: str = "") -> None:
 
 
 def _answers(
-    student: "LoadedStudent | LoadedTiny", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
+    student: "LoadedStudent", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
 ) -> Iterator[PredictionRecord]:
     last = time.monotonic()
     for window in windows(_set_aside(rows, tally)):

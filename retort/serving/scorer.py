@@ -15,7 +15,6 @@ from retort.serving.answers import PredictionRecord, answer
 from retort.serving.batcher import Batcher, Busy
 from retort.serving.student import LoadedStudent
 from retort.serving.texts import MOST_CHARACTERS, text_fault
-from retort.serving.tiny import LoadedTiny
 
 MOST_TEXTS = 256
 """Most texts in one request."""
@@ -40,7 +39,7 @@ class Health(BaseModel):
     model: ModelName
 
 
-def scorer(student: LoadedStudent | LoadedTiny) -> FastAPI:
+def scorer(student: LoadedStudent) -> FastAPI:
     """The HTTP application that serves a loaded student."""
     batcher: Batcher[PredictionRecord] = Batcher(lambda texts: _answers(student, texts))
 
@@ -92,12 +91,12 @@ def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
     return limited
 
 
-def _answers(student: LoadedStudent | LoadedTiny, texts: list[str]) -> list[PredictionRecord]:
+def _answers(student: LoadedStudent, texts: list[str]) -> list[PredictionRecord]:
     predictions = student.label(texts)
     return [answer(student.problem, text, one) for text, one in zip(texts, predictions, strict=True)]
 
 
-def _check(texts: list[str], student: LoadedStudent | LoadedTiny) -> None:
+def _check(texts: list[str], student: LoadedStudent) -> None:
     """Raises HTTPException: 413 for too many or too long texts, 422 for texts that cannot be labeled."""
     if not texts:
         raise HTTPException(422, "'texts' is empty; give at least one text")

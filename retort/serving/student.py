@@ -1,4 +1,4 @@
-"""A student that is loaded and ready to predict."""
+"""A student in memory, ready to answer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import TypeAdapter
 
+from retort.artifacts.students import TrainedStudent
 from retort.config import Problem as ProblemConfig
+from retort.data.fields import split_fields
 from retort.models.device import Device, choose_device
 from retort.problems import Problem, problem_for
+from retort.records.result import StudentFingerprint
 from retort.serving.addresses import FoundStudent, ModelName
-from retort.serving.tiny import LoadedTiny, load_tiny
-from retort.steps.train_student import MODEL
-from retort.students import loading as opening
-from retort.students.base import Outcome, Prediction, Student
+from retort.students import loading
+from retort.students.base import Outcome, Prediction, Predictor
+from retort.students.tiny.exported import ExportedStudent
 
 _PROBLEM: TypeAdapter[ProblemConfig] = TypeAdapter(ProblemConfig)
 
@@ -22,7 +24,7 @@ _PROBLEM: TypeAdapter[ProblemConfig] = TypeAdapter(ProblemConfig)
 class LoadedStudent:
     name: ModelName
     problem: Problem
-    student: Student
+    student: Predictor
     device: Device
 
     def label(self, texts: Sequence[str]) -> Iterator[Prediction]:
@@ -31,8 +33,18 @@ class LoadedStudent:
         return (_answered(self.problem, text, outcome) for text, outcome in zip(texts, outcomes, strict=True))
 
     def fault(self, text: str) -> str | None:
-        """Why this student in particular cannot read the text; this kind reads any, so None."""
-        return None
+        """Predicate of a sentence about a text that this student cannot read, beside what no student can: a tiny one
+        needs its fields."""
+        if not isinstance(self.student, ExportedStudent):
+            return None
+        names = self.student.fields
+        wanted = ", ".join(names)
+        try:
+            found = split_fields(text)
+        except ValueError:
+            return f"must hold a line `name: value` for each of: {wanted}"
+        missing = [name for name in names if name not in found]
+        return f"has no line for '{missing[0]}'; needed: {wanted}" if missing else None
 
 
 def _answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
@@ -51,19 +63,18 @@ def _answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
 
 
 def problem_of(found: FoundStudent) -> Problem:
-    return problem_for(_PROBLEM.validate_python(found.manifest.made_of["params"]["problem"]))
+    return problem_for(_PROBLEM.validate_python(found.manifest.fingerprint["params"]["problem"]))
 
 
-def load_student(found: FoundStudent, device: str = "auto") -> LoadedStudent | LoadedTiny:
+def load_student(found: FoundStudent, device: str = "auto") -> LoadedStudent:
     """Fetch, verify and load the student. `device` is auto, cpu or cuda.
 
     Raises ConfigError if there is no such device, DamagedArtifact if a file differs from what was stored.
     """
-    if found.manifest.made_of["verb"] == "export-student":
-        return load_tiny(found)
-    chosen = choose_device(device, "auto", 1)  # fails before any download; same precision as in the evaluation
-    params = found.manifest.made_of["params"]
-    folder = found.store.fetch(found.store.ref(found.manifest)) / MODEL
+    about = StudentFingerprint(found.manifest.fingerprint)
+    # Before any download; the same precision as in the evaluation. A tiny student runs on the CPU wherever it is.
+    chosen = Device("cpu", "fp32", 1) if about.kind == "tiny" else choose_device(device, "auto", 1)
+    folder = TrainedStudent.open(found.store, found.store.ref(found.manifest)).model
     problem = problem_of(found)
-    student = opening.load_student(folder, params["student"], params["training"]["max_length"], problem)
+    student = loading.load_student(folder, about.kind, about.max_length, problem)
     return LoadedStudent(found.name, problem, student, chosen)

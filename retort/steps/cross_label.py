@@ -1,116 +1,125 @@
 """`cross-label`: a student labels what it was not trained on; also how a fine-tuned teacher labels the pool."""
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
 
-from retort.config import MckdConfig
-from retort.io.parquet import FAILURES, PSEUDOLABELS, Row, read_rows, write_rows
-from retort.records.base import ArtifactRef, ParseFailure, Step
+from retort.artifacts.pseudolabels import FAILED_ROWS, ROWS, Pseudolabels, failure_rows, open_rows
+from retort.artifacts.scores import INVALID_SHARE
+from retort.artifacts.students import TrainedStudent
+from retort.config import Problem
+from retort.data.partitions import Cells, in_cells
+from retort.io.parquet import FAILURES, PSEUDOLABELS, Row, write_rows
+from retort.problems import problem_for
+from retort.records.base import ArtifactRef, ParseFailure
+from retort.steps.base import STUDENT, Resources, Runtime, Step
 from retort.steps.context import StepContext
-from retort.steps.ingest import ROWS
-from retort.steps.pseudolabel_recorded import FAILED_ROWS
-from retort.steps.train_student import MODEL, in_cells, partition_params
+from retort.steps.labeling_limits import check_success
 from retort.store import StepOutput
 
 if TYPE_CHECKING:
     from retort.students.base import Outcome
 
-VERSION = 1
-INVALID_SHARE = "invalid_share"
-"""Of a student's outputs: those that were no label, whether they could be put right or not."""
 MOST_FAILURES = 10_000
 """Kept with their text; all are counted."""
+_GENERATIVE = ("seq2seq", "causal")
 
 
-def cross_label(
-    config: MckdConfig,
-    name: str,
-    student: ArtifactRef,
-    rows: ArtifactRef,
-    *,
-    cells: tuple[int, ...] | None = None,
-    siblings: int = 1,
-    probabilities: bool = False,
-) -> Step:
-    """Label the `rows` (examples, or pseudolabels whose labels are not looked at) in `cells`."""
-    return Step(
-        name=name,
-        verb="cross-label",
-        version=VERSION,
-        kind="pseudolabels",
-        params={
-            "problem": config.problem.model_dump(mode="json"),
-            "student": config.student.kind,
-            "max_length": config.student.training.max_length,
-            "cells": None if cells is None else partition_params(config, cells),
-            "probabilities": probabilities,
-        },
-        inputs={"student": (student,), "rows": (rows,)},
-        siblings=siblings,
-    )
+class StudentStep(Step):
+    """A step in which a trained student is asked about rows."""
+
+    version = 2
+
+    problem: Problem
+    student_kind: Annotated[str, Field(serialization_alias="student")]
+    max_length: int
+    """Tokens (of a tiny student: words of a field) that it reads of a row."""
+    student: ArtifactRef
+
+    @property
+    def resources(self) -> Resources:
+        return STUDENT
+
+    @property
+    def fingerprint_version(self) -> int:
+        """In version 2 a student that writes text writes legal labels only; encoders are as they were in 1."""
+        return self.version if self.student_kind in _GENERATIVE else 1
+
+    def outcomes(
+        self, context: StepContext, rows: ArtifactRef, cells: Cells | None = None
+    ) -> Iterator[tuple[Row, "Outcome"]]:
+        """Each row that lies in the cells, with the student's label of it."""
+        from retort.models.device import choose_device
+        from retort.students.loading import load_student
+
+        device = choose_device(context.execution.device, "auto", self.siblings)
+        folder = TrainedStudent.open(context.store, self.student).model
+        student = load_student(folder, self.student_kind, self.max_length, problem_for(self.problem))
+
+        source = open_rows(context.store, rows)
+
+        def wanted() -> Iterator[Row]:
+            return in_cells(source.rows(["example_id", "text"]), cells)
+
+        total = sum(1 for _ in wanted())
+        outcomes = student.predict(
+            (row["text"] for row in wanted()),
+            device=device,
+            total=total,
+            batch_tokens=max(64, 2048 >> context.attempt),
+            progress=context.progress,
+        )
+        return zip(wanted(), outcomes, strict=True)
 
 
-def make_cross_labels(work: StepContext) -> StepOutput:
-    keep = work.stage.params["probabilities"]
-    confidences: list[float] = []
-    failures: list[Row] = []
-    repaired = 0
-    path = work.fetch("rows") / ROWS
+class CrossLabel(StudentStep):
+    """Let a student label what it was not trained on."""
 
-    def rows() -> Iterator[Row]:
-        nonlocal repaired
-        old_rows = in_cells(read_rows(path), work.stage.params["cells"])
-        for old, (row, outcome) in zip(old_rows, outcomes(work, "rows"), strict=True):
-            if isinstance(outcome, ParseFailure):
-                failures.append({"example_id": row["example_id"], **_told(outcome)})
-                if old.get("label") is not None:
-                    yield old
-                continue
-            confidences.append(outcome.confidence)
-            repaired += outcome.is_repaired
-            yield {
-                "example_id": row["example_id"],
-                "text": row["text"],
-                "label": outcome.label,
-                "confidence": outcome.confidence,
-                "labeler": work.stage.name,
-                "probabilities": outcome.probabilities.astype(np.float16).ravel() if keep else None,
-            }
+    kind = "cross-label"
+    artifact = Pseudolabels
 
-    count = write_rows(work.folder / ROWS, PSEUDOLABELS, rows())
-    if failures:
-        write_rows(work.folder / FAILED_ROWS, FAILURES, failures[:MOST_FAILURES])
-    confidence = float(np.mean(confidences)) if confidences else 0.0
-    counts = {name: number for name, number in (("failures", len(failures)), ("repaired", repaired)) if number}
-    invalid = (len(failures) + repaired) / max(1, len(confidences) + len(failures))
-    return StepOutput(rows=count, counts=counts, metrics={"confidence": confidence, INVALID_SHARE: invalid})
+    cells: Cells | None
+    probabilities: bool
+    """Whether the rows keep the student's probabilities."""
+    rows: ArtifactRef
+    """Examples, or pseudolabels whose labels are only kept where the student gives none."""
+    min_success_ratio: Runtime[float] = 0.0
+    """The step fails if fewer of the rows than this get a label."""
 
+    def run(self, context: StepContext) -> StepOutput:
+        confidences: list[float] = []
+        failures: list[tuple[str, ParseFailure]] = []
+        repaired = 0
 
-def _told(failure: ParseFailure) -> Row:
-    return {"reason": failure.reason, "detail": failure.detail, "raw": failure.raw}
+        def rows() -> Iterator[Row]:
+            nonlocal repaired
+            old_rows = in_cells(open_rows(context.store, self.rows).rows(), self.cells)
+            for old, (row, outcome) in zip(old_rows, self.outcomes(context, self.rows, self.cells), strict=True):
+                if isinstance(outcome, ParseFailure):
+                    failures.append((row["example_id"], outcome))
+                    if old.get("label") is not None:
+                        yield old
+                    continue
+                confidences.append(outcome.confidence)
+                repaired += outcome.is_repaired
+                yield {
+                    "example_id": row["example_id"],
+                    "text": row["text"],
+                    "label": outcome.label,
+                    "confidence": outcome.confidence,
+                    "labeler": self.name,
+                    "probabilities": outcome.probabilities.astype(np.float16).ravel() if self.probabilities else None,
+                }
 
-
-def outcomes(work: StepContext, role: str) -> Iterator[tuple[Row, "Outcome"]]:
-    """Each row of the role's artifact that lies in the stage's cells, with what the student says of it."""
-    from retort.models.device import choose_device
-    from retort.students.loading import load_student
-
-    params = work.stage.params
-    device = choose_device(work.execution.device, "auto", work.stage.siblings)
-    student = load_student(work.fetch("student") / MODEL, params["student"], params["max_length"], work.problem)
-    path = work.fetch(role) / ROWS
-
-    def wanted() -> Iterator[Row]:
-        return in_cells(read_rows(path, ["example_id", "text"]), params.get("cells"))
-
-    total = sum(1 for _ in wanted())
-    said = student.predict(
-        (row["text"] for row in wanted()),
-        device=device,
-        total=total,
-        batch_tokens=max(64, 2048 >> work.attempt),
-        progress=work.progress,
-    )
-    return zip(wanted(), said, strict=True)
+        count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
+        if failures:
+            write_rows(context.folder / FAILED_ROWS, FAILURES, failure_rows(failures[:MOST_FAILURES]))
+        reasons = Counter(outcome.reason for _, outcome in failures)
+        check_success(self.min_success_ratio, count, reasons + Counter(asked=len(confidences) + len(failures)))
+        confidence = float(np.mean(confidences)) if confidences else 0.0
+        counts = {name: number for name, number in (("failures", len(failures)), ("repaired", repaired)) if number}
+        invalid = (len(failures) + repaired) / max(1, len(confidences) + len(failures))
+        return StepOutput(rows=count, counts=counts, metrics={"confidence": confidence, INVALID_SHARE: invalid})

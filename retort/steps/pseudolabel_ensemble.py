@@ -1,150 +1,177 @@
 """`pseudolabel` by an ensemble: the labels of several teachers for a row become one.
 
 The most accurate teacher alone is not always the best one (arXiv 2012.06048): members that err on different rows
-mend each other, so what decides is told too: each member's accuracy on the labelled set, weight and agreement.
+mend each other, so what decides is reported too: each member's accuracy on the labeled set, weight and agreement.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retort.config import EnsembleConfig, MckdConfig
-from retort.config.teachers import LlmTeacherConfig
-from retort.io.parquet import PSEUDOLABELS, Row, read_rows, write_rows
-from retort.records.base import ArtifactRef, Data, Example, ParseFailure, Step
+from retort.artifacts.examples import Examples
+from retort.artifacts.pseudolabels import OWN_ROWS, ROWS, Pseudolabels, write_failures
+from retort.config import Problem
+from retort.io.parquet import PSEUDOLABELS, Row, write_rows
+from retort.problems import problem_for
+from retort.problems.base import Problem as ProblemKind
+from retort.records.base import ArtifactRef, Example, ParseFailure
+from retort.steps.base import Runtime, Step
 from retort.steps.context import StepContext
-from retort.steps.ingest import OWN_ROWS, ROWS, read_gold
-from retort.steps.pseudolabel_recorded import check_success, write_failures
 from retort.store import StepOutput
 from retort.teachers.voting import Members, learn_weights, merge_votes
 
-VERSION = 1
 
+class PseudolabelEnsemble(Step):
+    """Merge the labels of several teachers."""
 
-def merge_teachers(config: MckdConfig, ensemble: EnsembleConfig, members: Sequence[ArtifactRef], data: Data) -> Step:
-    """`members`: each teacher's labels of the pool, in the order of the config."""
-    return Step(
-        name="stage0/pseudolabels",
-        verb="pseudolabel",
-        version=VERSION,
-        kind="pseudolabels",
-        params={
-            "problem": config.problem.model_dump(mode="json"),
-            "teacher": "ensemble",
-            "merge": ensemble.merge,
-            "asked": all(isinstance(member, LlmTeacherConfig) for member in ensemble.members),
-            "soft": config.has_soft_teacher,
-        },
-        inputs={"members": tuple(members), "pool": (data.unlabeled,), "labeled": (data.labeled,)},
-        knobs={
-            "min_success_ratio": 0.0,  # each member's own limit has passed by now
-            "kinds": [member.kind for member in ensemble.members],
-        },
-    )
+    kind = "pseudolabel"
+    version = 2
+    artifact = Pseudolabels
 
+    problem: Problem
+    teacher: Literal["ensemble"] = "ensemble"
+    merge: Literal["vote", "weighted"]
+    asked: bool
+    """Whether every member labeled the labeled set fairly, so that weights can be learned."""
+    soft: bool
+    """Whether the rows keep probabilities: the members' mean, by their weights."""
+    members: tuple[ArtifactRef, ...]
+    """Each teacher's labels of the pool, in the order of the config."""
+    pool: ArtifactRef
+    labeled: ArtifactRef
+    kinds: Runtime[list[str]]
+    """The members' kinds."""
 
-def make_ensemble_labels(work: StepContext) -> StepOutput:
-    folders = [work.fetch_ref(ref) for ref in work.stage.inputs["members"]]
-    labelled = read_gold(work, "labeled")
-    members = _members(work, labelled, folders) if work.stage.params["asked"] else None
-    weighted = members is not None and work.stage.params["merge"] == "weighted"
-    weights = members.weights.tolist() if members and weighted else [1.0] * len(folders)
-    if members:
-        own = _merged(work, labelled_rows(labelled), [folder / OWN_ROWS for folder in folders], weights)
-        write_rows(work.folder / OWN_ROWS, PSEUDOLABELS, (row for row, _ in own))
-    failures: dict[str, ParseFailure] = {}
-    counts: Counter[str] = Counter()
-    together = np.zeros((len(folders), len(folders)))  # rows that both labelled alike
-    both = np.zeros_like(together)
+    @property
+    def fingerprint_version(self) -> int:
+        """In version 2 soft labels are the weighted mean; where members weigh the same it is the mean, as in 1."""
+        return self.version if self.soft and self.merge == "weighted" else 1
 
-    def rows() -> Iterator[Row]:
-        for row, votes in _merged(work, read_rows(work.fetch("pool") / ROWS), [f / ROWS for f in folders], weights):
-            counts["asked"] += 1
-            given = np.array([vote is not None for vote in votes])
-            codes = np.unique([vote or "" for vote in votes], return_inverse=True)[1]
-            both[...] += np.outer(given, given)
-            together[...] += np.outer(given, given) & (codes[:, None] == codes[None])
-            if row["label"] is None:
-                counts["missing"] += 1
-                failures[row["example_id"]] = ParseFailure("missing", "No teacher gave a label.", "")
-            else:
-                yield row
+    def run(self, context: StepContext) -> StepOutput:
+        problem = problem_for(self.problem)
+        found = [Pseudolabels.open(context.store, ref) for ref in self.members]
+        gold = Examples.open(context.store, self.labeled).gold()
+        members = _members(problem, gold, found) if self.asked else None
+        weighted = members is not None and self.merge == "weighted"
+        weights = members.weights.tolist() if members and weighted else [1.0] * len(found)
+        if members:
+            own = self._merged(problem, _rows_of(gold), [one.own_rows() for one in found], weights)
+            write_rows(context.folder / OWN_ROWS, PSEUDOLABELS, (row for row, _ in own))
+        failures: dict[str, ParseFailure] = {}
+        counts: Counter[str] = Counter()
+        agreement = Agreement(len(found))
 
-    count = write_rows(work.folder / ROWS, PSEUDOLABELS, rows())
-    write_failures(work, failures)
-    check_success(work, count, counts)
-    return StepOutput(
-        rows=count,
-        counts={**counts, "failures": counts["asked"] - count},
-        metrics={"success_share": count / counts["asked"]},
-        details={"members": _told(work, members, weights, together / np.maximum(both, 1))},
-    )
+        def rows() -> Iterator[Row]:
+            pool = Examples.open(context.store, self.pool).rows()
+            for row, votes in self._merged(problem, pool, [one.rows() for one in found], weights):
+                counts["asked"] += 1
+                agreement.add(votes)
+                if row["label"] is None:
+                    counts["missing"] += 1
+                    failures[row["example_id"]] = ParseFailure("missing", "No teacher gave a label.", "")
+                else:
+                    yield row
 
+        count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
+        write_failures(context.folder, failures)
+        return StepOutput(
+            rows=count,
+            counts={**counts, "failures": counts["asked"] - count},
+            metrics={"success_share": count / counts["asked"]},
+            details={"members": self._facts(members, weights, agreement.shares)},
+        )
 
-def labelled_rows(labelled: list[Example]) -> Iterator[Row]:
-    return ({"example_id": example.example_id, "text": example.text} for example in labelled)
+    def _merged(
+        self, problem: ProblemKind, rows: Iterator[Row], readers: Sequence[Iterator[Row]], weights: Sequence[float]
+    ) -> Iterator[tuple[Row, list[str | None]]]:
+        """Each row with the ensemble's label, None where no member has one, and the members' labels. All files keep
+        the rows' order, so one walk does."""
+        heads = [next(reader, None) for reader in readers]
+        for row in rows:
+            votes: list[Row | None] = []
+            for index, head in enumerate(heads):
+                matches = head is not None and head["example_id"] == row["example_id"]
+                votes.append(head if matches else None)
+                if matches:
+                    heads[index] = next(readers[index], None)
+            yield self._merged_row(problem, row, votes, weights), [vote["label"] if vote else None for vote in votes]
 
-
-def _members(work: StepContext, labelled: list[Example], folders: list[Path]) -> Members:
-    """What the labelled set says of the members, each row labelled with the others as demonstrations."""
-    labels = [{row["example_id"]: row["label"] for row in read_rows(folder / OWN_ROWS)} for folder in folders]
-    texts, golds = [example.text for example in labelled], [str(example.label) for example in labelled]
-    votes = [[member.get(example.example_id) for example in labelled] for member in labels]
-    return learn_weights(work.problem, texts, golds, votes)
-
-
-def _merged(
-    work: StepContext, rows: Iterator[Row], paths: Sequence[Path], weights: Sequence[float]
-) -> Iterator[tuple[Row, list[str | None]]]:
-    """Each row with the ensemble's label, None where no member has one, and the members' labels. All files keep the
-    rows' order, so one walk does."""
-    readers = [read_rows(path) for path in paths]
-    heads = [next(reader, None) for reader in readers]
-    shape, keep = (-1, len(work.problem.classes)), work.stage.params["soft"]
-    for row in rows:
-        found: list[Row | None] = []
-        for index, head in enumerate(heads):
-            matches = head is not None and head["example_id"] == row["example_id"]
-            found.append(head if matches else None)
-            if matches:
-                heads[index] = next(readers[index], None)
-        labels = [vote["label"] if vote else None for vote in found]
+    def _merged_row(self, problem: ProblemKind, row: Row, votes: Sequence[Row | None], weights: Sequence[float]) -> Row:
+        shape = (-1, len(problem.classes))
+        labels = [vote["label"] if vote else None for vote in votes]
         soft = [
             np.asarray(vote["probabilities"], dtype=np.float64).reshape(shape)
             if vote and vote["probabilities"] is not None
             else None
-            for vote in found
+            for vote in votes
         ]
-        merged = merge_votes(work.problem, row["text"], labels, weights, soft)
+        merged = merge_votes(problem, row["text"], labels, weights, soft)
         label, confidence = merged if merged else (None, 0.0)
-        mean = np.average([p for p in soft if p is not None], axis=0) if keep and merged else None
-        yield (
-            {
-                **row,
-                "label": label,
-                "confidence": confidence,
-                "labeler": "teachers",
-                "probabilities": None if mean is None else mean.astype(np.float16).ravel(),
-            },
-            labels,
-        )
-
-
-def _told(
-    work: StepContext,
-    members: Members | None,
-    weights: Sequence[float],
-    agreement: np.ndarray[tuple[int, int], np.dtype[np.float64]],
-) -> list[dict[str, object]]:
-    """A line for each member: agreement is the share of rows that two members label alike, by the other's number."""
-    return [
-        {
-            "kind": kind,
-            "weight": weights[index],
-            "labelled_accuracy": None if members is None else float(members.accuracies[index]),
-            "agreement": agreement[index].round(4).tolist(),
+        mean = _weighted_mean(soft, weights) if self.soft and merged else None
+        return {
+            **row,
+            "label": label,
+            "confidence": confidence,
+            "labeler": "teachers",
+            "probabilities": None if mean is None else mean.astype(np.float16).ravel(),
         }
-        for index, kind in enumerate(work.stage.knobs["kinds"])
-    ]
+
+    def _facts(
+        self, members: Members | None, weights: Sequence[float], agreement: NDArray[np.float64]
+    ) -> list[dict[str, object]]:
+        """An entry for each member: `agreement` is the share of rows that two members label alike, by the other's
+        number."""
+        return [
+            {
+                "kind": kind,
+                "weight": weights[index],
+                "labelled_accuracy": None if members is None else float(members.accuracies[index]),
+                "agreement": agreement[index].round(4).tolist(),
+            }
+            for index, kind in enumerate(self.kinds)
+        ]
+
+
+class Agreement:
+    """How often each two members label a row alike."""
+
+    def __init__(self, num_members: int) -> None:
+        self._alike = np.zeros((num_members, num_members))
+        self._both = np.zeros_like(self._alike)
+
+    def add(self, votes: Sequence[str | None]) -> None:
+        given = np.array([vote is not None for vote in votes])
+        codes = np.unique([vote or "" for vote in votes], return_inverse=True)[1]
+        self._both += np.outer(given, given)
+        self._alike += np.outer(given, given) & (codes[:, None] == codes[None])
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """`(members, members)`, in [0, 1], of the rows that both labeled."""
+        shares: NDArray[np.float64] = self._alike / np.maximum(self._both, 1)
+        return shares
+
+
+def _weighted_mean(soft: Sequence[NDArray[np.float64] | None], weights: Sequence[float]) -> NDArray[np.float64] | None:
+    """Of the members that have probabilities, `(units, classes)`; the plain mean where all of these weigh nothing."""
+    known = [(one, weight) for one, weight in zip(soft, weights, strict=True) if one is not None]
+    if not known:
+        return None
+    given = [weight for _, weight in known]
+    mean: NDArray[np.float64] = np.average([one for one, _ in known], axis=0, weights=given if any(given) else None)
+    return mean
+
+
+def _rows_of(gold: list[Example]) -> Iterator[Row]:
+    return ({"example_id": example.example_id, "text": example.text} for example in gold)
+
+
+def _members(problem: ProblemKind, gold: list[Example], found: list[Pseudolabels]) -> Members:
+    """Accuracies and weights, from the labeled set, each row labeled with the others as demonstrations."""
+    labels = [{row["example_id"]: row["label"] for row in one.own_rows()} for one in found]
+    texts, golds = [example.text for example in gold], [str(example.label) for example in gold]
+    votes = [[member.get(example.example_id) for example in gold] for member in labels]
+    return learn_weights(problem, texts, golds, votes)

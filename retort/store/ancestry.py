@@ -49,7 +49,7 @@ def _walk(store: Store, kinds: Sequence[str], key: str, seen: set[str]) -> Itera
 
 def inputs_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """(role, key) of each artifact that went in."""
-    inputs: dict[str, list[str]] = manifest.made_of["inputs"]
+    inputs: dict[str, list[str]] = manifest.fingerprint["inputs"]
     return ((role, key) for role, keys in inputs.items() for key in keys)
 
 
@@ -61,5 +61,5 @@ def kinds_of(manifest: Manifest, role: str, key: str) -> Sequence[str]:
 
 def input_keys(manifest: Manifest, role: str) -> list[str]:
     """Of one role; empty where there is none."""
-    keys: list[str] = manifest.made_of["inputs"].get(role, [])
+    keys: list[str] = manifest.fingerprint["inputs"].get(role, [])
     return keys

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from retort.records.base import Record
 
 
 class StoredFile(Record):
     path: str
-    """Below the artifact's folder, as the maker named it: `rows.parquet`, `model/config.json`."""
+    """Below the artifact's folder, as the step named it: `rows.parquet`, `model/config.json`."""
     bytes: int
     sha256: str
 
 
 class StepOutput(Record):
-    """What a stage's maker reports beside the files that it wrote."""
+    """What a step reports beside the files that it wrote."""
 
     rows: int = 0
     counts: dict[str, int] = Field(default_factory=dict)
@@ -27,12 +27,14 @@ class StepOutput(Record):
 
 
 class Manifest(StepOutput):
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
     kind: str
     key: str
     name: str
-    """The stage's name in the run that made it."""
-    made_of: dict[str, Any]
-    """verb, version, params and the inputs' keys: the key is its digest, lineage is a walk over it."""
+    """The step's name in the run that made it."""
+    fingerprint: dict[str, Any] = Field(alias="made_of")
+    """verb (the step's kind), version, params, the inputs' keys: the key is its digest, lineage is a walk over it."""
     input_kinds: dict[str, str] = Field(default_factory=dict)
     """The kind of each input, by its key; empty in manifests that are older than this field."""
     folder: str

@@ -8,16 +8,17 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
 from retort.errors import ConfigError, DamagedArtifact
-from retort.records.base import ArtifactRef, Record, Step, digest
+from retort.records.base import ArtifactRef, Record, digest
 from retort.store.contents import fault_of, is_intact, stored_files
 from retort.store.folder import Folder
 from retort.store.manifest import Manifest, StepOutput, StoredFile
@@ -36,8 +37,23 @@ PUT_BACK_SECONDS = 0.5
 REPAIR = "`retort run CONFIG --repair` makes it again"
 
 
+class Keyed(Protocol):
+    """What the store knows of a step."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def artifact_kind(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+    @property
+    def inputs(self) -> Mapping[str, tuple[ArtifactRef, ...]]: ...
+
+
 class Pointer(Record):
-    """Which artifact a stage of a config gave last."""
+    """Which artifact a step of a config gave last."""
 
     kind: str
     key: str
@@ -75,30 +91,30 @@ class Store:
             return None
         return _parse(data, kind, key, self._address(path))
 
-    def publish(self, stage: Step, folder: Path, product: StepOutput, seconds: float, run_name: str) -> ArtifactRef:
-        """Store all files below `folder` as the stage's artifact, and point `latest` at it.
+    def publish(self, step: Keyed, folder: Path, product: StepOutput, seconds: float, run_name: str) -> ArtifactRef:
+        """Store all files below `folder` as the step's artifact, and point `latest` at it.
 
         An artifact that is there already stays as it is: whoever came first made the same.
         """
-        manifest = self.reuse(run_name, stage)
+        manifest = self.reuse(run_name, step)
         if manifest is None:
-            manifest = self._upload(stage, folder, product, seconds)
-            self._point(run_name, stage)
+            manifest = self._upload(step, folder, product, seconds)
+            self._point(run_name, step)
         return self.ref(manifest)
 
-    def reuse(self, run_name: str, stage: Step) -> Manifest | None:
-        """Find the stage's artifact for use in a run, safe from a sweep at the same time (see `retention`); None is a
+    def reuse(self, run_name: str, step: Keyed) -> Manifest | None:
+        """Find the step's artifact for use in a run, safe from a sweep at the same time (see `retention`); None is a
         miss."""
-        if self.find(stage.kind, stage.key) is None:
+        if self.find(step.artifact_kind, step.key) is None:
             return None
-        self.point(run_name, stage)
-        return self.find(stage.kind, stage.key)  # a sweep that had begun has now seen the mark, or taken it away
+        self.point(run_name, step)
+        return self.find(step.artifact_kind, step.key)  # a sweep that had begun has now seen the mark, or taken it away
 
-    def point(self, run_name: str, stage: Step) -> None:
-        """Remember the stage's artifact as the config's latest, so that a plan can say what changed since, and as used
+    def point(self, run_name: str, step: Keyed) -> None:
+        """Remember the step's artifact as the config's latest, so that a plan can say what changed since, and as used
         just now, so that no sweep takes it."""
-        self._place.touch(f"{artifact_folder(stage.kind, stage.key)}/{USED}")
-        self._point(run_name, stage)
+        self._place.touch(f"{artifact_folder(step.artifact_kind, step.key)}/{USED}")
+        self._point(run_name, step)
 
     def pointers(self) -> dict[str, Pointer]:
         """Every config's latest artifacts, by the pointer's path below the root. Raises DamagedArtifact."""
@@ -116,17 +132,17 @@ class Store:
         except ValidationError as error:
             raise DamagedArtifact(f"{self._address(path)} is no pointer to an artifact: delete it") from error
 
-    def _point(self, run_name: str, stage: Step) -> None:
-        path = _pointer_path(run_name, stage.name)
-        pointer = Pointer(kind=stage.kind, key=stage.key).model_dump_json().encode()
+    def _point(self, run_name: str, step: Keyed) -> None:
+        path = _pointer_path(run_name, step.name)
+        pointer = Pointer(kind=step.artifact_kind, key=step.key).model_dump_json().encode()
         with contextlib.suppress(FileNotFoundError):
             if self._place.read(path) == pointer:
                 return
         self._place.write(path, pointer)
 
-    def latest(self, run_name: str, stage_name: str) -> Manifest | None:
-        """The manifest of the artifact that this stage gave last, if it is still there."""
-        pointer = self.pointer(_pointer_path(run_name, stage_name))
+    def latest(self, run_name: str, step_name: str) -> Manifest | None:
+        """The manifest of the artifact that this step gave last, if it is still there."""
+        pointer = self.pointer(_pointer_path(run_name, step_name))
         return self.find(pointer.kind, pointer.key) if pointer else None
 
     def ref(self, manifest: Manifest) -> ArtifactRef:
@@ -144,16 +160,25 @@ class Store:
 
     def fetch(self, ref: ArtifactRef) -> Path:
         """A local folder with the artifact's files under their names, verified. Do not write there."""
+        return self.open(ref)[1]
+
+    def manifest_of(self, ref: ArtifactRef) -> Manifest:
+        """Raises DamagedArtifact where it has vanished."""
+        manifest = self.find(ref.kind, ref.key)
+        if manifest is None:
+            raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
+        return manifest
+
+    def open(self, ref: ArtifactRef) -> tuple[Manifest, Path]:
+        """The manifest, and the folder of `fetch`."""
         manifest = self.find(ref.kind, ref.key)
         if manifest is None:  # a sweep that met its use just now puts it back at once
             time.sleep(PUT_BACK_SECONDS)
-            manifest = self.find(ref.kind, ref.key)
-        if manifest is None:
-            raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
+            manifest = self.manifest_of(ref)
         if isinstance(self._place, Folder):
             self.verify(manifest)
-            return self._place.root / files_folder(manifest)
-        return self._download(self._place, manifest)
+            return manifest, self._place.root / files_folder(manifest)
+        return manifest, self._download(self._place, manifest)
 
     def verify(self, manifest: Manifest) -> None:
         """Read every file and compare size and sha256. Raises DamagedArtifact."""
@@ -176,15 +201,15 @@ class Store:
         """Write and delete a probe. Raises ConfigError for a folder, StoreUnavailable for a bucket."""
         self._place.check_writable()
 
-    def _upload(self, stage: Step, folder: Path, product: StepOutput, seconds: float) -> Manifest:
+    def _upload(self, step: Keyed, folder: Path, product: StepOutput, seconds: float) -> Manifest:
         files = stored_files(folder)
         manifest = Manifest(
             **dict(product),
-            kind=stage.kind,
-            key=stage.key,
-            name=stage.name,
-            made_of=stage.made_of,
-            input_kinds={ref.key: ref.kind for refs in stage.inputs.values() for ref in refs},
+            kind=step.artifact_kind,
+            key=step.key,
+            name=step.name,
+            fingerprint=step.fingerprint,
+            input_kinds={ref.key: ref.kind for refs in step.inputs.values() for ref in refs},
             folder=digest([[file.path, file.sha256] for file in files])[:12],
             files=files,
             versions=_versions(),
@@ -193,11 +218,11 @@ class Store:
         )
         for file in files:
             self._place.upload(folder / file.path, f"{files_folder(manifest)}/{file.path}")
-        if (first := self.find(stage.kind, stage.key)) is not None:
+        if (first := self.find(step.artifact_kind, step.key)) is not None:
             return first
         # json and not pydantic: a metric may be NaN, which pydantic would write as null.
-        data = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=1)
-        self._place.write(f"{artifact_folder(stage.kind, stage.key)}/{MANIFEST}", data.encode())
+        data = json.dumps(manifest.model_dump(by_alias=True), ensure_ascii=False, indent=1)
+        self._place.write(f"{artifact_folder(step.artifact_kind, step.key)}/{MANIFEST}", data.encode())
         return manifest
 
     def _download(self, bucket: "Bucket", manifest: Manifest) -> Path:
@@ -262,8 +287,8 @@ def files_folder(manifest: Manifest) -> str:
     return f"{artifact_folder(manifest.kind, manifest.key)}/{manifest.folder}"
 
 
-def _pointer_path(run_name: str, stage_name: str) -> str:
-    return f"{LATEST}/{run_name}/{stage_name}.json"
+def _pointer_path(run_name: str, step_name: str) -> str:
+    return f"{LATEST}/{run_name}/{step_name}.json"
 
 
 def _parse(data: bytes, kind: str, key: str, address: str) -> Manifest:

@@ -107,7 +107,25 @@ class Checkpoint(Protocol):
         ...
 
 
-class Student(Protocol):
+class Predictor(Protocol):
+    """A trained student at work."""
+
+    def predict(
+        self,
+        texts: Iterable[str],
+        *,
+        device: Device,
+        total: int,
+        batch_tokens: int = ...,
+        progress: Progress = ...,
+    ) -> Iterator[Outcome]:
+        """In the order of `texts`, `total` of them, streamed."""
+        ...
+
+
+class Student(Predictor, Protocol):
+    """One that can be trained."""
+
     @property
     def num_parameters(self) -> int: ...
 
@@ -132,18 +150,6 @@ class Student(Protocol):
     ) -> TrainingResult:
         """In place, and deterministically on one machine. `micro_batches`: parts of a step that fit memory.
         `held_out`: rows that are not learnt, and by whose loss the training ends, where it has `stopping`."""
-        ...
-
-    def predict(
-        self,
-        texts: Iterable[str],
-        *,
-        device: Device,
-        total: int,
-        batch_tokens: int = ...,
-        progress: Progress = ...,
-    ) -> Iterator[Outcome]:
-        """In the order of `texts`, `total` of them, streamed."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -6,10 +6,11 @@ from retort.config import CausalConfig, Seq2SeqConfig, SequenceClassificationCon
 from retort.config import Student as StudentConfig
 from retort.models.weights import Weights
 from retort.problems import Problem
-from retort.students.base import Student
+from retort.students.base import Predictor, Student
 from retort.students.classifier import Classifier
 from retort.students.encoder import load_encoder, new_encoder
 from retort.students.generative import load_generative_student, new_generative_student
+from retort.students.tiny.exported import ExportedStudent
 
 
 def new_student(config: StudentConfig, weights: Weights, *, pretrained: bool, problem: Problem) -> Student:
@@ -26,10 +27,12 @@ def new_student(config: StudentConfig, weights: Weights, *, pretrained: bool, pr
             return new_generative_student(config, weights, pretrained=pretrained, problem=problem)
 
 
-def load_student(folder: Path, kind: str, max_length: int, problem: Problem) -> Student:
+def load_student(folder: Path, kind: str, max_length: int, problem: Problem) -> Predictor:
     """A trained student, from its artifact's files. Where the problem's classes have changed since, they are found by
     their names, and those that the student does not know get a probability of 0."""
     match kind:
+        case "tiny":
+            return ExportedStudent(folder, problem)
         case "seq2seq" | "causal":
             return load_generative_student(folder, max_length, problem)
         case _:

@@ -1,6 +1,5 @@
 """Where tracking goes. No MLflow here: it takes seconds to import, and most questions need only an address."""
 
-import json
 import os
 import re
 import sqlite3
@@ -11,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from retort.config import expand
-from retort.errors import TrackingUnavailable
+from retort.config import TrackingConfig, expand
+from retort.errors import ConfigError, TrackingUnavailable
 
 ANSWER_SECONDS = 5.0
 _SQLITE = "sqlite:///"
@@ -51,6 +50,20 @@ def ask(uri: str, path: str, query: Mapping[str, str], seconds: float = ANSWER_S
     return httpx.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=query, timeout=timeout, **_credentials())
 
 
+_ADDRESS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+|databricks(-uc)?(://.*)?|file:.+|[^:]+")
+
+
+def tracking_uri(tracking: TrackingConfig) -> str:
+    """The expanded address. Raises ConfigError for one that MLflow would only trip over when all is trained."""
+    uri = expand(tracking.uri)
+    if not _ADDRESS.fullmatch(uri):
+        raise ConfigError(
+            f"tracking.uri = '{tracking.uri}': no address of a tracking server; allowed: http://host:port, "
+            "https://..., sqlite:///file, postgresql://..., mysql://..., mssql://..."
+        )
+    return uri
+
+
 @contextmanager
 def read_only(file: Path) -> Iterator[sqlite3.Connection]:
     """MLflow's SQLite database, which must be there. Raises sqlite3.Error."""
@@ -61,13 +74,12 @@ def read_only(file: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def is_current(uri: str, tracking_json: Path) -> bool:
-    """Whether the tracking run that a `tracking.json` names is still there, so that nothing need be logged again.
+def is_current(uri: str, run_id: str) -> bool:
+    """Whether the tracking run is still there, so that nothing need be logged again.
 
     `uri` may hold `${VAR}`. A server that cannot be reached counts as no. Databases other than SQLite are not asked.
     """
     uri = expand(uri)
-    run_id = json.loads(tracking_json.read_text(encoding="utf-8"))["run_id"]
     if is_server(uri):
         return _on_server(uri, run_id)
     file = database_file(uri)

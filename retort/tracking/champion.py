@@ -1,15 +1,15 @@
-"""The champion as a run needs it: the registered student that a new one must beat."""
+"""The champion as a run needs it."""
 
-from retort.config import MckdConfig, expand
+from retort.config import RecipeConfig, expand
 from retort.errors import ConfigError
-from retort.records.base import Champion
+from retort.records.result import Champion
 from retort.store import Store
 from retort.tracking.registry import reigning_version
 
 KIND = "students"
 
 
-def reigning_student(config: MckdConfig, store: Store) -> Champion | None:
+def reigning_student(config: RecipeConfig, store: Store) -> Champion | None:
     """The champion of the config's model; None where nothing is tracked or nobody reigns.
 
     Raises ConfigError where its artifact is not in this store, TrackingUnavailable, StoreUnavailable.
@@ -26,4 +26,6 @@ def reigning_student(config: MckdConfig, store: Store) -> Champion | None:
             f"as {champion.artifact}) is not in store.root = '{expand(config.store.root)}': give the store that holds "
             f"it, copy it there, or let another reign (`retort rollback {config.name} --reason TEXT`)"
         )
-    return Champion(model=config.name, version=champion.version, student=store.ref(manifest), made_of=manifest.made_of)
+    return Champion(
+        model=config.name, version=champion.version, student=store.ref(manifest), fingerprint=manifest.fingerprint
+    )

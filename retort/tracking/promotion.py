@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from retort.config import MckdConfig, TrackingConfig
+from retort.config import RecipeConfig, TrackingConfig
 from retort.errors import ConfigError, GateRefused
-from retort.recipes.mckd.checks import tracking_uri
 from retort.records.base import Record
 from retort.tracking import mlflow_runs as runs
+from retort.tracking.address import tracking_uri
 from retort.tracking.registry import CHALLENGER, CHAMPION, ModelVersion, aliased_version, reigning_version, versions
 
 OUTCOME, COMPARED_WITH, REASONS = "gate.outcome", "gate.champion", "gate.reasons"
@@ -50,7 +50,7 @@ class Promotion(Record):
         return f"{subject} {how[self.outcome]}, {after}"
 
 
-def promote(config: MckdConfig, *, forced_because: str | None = None) -> Promotion:
+def promote(config: RecipeConfig, *, forced_because: str | None = None) -> Promotion:
     """Make the challenger the champion, if it passed the gate against the one that reigns now.
 
     `forced_because`, a sentence for the records, does without the gate. Raises GateRefused, ConfigError,

@@ -1,49 +1,64 @@
 """`track`: the run as MLflow sees it, projected from its artifacts, so that doing it twice changes nothing."""
 
-from retort.config import MckdConfig, TrackingConfig
-from retort.records.base import ArtifactRef, MckdResult, Step
+from abc import abstractmethod
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from retort.artifacts.reports import Tracked, TrackingRun, write_tracked
+from retort.records.base import ArtifactRef
+from retort.steps.base import Runtime, Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput, Store
-from retort.tracking.mckd import is_projected, project
-
-VERSION = 1
-TRACKED = "tracking.json"
-
-
-def track(
-    config: MckdConfig, tracking: TrackingConfig, distilled: MckdResult, report: ArtifactRef, origin: dict[str, str]
-) -> Step:
-    """`origin` says where the run comes from; it is told, and is not part of the key. Each entry becomes a tag
-    `retort.NAME`; `git.commit` is also MLflow's own, and `started_at` (ISO 8601) is when the tracking run starts."""
-    return Step(
-        name="tracking",
-        verb="track",
-        version=VERSION,
-        kind="tracking",
-        params={
-            "name": config.name,
-            "uri": tracking.uri,
-            "experiment": tracking.experiment or config.name,
-            "config": config.model_dump(mode="json", exclude={"store", "tracking", "execution"}),
-        },
-        inputs={"all": tuple(distilled.refs()), "report": (report,)},
-        knobs={"distilled": distilled.model_dump(mode="json"), "origin": origin},
-    )
+from retort.tracking.address import is_current
+from retort.tracking.registry import CHALLENGER, versions
+from retort.tracking.student_versions import VERDICT
 
 
-def forget_if_gone(store: Store, stage: Step) -> None:
-    """If the tracking database was deleted or emptied since, or tells another night's verdict of the same student, what
-    the store knows of it is worth nothing."""
-    manifest = store.find(stage.kind, stage.key)
-    if manifest is None:
-        return
-    tracked = store.fetch(store.ref(manifest)) / TRACKED
-    if not is_projected(stage.params["uri"], tracked):
-        store.discard(stage.kind, stage.key)
+class Track(Step):
+    """Bring MLflow up to date with the run's artifacts."""
 
+    artifact = TrackingRun
 
-def make_tracking(work: StepContext) -> StepOutput:
-    """Writes `tracking.json`. Raises TrackingUnavailable; what was logged by then is found again by the next try."""
-    tracked = project(work)
-    (work.folder / TRACKED).write_text(tracked.model_dump_json(indent=1), encoding="utf-8")
-    return StepOutput(rows=1, details=tracked.model_dump())
+    job: Annotated[str, Field(serialization_alias="name")]
+    """The config's name."""
+    uri: str
+    """May hold `${VAR}`."""
+    experiment: str
+    config: dict[str, Any]
+    """All of the config that shapes the result, see `RecipeConfig.told`."""
+    report: ArtifactRef
+    origin: Runtime[dict[str, str]]
+    """Where the run comes from. Each entry becomes a tag `retort.NAME`; `git.commit` is also MLflow's own, and
+    `started_at` (ISO 8601) is when the tracking run starts."""
+
+    def run(self, context: StepContext) -> StepOutput:
+        """Raises TrackingUnavailable; what was logged by then is found again by the next try."""
+        tracked = self.project(context)
+        write_tracked(context.folder, tracked)
+        return StepOutput(rows=1, details=tracked.model_dump())
+
+    @abstractmethod
+    def project(self, context: StepContext) -> Tracked:
+        """Bring MLflow to where it shows the run."""
+
+    def is_projected(self, store: Store) -> bool:
+        """Whether MLflow still shows what the artifact says, which must be in the store: the run, and on the version
+        this very verdict, over which another night's may have been written since.
+
+        Raises TrackingUnavailable, as a rule not: a server that cannot be reached counts as no.
+        """
+        manifest = store.find(self.artifact_kind, self.key)
+        tracked = manifest and TrackingRun.open(store, store.ref(manifest)).tracked()
+        if not tracked or not is_current(self.uri, tracked.run_id):
+            return False
+        return not tracked.verdict or any(
+            version.version == tracked.version
+            and version.tags.get(VERDICT) == tracked.verdict
+            and CHALLENGER in version.aliases
+            for version in versions(self.uri, tracked.model)
+        )
+
+    def refresh(self, store: Store) -> None:
+        if not self.is_projected(store):
+            store.discard(self.artifact_kind, self.key)

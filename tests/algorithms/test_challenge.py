@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from retort.recipes.mckd.challenge import challenge
 
 from mckd_order import Recorder, config_of, data_of
 from retort.config import MckdConfig
 from retort.errors import ConfigError
-from retort.recipes.mckd.challenge import challenge
 from retort.recipes.mckd.pipeline import distil
 from retort.records.base import Champion, MckdResult, Step
 

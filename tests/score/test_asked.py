@@ -115,5 +115,5 @@ def test_students_learn_from_it_and_it_is_scored_beside_them(
 
 def test_hard_labels_are_refused(job: Any, causal: Path) -> None:
     asking(job, causal).values["teacher"]["labels"] = "hard"
-    with pytest.raises(ConfigError, match="the score flow learns from probabilities; use labels: soft"):
+    with pytest.raises(ConfigError, match="the soft-label recipe learns from probabilities; use labels: soft"):
         job.config()

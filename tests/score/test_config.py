@@ -69,7 +69,11 @@ def test_a_single_text_column_is_a_list_of_one(values: Values) -> None:
         ("data.columns.text", ["a", "a"], "data.columns.text = ['a', 'a']: 'a' is written twice"),
         ("data.columns.text", ["a:b"], "'a:b' cannot be a text column"),
         ("teacher", {"kind": "recorded"}, "teacher.kind = 'recorded': allowed: 'finetuned', 'probabilities', 'vllm'"),
-        ("teacher", {"kind": "transformers", "model": "m"}, "teacher.labels = 'hard': the score flow learns from"),
+        (
+            "teacher",
+            {"kind": "transformers", "model": "m"},
+            "teacher.labels = 'hard': the soft-label recipe learns from",
+        ),
         ("teacher.folds", 1, "teacher.folds = 1: must be at least 2"),
         ("problem", {"kind": "slots"}, "problem.kind"),
         ("kind", "scoring", "kind = 'scoring': allowed: 'mckd', 'score'"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from retort.tracking.soft_label_step import track_scores
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
 from retort.commands.plan import plan
@@ -27,7 +28,6 @@ from retort.steps.context import StepContext
 from retort.steps.gather_probabilities import PREDICTIONS, aligned, gather_labels
 from retort.steps.score_predictions import ANSWERS, SCORES, ArmScores, score
 from retort.store import StepOutput
-from retort.tracking.soft_label_step import track_scores
 
 Done = tuple[Any, SoftLabelConfig, SoftLabelResult]
 CLASSES = ("wrong", "half", "right")

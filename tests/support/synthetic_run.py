@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from retort.recipes.mckd.challenge import challenge
 
 from retort.config import ExecutionConfig, MckdConfig
 from retort.io.parquet import PSEUDOLABELS, read_rows, write_rows
 from retort.metrics.scores import score
 from retort.recipes.mckd.baselines import compare_baselines
-from retort.recipes.mckd.challenge import challenge
 from retort.recipes.mckd.pipeline import distil
 from retort.recipes.mckd.teacher import make_pseudolabels
 from retort.records.base import ArtifactRef, Champion, Data, MckdResult, Step

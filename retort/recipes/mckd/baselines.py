@@ -5,48 +5,47 @@ from collections.abc import Awaitable, Callable
 
 from retort.config import Baseline, MckdConfig
 from retort.data.partitions import train_cells
-from retort.recipes.mckd.pipeline import Do, is_soft, together, train_on_partitions
+from retort.recipes.base import Do, together
+from retort.recipes.mckd.pipeline import is_soft, train_on_partitions
+from retort.recipes.mckd.steps import cross_label, evaluate_student, merge_labels, train_student
 from retort.recipes.mckd.teacher import supervised_training
-from retort.records.base import ArtifactRef, MckdResult
-from retort.steps.cross_label import cross_label
-from retort.steps.evaluate import evaluate_student
-from retort.steps.merge_labels import merge_labels
-from retort.steps.train_student import train_student
+from retort.records.base import ArtifactRef
+from retort.records.mckd import MckdResult
 
 
-async def compare_baselines(config: MckdConfig, distilled: MckdResult, do: Do) -> MckdResult:
+async def compare_baselines(config: MckdConfig, result: MckdResult, do: Do) -> MckdResult:
     """Train and score, on the test rows, each baseline that the config asks for."""
     scores: dict[str, ArtifactRef] = {}
     for name in config.baselines:
-        student = await _TRAINERS[name](config, distilled, do)
-        scores[name] = await do(evaluate_student(config, f"{name}/test", student, distilled.data.test))
-    return distilled.model_copy(update={"baselines": scores})
+        student = await _TRAINERS[name](config, result, do)
+        scores[name] = await do(evaluate_student(config, f"{name}/test", student, result.data.test))
+    return result.model_copy(update={"baselines": scores})
 
 
-async def vanilla_kd(config: MckdConfig, distilled: MckdResult, do: Do) -> ArtifactRef:
+async def vanilla_kd(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """One student on the teacher's labels of the whole pool."""
-    labels, soft = distilled.labels[0], is_soft(config, 1)
-    return await do(train_student(config, "vanilla-kd/student", labels, soft=soft, labeled=distilled.data.labeled))
+    labels, soft = result.labels[0], is_soft(config, 1)
+    return await do(train_student(config, "vanilla-kd/student", labels, soft=soft, labeled=result.data.labeled))
 
 
-async def compute_matched_kd(config: MckdConfig, distilled: MckdResult, do: Do) -> ArtifactRef:
+async def compute_matched_kd(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """Vanilla, with as many epochs as all the stages have together."""
     training = config.student.training
     longer = training.model_copy(update={"epochs": training.epochs * config.method.stages})
-    labels, soft, name = distilled.labels[0], is_soft(config, 1), "compute-matched-kd/student"
-    stage = train_student(config, name, labels, training=longer, soft=soft, labeled=distilled.data.labeled)
+    labels, soft, name = result.labels[0], is_soft(config, 1), "compute-matched-kd/student"
+    stage = train_student(config, name, labels, training=longer, soft=soft, labeled=result.data.labeled)
     return await do(stage)
 
 
-async def same_partition(config: MckdConfig, distilled: MckdResult, do: Do) -> ArtifactRef:
+async def same_partition(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """MCKD without the crossing: each student relabels the very rows that it was trained on."""
-    method, labels, run = config.method, distilled.labels[0], "same-partition/"
+    method, labels, run = config.method, result.labels[0], "same-partition/"
     soft = method.cross_labels == "soft"
     cells = [train_cells(method.scheme, method.partitions, index) for index in range(method.partitions)]
     if method.scheme == "leave-one-out":  # so that each row has one student of those that saw it
         cells = [((index + 1) % method.partitions,) for index in range(method.partitions)]
     for stage in range(1, method.stages):
-        students = await train_on_partitions(config, distilled.data, stage, labels, do, run)
+        students = await train_on_partitions(config, result.data, stage, labels, do, run)
         own = await together(
             do(
                 cross_label(
@@ -62,34 +61,37 @@ async def same_partition(config: MckdConfig, distilled: MckdResult, do: Do) -> A
             for index, student in enumerate(students)
         )
         labels = await do(merge_labels(config, f"{run}stage{stage}/pseudolabels", labels, own, soft=soft))
-    labeled, is_last_soft = distilled.data.labeled, is_soft(config, method.stages)
+    labeled, is_last_soft = result.data.labeled, is_soft(config, method.stages)
     return await do(train_student(config, f"{run}student", labels, soft=is_last_soft, labeled=labeled))
 
 
-async def self_relabelling(config: MckdConfig, distilled: MckdResult, do: Do) -> ArtifactRef:
+async def self_relabelling(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """One student on the whole pool relabels the whole pool, as often as the stages would."""
-    labels, labeled = distilled.labels[0], distilled.data.labeled
+    labels, labeled, soft = result.labels[0], result.data.labeled, config.method.cross_labels == "soft"
     for stage in range(1, config.method.stages):
-        name = f"self-relabelling/stage{stage}"
-        student = await do(train_student(config, f"{name}/student", labels, labeled=labeled))
-        labels = await do(cross_label(config, f"{name}/pseudolabels", student, labels))
-    return await do(train_student(config, "self-relabelling/student", labels, labeled=labeled))
+        name, learns = f"self-relabelling/stage{stage}", is_soft(config, stage)
+        student = await do(train_student(config, f"{name}/student", labels, soft=learns, labeled=labeled))
+        labels = await do(cross_label(config, f"{name}/pseudolabels", student, labels, probabilities=soft))
+    learns = is_soft(config, config.method.stages)
+    return await do(train_student(config, "self-relabelling/student", labels, soft=learns, labeled=labeled))
 
 
-async def early_stopped(config: MckdConfig, distilled: MckdResult, do: Do) -> ArtifactRef:
-    """A student stopped after a sixth of its epochs relabels its own training rows, before it has memorised the
+async def early_stopped(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
+    """A student stopped after a sixth of its epochs relabels its own training rows, before it has memorized the
     wrong labels (arXiv 2312.10185); then one student on those."""
     training = config.student.training
     brief = training.model_copy(update={"epochs": math.ceil(training.epochs / 6), "stopping": None})
-    student = await do(train_student(config, "early-stopped/first", distilled.labels[0], training=brief))
-    labels = await do(cross_label(config, "early-stopped/pseudolabels", student, distilled.labels[0]))
-    return await do(train_student(config, "early-stopped/student", labels, labeled=distilled.data.labeled))
+    labels, labeled, soft = result.labels[0], result.data.labeled, is_soft(config, 1)
+    first = await do(train_student(config, "early-stopped/first", labels, training=brief, soft=soft))
+    soft = is_soft(config, 2)
+    labels = await do(cross_label(config, "early-stopped/pseudolabels", first, labels, probabilities=soft))
+    return await do(train_student(config, "early-stopped/student", labels, soft=soft, labeled=labeled))
 
 
-async def supervised(config: MckdConfig, distilled: MckdResult, do: Do) -> ArtifactRef:
+async def supervised(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """One student on the labelled set alone."""
     training = supervised_training(config)
-    return await do(train_student(config, "supervised/student", distilled.data.labeled, training=training))
+    return await do(train_student(config, "supervised/student", result.data.labeled, training=training))
 
 
 _TRAINERS: dict[Baseline, Callable[[MckdConfig, MckdResult, Do], Awaitable[ArtifactRef]]] = {

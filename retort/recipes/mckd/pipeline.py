@@ -1,31 +1,34 @@
 """Multistage collaborative knowledge distillation (arXiv 2311.08640, section 3), on one page.
 
-The algorithm says what is to be done, in which order and from what; `do` does it. The flow passes a `do` that
-runs Prefect tasks, `retort plan` one that only looks into the store.
+The algorithm says what is to be done, in which order and from what; `do` does it (see `Recipe`).
 """
-
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
 
 from retort.config import MckdConfig
 from retort.data.partitions import label_cells, train_cells
-from retort.errors import ConfigError
+from retort.recipes.base import Do, together
+from retort.recipes.checks import check_champion
+from retort.recipes.mckd.steps import (
+    Role,
+    cross_label,
+    evaluate_labels,
+    evaluate_student,
+    ingest,
+    merge_labels,
+    select,
+    start_from,
+    train_student,
+)
 from retort.recipes.mckd.teacher import teacher_labels
-from retort.records.base import ArtifactRef, Champion, Data, MckdResult, StageResult, Step
-from retort.steps.cross_label import cross_label
-from retort.steps.evaluate import evaluate_labels, evaluate_student
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data, MckdResult, StageResult
+from retort.records.result import Champion
 from retort.steps.gate import check_slices
-from retort.steps.ingest import ingest
-from retort.steps.merge_labels import merge_labels
-from retort.steps.select import select
-from retort.steps.train_student import start_from, train_student
-
-Do = Callable[[Step], Awaitable[ArtifactRef]]
 
 
 async def ingest_data(config: MckdConfig, do: Do) -> Data:
     """The rows of every role, checked and in the store."""
-    roles = ["labeled", "unlabeled", "test", *(["dev"] if config.evaluation.judge == "dev" else [])]
+    roles: list[Role] = ["labeled", "unlabeled", "test"]
+    roles += ["dev"] if config.evaluation.judge == "dev" else []
     refs = dict(zip(roles, await together(do(ingest(config, role)) for role in roles), strict=True))
     return Data(
         labeled=refs["labeled"],
@@ -35,14 +38,14 @@ async def ingest_data(config: MckdConfig, do: Do) -> Data:
     )
 
 
-async def distil(config: MckdConfig, data: Data, do: Do, reigning: Champion | None = None) -> MckdResult:
-    """From the teacher's labels to the final student. `reigning` is the champion, whom a warm start begins with.
+async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | None = None) -> MckdResult:
+    """From the teacher's labels to the final student. A warm start begins with the champion.
 
     Raises ConfigError, before anything is made, where the champion solves another problem, or the gate has a slice of
     a class that does not exist.
     """
-    check_slices(config)
-    check_champion(config, reigning)
+    check_slices(config.problem, config.gate)
+    check_champion(config.name, config.problem, champion)
     method, selecting = config.method, config.selection.kind == "better"
     teacher = await teacher_labels(config, data, do)
     labels = [teacher.labels]
@@ -64,7 +67,7 @@ async def distil(config: MckdConfig, data: Data, do: Do, reigning: Champion | No
         if stage < method.stages:
             labels.append(await relabel(config, stage, students, labels[-1], do))
 
-    final = await train_final(config, data, kept_stage, labels[kept_stage - 1], reigning, do)
+    final = await train_final(config, data, kept_stage, labels[kept_stage - 1], champion, do)
     return MckdResult(
         data=data,
         labels=tuple(labels),
@@ -79,26 +82,15 @@ async def distil(config: MckdConfig, data: Data, do: Do, reigning: Champion | No
     )
 
 
-def check_champion(config: MckdConfig, reigning: Champion | None) -> None:
-    """Raises ConfigError where the two cannot be compared."""
-    kind = reigning.made_of["params"]["problem"]["kind"] if reigning else config.problem.kind
-    if reigning and kind != config.problem.kind:
-        raise ConfigError(
-            f"name = '{config.name}': the champion of this name, version {reigning.version}, solves '{kind}' and not "
-            f"problem.kind = '{config.problem.kind}'; give this job another name"
-        )
-
-
 async def train_final(
-    config: MckdConfig, data: Data, kept_stage: int, labels: ArtifactRef, reigning: Champion | None, do: Do
+    config: MckdConfig, data: Data, kept_stage: int, labels: ArtifactRef, champion: Champion | None, do: Do
 ) -> ArtifactRef:
     """On the whole pool; the only student that may begin with the champion's weights."""
     soft, name = is_soft(config, kept_stage), "final/student"
-    stage = train_student(config, name, labels, soft=soft, labeled=data.labeled)
-    if reigning and config.student.warm_start:
-        start = start_from(stage, reigning)
-        stage = train_student(config, name, labels, soft=soft, start=start, labeled=data.labeled)
-    return await do(stage)
+    step = train_student(config, name, labels, soft=soft, labeled=data.labeled)
+    if champion and config.student.warm_start:
+        step = step.model_copy(update={"start": start_from(step, champion)})
+    return await do(step)
 
 
 async def train_on_partitions(
@@ -176,15 +168,6 @@ async def score_labels(config: MckdConfig, data: Data, labels: list[ArtifactRef]
         do(evaluate_labels(config, f"stage{stage}/label-quality", ref, data.unlabeled))
         for stage, ref in enumerate(labels)
     )
-
-
-async def together(work: Iterable[Awaitable[ArtifactRef]]) -> tuple[ArtifactRef, ...]:
-    """All of them at once. If one fails, the others still end and keep what they made; then its error is raised."""
-    outcomes = await asyncio.gather(*work, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return tuple(outcome for outcome in outcomes if not isinstance(outcome, BaseException))
 
 
 def is_soft(config: MckdConfig, stage: int) -> bool:

@@ -1,6 +1,5 @@
-"""`pseudolabel`: stage 0, the teacher's labels for the pool, by whichever teacher the config names."""
+"""Stage 0: the teacher's labels for the pool, by whichever teacher the config names."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from retort.config import (
@@ -12,20 +11,21 @@ from retort.config import (
     TrainingConfig,
 )
 from retort.config.teachers import LlmTeacherConfig, Member
-from retort.records.base import ArtifactRef, Data, Step
-from retort.steps.context import StepContext
-from retort.steps.cross_label import cross_label
-from retort.steps.evaluate import evaluate_labels, evaluate_own_labels, evaluate_student
-from retort.steps.pseudolabel_ensemble import make_ensemble_labels, merge_teachers
-from retort.steps.pseudolabel_llm import make_asked_labels, pseudolabel_asked
-from retort.steps.pseudolabel_recorded import make_recorded_labels, pseudolabel_recorded
-from retort.steps.train_student import train_student
-from retort.store import StepOutput
+from retort.recipes.base import Do
+from retort.recipes.mckd.steps import (
+    cross_label,
+    evaluate_labels,
+    evaluate_own_labels,
+    evaluate_student,
+    label_by_llm,
+    label_recorded,
+    merge_teachers,
+    train_student,
+)
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data
 
-VERSION = 1
 STAGE = "stage0/pseudolabels"
-
-Do = Callable[[Step], Awaitable[ArtifactRef]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TeacherLabels:
     own_scores: ArtifactRef | None = None
     """On the labelled set, each row asked about with the others as demonstrations, where the teacher can be asked."""
     member_scores: dict[str, ArtifactRef] = field(default_factory=dict)
-    """Of an ensemble's members, see `Distilled.member_scores`."""
+    """Of an ensemble's members, see `MckdResult.member_scores`."""
 
 
 def member_stage(index: int) -> str:
@@ -66,13 +66,13 @@ async def teacher_labels(config: MckdConfig, data: Data, do: Do) -> TeacherLabel
 async def _labels_of(config: MckdConfig, teacher: Member, data: Data, do: Do, name: str, stage: str) -> TeacherLabels:
     match teacher:
         case RecordedConfig():
-            return TeacherLabels(await do(pseudolabel_recorded(config, stage, teacher, data.unlabeled)))
-        case FinetunedConfig(training=training):
+            return TeacherLabels(await do(label_recorded(config, stage, teacher, data.unlabeled)))
+        case FinetunedConfig(training=training, min_success_ratio=least):
             student = await do(train_student(config, f"{name}/student", data.labeled, training=training))
-            labels = await do(cross_label(config, stage, student, data.unlabeled))
+            labels = await do(cross_label(config, stage, student, data.unlabeled, min_success_ratio=least))
             return TeacherLabels(labels, await do(evaluate_student(config, f"{name}/test", student, data.test)))
         case LlmTeacherConfig():
-            labels = await do(pseudolabel_asked(config, stage, teacher, data))
+            labels = await do(label_by_llm(config, stage, teacher, data))
             own = await do(evaluate_own_labels(config, f"{name}/labeled", labels, data.labeled))
             return TeacherLabels(labels, own_scores=own)
 
@@ -80,14 +80,3 @@ async def _labels_of(config: MckdConfig, teacher: Member, data: Data, do: Do, na
 def supervised_training(config: MckdConfig) -> TrainingConfig:
     """How to train on the labelled set alone: as the fine-tuned teacher is."""
     return config.teacher.training if isinstance(config.teacher, FinetunedConfig) else FINETUNED_TRAINING
-
-
-def make_pseudolabels(work: StepContext) -> StepOutput:
-    """By the teacher that the stage names."""
-    match work.stage.params["teacher"]:
-        case "recorded":
-            return make_recorded_labels(work)
-        case "ensemble":
-            return make_ensemble_labels(work)
-        case _:
-            return make_asked_labels(work)

@@ -1,26 +1,33 @@
 """Distillation of a teacher's probabilities into a tiny student that scores answers (arXiv 2312.15842), on one page.
 
-As in `mckd`, the algorithm says what is to be done and from what; `do` does it. Every arm has the same training rows;
+As in MCKD, the algorithm says what is to be done and from what; `do` does it. Every arm has the same training rows;
 the dev rows choose (each student's epoch, lambda, temperature, the exported student); each test set is met once, by
 what was chosen.
 """
 
 from retort.config.soft_label import TINY_ARMS, Arm, CrossEncoderConfig, ProbabilitiesConfig, SoftLabelConfig
-from retort.data.partitions import label_cells, train_cells
-from retort.recipes.mckd.pipeline import Do, together
-from retort.recipes.soft_label.jobs import asked_job, encoder_job
-from retort.records.base import ArtifactRef, Data, Record, SoftLabelResult
-from retort.steps.cross_label import cross_label
-from retort.steps.export_student import export_student
-from retort.steps.gather_probabilities import gather_labels, gather_recorded
-from retort.steps.ingest import ingest_answers
-from retort.steps.predict import predict_baseline, predict_tiny
-from retort.steps.pseudolabel_llm import pseudolabel_asked
-from retort.steps.score_predictions import score
-from retort.steps.time_students import time_students
-from retort.steps.train_grid import train_tiny
-from retort.steps.train_student import train_student
-from retort.steps.train_tinybert import train_small
+from retort.config.teachers import LlmTeacherConfig
+from retort.data.partitions import Cells, label_cells, train_cells
+from retort.recipes.base import Do, together
+from retort.recipes.checks import check_champion
+from retort.recipes.soft_label.steps import (
+    Encoder,
+    evaluate,
+    export_student,
+    gather_labels,
+    gather_recorded,
+    ingest,
+    label_by_llm,
+    predict_baseline,
+    predict_grid,
+    score,
+    time_students,
+    train_grid,
+)
+from retort.records.base import ArtifactRef, Record
+from retort.records.result import Champion
+from retort.records.soft_label import SoftLabelResult
+from retort.steps.gate import check_slices
 
 Refs = dict[str, ArtifactRef]
 
@@ -54,8 +61,12 @@ class TrainedArms(Record):
     small: tuple[ArtifactRef, ...]
 
 
-async def distil_scores(config: SoftLabelConfig, do: Do) -> SoftLabelResult:
-    data = await ingest_answers_of(config, do)
+async def distill(config: SoftLabelConfig, do: Do, champion: Champion | None = None) -> SoftLabelResult:
+    """From the data to the exported student. Raises ConfigError, before anything is made, where the champion solves
+    another problem, or the gate has a slice of a class that does not exist."""
+    check_slices(config.problem, config.gate)
+    check_champion(config.name, config.problem, champion)
+    data = await ingest_rows(config, do)
     taught = await TEACHERS[config.teacher.kind](config, data, do)
     grids = await train_grids(config, data, taught, do)
     small = await train_small_ones(config, data, do)
@@ -75,15 +86,23 @@ async def distil_scores(config: SoftLabelConfig, do: Do) -> SoftLabelResult:
         teacher=taught.model,
         small=small,
         grids=grids,
-        student=student,
+        final_student=student,
         scores=scores,
         times=times,
+        final_scores=await score_final(config, data, student, do),
     )
 
 
-async def ingest_answers_of(config: SoftLabelConfig, do: Do) -> Answers:
+async def score_final(config: SoftLabelConfig, data: Answers, student: ArtifactRef, do: Do) -> Refs:
+    """The exported student by itself, for the gate: nothing without tracking, which has the registry to promote in."""
+    tests = data.tests if config.tracking else {}
+    scores = await together(do(evaluate(config, f"final/{name}", student, rows)) for name, rows in tests.items())
+    return dict(zip(tests, scores, strict=True))
+
+
+async def ingest_rows(config: SoftLabelConfig, do: Do) -> Answers:
     roles = ["train", "dev", *config.data.tests, *(["unlabeled"] if "with-pool" in config.arms else [])]
-    refs = dict(zip(roles, await together(do(ingest_answers(config, role)) for role in roles), strict=True))
+    refs = dict(zip(roles, await together(do(ingest(config, role)) for role in roles), strict=True))
     tests = {name: refs[name] for name in config.data.tests}
     return Answers(train=refs["train"], dev=refs["dev"], tests=tests, pool=refs.get("unlabeled"))
 
@@ -98,43 +117,34 @@ async def fine_tune(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherPr
     them those of other rows, and is what the students are compared with."""
     teacher = config.teacher
     assert isinstance(teacher, CrossEncoderConfig)
-    k, job = teacher.folds, encoder_job(config, teacher.model, teacher.training, teacher.folds)
-    whole, *parts = await together(
+    encoder, k = Encoder.of(config, teacher.model, teacher.training), teacher.folds
+
+    def cells(numbers: tuple[int, ...]) -> Cells:
+        return Cells(of=k, seed=config.seed, only=list(numbers))
+
+    parts = [(cells(train_cells("leave-one-out", k, i)), cells(label_cells("leave-one-out", k, i))) for i in range(k)]
+    whole, *students = await together(
         [
-            do(train_student(job, "teacher/student", data.train)),
-            *(
-                do(train_student(job, f"teacher/part-{i}", data.train, cells=train_cells("leave-one-out", k, i)))
-                for i in range(k)
-            ),
+            do(encoder.train("teacher/student", data.train)),
+            *(do(encoder.train(f"teacher/part-{i}", data.train, cells=seen)) for i, (seen, _) in enumerate(parts)),
         ]
     )
     labels = await together(
-        do(
-            cross_label(
-                job,
-                f"teacher/labels-{i}",
-                part,
-                data.train,
-                cells=label_cells("leave-one-out", k, i),
-                probabilities=True,
-            )
-        )
-        for i, part in enumerate(parts)
+        do(encoder.label(f"teacher/labels-{i}", students[i], data.train, unseen)) for i, (_, unseen) in enumerate(parts)
     )
     probabilities = {"train": await do(gather_labels(config, "teacher/train", data.train, labels))}
     for role, rows in others(data).items():
-        answers = await do(cross_label(job, f"teacher/labels-{role}", whole, rows, probabilities=True))
+        answers = await do(encoder.label(f"teacher/labels-{role}", whole, rows))
         probabilities[role] = await do(gather_labels(config, f"teacher/{role}", rows, (answers,)))
     return TeacherProbabilities(probabilities=probabilities, model=whole)
 
 
 async def ask(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
     """A language model, with demonstrations from the dev rows, which it therefore labels without themselves."""
-    job, probabilities = asked_job(config), {}
-    teacher = job.teacher
+    teacher, probabilities = config.teacher, {}
+    assert isinstance(teacher, LlmTeacherConfig)
     for role, rows in {"train": data.train, **others(data)}.items():
-        asked = Data(labeled=data.dev, unlabeled=rows, test=rows, judge=data.dev)
-        labels = await do(pseudolabel_asked(job, f"teacher/labels-{role}", teacher, asked))  # type: ignore[arg-type]
+        labels = await do(label_by_llm(config, f"teacher/labels-{role}", teacher, rows, data.dev))
         probabilities[role] = await do(gather_labels(config, f"teacher/{role}", rows, (labels,)))
     return TeacherProbabilities(probabilities=probabilities)
 
@@ -166,7 +176,7 @@ async def train_grids(config: SoftLabelConfig, data: Answers, taught: TeacherPro
     known = taught.probabilities
     refs = await together(
         do(
-            train_tiny(
+            train_grid(
                 config,
                 arm,
                 data.train,
@@ -182,7 +192,14 @@ async def train_grids(config: SoftLabelConfig, data: Answers, taught: TeacherPro
 
 async def train_small_ones(config: SoftLabelConfig, data: Answers, do: Do) -> tuple[ArtifactRef, ...]:
     seeds = config.tinybert.seeds if "tinybert" in config.arms else 0
-    return await together(do(train_small(config, f"tinybert/student-{i}", data.train, i)) for i in range(seeds))
+    encoder, layers = tinybert(config), config.tinybert.layers
+    return await together(
+        do(encoder.train(f"tinybert/student-{i}", data.train, layers=layers, index=i)) for i in range(seeds)
+    )
+
+
+def tinybert(config: SoftLabelConfig) -> Encoder:
+    return Encoder.of(config, config.tinybert.model, config.tinybert.training)
 
 
 async def score_teacher(config: SoftLabelConfig, data: Answers, taught: TeacherProbabilities, do: Do) -> Refs:
@@ -210,11 +227,9 @@ async def predictions(
     """What the arm says of a role's rows: one artifact with all seeds, or of `tinybert` one for each."""
     name, rows = f"{arm}/{role}", data.judged[role]
     if arm in trained.grids:
-        return (await do(predict_tiny(config, name, trained.grids[arm], rows)),)
+        return (await do(predict_grid(config, name, trained.grids[arm], rows)),)
     if arm != "tinybert":
         return (await do(predict_baseline(config, name, arm, data.train, rows)),)
-    job = encoder_job(config, config.tinybert.model, config.tinybert.training)
-    labels = await together(
-        do(cross_label(job, f"{name}-labels-{i}", one, rows, probabilities=True)) for i, one in enumerate(trained.small)
-    )
+    encoder = tinybert(config)
+    labels = await together(do(encoder.label(f"{name}-labels-{i}", one, rows)) for i, one in enumerate(trained.small))
     return await together(do(gather_labels(config, f"{name}-{i}", rows, (one,))) for i, one in enumerate(labels))

@@ -4,13 +4,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from retort.errors import DamagedArtifact
-from retort.records.base import ArtifactRef, Data, MckdResult
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data, MckdResult
 from retort.report.mckd.summary import Timing
-from retort.steps.context import StepContext
-from retort.store import Manifest
+from retort.store import Manifest, Store
 from retort.store.ancestry import ancestors
-from retort.store.store import REPAIR
 
 
 class Made(NamedTuple):
@@ -27,28 +25,20 @@ def data_refs(data: Data) -> dict[str, ArtifactRef]:
     return {"labeled": data.labeled, "unlabeled": data.unlabeled, "test": data.test, **dev}
 
 
-def manifest_of(work: StepContext, ref: ArtifactRef) -> Manifest:
-    """Raises DamagedArtifact where it has vanished."""
-    manifest = work.store.find(ref.kind, ref.key)
-    if manifest is None:
-        raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
-    return manifest
-
-
-def student_behind(work: StepContext, scores: ArtifactRef) -> Manifest | None:
+def student_behind(store: Store, scores: ArtifactRef) -> Manifest | None:
     """The student that was scored."""
-    keys = manifest_of(work, scores).made_of["inputs"].get("student", [])
-    return work.store.find("students", keys[0]) if keys else None
+    keys = store.manifest_of(scores).fingerprint["inputs"].get("student", [])
+    return store.find("students", keys[0]) if keys else None
 
 
-def made(work: StepContext, distilled: MckdResult) -> list[Made]:
+def made(store: Store, result: MckdResult) -> list[Made]:
     """Everything that the run rests on, each artifact once, inputs before what was made of them."""
     seen: set[str] = set()
     return [
         Made(group, manifest)
-        for group, refs in _groups(distilled)
+        for group, refs in _groups(result)
         for ref in refs
-        for manifest in ancestors(work.store, ref.kind, ref.key, seen)
+        for manifest in ancestors(store, ref.kind, ref.key, seen)
     ]
 
 
@@ -72,16 +62,16 @@ def _timing(group: str, what: str, manifests: list[Manifest]) -> Timing:
     )
 
 
-def _groups(distilled: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
+def _groups(result: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
     """In the order of the work."""
-    yield "data", list(data_refs(distilled.data).values())
-    teacher = [distilled.labels[0], distilled.label_scores[0], distilled.teacher_scores, distilled.teacher_own_scores]
-    teacher += distilled.member_scores.values()
+    yield "data", list(data_refs(result.data).values())
+    teacher = [result.labels[0], result.label_scores[0], result.teacher_scores, result.teacher_own_scores]
+    teacher += result.member_scores.values()
     yield "teacher", [ref for ref in teacher if ref is not None]
-    for done in distilled.rounds:
+    for done in result.rounds:
         refs = [*done.students, *done.judge_scores, *done.test_scores, done.selection]
-        refs += [*distilled.labels[done.stage : done.stage + 1], *distilled.label_scores[done.stage : done.stage + 1]]
+        refs += [*result.labels[done.stage : done.stage + 1], *result.label_scores[done.stage : done.stage + 1]]
         yield f"stage {done.stage}", [ref for ref in refs if ref is not None]
-    yield "final student", [distilled.final_student, distilled.final_scores]
-    for name, scores in distilled.baselines.items():
+    yield "final student", [result.final_student, result.final_scores]
+    for name, scores in result.baselines.items():
         yield name, [scores]

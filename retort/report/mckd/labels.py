@@ -9,13 +9,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from retort.io.parquet import Row, read_rows
+from retort.artifacts.examples import Examples
+from retort.artifacts.pseudolabels import Pseudolabels
+from retort.io.parquet import Row
+from retort.metrics.format import shortened
 from retort.problems import Problem
 from retort.records.base import ArtifactRef
-from retort.report.mckd.summary import ChangedExample, Failure, LabelChange, LabelFailures, shortened
-from retort.steps.context import StepContext
-from retort.steps.ingest import GOLD_ROWS, ROWS
-from retort.steps.pseudolabel_recorded import FAILED_ROWS
+from retort.report.mckd.summary import ChangedExample, Failure, LabelChange, LabelFailures
+from retort.store import Store
 
 EXAMPLES_SHOWN = 10
 FAILURES_SHOWN = 20
@@ -31,39 +32,38 @@ class _Changed(NamedTuple):
     example: ChangedExample
 
 
-def label_change(work: StepContext, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef) -> LabelChange:
+def label_change(store: Store, problem: Problem, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef) -> LabelChange:
     """Compare the labels of two stages row by row, and with the pool's gold where it has some."""
     counts: Counter[str] = Counter()
 
     def changed() -> Iterator[_Changed]:
-        for gold, before, after in _side_by_side(work, pool, old, new):
+        for gold, before, after in _side_by_side(store, pool, old, new):
             if before["label"] == after["label"]:
                 continue
-            change = _changed(work.problem, gold, before, after)
+            change = _changed(problem, gold, before, after)
             counts["changed"] += 1
             counts[change.example.verdict or "unknown"] += 1
             yield change
 
     top = [item.example for item in heapq.nsmallest(EXAMPLES_SHOWN, changed(), key=lambda item: item.rank)]
-    manifest = work.store.find(new.kind, new.key)
+    kept = store.manifest_of(new).counts.get("kept", 0)
     return LabelChange(
         changed=counts["changed"],
-        kept=manifest.counts.get("kept", 0) if manifest else 0,
+        kept=kept,
         known=counts["changed"] - counts["unknown"],
         fixed=counts["fixed"],
         broken=counts["broken"],
         still_wrong=counts["still wrong"],
         order="old-label-probability" if top and top[0].old_probability is not None else "parts-changed",
-        examples=tuple(_rendered(work.problem, example) for example in top),
+        examples=tuple(_rendered(problem, example) for example in top),
     )
 
 
-def label_failures(work: StepContext, teacher_labels: ArtifactRef) -> LabelFailures:
+def label_failures(store: Store, teacher_labels: ArtifactRef) -> LabelFailures:
     """Why completions gave no label; the examples go through the reasons in turn."""
-    path = work.fetch_ref(teacher_labels) / FAILED_ROWS
     reasons: Counter[str] = Counter()
     kept: dict[str, list[Failure]] = {}
-    for row in read_rows(path) if path.exists() else ():
+    for row in Pseudolabels.open(store, teacher_labels).failures():
         reasons[row["reason"]] += 1
         samples = kept.setdefault(row["reason"], [])
         if len(samples) < FAILURES_SHOWN:
@@ -74,16 +74,15 @@ def label_failures(work: StepContext, teacher_labels: ArtifactRef) -> LabelFailu
 
 
 def _side_by_side(
-    work: StepContext, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef
+    store: Store, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef
 ) -> Iterator[tuple[str | None, Row, Row]]:
     """(gold label, old row, new row) of each labelled row. All files keep the pool's order, so one walk does."""
-    folder = work.fetch_ref(pool)
-    golds = read_rows(folder / GOLD_ROWS, ["example_id", "label"]) if (folder / GOLD_ROWS).exists() else iter(())
-    columns = ["example_id", "text", "label"]
-    before = read_rows(work.fetch_ref(old) / ROWS, columns)
-    after = _with_probabilities(work.fetch_ref(new) / ROWS)
+    examples = Examples.open(store, pool)
+    golds = examples.gold_rows()
+    before = Pseudolabels.open(store, old).rows(["example_id", "text", "label"])
+    after = _with_probabilities(Pseudolabels.open(store, new).path)
     gold, pair = next(golds, None), next(zip(before, after, strict=False), None)
-    for row in read_rows(folder / ROWS, ["example_id"]):
+    for row in examples.rows(["example_id"]):
         example_id, label = row["example_id"], None
         if gold is not None and gold["example_id"] == example_id:
             label, gold = gold["label"], next(golds, None)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from retort.config import ClassificationConfig, ConstituencyConfig, SlotsConfig
 from retort.config import Problem as ProblemConfig
 from retort.io.parquet import Row
+from retort.metrics.format import shortened
 from retort.problems import Problem
-from retort.report.mckd.summary import Confusion, ErrorTable, NameErrors, shortened
+from retort.report.mckd.summary import Confusion, ErrorTable, NameErrors
 
 CONFUSIONS_SHOWN = 15
 MATRIX_CLASSES = 24

@@ -1,41 +1,24 @@
-"""The facts of a run: one JSON file that the pages, the terminal, MLflow and `run --json` are all fed from."""
+"""The facts of a run of the MCKD recipe."""
 
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from retort.config import Metric
-from retort.records.base import Label, Record, Score
+from retort.metrics.format import TITLES, with_interval
+from retort.records.base import Record, Score, digest
+from retort.report.base import Summary, Table
 
-TITLES: dict[str, str] = {
-    "slot_f1": "slot F1",
-    "intent_accuracy": "intent accuracy",
-    "exact_match": "exact match",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "quadratic_weighted_kappa": "weighted kappa",
-    "bracket_f1": "bracket F1",
-    "bracket_precision": "bracket precision",
-    "bracket_recall": "bracket recall",
-    "unlabeled_f1": "unlabelled F1",
-    "chrf": "chrF",
-    "bleu": "BLEU",
-    "rouge_l": "ROUGE-L",
-    "field_f1": "field F1",
-}
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-Scores = dict[str, Score]
+ScoresByMetric = dict[str, Score]
 """By metric, in the order of the config's metrics."""
 
 Use = Literal["final student", "rejected", "replaced", "not needed"]
 """What became of a stage's labels."""
 
 Role = Literal["teacher", "stage", "final", "champion", "baseline"]
-
-Outcome = Literal["passed", "first", "refused", "reigns"]
-"""passed: better than the champion. first: no champion reigns, and nothing else speaks against it. refused: not good
-enough. reigns: it is the champion already, so there is nothing to promote."""
 
 
 class FinalGain(Record):
@@ -53,75 +36,6 @@ class FinalGain(Record):
     """McNemar's, of these two counts."""
 
 
-class ChampionComparison(Record):
-    """The final student against the champion on the same test rows, paired, in the deciding metric."""
-
-    score: float
-    champion_score: float
-    gain: float
-    low: float
-    """Lower end of the gain's 95 % bootstrap interval."""
-    high: float
-    min_gain: float
-    win_share: float
-    """Share of resamples, in [0, 1], in which the gain is more than `min_gain`; at least `confidence` is needed."""
-    confidence: float
-    resamples: int
-    only_champion: int
-    """Rows whose whole label only the champion gets right."""
-    only_final: int
-    p_value: float
-    """McNemar's, of these two counts; it decides nothing."""
-
-
-class SliceScore(Record):
-    """The final student on a part of the test rows."""
-
-    name: str
-    metric: Metric
-    n: int
-    score: Score | None
-    """None where the slice has no row."""
-    floor: float
-    min_rows: int
-
-    @property
-    def passed(self) -> bool:
-        return self.score is not None and self.n >= self.min_rows and self.score.value >= self.floor
-
-
-class Cost(Record):
-    """What the final student costs whoever serves it."""
-
-    latency_ms: float
-    """For one row on one CPU thread, from text to label: the median."""
-    timed_rows: int
-    machine: str
-    max_latency_ms: float | None
-    megabytes: float
-    """10^6 bytes of weights."""
-    max_megabytes: float | None
-
-
-class Verdict(Record):
-    """The gate's."""
-
-    outcome: Outcome
-    accepted: bool
-    """Whether it is to be promoted: passed or first."""
-    metric: Metric
-    n: int
-    """Test rows."""
-    contest: ChampionComparison | None
-    """None where no champion reigns."""
-    slices: tuple[SliceScore, ...]
-    cost: Cost
-    reasons: tuple[str, ...]
-    """A sentence for each check."""
-    refusals: tuple[str, ...]
-    """Those of them that were not passed."""
-
-
 class SystemRow(Record):
     """One line of the result table: a labeler, and how well it does."""
 
@@ -133,9 +47,9 @@ class SystemRow(Record):
     measured_on: Literal["test", "pool", "labelled"] | None = None
     """pool: a teacher's labels against the pool's gold. labelled: its labels of the labelled set, each row asked about
     with the others as demonstrations."""
-    scores: Scores = Field(default_factory=dict)
+    scores: ScoresByMetric = Field(default_factory=dict)
     """Means over the students; empty where nothing could be measured."""
-    judge_scores: Scores = Field(default_factory=dict)
+    judge_scores: ScoresByMetric = Field(default_factory=dict)
     """Of a stage, on the rows that stages are judged on."""
     seconds: float = 0.0
     """Compute spent on it that no row above needed."""
@@ -185,7 +99,7 @@ class LabelStage(Record):
     stage: int
     rows: int
     used: Use
-    quality: Scores
+    quality: ScoresByMetric
     """Against the pool's gold, where it has some; a row without a label counts as wrong."""
     change: LabelChange | None
     """None for stage 0."""
@@ -274,12 +188,12 @@ class DataSet(Record):
     """Rows with a gold label."""
 
 
-class Summary(Record):
-    name: str
+class MckdSummary(Summary):
+    picture_key = "scores-by-stage"
+
     problem: str
     metric: Metric
     """The one that decides."""
-    metrics: tuple[Metric, ...]
     stages_asked: int
     kept_stage: int
     reason: str
@@ -289,23 +203,9 @@ class Summary(Record):
     labels: tuple[LabelStage, ...]
     failures: LabelFailures
     teachers: tuple[TeacherFacts, ...]
-    """Those that were asked row by row, and every member of an ensemble."""
+    """LLM teachers, and every member of an ensemble."""
     errors: tuple[ErrorTable, ...]
     timings: tuple[Timing, ...]
-    compute_seconds: float
-    """Of everything that the run rests on, whether made tonight or found in the store."""
-    model_uri: str
-    """Address of the final student's artifact."""
-    model_key: str
-    made_with: dict[str, str | int | float | bool]
-    """Device, precision, package versions of the final student."""
-    made_at: str
-    """When the final student was finished, ISO 8601 in UTC: a report made again says the same."""
-    config: dict[str, Any]
-    gate: Verdict | None = None
-    """None where there is no registry to promote in."""
-    champion: str | None = None
-    """The registered version that the final student met; None where none reigned."""
 
     @property
     def final(self) -> SystemRow:
@@ -316,32 +216,28 @@ class Summary(Record):
         """The baselines that the final student is compared with."""
         return tuple(row for row in self.systems if row.final_gain)
 
+    @property
+    def conclusion(self) -> str:
+        return self.reason
 
-def verdict_text(verdict: Verdict, champion: str | None) -> str:
-    """The gate's verdict in one sentence."""
-    match verdict.outcome:
-        case "passed":
-            return f"The gate lets the final student take the place of the champion, version {champion}."
-        case "first":
-            return "The gate lets the final student become the first champion."
-        case "reigns":
-            return f"The final student is the champion already, version {champion}."
-    place = f"take the place of the champion, version {champion}" if champion else "become the first champion"
-    failed, made = len(verdict.refusals), len(verdict.reasons)
-    return f"The gate does not let the final student {place}: {failed} of {made} checks failed."
+    @property
+    def data_digest(self) -> str:
+        return digest([[data.role, data.key] for data in self.data])
 
+    def tables(self) -> dict[str, Table]:
+        return {"scores": table(self)}
 
-def read_summary(path: Path) -> Summary:
-    """Of a report's folder."""
-    return Summary.model_validate_json((path / "summary.json").read_text(encoding="utf-8"))
+    def final_as_json(self) -> dict[str, object]:
+        scores = {metric: score.model_dump(exclude={"metric"}) for metric, score in self.final.scores.items()}
+        return {"stage": self.kept_stage, "scores": scores, "model": self.model_uri}
 
+    def render(self) -> "RenderableType":
+        from retort.report.mckd.terminal import render_terminal
 
-class Table(NamedTuple):
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+        return render_terminal(self)
 
 
-def table(summary: Summary, most_metrics: int | None = None) -> Table:
+def table(summary: MckdSummary, most_metrics: int | None = None) -> Table:
     """The result table as text: scores in percent with their 95 % intervals, time in seconds; of the metrics
     the first so many, or all."""
     metrics = summary.metrics[:most_metrics]
@@ -357,39 +253,6 @@ def table(summary: Summary, most_metrics: int | None = None) -> Table:
         for row in summary.systems
     )
     return Table(columns, rows)
-
-
-def with_interval(score: Score | None) -> str:
-    """`89.6 [88.1, 91.0]`"""
-    return "-" if score is None else f"{percent(score.value)} [{percent(score.low)}, {percent(score.high)}]"
-
-
-def percent(value: float) -> str:
-    """0.896 -> 89.6. Never `-0.0`."""
-    return f"{round(100 * value, 1) + 0.0:.1f}"
-
-
-def signed(gain: float) -> str:
-    """0.021 -> +2.1, in percent points."""
-    return f"{round(100 * gain, 1) + 0.0:+.1f}"
-
-
-def p_text(p_value: float) -> str:
-    """`p = 0.035`"""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-
-
-def seconds_text(seconds: float) -> str:
-    """`3 min 20 s`"""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
-
-
-def shortened(label: Label, most: int = 400) -> str:
-    return label if len(label) <= most else f"{label[:most]} ..."
 
 
 def _title(row: SystemRow) -> str:

@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 
+from retort.metrics.format import percent, seconds_text, shortened
 from retort.records.base import ArtifactRef
-from retort.report.mckd.artifacts import manifest_of
-from retort.report.mckd.summary import TeacherFacts, percent, seconds_text, shortened
-from retort.steps.context import StepContext
-from retort.store import Manifest
+from retort.report.mckd.summary import TeacherFacts
+from retort.store import Manifest, Store
 
 
-def teacher_facts(work: StepContext, labels: ArtifactRef) -> tuple[TeacherFacts, ...]:
+def teacher_facts(store: Store, labels: ArtifactRef) -> tuple[TeacherFacts, ...]:
     """`labels`: the teacher's, or an ensemble's. Teachers that were asked nothing have no facts but their weight."""
-    manifest = manifest_of(work, labels)
+    manifest = store.manifest_of(labels)
     if members := manifest.details.get("members"):
-        keys = manifest.made_of["inputs"]["members"]
-        found = [work.store.find("pseudolabels", key) for key in keys]
+        keys = manifest.fingerprint["inputs"]["members"]
+        found = [store.find("pseudolabels", key) for key in keys]
         return tuple(
             _facts(f"teacher-{index}", member, told)
             for index, (member, told) in enumerate(zip(found, members, strict=True))
@@ -44,7 +43,7 @@ def _membership(told: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _identity(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    params, engine = manifest.made_of["params"], manifest.details.get("engine", {})
+    params, engine = manifest.fingerprint["params"], manifest.details.get("engine", {})
     known = {key: str(value) for key, value in params["identity"].items() if value not in (None, False)}
     yield "teacher", ", ".join(f"{key} {shortened(value, 40)}" for key, value in known.items())
     shown = {key: engine[key] for key in _ENGINE if engine.get(key) not in (None, "")}

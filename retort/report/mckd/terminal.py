@@ -4,14 +4,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from retort.report.mckd.summary import Summary, seconds_text, table, verdict_text
+from retort.metrics.format import seconds_text
+from retort.report.base import verdict_lines
+from retort.report.mckd.summary import MckdSummary, table
 
 MOST_METRICS = 3
 """In 80 columns; the report has them all."""
 _STYLES = {"teacher": "", "stage": "", "final": "bold green", "champion": "", "baseline": ""}
 
 
-def render_terminal(summary: Summary) -> Table:
+def render_terminal(summary: MckdSummary) -> Table:
     """Print it with `rich.console.Console().print`. Intervals and notes go below, so that 80 columns hold it."""
     content = table(summary, MOST_METRICS)
     more = len(summary.metrics) - MOST_METRICS
@@ -21,7 +23,7 @@ def render_terminal(summary: Summary) -> Table:
         title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
         title_style="bold",
         title_justify="left",
-        caption=Text("\n".join([summary.reason, *_gate_lines(summary), *elsewhere, cost])),
+        caption=Text("\n".join([summary.reason, *verdict_lines(summary), *elsewhere, cost])),
         caption_justify="left",
         caption_style="",
         box=SIMPLE_HEAD,
@@ -34,11 +36,3 @@ def render_terminal(summary: Summary) -> Table:
         below = (Text(cell.replace(" [", "\n[")) for cell in cells)
         rendered.add_row(Text.assemble(name, "\n", (note, "dim not bold")), *below, style=_STYLES[row.role])
     return rendered
-
-
-def _gate_lines(summary: Summary) -> list[str]:
-    """The verdict, and each check where there was something to decide."""
-    if summary.gate is None:
-        return []
-    checks = [] if summary.gate.outcome == "reigns" else summary.gate.reasons
-    return [verdict_text(summary.gate, summary.champion), *(f"- {reason}" for reason in checks)]

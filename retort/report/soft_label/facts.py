@@ -1,20 +1,23 @@
-"""From the artifacts of a run to its `ScoreSummary`."""
+"""From the artifacts of a run to its `SoftLabelSummary`."""
 
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retort.artifacts.grids import Grid
+from retort.artifacts.scores import ArmScores, SeedScores
+from retort.artifacts.times import Times
+from retort.artifacts.verdicts import GateVerdict
+from retort.config import Metric
 from retort.metrics.bootstrap import compare, mcnemar
 from retort.metrics.seeds import over_seeds, paired
-from retort.records.base import ArtifactRef, SoftLabelResult
-from retort.report.mckd.artifacts import manifest_of
-from retort.report.soft_label.summary import Gain, McNemarOfSeed, ScoreSummary, Tried
-from retort.steps.context import StepContext
-from retort.steps.score_predictions import ArmScores, read_arm_scores, read_right
-from retort.steps.time_students import TIMES, Costs
-from retort.steps.train_grid import GRID
+from retort.records.base import ArtifactRef
+from retort.records.soft_label import SoftLabelResult
+from retort.report.soft_label.summary import Gain, McNemarOfSeed, SoftLabelSummary, Tried
+from retort.store import Store
 
 COMPARED = (
     ("soft-grid", "hard"),
@@ -29,59 +32,70 @@ COMPARED = (
 """Which arm is compared with which, where a run has both."""
 
 
-def gather_scores(work: StepContext) -> ScoreSummary:
-    scored = SoftLabelResult.model_validate(work.stage.knobs["scored"])
-    params = work.stage.params
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended."""
+
+    result: SoftLabelResult
+    store: Store
+    resamples: int
+    seed: int
+
+
+def gather(run: Run, config: dict[str, Any], classes: tuple[str, ...], metrics: tuple[Metric, ...]) -> SoftLabelSummary:
+    """`config` as it is reported. Raises DamagedArtifact where an artifact of the run has vanished."""
+    result, store = run.result, run.store
     scores = {
-        arm: {role: read_arm_scores(work, ref) for role, ref in by_rows.items()}
-        for arm, by_rows in scored.scores.items()
+        arm: {role: SeedScores.open(store, ref).scores() for role, ref in by_rows.items()}
+        for arm, by_rows in result.scores.items()
     }
-    manifests = [manifest_of(work, ref) for ref in scored.refs()]
-    student = manifest_of(work, scored.student)
-    roles = {"train": scored.train, "dev": scored.dev, **scored.tests}
-    if scored.pool:
-        roles["unlabeled"] = scored.pool
-    return ScoreSummary(
-        name=params["name"],
-        classes=tuple(params["problem"]["labels"]),
-        metrics=tuple(params["metrics"]),
-        seeds=params["seeds"],
+    student = store.manifest_of(result.final_student)
+    roles = {"train": result.train, "dev": result.dev, **result.tests}
+    if result.pool:
+        roles["unlabeled"] = result.pool
+    return SoftLabelSummary(
+        name=config["name"],
+        classes=classes,
+        metrics=metrics,
+        seeds=config["grid"]["seeds"],
         scores=scores,
-        gains=tuple(_gains(work, scored, scores)),
-        tried=tuple(_tried(work, scored)),
-        costs=Costs.model_validate_json((work.fetch_ref(scored.times) / TIMES).read_text(encoding="utf-8")),
+        gains=tuple(_gains(run, scores)),
+        tried=tuple(_tried(run)),
+        costs=Times.open(store, result.times).costs(),
         student=student.details,
-        model_uri=work.store.ref(student).uri,
+        model_uri=store.ref(student).uri,
         model_key=student.key,
-        missing=manifest_of(work, scored.train_probabilities).counts["missing"],
+        missing=store.manifest_of(result.train_probabilities).counts["missing"],
         rows={role: ref.rows for role, ref in roles.items()},
         data_keys={role: ref.key for role, ref in roles.items()},
-        compute_seconds=sum(manifest.seconds for manifest in manifests),
+        compute_seconds=sum(store.manifest_of(ref).seconds for ref in result.refs()),
         made_at=student.created_at,
-        made_with=student.versions,
-        config=params["config"],
+        made_with=dict(student.versions),
+        config=config,
+        gate=GateVerdict.open(store, result.verdict).verdict() if result.verdict else None,
+        champion=result.champion.version if result.champion else None,
     )
 
 
-def _gains(work: StepContext, scored: SoftLabelResult, scores: dict[str, dict[str, ArmScores]]) -> Iterator[Gain]:
+def _gains(run: Run, scores: dict[str, dict[str, ArmScores]]) -> Iterator[Gain]:
     for arm, against in COMPARED:
         if arm not in scores or against not in scores:
             continue
-        for rows in scored.tests:
-            refs = scored.scores[against][rows], scored.scores[arm][rows]
-            yield _gain(work, arm, against, rows, refs, scores)
+        for rows in run.result.tests:
+            refs = run.result.scores[against][rows], run.result.scores[arm][rows]
+            yield _gain(run, arm, against, rows, refs, scores)
 
 
 def _gain(
-    work: StepContext,
+    run: Run,
     arm: str,
     against: str,
     rows: str,
     refs: tuple[ArtifactRef, ArtifactRef],
     scores: dict[str, dict[str, ArmScores]],
 ) -> Gain:
-    params, metric = work.stage.params, "accuracy"
-    old, new = (read_right(work, ref) for ref in refs)
+    metric = "accuracy"
+    old, new = (SeedScores.open(run.store, ref).right() for ref in refs)
     values = [scores[one][rows].metrics[metric].values for one in (against, arm)]
     # A single system is compared with every seed of the other; of two numbers of seeds, those that both have.
     size = min((len(one) for one in values if len(one) > 1), default=1)
@@ -90,8 +104,8 @@ def _gain(
         [_counts(one) for one in old],
         [_counts(one) for one in new],
         lambda sums: sums[..., 0] / sums[..., 1],
-        params["resamples"],
-        params["seed"],
+        run.resamples,
+        run.seed,
     )
     return Gain(
         arm=arm,
@@ -113,10 +127,9 @@ def _counts(right: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.stack([right.astype(np.float64), np.ones(len(right))], axis=1)
 
 
-def _tried(work: StepContext, scored: SoftLabelResult) -> Iterator[Tried]:
-    for arm, ref in scored.grids.items():
-        grid = json.loads((work.fetch_ref(ref) / GRID).read_text(encoding="utf-8"))
-        for at, one in enumerate(grid["tried"]):
-            dev = over_seeds(one["dev_accuracies"])
-            kept = at == grid["best"]
-            yield Tried(arm=arm, setting=one["setting"], dev=dev, dev_loss=one["dev_loss"], kept=kept)
+def _tried(run: Run) -> Iterator[Tried]:
+    for arm, ref in run.result.grids.items():
+        grid = Grid.open(run.store, ref)
+        for at, one in enumerate(grid.tried()):
+            dev = over_seeds(one.dev_accuracies)
+            yield Tried(arm=arm, setting=one.setting, dev=dev, dev_loss=one.dev_loss, kept=at == grid.best)

@@ -1,52 +1,55 @@
-"""`report-scores`: what a run of the score flow did, in pictures and words, from its artifacts alone."""
+"""The soft-label recipe's report."""
 
-from retort.config.soft_label import SoftLabelConfig
-from retort.records.base import SoftLabelResult, Step
-from retort.report.step import SUMMARY
+from pathlib import Path
+
+from retort.problems import problem_for
+from retort.records.soft_label import SoftLabelResult
+from retort.report.soft_label.facts import Run, gather
+from retort.report.soft_label.summary import ARMS, TEXTS, SoftLabelSummary, cost_table, table
+from retort.report.step import ReportStep
+from retort.steps.base import Runtime
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 
-VERSION = 1
+GROUPS_SHOWN = 10
+"""Questions that the exported arm answers worst."""
 
 
-def report_scores(config: SoftLabelConfig, scored: SoftLabelResult) -> Step:
-    """Made anew only if something that it reports on is new."""
-    return Step(
-        name="report",
-        verb="report-scores",
-        version=VERSION,
-        kind="reports",
-        params={
-            "name": config.name,
-            "problem": config.problem.model_dump(mode="json"),
-            "metrics": list(config.metrics),
-            "seeds": config.grid.seeds,
-            "seed": config.seed,
-            "resamples": config.resamples,
-            "config": config.model_dump(mode="json", exclude={"store", "tracking", "execution"}),
-        },
-        inputs={"all": tuple(scored.refs())},
-        knobs={"scored": scored.model_dump(mode="json")},
-    )
+class ReportSoftLabel(ReportStep):
+    kind = "report-scores"
+    version = 1
 
+    seeds: int
+    seed: int
+    resamples: int
+    result: Runtime[SoftLabelResult]
 
-def make_score_report(work: StepContext) -> StepOutput:
-    """Writes `summary.json`, `report.html`, `report.md`, `scores.png` and `scores.svg`."""
-    # Only the worker that makes a report needs matplotlib and jinja2; a plan does not.
-    from retort.report.soft_label.facts import gather_scores
-    from retort.report.soft_label.pages import write_score_pages
-    from retort.report.soft_label.pictures import draw_arms
+    def gather(self, context: StepContext) -> SoftLabelSummary:
+        run = Run(self.result, context.store, self.resamples, self.seed)
+        return gather(run, self.config, problem_for(self.problem).classes, self.metrics)
 
-    summary = gather_scores(work)
-    (work.folder / SUMMARY).write_text(summary.model_dump_json(indent=1), encoding="utf-8")
-    draw_arms(summary, work.folder)
-    write_score_pages(summary, work.folder)
-    arm = summary.student["arm"]
-    metrics = {
-        f"{rows}_{summary.metric}": summary.scores[arm][rows].metrics[summary.metric].mean for rows in summary.tests
-    }
-    return StepOutput(
-        rows=len(summary.scores),
-        metrics={**metrics, "compute_seconds": summary.compute_seconds},
-        details={"reason": summary.reason},
-    )
+    def write(self, summary: SoftLabelSummary, folder: Path) -> None:
+        # Only the worker that makes a report needs matplotlib and jinja2; a plan does not.
+        from retort.report.pages import write_pages
+        from retort.report.soft_label.pictures import draw_arms
+
+        draw_arms(summary, folder)
+        facts = {
+            "tables": {rows: table(summary, rows) for rows in ("dev", *summary.tests)},
+            "costs": cost_table(summary),
+            "arms": ARMS,
+            "texts": TEXTS,
+            "groups_shown": GROUPS_SHOWN,
+        }
+        write_pages(summary, folder, "soft_label", **facts)
+
+    def output(self, summary: SoftLabelSummary) -> StepOutput:
+        arm = summary.student["arm"]
+        metrics = {
+            f"{rows}_{summary.metric}": summary.scores[arm][rows].metrics[summary.metric].mean for rows in summary.tests
+        }
+        return StepOutput(
+            rows=len(summary.scores),
+            metrics={**metrics, "compute_seconds": summary.compute_seconds},
+            details={"reason": summary.reason},
+        )

@@ -1,16 +1,18 @@
-"""The facts of a run of the score flow: one JSON file that pages, terminal and MLflow are all fed from."""
+"""The facts of a run of the soft-label recipe."""
 
-from pathlib import Path
-from typing import Any, NamedTuple
+import re
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
+from retort.artifacts.scores import ArmScores
+from retort.artifacts.times import ScoringCosts
 from retort.config import Metric
+from retort.metrics.format import TITLES, percent, signed
 from retort.metrics.seeds import SeedScore
-from retort.records.base import Record
-from retort.report.mckd.summary import TITLES, percent, signed
-from retort.steps.score_predictions import ArmScores
-from retort.steps.time_students import Costs
+from retort.records.base import Record, digest
+from retort.report.base import Summary, Table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 TEXTS: dict[str, str] = {**TITLES, "quadratic_weighted_kappa": "kappa", "ece": "ECE", "nll": "NLL", "brier": "Brier"}
 
@@ -71,34 +73,24 @@ class Tried(Record):
         return ", ".join(told) or "-"
 
 
-class ScoreSummary(Record):
-    """Everything that is reported."""
+class SoftLabelSummary(Summary):
+    picture_key = "scores-by-arm"
 
-    name: str
     classes: tuple[str, ...]
-    metrics: tuple[Metric, ...]
-    """The deciding one first."""
     seeds: int
     scores: dict[str, dict[str, ArmScores]]
     """By arm, then by rows."""
     gains: tuple[Gain, ...]
     tried: tuple[Tried, ...]
-    costs: Costs
+    costs: ScoringCosts
     student: dict[str, Any]
     """Arm, setting, seed, dev accuracy, parameters and bytes of the exported student."""
-    model_uri: str
-    model_key: str
     missing: int
-    """Training rows of which the teacher said nothing."""
+    """Training rows without a teacher's probabilities."""
     rows: dict[str, int]
     """By role."""
     data_keys: dict[str, str]
-    """Of the rows' artifacts, by role."""
-    compute_seconds: float
-    """Of all stages, whether done now or found in the store."""
-    made_at: str
-    made_with: dict[str, str]
-    config: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the rows' artifacts, by role."""
 
     @property
     def metric(self) -> Metric:
@@ -114,30 +106,48 @@ class ScoreSummary(Record):
         first = [gain for gain in self.gains if gain.against == "hard" and gain.arm == _FIRST]
         return " ".join([_exported(self), *(_gain_text(gain) for gain in first)])
 
+    @property
+    def conclusion(self) -> str:
+        return self.reason
+
+    @property
+    def data_digest(self) -> str:
+        return digest(self.data_keys)
+
+    def tables(self) -> dict[str, Table]:
+        """One for each test set."""
+        return {f"scores-{_as_key(rows)}": table(self, rows) for rows in self.tests}
+
+    def final_as_json(self) -> dict[str, object]:
+        """`stage` is the arm of the exported student, and `scores` are by test set."""
+        arm = self.scores[self.student["arm"]]
+        tests = {rows: {metric: one.model_dump() for metric, one in arm[rows].rows.items()} for rows in self.tests}
+        return {"stage": self.student["arm"], "scores": tests, "model": self.model_uri}
+
+    def render(self) -> "RenderableType":
+        from retort.report.soft_label.terminal import render_terminal
+
+        return render_terminal(self)
+
+
+def _as_key(rows: str) -> str:
+    """Prefect takes lower-case letters, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", rows).strip("-")
+
 
 _FIRST = "soft-grid"
 """The paper's arm, which sentences are about."""
 
 
-class Table(NamedTuple):
-    columns: list[str]
-    rows: list[list[str]]
-
-
-def read_score_summary(folder: Path) -> ScoreSummary:
-    """Of a report's artifact."""
-    return ScoreSummary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
-
-
-def table(summary: ScoreSummary, rows: str) -> Table:
+def table(summary: SoftLabelSummary, rows: str) -> Table:
     """The result table of one set of rows. Percent, but nats for NLL."""
     names = [*summary.metrics, "ece", "nll", "brier"]
     arms = [arm for arm, by_rows in summary.scores.items() if rows in by_rows]
-    columns = ["arm", *(TEXTS[name] for name in names)]
-    return Table(columns, [[_named(arm, summary), *_cells(summary.scores[arm][rows], names)] for arm in arms])
+    columns = ("arm", *(TEXTS[name] for name in names))
+    return Table(columns, tuple((_named(arm, summary), *_cells(summary.scores[arm][rows], names)) for arm in arms))
 
 
-def _named(arm: str, summary: ScoreSummary) -> str:
+def _named(arm: str, summary: SoftLabelSummary) -> str:
     """With a star where it is the exported student's."""
     return f"{arm} *" if arm == summary.student["arm"] else arm
 
@@ -146,15 +156,15 @@ def _cells(scores: ArmScores, names: list[str]) -> list[str]:
     return [_shown(name, scores.metrics[name]) if scores.metrics else "-" for name in names]
 
 
-def gain_table(summary: ScoreSummary) -> Table:
+def gain_table(summary: SoftLabelSummary) -> Table:
     """Accuracy against accuracy, in percent points: the difference and how many seeds' McNemar test is sure of it."""
     pairs = list(dict.fromkeys((gain.arm, gain.against) for gain in summary.gains))
     found = {(gain.arm, gain.against, gain.rows): gain for gain in summary.gains}
-    rows = [
-        [f"{arm} - {against}", *(_gain_cell(found[arm, against, rows]) for rows in summary.tests)]
+    lines = (
+        (f"{arm} - {against}", *(_gain_cell(found[arm, against, rows]) for rows in summary.tests))
         for arm, against in pairs
-    ]
-    return Table(["difference in accuracy", *summary.tests], rows)
+    )
+    return Table(("difference in accuracy", *summary.tests), tuple(lines))
 
 
 def _gain_cell(gain: Gain) -> str:
@@ -182,24 +192,24 @@ def _shown(name: str, score: SeedScore) -> str:
     return f"{number(score.mean)} ±{number(half)}"
 
 
-def cost_table(summary: ScoreSummary) -> Table:
+def cost_table(summary: SoftLabelSummary) -> Table:
     costs = summary.costs.scorers
     student = costs["student"]
-    rows = [
-        [
+    rows = tuple(
+        (
             name,
             f"{one.parameters:,}",
             f"{one.bytes / 1e6:.2f} MB",
             f"{one.latency_ms:.3g} ms",
             f"{one.rows_per_second:,.0f}",
             f"{one.parameters / student.parameters:,.0f} in size, {one.latency_ms / student.latency_ms:,.0f} in time",
-        ]
+        )
         for name, one in costs.items()
-    ]
-    return Table(["", "parameters", "size", "one row", "rows/s", "times the student's"], rows)
+    )
+    return Table(("", "parameters", "size", "one row", "rows/s", "times the student's"), rows)
 
 
-def _exported(summary: ScoreSummary) -> str:
+def _exported(summary: SoftLabelSummary) -> str:
     student = summary.student
     return (
         f"The exported student is of the arm {student['arm']}, seed {student['seed']}: of all arms with a tiny student "

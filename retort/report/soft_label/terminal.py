@@ -5,12 +5,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from retort.report.mckd.summary import seconds_text
-from retort.report.soft_label.summary import ScoreSummary, cost_table, gain_table, table
-from retort.report.soft_label.summary import Table as Content
+from retort.metrics.format import seconds_text
+from retort.report.base import Table as Content
+from retort.report.base import verdict_lines
+from retort.report.soft_label.summary import SoftLabelSummary, cost_table, gain_table, table
 
 
-def render_score_terminal(summary: ScoreSummary) -> Group:
+def render_terminal(summary: SoftLabelSummary) -> Group:
     """A table for each test set, one of differences, one of costs, and what they come to. Print it with a rich
     console."""
     scores = [
@@ -23,7 +24,8 @@ def render_score_terminal(summary: ScoreSummary) -> Group:
     costs = _table(f"on one thread of {summary.costs.machine}, fp32", cost_table(summary))
     spent = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
     gains = [_table("", gain_table(summary))] if summary.gains else []
-    return Group(*scores, *gains, Text(note, style="dim"), Text(), costs, Text(f"{summary.reason} {spent}"))
+    conclusion = "\n".join([summary.reason, *verdict_lines(summary), spent])
+    return Group(*scores, *gains, Text(note, style="dim"), Text(), costs, Text(conclusion))
 
 
 def _table(title: str, content: Content) -> Table:

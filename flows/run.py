@@ -1,0 +1,180 @@
+"""One run of any recipe: its steps as tasks, report, tracking, record.
+
+    result = recipe.run(config, do, champion)      what the recipe says, each step made or found by `do`
+    page   = recipe.report(config, result)
+    recipe.track(config, result, page)             MLflow
+
+Shown as artifacts on this run's page.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
+from pydantic import Field, SerializeAsAny
+
+from retort.config import ExecutionConfig, RecipeConfig, RunSettings
+from retort.errors import ConfigError
+from retort.recipes import load_config, recipe_of
+from retort.recipes.base import Do
+from retort.recipes.scope import Scope, again, check_scope, make_only
+from retort.recipes.walk import steps_of, whole_run
+from retort.records.base import ArtifactRef, Performed, Record
+from retort.report.base import Summary
+from retort.steps.base import Step
+from retort.store.opening import open_store
+from retort.store.runs import RunRecord, keep_run
+from retort.tracking.champion import reigning_student
+from retort.tracking.commit import git_commit
+from tasks.artifacts import show_report
+from tasks.steps import task_of
+from tasks.work_pools import check_work_pools, work_pool_of
+
+CHECKED: ContextVar[RecipeConfig | None] = ContextVar("CHECKED", default=None)
+"""Set by whoever has loaded and checked the config before Prefect was started."""
+
+
+class Finished(Record):
+    """What a run returns."""
+
+    run_id: str
+    stages: tuple[Performed, ...]
+    summary: SerializeAsAny[Summary] | None = None
+    """None after a run of some steps only."""
+
+
+def run_name() -> str:
+    return PurePosixPath(str(flow_run.parameters["config"])).stem
+
+
+@flow(name="run", flow_run_name=run_name, persist_result=False)
+async def run(
+    config: Annotated[str, Field(min_length=1)],
+    overrides: list[str] = [],  # noqa: B006 - the form in the UI shows it, and nobody changes it
+    only: list[str] = [],  # noqa: B006
+    from_stage: str = "",
+    force: list[str] = [],  # noqa: B006
+) -> Finished:
+    """Run the config of a recipe that has no flow, and so no form, of its own.
+
+    Args:
+        config: The YAML file: a path below the project's folder, or s3://bucket/key.
+        overrides: Fields to change in it, each as FIELD=VALUE.
+        only: Make only these stages; what they need must be in the store.
+        from_stage: Everything before this stage must be in the store already, or the run stops at once.
+        force: Make these stages again, with all that rests on them, though they are in the store.
+    """
+    scope = Scope(only=tuple(only), from_stage=from_stage or None, force=tuple(force))
+    return await run_config(config, overrides, None, scope)
+
+
+async def run_config(address: str, overrides: list[str], kind: str | None, scope: Scope) -> Finished:
+    """Load, check and carry out a config. `kind` is the recipe that the flow is for; None is any.
+
+    Raises ConfigError, DataError or StoreUnavailable for whatever is wrong and cheap to see.
+    """
+    config = CHECKED.get()
+    if config is None:
+        config = await asyncio.to_thread(checked, address, overrides, kind)
+    return await carry_out(config, scope)
+
+
+def checked(address: str, overrides: list[str], kind: str | None) -> RecipeConfig:
+    config = load_config(address, overrides)
+    recipe = recipe_of(config)
+    if kind not in (None, recipe.kind):
+        raise ConfigError(f"{address}: kind = '{recipe.kind}' is for another flow; this is the flow '{kind}'")
+    resolved: RecipeConfig = recipe.check(config)
+    return resolved
+
+
+async def carry_out(config: RecipeConfig, scope: Scope) -> Finished:
+    """Do what the scope says of the run, and show it on this run's page, in MLflow and in the store."""
+    await check_work_pools(config.execution)
+    recipe, store, started = recipe_of(config), open_store(config.store), now()
+    performed: list[Performed] = []
+    do = again(scope, store, first_started() or started, doing(config, performed))
+    champion = await asyncio.to_thread(reigning_student, config, store)
+    if scope != Scope():
+        steps = await steps_of(recipe, config, store, champion)
+        await asyncio.to_thread(check_scope, scope, steps, store)
+        if scope.only:
+            await make_only(scope, steps, store, do)
+            return Finished(run_id=run_id(), stages=tuple(performed))
+
+    result, page = await whole_run(recipe, config, do, champion, origin())
+    await asyncio.to_thread(keep_run, store, record(config, started, [*result.refs(), page]))
+    summary = await show_report(config, page, recipe.summary)
+    return Finished(run_id=run_id(), stages=tuple(performed), summary=summary)
+
+
+def doing(config: RecipeConfig, performed: list[Performed]) -> Do:
+    """Each step as a task of this run, as many side by side as the machine has slots. A step on a work pool takes
+    none of them: how many run at once there is the pool's and its workers' affair.
+    """
+    settings, slots = config.run_settings, asyncio.Semaphore(num_slots(config.execution))
+
+    async def do(step: Step) -> ArtifactRef:
+        async with contextlib.nullcontext() if work_pool_of(config.execution, step) else slots:
+            started = time.monotonic()
+            state: State[ArtifactRef] = await task_of(step)(settings, step, return_state=True)  # type: ignore[misc]
+            seconds = time.monotonic() - started
+        ref: ArtifactRef = await state.aresult()
+        scores = ref.metrics if step.artifact_kind == "scores" else {}
+        status: Any = "HIT" if state.name == "Cached" else "MADE"
+        performed.append(Performed(name=step.name, status=status, seconds=seconds, scores=scores))
+        return ref
+
+    return do
+
+
+def num_slots(execution: ExecutionConfig) -> int:
+    if execution.parallel_students:
+        return execution.parallel_students
+    has_gpu = execution.device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
+    return 1 if has_gpu else os.cpu_count() or 1
+
+
+def record(settings: RunSettings, started: str, refs: Iterable[ArtifactRef]) -> RunRecord:
+    """What this run rests on, for whoever cleans up."""
+    return RunRecord(
+        name=settings.name,
+        run_id=run_id(),
+        started_at=started,
+        ended_at=now(),
+        artifacts=tuple(f"{ref.kind}/{ref.key}" for ref in refs),
+    )
+
+
+def run_id() -> str:
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context and context.flow_run else ""
+
+
+def first_started() -> str | None:
+    """When this run, at its first attempt, began."""
+    context = FlowRunContext.get()
+    start = context.flow_run.start_time if context and context.flow_run else None
+    return None if start is None else datetime.fromtimestamp(start.timestamp(), UTC).isoformat(timespec="milliseconds")
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def origin() -> dict[str, str]:
+    """Where the run comes from, for MLflow."""
+    url = url_for("flow-run", obj_id=run_id()) if run_id() else None
+    known = {"prefect.flow_run_id": run_id(), "prefect.url": url or "", "git.commit": git_commit()}
+    return {name: value for name, value in known.items() if value}

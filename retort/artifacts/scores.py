@@ -1,0 +1,84 @@
+"""Scores on gold-labeled rows, and the predictions that they rest on."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from retort.artifacts.base import Artifact
+from retort.config.base import Metric
+from retort.io.parquet import Row, read_rows
+from retort.metrics.seeds import SeedScore
+from retort.records.base import Record, Score
+
+PREDICTIONS, SCORES, ANSWERS = "predictions.parquet", "scores.json", "answers.parquet"
+PREDICTED = pa.schema(
+    [(name, pa.string()) for name in ("example_id", "text", "gold", "predicted")] + [("confidence", pa.float32())]
+)
+ANSWERED = pa.schema([(name, pa.string()) for name in ("example_id", "gold", "predicted")] + [("seed", pa.int32())])
+INVALID_SHARE = "invalid_share"
+"""Metric: the share of a student's outputs that were no label, whether they could be repaired or not."""
+
+
+@dataclass(frozen=True)
+class Scores(Artifact):
+    """Scores of one student, or of a stage's labels."""
+
+    kind = "scores"
+
+    def scores(self) -> dict[str, Score]:
+        """By metric, in the order of the config's metrics."""
+        found = json.loads((self.folder / SCORES).read_text(encoding="utf-8"))
+        return {item["metric"]: Score.model_validate(item) for item in found}
+
+    def predictions(self, columns: list[str] | None = None) -> Iterator[Row]:
+        """example_id, text, gold, predicted (None where there is no label), confidence."""
+        return read_rows(self.folder / PREDICTIONS, columns)
+
+
+def write_scores(folder: Path, scores: Iterable[Score]) -> None:
+    (folder / SCORES).write_text(json.dumps([score.model_dump() for score in scores]))
+
+
+class GroupScore(Record):
+    """Answers to one question."""
+
+    group: str
+    n: int
+    accuracy: float
+    """Mean over seeds."""
+
+
+class ArmScores(Record):
+    """Scores of one arm on one set of rows."""
+
+    n: int
+    missing: int
+    """Rows without a prediction: wrong for the metrics of labels, left out of those of calibration."""
+    metrics: dict[str, SeedScore] = Field(default_factory=dict)
+    """Empty where nothing was predicted. Metrics of labels, the deciding one first, then `ece`, `nll` (nats),
+    `brier`."""
+    rows: dict[Metric, Score] = Field(default_factory=dict)
+    """The mean over seeds, with the interval over rows."""
+    groups: tuple[GroupScore, ...] = ()
+
+
+@dataclass(frozen=True)
+class SeedScores(Artifact):
+    """Scores of an arm over all its seeds."""
+
+    kind = "scores"
+
+    def scores(self) -> ArmScores:
+        return ArmScores.model_validate_json((self.folder / SCORES).read_text(encoding="utf-8"))
+
+    def right(self) -> NDArray[np.bool_]:
+        """`(seeds, rows)`: which answers were right, in the order of the gold rows."""
+        rows = list(read_rows(self.folder / ANSWERS))
+        seeds = sorted({row["seed"] for row in rows})
+        return np.array([[row["predicted"] == row["gold"] for row in rows if row["seed"] == seed] for seed in seeds])

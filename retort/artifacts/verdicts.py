@@ -1,0 +1,130 @@
+"""What was decided: whether a stage's labels replace those before, and whether the final student may be promoted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from retort.artifacts.base import Artifact
+from retort.config.base import Metric
+from retort.records.base import Record, Score
+
+VERDICT = "verdict.json"
+
+
+class McNemarCounts(Record):
+    """Whole labels that only one side gets right, and McNemar's p."""
+
+    only_old: int
+    only_new: int
+    p_value: float
+
+
+class SelectionVerdict(Record):
+    """Students trained on the new labels against those trained on the old ones, on the judging rows."""
+
+    gain: float
+    low: float
+    """Lower end of the gain's 95 % bootstrap interval."""
+    high: float
+    win_share: float
+    """Share of resamples, in [0, 1], in which the new labels win."""
+    resamples: int
+    metric: Metric
+    accepted: bool
+    n: int
+    mcnemar: McNemarCounts
+
+
+@dataclass(frozen=True)
+class Selection(Artifact):
+    kind = "selections"
+
+    def verdict(self) -> SelectionVerdict:
+        return SelectionVerdict.model_validate_json((self.folder / VERDICT).read_text(encoding="utf-8"))
+
+
+Outcome = Literal["passed", "first", "refused", "reigns"]
+"""passed: better than the champion. first: no champion reigns, and nothing else speaks against it. refused: not good
+enough. reigns: it is the champion already, so there is nothing to promote."""
+OUTCOMES: tuple[Outcome, ...] = ("passed", "first", "refused", "reigns")
+
+
+class ChampionComparison(Record):
+    """The final student against the champion on the same test rows, paired, in the deciding metric."""
+
+    score: float
+    champion_score: float
+    gain: float
+    low: float
+    """Lower end of the gain's 95 % bootstrap interval."""
+    high: float
+    min_gain: float
+    win_share: float
+    """Share of resamples, in [0, 1], in which the gain is more than `min_gain`; at least `confidence` is needed."""
+    confidence: float
+    resamples: int
+    only_champion: int
+    """Rows whose whole label only the champion gets right."""
+    only_final: int
+    p_value: float
+    """McNemar's p of these two counts; it decides nothing."""
+
+
+class SliceScore(Record):
+    """The final student on a part of the test rows."""
+
+    name: str
+    metric: Metric
+    n: int
+    score: Score | None
+    """None where the slice has no row."""
+    floor: float
+    min_rows: int
+
+    @property
+    def passed(self) -> bool:
+        return self.score is not None and self.n >= self.min_rows and self.score.value >= self.floor
+
+
+class Cost(Record):
+    """What the final student costs in service."""
+
+    latency_ms: float
+    """Median time for one row on one CPU thread, from text to label."""
+    timed_rows: int
+    machine: str
+    max_latency_ms: float | None
+    megabytes: float
+    """10^6 bytes of weights."""
+    max_megabytes: float | None
+
+
+class Verdict(Record):
+    """The gate's."""
+
+    outcome: Outcome
+    accepted: bool
+    """Whether it is to be promoted: passed or first."""
+    metric: Metric
+    n: int
+    """Test rows."""
+    contest: ChampionComparison | None
+    """None where no champion reigns."""
+    slices: tuple[SliceScore, ...]
+    cost: Cost
+    reasons: tuple[str, ...]
+    """A sentence for each check."""
+    refusals: tuple[str, ...]
+    """Those of them that were not passed."""
+
+
+@dataclass(frozen=True)
+class GateVerdict(Artifact):
+    kind = "verdicts"
+
+    def verdict(self) -> Verdict:
+        return Verdict.model_validate_json((self.folder / VERDICT).read_text(encoding="utf-8"))
+
+
+def write_verdict(folder: Path, verdict: SelectionVerdict | Verdict) -> None:
+    (folder / VERDICT).write_text(verdict.model_dump_json(indent=1), encoding="utf-8")

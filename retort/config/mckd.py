@@ -1,0 +1,201 @@
+"""The YAML file of the MCKD recipe."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from retort.config.base import Metric, Settings
+from retort.config.data import DataConfig
+from retort.config.gate import GateConfig
+from retort.config.infrastructure import RecipeConfig
+from retort.config.problems import Problem
+from retort.config.students import GenerativeConfig, Student
+from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, Teacher
+
+
+class MergeConfig(Settings):
+    """Which new labels replace the old ones."""
+
+    kind: Literal["always", "when-confident"] = "always"
+    """always: as in the paper. when-confident: only where the student is sure."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """when-confident: the least confidence (geometric mean probability of the label's parts)."""
+
+
+class SelectionConfig(Settings):
+    """Whether a stage's labels must prove themselves before they are kept."""
+
+    kind: Literal["better", "always"] = "better"
+    """better: students trained on the new labels must beat those trained on the old ones on the judging rows.
+    always: as in the paper."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """better: least share of paired bootstrap resamples in which the new labels must win."""
+
+
+class MethodConfig(Settings):
+    """Multistage collaborative knowledge distillation (arXiv 2311.08640)."""
+
+    stages: Annotated[int, Field(ge=1, le=20)] = 3
+    """S. 1 is vanilla distillation; stage s trains on the labels of stage s-1, stage 0 is the teacher."""
+    partitions: Annotated[int, Field(ge=2, le=64)] = 2
+    """k disjoint cells of the pool, one student each."""
+    scheme: Literal["disjoint", "leave-one-out"] = "disjoint"
+    """disjoint: train on one cell, label the others. leave-one-out: train on k-1, label the remaining one."""
+    cross_labels: Literal["hard", "soft"] = "hard"
+    """soft: the next stage trains on the students' probabilities instead of their decisions."""
+    merge: MergeConfig = MergeConfig()
+    """Which new labels replace old ones."""
+    selection: SelectionConfig | None = None
+    """Whether new labels must prove themselves. Left out: better, where the judging rows are fair; always, where the
+    teacher was trained on them."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides partitions, initial weights and batch order."""
+
+
+Baseline = Literal[
+    "vanilla-kd",
+    "compute-matched-kd",
+    "same-partition",
+    "self-relabelling",
+    "early-stopped",
+    "supervised",
+]
+
+_METRICS: Mapping[str, tuple[Metric, ...]] = {
+    "slots": ("slot_f1", "intent_accuracy", "exact_match"),
+    "classification": ("accuracy", "macro_f1", "quadratic_weighted_kappa"),
+    "constituency": ("bracket_f1", "bracket_precision", "bracket_recall", "unlabeled_f1", "exact_match"),
+    "text": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
+}
+_STUDENTS = {
+    "slots": ("token-classification", "seq2seq", "causal"),
+    "classification": ("sequence-classification",),
+    "constituency": ("token-classification", "seq2seq", "causal"),
+    "text": ("seq2seq", "causal"),
+}
+
+
+class EvaluationConfig(Settings):
+    """What is measured."""
+
+    metrics: list[Metric] = Field(default=[])
+    """The first decides. Left out: all that suit the problem."""
+    judge: Literal["labeled", "dev"] = "labeled"
+    """The rows that stages are judged on; no student trains on them."""
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    """Bootstrap resamples behind each interval and comparison."""
+
+
+class MckdConfig(RecipeConfig):
+    """One distillation, from data to the final student."""
+
+    problem: Problem
+    """What a label is."""
+    data: DataConfig
+    """The rows."""
+    teacher: Teacher
+    """Who labels first."""
+    student: Student
+    """Who learns."""
+    method: MethodConfig = MethodConfig()
+    """How."""
+    baselines: list[Baseline] = Field(default=[])
+    """What else is computed for comparison; each shares what it can with the main run."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured."""
+    gate: GateConfig = GateConfig()
+    """What the final student must prove before it becomes the champion."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        kind = self.problem.kind
+        if self.student.kind not in _STUDENTS[kind]:
+            usable = " or ".join(_STUDENTS[kind])
+            raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {usable}")
+        if isinstance(self.student, GenerativeConfig) and self.student.target == "classes" and kind == "text":
+            raise ValueError("student.target 'classes': a free text has none; use text")
+        self._check_writer()
+        self._check_distillation()
+        named = [("evaluation.metrics", metric) for metric in self.evaluation.metrics]
+        named += [(f"gate.slices.{at}.metric", part.metric) for at, part in enumerate(self.gate.slices) if part.metric]
+        wrong = [(field, metric) for field, metric in named if metric not in _METRICS[kind]]
+        if wrong:
+            (field, metric), allowed = wrong[0], ", ".join(_METRICS[kind])
+            raise ValueError(f"{field} '{metric}' does not measure '{kind}'; allowed: {allowed}")
+        if "field_f1" in [metric for _, metric in named] and getattr(self.problem, "json_schema", None) is None:
+            raise ValueError("field_f1 measures JSON; give problem.json_schema")
+        if kind == "text" and self.teacher.kind == "ensemble":
+            raise ValueError("teacher.kind 'ensemble' cannot vote on 'text', which has no classes; use one teacher")
+        if kind != "classification" and self.has_soft_teacher:
+            raise ValueError(f"teacher.labels 'soft' needs a problem with one class for each row, not '{kind}'")
+        if self.evaluation.judge == "dev" and self.data.dev is None:
+            raise ValueError("evaluation.judge is 'dev', but data.dev is not given")
+        if self.selection.kind == "better" and not self.has_fair_judge:
+            raise ValueError(
+                "method.selection.kind = 'better': the fine-tuned teacher was trained on the labelled set, so its own "
+                "labels look better there than they are; give data.dev and evaluation.judge: dev, or kind: always"
+            )
+        return self
+
+    def _check_writer(self) -> None:
+        """Raises ValueError for a student that writes text where its probabilities of classes are needed."""
+        student, has_classes = self.student, self.problem.kind != "text"
+        if not isinstance(student, GenerativeConfig) or student.form(has_classes=has_classes) == "classes":
+            return
+        method = self.method
+        if method.cross_labels == "soft":
+            raise ValueError("method.cross_labels 'soft' needs probabilities of classes; use student.target: classes")
+        if method.stages > 1 and method.scheme == "disjoint" and method.partitions > 2:
+            raise ValueError(
+                f"method.partitions {method.partitions}: each row gets several labels, and a vote on them needs "
+                "probabilities of classes; use 2, scheme: leave-one-out, or student.target: classes"
+            )
+
+    def _check_distillation(self) -> None:
+        """Raises ValueError where there is nothing to learn token by token, or nobody who could."""
+        student, sampling = self.student, getattr(self.teacher, "sampling", None)
+        if student.training.distillation is None:
+            return
+        form = (
+            student.form(has_classes=self.problem.kind != "text")
+            if isinstance(student, GenerativeConfig)
+            else "classes"
+        )
+        if form != "text":
+            raise ValueError(
+                f"student.training.distillation goes token by token, and this student (kind '{student.kind}') gives "
+                "classes; use kind: causal or seq2seq with target: text, or no distillation"
+            )
+        if sampling is None or not sampling.top_logprobs:
+            raise ValueError(
+                "student.training.distillation needs the teacher's likeliest next tokens, and this teacher (kind "
+                f"'{self.teacher.kind}') lists none; use kind: vllm or transformers with sampling.top_logprobs: 20, say"
+            )
+
+    @property
+    def has_fair_judge(self) -> bool:
+        """Whether nobody was trained on the rows that judge stages."""
+        teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
+        return self.evaluation.judge == "dev" or all(teacher.kind != "finetuned" for teacher in teachers)
+
+    @property
+    def has_soft_teacher(self) -> bool:
+        """Whether stage 0 gives probabilities, on which stage 1 then trains."""
+        teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
+        return all(isinstance(teacher, LlmTeacherConfig) and teacher.labels == "soft" for teacher in teachers)
+
+    @property
+    def selection(self) -> SelectionConfig:
+        """`method.selection`, or what suits the teacher."""
+        return self.method.selection or SelectionConfig(kind="better" if self.has_fair_judge else "always")
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is measured, the deciding metric first."""
+        return tuple(self.evaluation.metrics) or tuple(
+            metric
+            for metric in _METRICS[self.problem.kind]
+            if metric != "quadratic_weighted_kappa" or getattr(self.problem, "ordered", False)
+            if metric != "field_f1" or getattr(self.problem, "json_schema", None) is not None
+        )

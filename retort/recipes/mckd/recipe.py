@@ -1,0 +1,58 @@
+"""The MCKD recipe: multistage collaborative knowledge distillation of a teacher that writes or chooses labels."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from retort.config import MckdConfig
+from retort.recipes.base import Do, Look, Recipe
+from retort.recipes.mckd import checks, steps
+from retort.recipes.mckd.baselines import compare_baselines
+from retort.recipes.mckd.pipeline import distill, ingest_data
+from retort.records.base import ArtifactRef
+from retort.records.mckd import MckdResult
+from retort.records.result import Champion
+from retort.report.mckd.step import ReportMckd
+from retort.report.mckd.summary import MckdSummary
+from retort.steps.evaluate import EvaluateStudent
+from retort.steps.gate import Gate
+from retort.tracking.mckd import TrackMckd
+
+
+class MckdRecipe(Recipe[MckdConfig, MckdResult]):
+    kind = "mckd"
+    config = MckdConfig
+    summary = MckdSummary
+
+    def resolve(self, config: MckdConfig) -> MckdConfig:
+        return checks.resolve(config)
+
+    def check(self, config: MckdConfig) -> MckdConfig:
+        return checks.check(config)
+
+    def teacher_facts(self, config: MckdConfig) -> dict[str, Any]:
+        return config.teacher.model_dump(include={"kind", "completions"})
+
+    def pools(self, config: MckdConfig) -> tuple[str, ...]:
+        return ("unlabeled",)
+
+    def looks(self, config: MckdConfig) -> Mapping[str, Look]:
+        return checks.looks(config)
+
+    async def distill(self, config: MckdConfig, do: Do, champion: Champion | None) -> MckdResult:
+        result = await distill(config, await ingest_data(config, do), do, champion)
+        return await compare_baselines(config, result, do)
+
+    def evaluations(
+        self, config: MckdConfig, name: str, champion: Champion, result: MckdResult
+    ) -> Iterable[EvaluateStudent]:
+        rows = result.data.test
+        return [steps.evaluate_student(config, f"{name}/test", champion.student, rows, champion=champion)]
+
+    def gate(self, config: MckdConfig, result: MckdResult) -> Gate:
+        return steps.gate(config, result)
+
+    def report(self, config: MckdConfig, result: MckdResult) -> ReportMckd:
+        return steps.report(config, result)
+
+    def track(self, config: MckdConfig, result: MckdResult, page: ArtifactRef, origin: Mapping[str, str]) -> TrackMckd:
+        return steps.track(config, result, page, origin)

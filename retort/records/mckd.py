@@ -1,0 +1,60 @@
+"""What a run of the MCKD recipe made, as references."""
+
+from pydantic import Field
+
+from retort.records.base import ArtifactRef, Record
+from retort.records.result import Result
+
+
+class Data(Record):
+    """The four roles of gold and unlabeled rows, ingested."""
+
+    labeled: ArtifactRef
+    unlabeled: ArtifactRef
+    test: ArtifactRef
+    judge: ArtifactRef
+    """The labeled set, or the dev set where the config says so."""
+
+
+class StageResult(Record):
+    """Stage s: k students trained on the labels of stage s-1, and their scores."""
+
+    stage: int
+    students: tuple[ArtifactRef, ...]
+    test_scores: tuple[ArtifactRef, ...]
+    judge_scores: tuple[ArtifactRef, ...]
+    selection: ArtifactRef | None = None
+    """The comparison with the stage before; None for the first, or where labels need not prove themselves."""
+
+
+class MckdResult(Result):
+    """Everything that a run made."""
+
+    data: Data
+    labels: tuple[ArtifactRef, ...]
+    """Labels of stage 0 (the teacher's), 1, ...: the last ones may have been rejected."""
+    label_scores: tuple[ArtifactRef, ...]
+    """Scores of each of `labels` against the pool's own gold; without rows where the pool has none."""
+    teacher_scores: ArtifactRef | None
+    """The teacher's scores on the test rows, where they cost nothing."""
+    teacher_own_scores: ArtifactRef | None = None
+    """Scores of an LLM teacher on the labeled set, each row labeled with the others as demonstrations."""
+    member_scores: dict[str, ArtifactRef] = Field(default_factory=dict)
+    """Scores of an ensemble's members, by `teacher-0`: on the labeled set, else on the pool's own gold."""
+    rounds: tuple[StageResult, ...]
+    kept_stage: int
+    """The final student is trained on the labels of stage `kept_stage - 1`; 1 is vanilla distillation."""
+    final_scores: ArtifactRef
+    baselines: dict[str, ArtifactRef] = Field(default_factory=dict)
+    """Scores on the test rows, by the baseline's name."""
+
+    @property
+    def test_scores(self) -> tuple[ArtifactRef, ...]:
+        return (self.final_scores,)
+
+    def refs(self) -> list[ArtifactRef]:
+        rounds = [ref for r in self.rounds for ref in (*r.students, *r.test_scores, *r.judge_scores, r.selection)]
+        data = [self.data.labeled, self.data.unlabeled, self.data.test, self.data.judge]
+        final = [self.final_student, self.final_scores, *self.baselines.values(), *self.challenge_refs]
+        teachers = [self.teacher_scores, self.teacher_own_scores, *self.member_scores.values()]
+        return self.unique([*data, *self.labels, *self.label_scores, *teachers, *rounds, *final])

@@ -1,0 +1,69 @@
+"""What the run of any recipe ends with."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from retort.records.base import ArtifactRef, Record
+
+
+class StudentFingerprint(NamedTuple):
+    """What a student's fingerprint says of how to load it."""
+
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """As `student.kind` in the config that it was trained with."""
+        student = self.fingerprint["params"]["student"]
+        return str(student["kind"] if isinstance(student, dict) else student)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens (for a tiny student: words of a field) of the rows that it was trained on."""
+        params = self.fingerprint["params"]
+        return int(params["training"]["max_length"] if "training" in params else params["student"]["max_words"])
+
+
+class Champion(Record):
+    """The registered student that a new one must beat."""
+
+    model: str
+    """The registered model's name."""
+    version: str
+    student: ArtifactRef
+    fingerprint: dict[str, Any]
+    """What the student was made of, from its manifest."""
+
+    @property
+    def about(self) -> StudentFingerprint:
+        return StudentFingerprint(self.fingerprint)
+
+
+class Result(Record):
+    """Everything that a run made, as references."""
+
+    final_student: ArtifactRef
+    champion: Champion | None = None
+    """The reigning student that the final one was compared with; None where none reigned."""
+    champion_scores: tuple[ArtifactRef, ...] = ()
+    """The champion's scores on the same rows as `test_scores`, in the same order."""
+    verdict: ArtifactRef | None = None
+    """The gate's; None where the config has no registry to promote in."""
+
+    @property
+    @abstractmethod
+    def test_scores(self) -> tuple[ArtifactRef, ...]:
+        """The final student's scores, one for each test set; what the gate compares."""
+
+    @abstractmethod
+    def refs(self) -> list[ArtifactRef]:
+        """Every artifact, each once, in the order of the work."""
+
+    @property
+    def challenge_refs(self) -> list[ArtifactRef | None]:
+        return [*self.champion_scores, self.verdict]
+
+    @staticmethod
+    def unique(refs: Iterable[ArtifactRef | None]) -> list[ArtifactRef]:
+        return list({ref.key: ref for ref in refs if ref is not None}.values())

@@ -1,0 +1,45 @@
+"""The MCKD recipe's report."""
+
+from pathlib import Path
+
+from retort.config import MckdConfig
+from retort.problems import problem_for
+from retort.records.mckd import MckdResult
+from retort.report.mckd.facts import Run, gather
+from retort.report.mckd.summary import MckdSummary, table
+from retort.report.step import ReportStep
+from retort.steps.base import Runtime
+from retort.steps.context import StepContext
+from retort.store import StepOutput
+
+ORDERS = {
+    "old-label-probability": "the students found the old label least probable",
+    "parts-changed": "most parts of the label changed, then by confidence",
+}
+
+
+class ReportMckd(ReportStep):
+    kind = "report"
+    version = 2
+
+    result: Runtime[MckdResult]
+
+    def gather(self, context: StepContext) -> MckdSummary:
+        config = MckdConfig.model_validate(self.config)
+        return gather(Run(config, problem_for(self.problem), self.result, context.store), context.progress)
+
+    def write(self, summary: MckdSummary, folder: Path) -> None:
+        # Only the worker that makes a report needs matplotlib and jinja2; a plan does not.
+        from retort.report.mckd.pictures import draw_scores
+        from retort.report.pages import write_pages
+
+        draw_scores(summary, folder)
+        write_pages(summary, folder, "mckd", table=table(summary), orders=ORDERS)
+
+    def output(self, summary: MckdSummary) -> StepOutput:
+        metrics = {f"final_{metric}": score.value for metric, score in summary.final.scores.items()}
+        return StepOutput(
+            rows=len(summary.systems),
+            metrics={**metrics, "compute_seconds": summary.compute_seconds},
+            details={"reason": summary.reason, "kept_stage": summary.kept_stage},
+        )

@@ -1,0 +1,79 @@
+"""The report's picture: scores with their intervals, a panel for each metric or test set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from retort.artifacts.reports import PNG, SVG
+from retort.metrics.format import percent
+
+INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
+TEACHER, STAGE, FINAL, CHAMPION, BASELINE = "#8a6d3b", "#4c78a8", "#c2410c", "#7b5aa6", "#7a8691"
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A system's score, as a share of 1, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    color: str
+    hollow: bool = False
+    seeds: tuple[float, ...] = ()
+    """Single values behind the mean, drawn faintly."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    dots: Sequence[Dot | None]
+    """One for each system; None where it has no score."""
+
+
+def draw(panels: Sequence[Panel], names: Sequence[str], folder: Path) -> None:
+    """Write `scores.png` and `scores.svg`; `names` are the systems'."""
+    style: Any = {"svg.hashsalt": "retort", "font.size": 10, "text.color": INK, "axes.labelcolor": INK}
+    with matplotlib.rc_context(style):
+        size = (1.6 + 3.0 * len(panels), 1.0 + 0.36 * len(names))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06))
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for place, panel in zip(axes, panels, strict=True):
+            _draw_panel(place, panel)
+        axes[0].set_yticks(range(len(names)), list(names))
+        axes[0].set_ylim(len(names) - 0.5, -0.5)
+        FigureCanvasAgg(figure)
+        figure.savefig(folder / PNG, dpi=160)
+        figure.savefig(folder / SVG, metadata={"Date": None, "Creator": None})
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for place, dot in enumerate(panel.dots):
+        if dot is not None:
+            _draw_dot(axes, place, dot)
+    axes.set_title(panel.title, fontsize=10, fontweight="bold", loc="left")
+    axes.grid(axis="x", color=GRID)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=MUTED)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.margins(x=0.12)
+    axes.locator_params(axis="x", nbins=5)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_dot(axes: Axes, place: int, dot: Dot) -> None:
+    for value in dot.seeds:
+        axes.plot([100 * value], [place], "o", color=dot.color, alpha=0.3, markersize=4, markeredgewidth=0)
+    ends = [100 * dot.low, 100 * dot.high]
+    axes.plot(ends, [place, place], color=dot.color, linewidth=2, solid_capstyle="round")
+    inside = "white" if dot.hollow else dot.color
+    axes.plot([100 * dot.value], [place], "o", color=dot.color, markerfacecolor=inside, markersize=7)
+    at, above = (100 * dot.value, place), (0, 7)
+    axes.annotate(percent(dot.value), at, above, textcoords="offset points", ha="center", fontsize=8, color=INK)

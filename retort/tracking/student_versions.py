@@ -1,0 +1,64 @@
+"""A final student as a version of the registered model, with the gate's verdict."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retort.artifacts.reports import Tracked
+from retort.artifacts.verdicts import Verdict
+from retort.report.base import Summary
+from retort.tracking import mlflow_runs as runs
+from retort.tracking.address import is_server, without_secrets
+from retort.tracking.registry import CHALLENGER
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+VERDICT, OUTCOME = "gate.verdict", "gate.outcome"
+COMPARED = ("gain", "low", "high", "win_share", "p_value")
+"""Fields of a comparison with the champion that MLflow shows."""
+
+
+def register_student(
+    client: "MlflowClient", summary: Summary, fetch: Callable[[], Path], run_id: str, uri: str, tags: Mapping[str, str]
+) -> str:
+    """The final student's version, registered once for each artifact; alias `challenger`. `fetch` gives its folder."""
+    version = runs.find_version(client, summary.name, summary.model_key)
+    if version is None:
+        source = runs.model_source(client, summary.model_uri, fetch, run_id, uri)
+        known = {**tags, "retort.artifact": summary.model_uri, "retort.reason": summary.conclusion}
+        version = runs.register(client, summary.name, summary.model_key, source, run_id, known)
+    if str(client.get_registered_model(summary.name).aliases.get(CHALLENGER)) != version:
+        runs.set_alias(client, summary.name, CHALLENGER, version)
+    return version
+
+
+def tag_verdict(client: "MlflowClient", summary: Summary, verdict: Verdict, key: str, version: str) -> None:
+    """The latest night's, whichever night the version was registered in; what was compared then and not now goes."""
+    contest = verdict.contest
+    compared = {name: f"{getattr(contest, name):.6f}" if contest else None for name in COMPARED}
+    tags: dict[str, str | None] = {
+        VERDICT: key,
+        "gate.accepted": str(verdict.accepted).lower(),
+        "gate.champion": summary.champion,
+        "gate.reasons": "\n".join(verdict.reasons),
+        **{f"gate.{name}": text for name, text in compared.items()},
+    }
+    # The outcome goes first and comes last, so that nobody finds it beside another night's champion, not even after
+    # a run that was killed here.
+    for part in ({OUTCOME: None}, tags, {OUTCOME: verdict.outcome}):
+        runs.tag_version(client, summary.name, version, part)
+
+
+def tracked(uri: str, experiment_id: str, run_id: str, model: str, version: str, verdict: str = "") -> Tracked:
+    """Where to look at it: on the server's page, or with a command."""
+    page = f"{without_secrets(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return Tracked(
+        experiment_id=experiment_id,
+        run_id=run_id,
+        url=page if is_server(uri) else "",
+        open_with="" if is_server(uri) else f"mlflow ui --backend-store-uri {without_secrets(uri)}",
+        model=model,
+        version=version,
+        verdict=verdict,
+    )
