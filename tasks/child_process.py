@@ -39,7 +39,6 @@ _context.set_forkserver_preload(
             "retort.recipes.execute",
             "retort.students.loading",
             "retort.students.training",
-            "retort.students.prediction",
         ),
         # Imported late, by pyarrow, by transformers and by a store in a bucket: else in every child anew.
         *("pandas", "transformers.models.bert.modeling_bert", "retort.store.bucket"),

@@ -14,7 +14,7 @@ from retort.problems import Problem, problem_for
 from retort.serving.addresses import FoundStudent, ModelName
 from retort.steps.export_student import ONNX
 from retort.steps.train_grid import fields_of
-from retort.students.prediction import Prediction
+from retort.students.base import Prediction
 from retort.students.tiny.scorer import BATCH_ROWS
 
 if TYPE_CHECKING:

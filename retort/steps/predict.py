@@ -56,7 +56,7 @@ def make_predictions(work: StepContext) -> StepOutput:
 
 
 def _by_students(work: StepContext, fields: list[list[str]]) -> tuple[list[int], Floats]:
-    from retort.students.tiny.prediction import predict
+    from retort.students.tiny.network import predict
 
     grid, vocabulary, weights = read_students(work.fetch("grid"))
     texts = vocabulary.encode(fields)

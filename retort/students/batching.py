@@ -5,6 +5,9 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+WINDOW_ROWS = 8192
+"""Rows that are sorted by length together in prediction; bounds memory, whatever the pool's size."""
+
 
 def token_batches(
     lengths: NDArray[np.int64], budget_tokens: int, generator: np.random.Generator | None = None

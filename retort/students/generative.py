@@ -40,11 +40,11 @@ from retort.students.architectures import (
     with_new_decoder,
 )
 from retort.students.base import Checkpoint, Outcome, Progress, TrainingResult, TrainingRow
+from retort.students.batching import WINDOW_ROWS
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.encoder import as_config_error, use_fused_attention
 from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, keeps_packed_rows_apart
 from retort.students.grammar import Grammar
-from retort.students.prediction import WINDOW_ROWS
 from retort.students.targets import ClassTarget, Target, TextTarget, Written
 from retort.students.token_distillation import Listed, taught_target
 from retort.students.training import fit, frozen

@@ -474,8 +474,8 @@ def test_a_tagging_student_learns_to_parse(tiny_encoder: Path) -> None:
 
     from retort.models.device import Device
     from retort.models.weights import find_weights
+    from retort.students.classifier import predict
     from retort.students.encoder import encode_all, new_encoder
-    from retort.students.prediction import predict
     from retort.students.training import TrainingRows, train
 
     generator = random.Random(0)

@@ -11,7 +11,7 @@ import pytest
 
 from retort.errors import DataError
 from retort.students.tiny.export import export
-from retort.students.tiny.prediction import predict
+from retort.students.tiny.network import predict
 from retort.students.tiny.scorer import Scorer, measure
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTraining
 from retort.students.tiny.training import train_students

@@ -6,8 +6,7 @@ import torch
 
 from retort.errors import ConfigError, DataError
 from retort.students.tiny import training as module
-from retort.students.tiny.network import as_bags, initial, layout, logits, unflatten, word_traits
-from retort.students.tiny.prediction import predict
+from retort.students.tiny.network import as_bags, initial, layout, logits, predict, unflatten, word_traits
 from retort.students.tiny.shape import Setting, TinyRows, TinyTexts
 
 TOLERANCE = 1e-4

@@ -12,7 +12,7 @@
 A row is a sequence of *fields*, one text each, in the order of `TinyShape.fields` (question, reference, answer; or
 one text alone). Classes are numbered as the problem numbers them; gold is -1 where a row has none.
 
-Rooms: `shape` (dataclasses; no torch), `vocabulary`, `network`, `training`, `prediction`, `export` (ONNX and the model
+Rooms: `shape` (dataclasses; no torch), `vocabulary`, `network`, `training`, `export` (ONNX and the model
 card), `scorer` (onnxruntime; latency and throughput), `baselines` (majority, TF-IDF, label smoothing, TinyBERT-sized).
 Arrays in, arrays and files out: no stage, no store, no config.
 """

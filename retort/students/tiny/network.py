@@ -25,6 +25,9 @@ from retort.students.tiny.shape import TinyShape, TinyTexts, Weights
 
 Indices = NDArray[np.int64]
 
+BATCH_ROWS = 256
+"""Rows that are predicted at once."""
+
 
 def layout(shape: TinyShape, vocabulary_size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of one student's weights, in order. `vocabulary_size` is that of the fitted vocabulary."""
@@ -175,3 +178,17 @@ def _greatest(h: Tensor, members: Tensor) -> Tensor:
         held = numbers.gather(2, places).view(students, -1, rows, length)
         words = held.argmax(3).transpose(1, 2)
     return h.gather(1, members.gather(2, words))
+
+
+@torch.inference_mode()
+def predict(weights: Weights, texts: TinyTexts) -> NDArray[np.float64]:
+    """`(rows, classes)`, each summing to 1, in the order of `texts`."""
+    one = stacked([weights])
+    num_fields, overlap = len(weights["fields"]), "overlaps" in weights
+    traits = word_traits(texts, num_fields, overlap=overlap)
+    found = np.zeros((len(texts), len(weights["out_bias"])))
+    for start in range(0, len(texts), BATCH_ROWS):
+        part = slice(start, start + BATCH_ROWS)
+        bags = as_bags(texts.word_ids[part], traits[part], num_fields, overlap=overlap)
+        found[part] = logits(one, *(piece[None] for piece in bags.parts))[0].double().softmax(-1)
+    return found
