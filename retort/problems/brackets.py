@@ -39,18 +39,18 @@ def bracket_counts(gold: Tree, predicted: Tree | None) -> Floats:
     """(in both, in gold, in predicted), `(3,)`: labelled constituents after evalb's COLLINS.prm, which deletes
     punctuation by tag, takes PRT for ADVP and counts a constituent that occurs twice twice."""
     kept = [tag not in _DELETED_TAGS for tag in gold.tags] if gold.tags else _kept_by_form(gold, _PUNCTUATION)
-    wanted = _labelled(gold, kept)
-    found = _labelled(predicted, kept) if predicted is not None else Counter()
+    wanted = _labeled(gold, kept)
+    found = _labeled(predicted, kept) if predicted is not None else Counter()
     return np.array([(wanted & found).total(), wanted.total(), found.total()], dtype=np.float64)
 
 
-def unlabelled_f1(gold: Tree, predicted: Tree | None) -> float:
+def unlabeled_f1(gold: Tree, predicted: Tree | None) -> float:
     """One sentence's F1 as the paper of MCKD counts it (its `parserlib.py`): sets of spans of two words and more, the
     whole sentence among them, after all is deleted that has none of the Penn Treebank's 36 word tags. 0 where nothing
     is in common, so a sentence with less than two words has 0 even where it is parsed perfectly."""
     kept = [tag in _WORD_TAGS for tag in gold.tags] if gold.tags else _kept_by_form(gold, _NO_WORDS)
-    wanted = _unlabelled(gold, kept)
-    found = _unlabelled(predicted, kept) if predicted is not None else set()
+    wanted = _unlabeled(gold, kept)
+    found = _unlabeled(predicted, kept) if predicted is not None else set()
     common = len(wanted & found)
     return 2 * common / (len(wanted) + len(found)) if common else 0.0
 
@@ -59,7 +59,7 @@ def _kept_by_form(tree: Tree, deleted: frozenset[str]) -> list[bool]:
     return [word not in deleted for word in tree.words]
 
 
-def _labelled(tree: Tree, kept: Sequence[bool]) -> Counter[tuple[str, int, int]]:
+def _labeled(tree: Tree, kept: Sequence[bool]) -> Counter[tuple[str, int, int]]:
     places = [0, *accumulate(kept)]
     return Counter(
         (_SAME.get(label, label), places[start], places[end])
@@ -68,7 +68,7 @@ def _labelled(tree: Tree, kept: Sequence[bool]) -> Counter[tuple[str, int, int]]
     )
 
 
-def _unlabelled(tree: Tree, kept: Sequence[bool]) -> set[tuple[int, int]]:
+def _unlabeled(tree: Tree, kept: Sequence[bool]) -> set[tuple[int, int]]:
     places = [0, *accumulate(kept)]
     spans = ((places[span.start], places[span.end]) for span in tree.spans)
     return {(start, end) for start, end in spans if end - start > 1}

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
 from retort.errors import ConfigError, DataError
 from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
-from retort.problems.brackets import bracket_counts, unlabelled_f1
+from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.trees import (
     CHAIN,
-    UNLABELLED,
+    UNLABELED,
     Span,
     Tree,
     Unreadable,
@@ -33,12 +33,12 @@ from retort.problems.trees import (
     escaped,
     nodes_of,
     read_tree,
-    read_unlabelled,
+    read_unlabeled,
     tree_of,
     unescaped,
-    unlabelled,
+    unlabeled,
     write_tree,
-    write_unlabelled,
+    write_unlabeled,
 )
 from retort.records.base import Label, ParseFailure
 
@@ -51,7 +51,7 @@ class Constituency:
     """
 
     def __init__(self, config: ConstituencyConfig) -> None:
-        given = [UNLABELLED] if config.form == "unlabelled" else config.labels or []
+        given = [UNLABELED] if config.form == "unlabelled" else config.labels or []
         if not given:
             raise ConfigError("problem.labels names no phrase label")
         for name in given:
@@ -102,7 +102,7 @@ class Constituency:
         if difference := _difference(tree, str(row[columns.text])):
             raise DataError(f"the tree is not that of the text: {difference}")
         if not self._has_labels:
-            return encode_label(unlabelled(tree))
+            return encode_label(unlabeled(tree))
         for label in {span.label for span in tree.spans}:
             if label not in self._labels:
                 raise DataError(f"the tree's label '{label}' is not in problem.labels; allowed: {listed(self._labels)}")
@@ -110,7 +110,7 @@ class Constituency:
 
     def render(self, text: str, label: Label) -> str:
         tree = decode_label(label)
-        return write_tree(tree) if self._has_labels else write_unlabelled(tree)
+        return write_tree(tree) if self._has_labels else write_unlabeled(tree)
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
         """See `Problem.parse`. White space does not count, and tags that the teacher wrote are left out: a bracket
@@ -120,7 +120,7 @@ class Constituency:
         `unknown-label`.
         """
         try:
-            tree = read_tree(completion, self._is_tag) if self._has_labels else read_unlabelled(completion)
+            tree = read_tree(completion, self._is_tag) if self._has_labels else read_unlabeled(completion)
             if difference := _difference(tree, text):
                 raise Unreadable("words-differ", f"{difference[0].upper()}{difference[1:]}.")
             for span in tree.spans:
@@ -239,14 +239,14 @@ class Constituency:
         chains = _logs(probabilities[:num_words, :at_changes])
         changes = _logs(probabilities[num_words : 2 * num_words - 1, at_changes:at_nodes])
         nodes = _logs(probabilities[2 * num_words - 1 :, at_nodes:])
-        labelled, total = [], float(chains.max(axis=1).sum() + changes.max(axis=1).sum())
+        labeled, total = [], float(chains.max(axis=1).sum() + changes.max(axis=1).sum())
         depths = np.cumsum(changes.argmax(axis=1) - self._max_change)
         for start, end, gaps in nodes_of(depths.tolist()):
             together = nodes[gaps].sum(axis=0)
             best = int(together.argmax())
-            labelled.append(Span(self._nodes[best], start, end))
+            labeled.append(Span(self._nodes[best], start, end))
             total += float(together[best])
-        tree = tree_of(words, [self._chains[best] for best in chains.argmax(axis=1).tolist()], labelled)
+        tree = tree_of(words, [self._chains[best] for best in chains.argmax(axis=1).tolist()], labeled)
         return encode_label(tree), min(float(np.exp(total / len(probabilities))), 1.0)
 
     def matches(self, gold: Label, predicted: Label | None) -> bool:
@@ -258,7 +258,7 @@ class Constituency:
             return np.array([float(self.matches(gold, predicted)), 1.0])
         found = decode_label(predicted) if predicted is not None else None
         if metric == "unlabeled_f1":
-            return np.array([unlabelled_f1(decode_label(gold), found), 1.0])
+            return np.array([unlabeled_f1(decode_label(gold), found), 1.0])
         return bracket_counts(decode_label(gold), found)
 
     def value(self, metric: Metric, sums: Floats) -> Floats:

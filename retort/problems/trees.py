@@ -15,7 +15,7 @@ from retort.records.base import Label
 
 CHAIN = "+"
 """Joins the labels of a unary chain, outer first: `S+VP`."""
-UNLABELLED = "X"
+UNLABELED = "X"
 """The label of every constituent where labels do not count."""
 _ROOTS = ("TOP", "ROOT", "S1", "")
 """Treebanks' own brackets around the sentence; they say nothing."""
@@ -144,7 +144,7 @@ def write_tree(tree: Tree) -> str:
     return " ".join("".join(labels) + word + ")" * ends for labels, word, ends in words)
 
 
-def write_unlabelled(tree: Tree) -> str:
+def write_unlabeled(tree: Tree) -> str:
     """`( ( ( The ) ( cat ) ) ( sat ) )`, the target of MCKD (arXiv 2311.08640): each word in brackets of its own,
     constituents of several words once, however many labels they have."""
     opened, closed = [0] * len(tree.words), [0] * len(tree.words)
@@ -155,17 +155,17 @@ def write_unlabelled(tree: Tree) -> str:
     return " ".join("( " * starts + f"( {word} )" + " )" * ends for starts, word, ends in words)
 
 
-def read_unlabelled(text: str) -> Tree:
+def read_unlabeled(text: str) -> Tree:
     """A tree whose constituents all have the label X. White space does not count. Raises Unreadable."""
     # A bracket without a label before a word, and brackets that hold one word only, say nothing here.
-    labelled = text.replace("(", f"({UNLABELLED} ")
-    return unlabelled(read_tree(labelled, is_tag=lambda label: False))
+    labeled = text.replace("(", f"({UNLABELED} ")
+    return unlabeled(read_tree(labeled, is_tag=lambda label: False))
 
 
-def unlabelled(tree: Tree) -> Tree:
+def unlabeled(tree: Tree) -> Tree:
     """Constituents of several words, once each, with the label X."""
     extents = dict.fromkeys(span[1:] for span in tree.spans if span.end - span.start > 1)
-    return Tree(tree.words, tuple(Span(UNLABELLED, *extent) for extent in extents), tree.tags)
+    return Tree(tree.words, tuple(Span(UNLABELED, *extent) for extent in extents), tree.tags)
 
 
 def encode_label(tree: Tree) -> Label:
@@ -242,9 +242,9 @@ def nodes_of(depths: Sequence[int]) -> list[Node]:
     return done
 
 
-def tree_of(words: Sequence[str], chains: Sequence[str], labelled: Sequence[Span]) -> Tree:
+def tree_of(words: Sequence[str], chains: Sequence[str], labeled: Sequence[Span]) -> Tree:
     """From the words' chains `(n,)` and the constituents of several words, whose labels may be chains too."""
     leaves = [Span(chain, place, place + 1) for place, chain in enumerate(chains) if chain]
-    order = sorted([*labelled, *leaves], key=lambda span: (span.start, -span.end))
+    order = sorted([*labeled, *leaves], key=lambda span: (span.start, -span.end))
     spans = tuple(Span(label, s, e) for chain, s, e in order for label in chain.split(CHAIN))
     return Tree(tuple(words), spans)

@@ -1,4 +1,4 @@
-"""Encoders as students: they decide on units."""
+"""Encoder students, which classify each unit of a text."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,8 +63,7 @@ class Classifier:
         return TrainingRows(encoded, [self._target(row, is_soft) for row in rows])
 
     def _target(self, row: TrainingRow, is_soft: bool) -> NDArray[np.int64] | NDArray[np.float32]:
-        """Class indices `(units,)`; where labels are soft, probabilities `(units, classes)`, one-hot for a row that has
-        none."""
+        """Class indices `(units,)`; for soft labels, probabilities `(units, classes)`, one-hot if the row has none."""
         if row.probabilities is not None:
             return row.probabilities
         indices = np.asarray(self.problem.targets(row.text, row.label), dtype=np.int64)
@@ -105,7 +104,7 @@ def predict(
     batch_tokens: int = 2048,
     progress: Progress = lambda done, total, note: None,
 ) -> Iterator[Prediction]:
-    """Predictions in the order of `texts`, `total` of them, streamed window by window."""
+    """Streams one prediction per text, in order, window by window; `total` is the number of texts."""
     encoder.model.to(device.name).eval()  # type: ignore[arg-type]
     iterator, done = iter(texts), 0
     while window := list(islice(iterator, WINDOW_ROWS)):
@@ -121,6 +120,7 @@ def predict(
 def _window_probabilities(
     encoder: Encoder, rows: list[EncodedRow], device: Device, batch_tokens: int
 ) -> list[NDArray[np.float32]]:
+    """`(units, classes)` for each row."""
     lengths = np.array([len(row.token_ids) for row in rows])
     result: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(rows)
     for batch in token_batches(lengths, batch_tokens):
@@ -135,7 +135,7 @@ def _window_probabilities(
 
 
 def _with_cut_units(row: EncodedRow, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Units beyond the student's reach get the uniform distribution."""
+    """Adds the truncated units, with the uniform distribution: `(kept units, classes)` -> `(units, classes)`."""
     if (row.positions >= 0).all():
         return probabilities
     classes = probabilities.shape[1]

@@ -1,4 +1,4 @@
-"""A student of any kind: new, or as it was trained."""
+"""Creating and loading students of any kind."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from retort.students.generative import load_generative_student, new_generative_s
 
 
 def new_student(config: StudentConfig, weights: Weights, *, pretrained: bool, problem: Problem) -> Student:
-    """`pretrained`: with the weights, else with random ones. Seed torch first.
+    """An untrained student, with the given weights if `pretrained`, else random ones. Seed torch first.
 
-    Raises ConfigError where the weights cannot be loaded for this kind of student.
+    Raises ConfigError if the weights cannot be loaded for this kind of student.
     """
     match config:
         case TokenClassificationConfig() | SequenceClassificationConfig():
@@ -27,8 +27,8 @@ def new_student(config: StudentConfig, weights: Weights, *, pretrained: bool, pr
 
 
 def load_student(folder: Path, kind: str, max_length: int, problem: Problem) -> Student:
-    """A trained student, from its artifact's files. Where the problem's classes have changed since, they are found by
-    their names, and those that the student does not know get a probability of 0."""
+    """A trained student, from its saved folder. Classes are matched by name, should the problem's have changed since;
+    those that the student does not know get a probability of 0."""
     match kind:
         case "seq2seq" | "causal":
             return load_generative_student(folder, max_length, problem)

@@ -134,8 +134,8 @@ def test_more_rows_without_gold_labels_teach_by_their_probabilities(lesson):
     """Ten labelled rows and the teacher's word for the rest do better than the ten alone."""
     few = replace(lesson.data, gold=np.where(np.arange(300) < 10, lesson.data.gold, -1))
     alone = Setting(0, rows=tuple(range(10)))
-    taught, untaught = lesson.train(Setting(0, soft_weight=1.0), alone, data=few, epochs=12, patience=20)
-    assert taught.dev_accuracy > untaught.dev_accuracy + 0.1
+    distilled, undistilled = lesson.train(Setting(0, soft_weight=1.0), alone, data=few, epochs=12, patience=20)
+    assert distilled.dev_accuracy > undistilled.dev_accuracy + 0.1
 
 
 def test_progress_counts_up_to_all_epochs(lesson):

@@ -40,9 +40,9 @@ def tfidf(
     labels = _labels(gold)
     if len(np.unique(labels)) < 2:
         raise DataError(f"all labelled training rows have class {labels[0]}: TF-IDF needs two classes to tell apart")
-    labelled = [_marked(row) for row, label in zip(train, gold, strict=True) if label >= 0]
-    counters = [TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+") for _ in labelled[0]]
-    columns = zip(counters, zip(*labelled, strict=True), strict=True)
+    labeled = [_marked(row) for row, label in zip(train, gold, strict=True) if label >= 0]
+    counters = [TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+") for _ in labeled[0]]
+    columns = zip(counters, zip(*labeled, strict=True), strict=True)
     counts = hstack([counter.fit_transform(texts) for counter, texts in columns]).tocsr()
     model = LogisticRegression(max_iter=1000).fit(counts, labels)
     columns = zip(counters, zip(*map(_marked, rows), strict=True), strict=True)

@@ -82,7 +82,7 @@ class _Rows:
     gold: Tensor
     probabilities: Tensor
     """`(rows, classes)`; zeros where the teacher says nothing."""
-    told: Tensor
+    has_teacher: Tensor
     """`(rows,)`: 1 where the teacher says something."""
     right: Tensor
     """`(rows,)`: 1 where it also agrees with the gold label, or there is none."""
@@ -93,12 +93,12 @@ class _Rows:
         probabilities = torch.full((len(gold), num_classes), math.nan)
         if rows.probabilities is not None:
             probabilities = torch.from_numpy(np.asarray(rows.probabilities, dtype=np.float32))
-        told = (~probabilities.isnan().any(1)).float()
+        has_teacher = (~probabilities.isnan().any(1)).float()
         probabilities = probabilities.nan_to_num()
-        right = told * ((probabilities.argmax(1) == gold) | (gold < 0))
+        right = has_teacher * ((probabilities.argmax(1) == gold) | (gold < 0))
         num_fields, words = len(shape.fields), rows.texts.word_ids
         traits = word_traits(rows.texts, num_fields, overlap=shape.overlap)
-        return cls(words, traits, num_fields, shape.overlap, gold, probabilities, told, right)
+        return cls(words, traits, num_fields, shape.overlap, gold, probabilities, has_teacher, right)
 
     def bags(self, rows: Indices, numbers: Indices | None = None) -> Bags:
         """`numbers`: what words are read as instead, `(rows, length)`."""
@@ -206,7 +206,7 @@ def _train_epoch(stack: _Stack, rows: _Rows, unknown: Indices, training: TinyTra
     temperatures = torch.tensor([setting.distillation_temperature for setting in stack.settings])
     weight = torch.tensor([_soft_weight(setting, epoch, training.epochs) for setting in stack.settings])
     hard = torch.tensor([setting.hard for setting in stack.settings])[:, None]
-    careful = torch.tensor([setting.only_where_right for setting in stack.settings])[:, None]
+    only_where_right = torch.tensor([setting.only_where_right for setting in stack.settings])[:, None]
     steps = len(plans[0])
     for step, batches in enumerate(zip(*plans, strict=True)):
         index, real = (part[course_of] for part in _side_by_side([rows_of for rows_of, _ in batches]))
@@ -214,8 +214,8 @@ def _train_epoch(stack: _Stack, rows: _Rows, unknown: Indices, training: TinyTra
         leaf = stack.flat.detach().requires_grad_()
         found = logits(unflatten(leaf, stack.sizes), *(part[course_of] for part in bags))
         gold = rows.gold[index].masked_fill(~(hard & real), -1)
-        listen = torch.where(careful, rows.right[index], rows.told[index]) * real
-        losses = scoring_loss(found, gold, rows.probabilities[index], weight, temperatures, listen)
+        soft_weights = torch.where(only_where_right, rows.right[index], rows.has_teacher[index]) * real
+        losses = scoring_loss(found, gold, rows.probabilities[index], weight, temperatures, soft_weights)
         rate = training.learning_rate * (1 - (epoch + step / steps) / training.epochs)
         stack.step((losses.sum(1) / real.sum(1)).sum(), leaf, rate, training.weight_decay)
 
