@@ -44,7 +44,7 @@ def listed(teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def dense(divergence: Divergence, teacher: Tensor, student: Tensor) -> Tensor:
-    """By torch.distributions; the mixture in probabilities, not in logarithms as ours."""
+    """The reference: torch.distributions, mixing probabilities and not logarithms as ours."""
     p, s = Categorical(logits=teacher), Categorical(logits=student)
     if divergence is HALF_MIXED:
         mixed = Categorical(probs=0.3 * p.probs + 0.7 * s.probs)

@@ -26,7 +26,7 @@ WORDS = {"weather": "Up", "play": "Up and away", "now": "down.hill"}
 MOVIES = Classification(list(WORDS.values()))
 TRAINING = TrainingConfig(epochs=1, learning_rate=1e-2, batch_tokens=256, precision="fp32", freeze_embeddings=False)
 EPOCHS = {"t5": 25, "pair": 40, "causal": 12, "t5-text": 30, "causal-text": 12}
-LEARNT = {"t5": 0.9, "pair": 0.6, "causal": 0.9, "t5-text": 0.9, "causal-text": 0.9}
+LEARNED = {"t5": 0.9, "pair": 0.6, "causal": 0.9, "t5-text": 0.9, "causal-text": 0.9}
 """Share of right classes, where guessing gives a third. A new decoder soon tells one of the three words from the
 others, and takes long to tell these two apart."""
 
@@ -76,12 +76,12 @@ def share_right(student: Any, rows: list[TrainingRow]) -> float:
 
 
 @pytest.mark.parametrize("kind", EPOCHS)
-def test_classes_are_learnt_from_hard_labels_and_kept(build: Build, kind: str, tmp_path: Path) -> None:
+def test_classes_are_learned_from_hard_labels_and_kept(build: Build, kind: str, tmp_path: Path) -> None:
     student, unseen = build(kind), rows_of(seed=1, count=10)
     assert share_right(student, unseen) < 0.6
     history = learn(student, rows_of(seed=0), EPOCHS[kind]).history
     assert history.losses[-1] < history.losses[0] / 2
-    assert share_right(student, unseen) > LEARNT[kind]
+    assert share_right(student, unseen) > LEARNED[kind]
     student.save(tmp_path)
     again = load_student(tmp_path, student.notes.kind, TRAINING.max_length, MOVIES)
     texts = [row.text for row in unseen]

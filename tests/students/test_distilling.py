@@ -51,7 +51,7 @@ def pairs_of_a_teacher(vocab: int = VOCAB) -> tuple[list[Pair], list[torch.Tenso
 
 
 def by_hand(logits: torch.Tensor, target: Any, teacher: torch.Tensor, distillation: DistillationConfig) -> torch.Tensor:
-    """Of one row: by torch.distributions, the mixture of probabilities; `logits` is `(target tokens, vocab)`."""
+    """The loss of one row, by torch.distributions, mixing probabilities; `logits` is `(target tokens, vocab)`."""
     hard = torch.nn.functional.cross_entropy(logits, torch.from_numpy(target), reduction="none")
     known, temperature = len(teacher), distillation.distillation_temperature
     if not known:

@@ -1,4 +1,4 @@
-"""Batches of a writing student give the loss that rows by themselves give, computed by hand with transformers."""
+"""Batches of a generative student give the loss of single rows, computed by hand with transformers."""
 
 from pathlib import Path
 

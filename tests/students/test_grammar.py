@@ -1,4 +1,4 @@
-"""Texts that students write by the problem's grammar."""
+"""Text that students generate under the grammar of a problem."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -55,8 +55,10 @@ class Vocabulary:
         return 1 + len(self.fields) + self.buckets + len(self.words)
 
     def encode(self, rows: Sequence[Sequence[str]]) -> TinyTexts:
-        """Word and field ids, `(rows, longest)` each: the fields one after another, each cut to `max_words` words. Raises
-        DataError if a row has another number of fields."""
+        """Word and field ids, `(rows, longest)` each: the fields one after another, each cut to `max_words` words.
+
+        Raises DataError if a row has another number of fields.
+        """
         encoded = [[self._field(place, text) for place, text in enumerate(_checked(row, self.fields))] for row in rows]
         length = max((sum(map(len, row)) for row in encoded), default=1)
         word_ids = np.zeros((len(rows), length), dtype=np.int64)
