@@ -27,8 +27,8 @@ from retort.models.device import choose_device
 from retort.models.weights import find_weights
 from retort.problems import Problem, problem_for
 from retort.records.base import Example
+from retort.students.classifier import predict
 from retort.students.encoder import Encoder, encode_all, new_encoder
-from retort.students.prediction import predict
 from retort.students.training import TrainingRows, train
 
 TRAINING = TrainingConfig(epochs=1)

@@ -33,8 +33,7 @@ from retort.config import SequenceClassificationConfig
 from retort.models.weights import find_weights
 from retort.students.tiny.baselines import smoothed
 from retort.students.tiny.export import export
-from retort.students.tiny.network import num_parameters, word_traits
-from retort.students.tiny.prediction import predict
+from retort.students.tiny.network import num_parameters, predict, word_traits
 from retort.students.tiny.scorer import Scorer, measure
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTexts, TinyTraining, TrainedStudent
 from retort.students.tiny.training import train_students

@@ -70,7 +70,7 @@ _METRICS: Mapping[str, tuple[Metric, ...]] = {
 }
 _STUDENTS = {
     "slots": ("token-classification", "seq2seq", "causal"),
-    "classification": ("sequence-classification",),
+    "classification": ("sequence-classification", "seq2seq", "causal"),
     "constituency": ("token-classification", "seq2seq", "causal"),
     "text": ("seq2seq", "causal"),
 }
@@ -139,11 +139,17 @@ class MckdConfig(RecipeConfig):
         return self
 
     def _check_writer(self) -> None:
-        """Raises ValueError for a student that writes text where its probabilities of classes are needed."""
+        """Raises ValueError for a student that writes text where probabilities of classes are needed: its own, which it
+        does not give, or a teacher's, which it cannot be trained on."""
         student, has_classes = self.student, self.problem.kind != "text"
         if not isinstance(student, GenerativeConfig) or student.form(has_classes=has_classes) == "classes":
             return
         method = self.method
+        if self.has_soft_teacher and self.problem.kind == "classification":
+            raise ValueError(
+                "teacher.labels 'soft': stage 1 trains on probabilities of classes, and this student writes text; use "
+                "student.target: classes (without lora), or teacher.labels: hard"
+            )
         if method.cross_labels == "soft":
             raise ValueError("method.cross_labels 'soft' needs probabilities of classes; use student.target: classes")
         if method.stages > 1 and method.scheme == "disjoint" and method.partitions > 2:

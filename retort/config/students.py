@@ -1,4 +1,4 @@
-"""Who learns."""
+"""Settings of students."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,45 +9,47 @@ from retort.config.training import TrainingConfig
 
 
 class EncoderConfig(Settings):
+    """What all kinds of students have in common."""
+
     model: Text
     """A hub name, a folder, an s3:// address, or pkg:package/folder for weights in an installed package."""
     revision: Text = "main"
-    """Of a hub model; pin a commit for a repeatable run."""
+    """Branch, tag or commit of a hub model; pin a commit for a repeatable run."""
     weights: Literal["pretrained", "random"] = "pretrained"
-    """random: only the architecture and the tokenizer are taken from `model`."""
+    """random: take only the architecture and the tokenizer from `model`."""
     training: TrainingConfig = TrainingConfig()
-    """How it is trained."""
+    """How the student is trained."""
     warm_start: bool = False
-    """Start the final student from the reigning champion's weights. Never the others: who relabels rows must not have
-    been trained on them, and the champion was."""
+    """Start the final student from the reigning champion's weights. The other students never do: a student that
+    relabels rows must not have been trained on them, and the champion was."""
 
 
 class TokenClassificationConfig(EncoderConfig):
-    """An encoder with a linear layer on each word: tags."""
+    """An encoder with a linear layer on each word, which predicts tags."""
 
     kind: Literal["token-classification"]
 
 
 class SequenceClassificationConfig(EncoderConfig):
-    """An encoder with a linear layer on the whole text: one class."""
+    """An encoder with a linear layer on the whole text, which predicts one class."""
 
     kind: Literal["sequence-classification"]
 
 
 class GenerativeConfig(EncoderConfig):
-    """A student that writes the label, token by token."""
+    """A student that generates the label, token by token."""
 
     target: Literal["classes", "text"] | None = None
-    """classes: one token for each unit's class (the tags of slots, as in the paper), of which none but a legal one can
-    be written. text: what a teacher would write, held to what the problem allows. Left out: classes, where the problem
-    has them and no adapter is trained."""
+    """classes: one token per unit for its class (the intent and tags of slots, as in the paper; the class of a text),
+    limited to the legal ones. text: what a teacher would write, held to the grammar of the labels. Left out: classes if
+    the problem has them and no adapters are trained, else text."""
     max_target_length: Annotated[int, Field(ge=1)] = 128
-    """Tokens of a label."""
+    """Maximum number of tokens of a label."""
     long_targets: Literal["error", "cut"] = "error"
-    """Labels to train on that are longer: an error, or cut at the end."""
+    """What to do with longer training labels: error, or cut off the end."""
 
     def form(self, *, has_classes: bool) -> Literal["classes", "text"]:
-        """`target`, or what suits the problem."""
+        """`target`, or its default for a problem with or without classes."""
         return self.target or ("classes" if has_classes else "text")
 
 
@@ -56,26 +58,26 @@ class Seq2SeqConfig(GenerativeConfig):
 
     kind: Literal["seq2seq"]
     decoder_layers: Annotated[int, Field(ge=1, le=24)] | None = None
-    """For a `model` that is an encoder only: layers of the new decoder that is put on it."""
+    """For an encoder-only `model`: number of layers of the new decoder that is added to it."""
 
 
 class LoraConfig(Settings):
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on all linear layers; the rest stays as pretrained."""
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on all linear layers; the other weights stay as they are."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """r, the adapters' inner width."""
+    """r, the inner dimension of the adapters."""
     alpha: Annotated[float, Field(gt=0)] = 32
-    """An adapter's output is multiplied by alpha / r."""
+    """An adapter's output is scaled by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """On an adapter's input."""
+    """Dropout probability on an adapter's input."""
 
 
 class CausalConfig(GenerativeConfig):
-    """A decoder only, which goes on from the text: GPT, Llama, Qwen."""
+    """A decoder-only model, which continues the text: GPT, Llama, Qwen."""
 
     kind: Literal["causal"]
     lora: LoraConfig | None = None
-    """Train adapters, which the student's weights then absorb; left out: all weights."""
+    """Train adapters, which are merged into the weights afterwards; left out: train all weights."""
 
     @model_validator(mode="after")
     def _adapters_write_text(self) -> Self:

@@ -1,1 +1,1 @@
-"""The method itself: pure and deterministic, no files, no network, no models."""
+"""Scores, their uncertainty and comparisons: pure and deterministic; no files, network or models."""

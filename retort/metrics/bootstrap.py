@@ -1,9 +1,8 @@
-"""How sure a score is, and whether one system beats another on the same rows.
+"""Bootstrap intervals of a score, and tests of whether one system beats another on the same rows.
 
-A metric is computed from sums of per-row statistics `(n, d)`, so a bootstrap resample is a vector of n-row
-weights. Rows with equal statistics are interchangeable: drawing how often each *distinct* row occurs, from a
-multinomial, is the same as drawing n rows, at a cost that does not grow with n, and it makes the result
-independent of the order of rows.
+A metric is computed from sums of per-row statistics `(n, d)`, so a bootstrap resample is a vector of n row weights.
+Rows with equal statistics are interchangeable: drawing the count of each *distinct* row from a multinomial is
+equivalent to drawing n rows, its cost does not grow with n, and the result does not depend on the order of rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,46 +18,49 @@ Value = Callable[[Floats], Floats]
 """Summed statistics `(..., d)` -> the metric `(...)`."""
 
 TIE = 1e-12
-"""Scores this close are equal: the rounding of a mean over systems."""
+"""Scores that differ by less are equal: the rounding of a mean over systems."""
 
 CHUNK = 4_000_000
-"""Numbers in a chunk of weights (32 MB)."""
+"""Number of float64 weights in memory at once (32 MB)."""
 
 
 class Comparison(NamedTuple):
     """Whether the new systems beat the old."""
 
     gain: float
-    """Mean score of the new systems less that of the old, on the rows as they are."""
+    """Mean score of the new systems minus that of the old ones, on all rows."""
     low: float
     """Lower end of the gain's 95 % percentile-bootstrap interval."""
     high: float
+    """Upper end of that interval."""
     win_share: float
-    """Share of resamples in which the new are better, in [0, 1]; a tie counts as half."""
+    """Share of resamples in which the new systems are better, in [0, 1]; a tie counts half."""
     resamples: int
 
 
 class McNemar(NamedTuple):
-    """Two systems that are right or wrong on the same rows (McNemar 1947, exact)."""
+    """Exact McNemar test (McNemar 1947) of two systems that are right or wrong on the same rows."""
 
     only_old: int
-    """Rows that only the old system gets right."""
+    """Number of rows that only the old system gets right."""
     only_new: int
+    """Number of rows that only the new system gets right."""
     p_value: float
-    """Two-sided: how likely so uneven a split of the disagreements is between equals; 1 without any."""
+    """Two-sided: the probability of a split at least this uneven between equals, in [0, 1]; 1 without disagreements."""
 
 
 def bootstrap(statistics: Floats, value: Value, resamples: int, seed: int) -> tuple[float, float, float]:
-    """(value, low, high): the score of `statistics` `(n, d)` and its 95 % percentile interval over rows.
+    """(value, low, high): the score of `statistics` `(n, d)` and its 95 % percentile-bootstrap interval over rows.
 
-    Raises DataError where there are no rows.
+    Raises DataError if there are no rows.
     """
     return bootstrap_mean([statistics], value, resamples, seed)
 
 
 def bootstrap_mean(systems: Sequence[Floats], value: Value, resamples: int, seed: int) -> tuple[float, float, float]:
-    """(value, low, high) of the mean score of several systems, each `(n, d)` over the same rows in the same order;
-    each resample takes the same rows of all. Raises DataError where there are no rows.
+    """(value, low, high) of the mean score of several systems, each `(n, d)` over the same rows in the same order.
+
+    Each resample takes the same rows of all systems. Raises DataError if there are no rows.
     """
     scores = _resampled(systems, value, resamples, seed).mean(axis=1)
     low, high = np.quantile(scores, (0.025, 0.975))
@@ -66,10 +68,10 @@ def bootstrap_mean(systems: Sequence[Floats], value: Value, resamples: int, seed
 
 
 def compare(old: Sequence[Floats], new: Sequence[Floats], value: Value, resamples: int, seed: int) -> Comparison:
-    """Paired bootstrap (Koehn 2004). Each system is `(n, d)` over the same rows in the same order; each resample
+    """Paired bootstrap test (Koehn 2004). Each system is `(n, d)` over the same rows in the same order; each resample
     takes the same rows of all systems; a side's score is the mean over its systems.
 
-    Raises DataError where there are no rows or the systems differ in their number.
+    Raises DataError if there are no rows or the systems have different numbers of rows.
     """
     gains = _resampled_gains(old, new, value, resamples, seed)
     ties = np.abs(gains) < TIE
@@ -83,13 +85,15 @@ def compare(old: Sequence[Floats], new: Sequence[Floats], value: Value, resample
 def share_above(
     old: Sequence[Floats], new: Sequence[Floats], value: Value, margin: float, resamples: int, seed: int
 ) -> float:
-    """Share of the resamples that `compare` takes, in [0, 1], in which the gain is more than `margin`: unlike there,
-    a tie is no win. Raises DataError as `compare` does."""
+    """Share of `compare`'s resamples, in [0, 1], in which the gain exceeds `margin`; here a tie does not count.
+
+    Raises DataError as `compare` does.
+    """
     return float((_resampled_gains(old, new, value, resamples, seed) > margin + TIE).mean())
 
 
 def mcnemar(old_correct: NDArray[np.bool_], new_correct: NDArray[np.bool_]) -> McNemar:
-    """The exact two-sided binomial test on the rows `(n,)` where just one of the two is right."""
+    """The exact two-sided binomial test on the rows that exactly one system gets right; both arrays are `(n,)`."""
     from scipy.special import bdtr
 
     only_old = int(np.sum(old_correct & ~new_correct))
@@ -99,7 +103,7 @@ def mcnemar(old_correct: NDArray[np.bool_], new_correct: NDArray[np.bool_]) -> M
 
 
 def _resampled_gains(old: Sequence[Floats], new: Sequence[Floats], value: Value, resamples: int, seed: int) -> Floats:
-    """`(resamples,)`: mean score of the new systems less that of the old."""
+    """Mean score of the new systems minus that of the old ones in each resample, `(resamples,)`."""
     if not old or not new:
         raise DataError("a comparison needs at least one system on each side")
     if len({len(statistics) for statistics in (*old, *new)}) > 1:
@@ -114,7 +118,7 @@ def _mean_score(systems: Sequence[Floats], value: Value) -> float:
 
 
 def _resampled(systems: Sequence[Floats], value: Value, resamples: int, seed: int) -> Floats:
-    """Scores `(resamples, systems)`; memory is bounded whatever n is."""
+    """Scores `(resamples, systems)`, in chunks that bound memory for any n."""
     if not len(systems[0]):
         raise DataError("there are no rows to score")
     distinct, counts = _distinct(systems)
@@ -131,7 +135,7 @@ def _resampled(systems: Sequence[Floats], value: Value, resamples: int, seed: in
 
 
 def _distinct(systems: Sequence[Floats]) -> tuple[list[Floats], NDArray[np.int64]]:
-    """The distinct joint rows, `(u, d)` for each system, and how often each occurs, `(u,)`."""
+    """The u distinct joint rows, `(u, d)` for each system, and their counts, `(u,)`."""
     codes = [np.unique(_rows(statistics), return_inverse=True)[1] for statistics in systems]
     _, first, counts = np.unique(_rows(np.stack(codes, axis=1)), return_index=True, return_counts=True)
     return [statistics[first] for statistics in systems], counts

@@ -1,9 +1,9 @@
-"""Class probabilities from a teacher's scores of its verbalizers, and how far they can be believed.
+"""Class probabilities from a teacher's verbalizer scores, and measures of their calibration.
 
-Scores are natural logarithms of the probability that the teacher writes a verbalizer; over all verbalizers these
-probabilities sum to less than 1, since it could write something else. Guo et al. (2017, "On Calibration of Modern
-Neural Networks") divide the logarithms by one number, the *calibration temperature*, fitted on gold-labelled rows: the
-most probable class stays, its confidence becomes right on average.
+A score is the natural log-probability that the teacher writes a verbalizer. Over all verbalizers, these probabilities
+sum to less than 1, because the teacher could write something else. Temperature scaling (Guo et al. 2017, "On
+Calibration of Modern Neural Networks") divides the scores by one number, the *calibration temperature*, fitted on
+gold-labeled rows: the most probable class stays the same, and its confidence becomes right on average.
 """
 
 import numpy as np
@@ -15,31 +15,30 @@ from retort.problems.base import Floats
 Indices = NDArray[np.int64]
 
 CALIBRATION_TEMPERATURES = (0.05, 20.0)
-"""Bounds of the fit. Where the gold labels would have it infinitely sharp (all rows right) or flat (all wrong), the fit
-is the bound."""
+"""Bounds of the fit, reached when the optimum is infinitely sharp (all rows right) or flat (all wrong)."""
 
 _FLOOR = -1e4
-"""A verbalizer without any probability; keeps one such row from making every likelihood infinite."""
+"""Minimum score, so that one verbalizer of probability 0 does not make every likelihood infinite."""
 
 
 def label_probabilities(log_scores: Floats, calibration_temperature: float = 1.0) -> Floats:
-    """Scores `(n, classes)`, natural logarithms, renormalised over the classes: `(n, classes)`, rows sum to 1."""
+    """Scores `(n, classes)`, natural log-probabilities -> probabilities `(n, classes)`, each row summing to 1."""
     probabilities: Floats = np.exp(_log_probabilities(log_scores, calibration_temperature))
     return probabilities
 
 
 def outside_mass(log_scores: Floats) -> Floats:
-    """The probability that the teacher writes no verbalizer: `(n, classes)` -> `(n,)` in [0, 1]."""
+    """The probability that the teacher writes none of the verbalizers: `(n, classes)` -> `(n,)` in [0, 1]."""
     mass: Floats = np.clip(1.0 - np.exp(log_scores).sum(axis=1), 0.0, 1.0)
     return mass
 
 
 def fit_temperature(log_scores: Floats, gold_indices: Indices) -> float:
-    """The calibration temperature of least negative log-likelihood, within `CALIBRATION_TEMPERATURES`; 1 where all are
-    as good. `(n, classes)`, `(n,)`.
+    """The calibration temperature with the lowest negative log-likelihood, within `CALIBRATION_TEMPERATURES`; 1 if all
+    are equally good. `log_scores` is `(n, classes)`, `gold_indices` `(n,)`.
 
-    The likelihood is convex in the inverse temperature, so there is one minimum and a bounded search finds it.
-    Raises DataError where there are no rows.
+    The negative log-likelihood is convex in the inverse temperature, so a bounded search finds its one minimum.
+    Raises DataError if there are no rows.
     """
     from scipy.optimize import minimize_scalar
 
@@ -50,18 +49,18 @@ def fit_temperature(log_scores: Floats, gold_indices: Indices) -> float:
 
     low, high = np.log(CALIBRATION_TEMPERATURES)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    # 1 comes first, so that it wins a tie; the search itself never quite touches a bound.
+    # 1 comes first, so that it wins ties; the search itself never quite reaches a bound.
     return float(np.exp(min((0.0, low, high, float(found.x)), key=loss)))
 
 
 def negative_log_likelihood(probabilities: Floats, gold_indices: Indices) -> float:
-    """Mean over rows of -ln p(gold class), >= 0. Raises DataError where there are no rows."""
+    """Mean over rows of -ln p(gold class), in nats, >= 0. Raises DataError if there are no rows."""
     _check_rows(gold_indices)
     return _mean_loss(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), gold_indices)
 
 
 def brier_score(probabilities: Floats, gold_indices: Indices) -> float:
-    """Mean over rows of the squared distance to the one-hot gold label, in [0, 2] (Brier 1950). Raises DataError where
+    """Mean over rows of the squared distance to the one-hot gold label, in [0, 2] (Brier 1950). Raises DataError if
     there are no rows."""
     _check_rows(gold_indices)
     errors = probabilities.copy()
@@ -70,10 +69,11 @@ def brier_score(probabilities: Floats, gold_indices: Indices) -> float:
 
 
 def expected_calibration_error(probabilities: Floats, gold_indices: Indices, bins: int = 10) -> float:
-    """How far confidence is from accuracy, in [0, 1]: Guo et al. (2017), equation 3.
+    """Expected calibration error, in [0, 1] (Guo et al. 2017, equation 3).
 
-    Rows fall by the probability of their most probable class into equal-width bins `((m - 1) / M, m / M]`; the error is
-    the mean over rows of their bin's |accuracy - mean confidence|. Raises DataError where there are no rows.
+    Rows are grouped by confidence, the probability of their most probable class, into equal-width bins
+    `((m - 1) / M, m / M]`; the error is the mean over rows of their bin's |accuracy - mean confidence|. Raises
+    DataError if there are no rows.
     """
     _check_rows(gold_indices)
     confidences = probabilities.max(axis=1)

@@ -1,4 +1,4 @@
-"""Two sides of systems that labelled the same rows: which one is better, and how sure that is."""
+"""Comparison of two groups of systems that labeled the same rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from retort.problems.base import Problem
 from retort.records.base import Label
 
 Labels = Sequence[Label | None]
-"""What one system says, in the order of the rows; None is wrong."""
+"""One system's labels, in the order of the rows; None counts as wrong."""
 
 
 class Duel(NamedTuple):
     comparison: Comparison
-    """Of the sides' mean scores."""
+    """Paired bootstrap of the sides' mean scores."""
     mcnemar: McNemar
-    """On whole labels: an answer is right if it is the gold label's canonical text. Where there are k systems on each
-    side, its rows are those of the k pairs (old i, new i), one pair after the other. The k answers to one row are
-    counted as if they were independent, so its p-value is then rather too small than too large."""
+    """McNemar's test on whole labels: an answer is right if it matches the gold label. With k systems on each side, its
+    rows are those of the k pairs (old i, new i), concatenated. The k answers to a row are treated as independent, so
+    the p-value is then too small rather than too large."""
 
 
 def compare_systems(
@@ -34,7 +34,7 @@ def compare_systems(
     resamples: int,
     seed: int,
 ) -> Duel:
-    """Raises DataError where there are no rows, or a side has no system."""
+    """Compares `old` and `new` systems by `metric`. Raises DataError if there are no rows, or a side has no system."""
 
     def statistics(systems: Sequence[Labels]) -> list[NDArray[np.float64]]:
         return [statistics_of(problem, metric, golds, labels) for labels in systems]

@@ -1,4 +1,4 @@
-"""From labels to scores."""
+"""Scores of predicted labels against gold labels."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -15,7 +15,7 @@ from retort.records.base import Label, Score
 def statistics_of(
     problem: Problem, metric: Metric, golds: Iterable[Label], predictions: Iterable[Label | None]
 ) -> Floats:
-    """What each row adds to the metric's sums, `(n, d)`. Raises DataError where there are no rows."""
+    """Each row's contribution to the metric's sums, `(n, d)`. Raises DataError if there are no rows."""
     (statistics,) = all_statistics(problem, [metric], golds, predictions).values()
     return statistics
 
@@ -23,10 +23,10 @@ def statistics_of(
 def all_statistics(
     problem: Problem, metrics: Sequence[Metric], golds: Iterable[Label], predictions: Iterable[Label | None]
 ) -> dict[Metric, Floats]:
-    """What each row adds to each metric's sums, `(n, d)`. Raises DataError where there are no rows.
+    """Each row's contribution to the sums of each metric, `(n, d)`. Raises DataError if there are no rows.
 
-    All metrics of a row are computed one after the other, so that a problem that remembers the labels it read last
-    reads each once; and a million rows are never a million arrays.
+    All metrics of a row are computed in succession, so that a problem which caches decoded labels decodes each once.
+    Rows are streamed into one array, so that a million rows never become a million arrays.
     """
     rows = zip(golds, predictions, strict=True)
     first = next(rows, None)
@@ -51,12 +51,12 @@ def score(
     resamples: int,
     seed: int,
 ) -> Score:
-    """The metric with its 95 % bootstrap interval. A prediction of None counts as wrong."""
+    """The metric's value with its 95 % bootstrap interval. A prediction of None counts as wrong."""
     return score_of(problem, metric, statistics_of(problem, metric, golds, predictions), resamples, seed)
 
 
 def score_of(problem: Problem, metric: Metric, statistics: Floats, resamples: int, seed: int) -> Score:
-    """The metric of rows' statistics `(n, d)`, with its interval."""
+    """The metric's value with its 95 % bootstrap interval, from row statistics `(n, d)`."""
     value, low, high = bootstrap(statistics, lambda sums: problem.value(metric, sums), resamples, seed)
     return Score(metric=metric, value=value, low=low, high=high, n=len(statistics))
 
@@ -69,7 +69,7 @@ def mean_score(
     resamples: int,
     seed: int,
 ) -> Score:
-    """The mean of several systems' scores on the same rows, with the interval of that mean."""
+    """The mean score of several systems on the same rows, with its 95 % bootstrap interval."""
     statistics = [statistics_of(problem, metric, golds, predictions) for predictions in systems]
     value, low, high = bootstrap_mean(statistics, lambda sums: problem.value(metric, sums), resamples, seed)
     return Score(metric=metric, value=value, low=low, high=high, n=len(golds))

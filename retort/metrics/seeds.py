@@ -1,4 +1,4 @@
-"""Scores of the same thing trained from several seeds, and differences of two such, paired by seed."""
+"""Means and paired differences of scores over random seeds."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,19 @@ from retort.records.base import Record
 
 
 class SeedScore(Record):
-    """A score's mean over seeds."""
+    """The mean of a score over seeds."""
 
     mean: float
     low: float
-    """Lower end of the mean's 95 % interval, Student's t over the seeds; the mean itself where there is one seed."""
+    """Lower end of the mean's 95 % interval by Student's t over seeds; the mean itself if there is one seed."""
     high: float
+    """Upper end of that interval."""
     values: tuple[float, ...]
-    """Of each seed."""
+    """The score of each seed."""
 
 
 def over_seeds(values: Sequence[float]) -> SeedScore:
-    """Mean and interval. Raises DataError where there are none."""
+    """The mean of `values` and its 95 % interval. Raises DataError if there are none."""
     if not len(values):
         raise DataError("there is no seed to average over")
     mean = float(np.mean(values))
@@ -30,12 +31,13 @@ def over_seeds(values: Sequence[float]) -> SeedScore:
 
 
 def paired(old: Sequence[float], new: Sequence[float]) -> SeedScore:
-    """`new - old`, seed by seed; where one side has a single value, it is that of every seed."""
+    """`new - old` seed by seed; a side with a single value is compared with every seed of the other."""
     differences = np.asarray(new, dtype=np.float64) - np.asarray(old, dtype=np.float64)
     return over_seeds(differences.tolist())
 
 
 def _half_width(values: NDArray[np.float64]) -> float:
+    """Half the width of the 95 % confidence interval of the mean, by Student's t."""
     from scipy.special import stdtrit
 
     n = len(values)

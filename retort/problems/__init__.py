@@ -1,4 +1,4 @@
-"""What a label is: render to text, parse from text, check, score."""
+"""Problems define what a label is: how it is rendered, parsed, checked and scored."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ __all__ = ["Constraint", "Problem", "infer_schema", "problem_for"]
 def problem_for(config: ProblemConfig) -> Problem:
     """The problem that a complete config describes.
 
-    Raises ConfigError where the schema is missing (call `infer_schema` first) or contradicts itself.
+    Raises ConfigError if the schema is missing (call `infer_schema` first) or inconsistent.
     """
     match config:
         case SlotsConfig(intents=None):
@@ -40,9 +40,9 @@ def problem_for(config: ProblemConfig) -> Problem:
 
 
 def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> ProblemConfig:
-    """The config with its schema read off raw labelled rows, sorted; unchanged where the schema is given.
+    """The config with its schema inferred from raw labeled rows, sorted; unchanged if the schema is given.
 
-    Raises DataError if a label cannot be read or there are too few, ConfigError if the rows cannot tell
+    Raises DataError if a label cannot be read or there are too few, ConfigError if the schema cannot be inferred
     (the order of `ordered` classes that are not numbers).
     """
     match config:

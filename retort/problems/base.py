@@ -1,4 +1,4 @@
-"""What a label is. A problem is the only place that looks inside a label."""
+"""The interface of problems. Only a problem looks inside a label."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a decoder may write for one example. Exactly one field is set."""
+    """What a teacher's constrained decoder may write for one text. Exactly one field is set."""
 
     choice: tuple[str, ...] | None = None
     """One of these texts."""
@@ -25,38 +25,38 @@ class Constraint:
 
 
 class Problem(Protocol):
-    """A label as text, as units with classes, and as statistics.
+    """Labels as text, as units with classes, and as statistics.
 
-    A *unit* is what a student decides on: the whole text for classification; for slots the request's intent
-    (unit 0) and each word (units 1 ..); for constituency three kinds of units in and between words; a free text has
-    none. Every unit has one of `classes`; probabilities are `(units, classes)`.
+    A *unit* is what a student classifies: the whole text for classification; for slots the request's intent (unit 0)
+    and each word (units 1 ..); for constituency three kinds of units, of words and of the gaps between them; free text
+    has none. Every unit has one of `classes`; probabilities are `(units, classes)`.
     """
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of all classes. Probabilities are joined by these names, never by position."""
+        """Names of all classes. Probabilities of different artifacts are matched by name, never by position."""
         ...
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
-        """The gold label of a raw data row, or None where the row has none.
+        """The gold label of a raw data row, or None if the row has none.
 
-        Raises DataError with one sentence (without file and line, which the reader adds) for a label that is
-        outside the schema or does not fit the text.
+        Raises DataError with one sentence (without file and line, which the reader adds) if the label is outside the
+        schema or does not fit the text.
         """
         ...
 
     def render(self, text: str, label: Label) -> str:
-        """The label as a teacher writes it and people read it."""
+        """The label as teachers write it and people read it."""
         ...
 
     @property
     def instruction(self) -> str:
-        """What a teacher is told to do, with {schema} where `schema` goes."""
+        """The default instruction for a teacher, with {schema} as a placeholder for `schema`."""
         ...
 
     @property
     def schema(self) -> str:
-        """The labels that exist, as a teacher reads them."""
+        """The possible labels, as shown to a teacher."""
         ...
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
@@ -64,91 +64,92 @@ class Problem(Protocol):
         ...
 
     def mend(self, text: str, completion: str) -> str:
-        """A completion that `parse` refuses, with what is unambiguous put right; unchanged where nothing is. Never
-        raises."""
+        """Repairs what is unambiguous in a completion that `parse` rejects; unchanged if nothing is. Never raises."""
         ...
 
     def constraint(self, text: str) -> Constraint | None:
-        """What a constrained decoder may write for `text`; None: anything."""
+        """What a teacher's constrained decoder may write for `text`; None: anything."""
         ...
 
     def grammar(self, text: str) -> str | None:
-        """Of the labels of `text` as `render` writes them, so that `parse` reads whatever it derives; None: anything.
+        """A grammar for a student's decoder: derives the labels of `text` as `render` writes them, and nothing that
+        `parse` rejects; None: anything.
 
-        In llguidance's Lark, whose rules can count (a teacher's decoder cannot): rules to write `label` by.
+        Its rules are in llguidance's dialect of Lark, which can count (teachers' decoders cannot), and derive `label`.
         """
         ...
 
     def words(self, text: str) -> list[str]:
-        """The text's units of tokenisation: words for tagging."""
+        """The text split for tokenization: into words for tagging, else the whole text."""
         ...
 
     def sites(self, num_words: int) -> NDArray[np.int64]:
-        """Which word each unit of a text is read at, `(units,)`: 0 is the mark before all words, 1 the first word."""
+        """The word at which each unit is read, `(units,)`: 1 is the first word, 0 the special token before it."""
         ...
 
     def targets(self, text: str, label: Label) -> list[int]:
-        """Class index of each unit."""
+        """The class index of each unit, in the order of `classes`."""
         ...
 
     def allowed(self, num_units: int) -> NDArray[np.bool_]:
-        """`(units, classes)`: the classes that each unit may take."""
+        """Which classes each unit may take, `(units, classes)`."""
         ...
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
-        """The most probable legal label from `(units, classes)` probabilities, and its confidence in [0, 1]: the
+        """The most probable legal label by `(units, classes)` probabilities, and its confidence in [0, 1]: the
         geometric mean over units of the chosen class's probability."""
         ...
 
     def matches(self, gold: Label, predicted: Label | None) -> bool:
-        """Whether a prediction is all right. A gold label may hold more than one can predict, so `==` is not enough."""
+        """Whether a prediction is entirely right. Gold labels may contain more than can be predicted, so `==` is not
+        enough."""
         ...
 
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
-        """What one row adds to the sums that the metric is computed from, `(d,)`. `predicted` is None where
-        there is no label: counted as wrong."""
+        """A row's contribution to the sums that the metric is computed from, `(d,)`. A `predicted` of None counts as
+        wrong."""
         ...
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
-        """The metric's value in [0, 1] (kappa: [-1, 1]) from summed statistics `(..., d)` -> `(...)`."""
+        """The metric's value in [0, 1] (kappa: [-1, 1]), from summed statistics: `(..., d)` -> `(...)`."""
         ...
 
     def parts(self, label: Label) -> list[str]:
-        """Names for a table of errors: the class; for slots the intent and each span's type with its words' range."""
+        """Names of the label's parts for error tables: the class; for slots the intent and each span with its words."""
         ...
 
 
 def is_put_right(problem: Problem, text: str, label: Label, probabilities: Floats) -> bool:
-    """Whether `label`, decided on `(units, classes)` probabilities, is not that of each unit's most probable class
-    alone: those together are no label (a slot that begins inside, a tree whose levels leave one out)."""
+    """Whether `label`, decided on `(units, classes)` probabilities, differs from the most probable class of each unit:
+    these may not form a legal label together (a slot that starts with I-, a tree that skips a level)."""
     alone = np.where(problem.allowed(len(probabilities)), probabilities, -1.0).argmax(axis=1)
     return not np.array_equal(problem.targets(text, label), alone)
 
 
 def gbnf_text(text: str) -> str:
-    """A text as a grammar in GBNF has it."""
+    """The text as a GBNF string literal."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08X}" for c in escaped) + '"'
 
 
 def lark_text(text: str) -> str:
-    """A text as a grammar in Lark has it."""
+    """The text as a Lark string literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def lark_rules(rules: Mapping[str, Sequence[str]]) -> str:
-    """A grammar in Lark, from the alternatives of each rule."""
+    """A Lark grammar, from the alternatives of each rule."""
     return "\n".join(f"{name}: {' | '.join(alternatives)}" for name, alternatives in rules.items())
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """Names for an error message: all of them, or the first `most` and how many there are."""
+    """Names for an error message: all of them, or the first `most` and the total number."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} ... ({len(names)} in all)"
 
 
 def ratio(numerator: Floats, denominator: Floats, empty: float = 0.0) -> Floats:
-    """`numerator / denominator`, elementwise; `empty` where the denominator is 0."""
+    """`numerator / denominator` elementwise, and `empty` where the denominator is not positive."""
     result = np.full(np.shape(denominator), empty)
     np.divide(numerator, denominator, out=result, where=np.asarray(denominator) > 0)
     return result

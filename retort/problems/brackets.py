@@ -1,8 +1,8 @@
-"""What two trees over the same words have in common, as `evalb` and as the paper of MCKD count it.
+"""Bracket scores of two trees over the same words, as in `evalb` and in the MCKD paper (arXiv 2311.08640).
 
-Words are deleted before spans are compared; which ones, the gold tree's tags say. Where it has none, the words'
-forms do: on the CRAFT treebank they differ from the tags for 0.16 % of words (evalb's deletion) and 0.43 % (the
-paper's), most of them dashes and colons.
+Some words are deleted before spans are compared: by the gold tree's part-of-speech tags or, without tags, by the words
+themselves. On the CRAFT treebank the two differ for 0.16 % of words (evalb's deletion) and 0.43 % (the paper's), mostly
+dashes and colons.
 """
 
 from collections import Counter
@@ -15,11 +15,11 @@ from retort.problems.base import Floats
 from retort.problems.trees import Tree
 
 _DELETED_TAGS = frozenset({",", ":", "``", "''", ".", "-NONE-"})
-"""DELETE_LABEL of evalb's COLLINS.prm, for words."""
+"""DELETE_LABEL of evalb's COLLINS.prm, for word tags."""
 _DELETED_LABELS = frozenset({"TOP", "ROOT", "S1"})
-"""The same, for constituents (COLLINS.prm has TOP; ROOT and S1 are other treebanks' names of it)."""
+"""DELETE_LABEL for constituents (COLLINS.prm has TOP; other treebanks call it ROOT or S1)."""
 _SAME = {"PRT": "ADVP"}
-"""EQ_LABEL of COLLINS.prm."""
+"""EQ_LABEL of COLLINS.prm: labels that count as equal."""
 _WORD_TAGS = frozenset(
     [
         *("CC", "CD", "DT", "EX", "FW", "IN", "JJ", "JJR", "JJS", "LS", "MD", "NN", "NNS", "NNP", "NNPS", "PDT", "POS"),
@@ -36,21 +36,24 @@ _NO_WORDS = _PUNCTUATION | frozenset(
 
 
 def bracket_counts(gold: Tree, predicted: Tree | None) -> Floats:
-    """(in both, in gold, in predicted), `(3,)`: labelled constituents after evalb's COLLINS.prm, which deletes
-    punctuation by tag, takes PRT for ADVP and counts a constituent that occurs twice twice."""
+    """Number of labeled constituents (in both, in gold, in predicted), `(3,)`, by the rules of evalb's COLLINS.prm: it
+    deletes punctuation by tag, treats PRT as ADVP and counts duplicate constituents separately."""
     kept = [tag not in _DELETED_TAGS for tag in gold.tags] if gold.tags else _kept_by_form(gold, _PUNCTUATION)
-    wanted = _labelled(gold, kept)
-    found = _labelled(predicted, kept) if predicted is not None else Counter()
+    wanted = _labeled(gold, kept)
+    found = _labeled(predicted, kept) if predicted is not None else Counter()
     return np.array([(wanted & found).total(), wanted.total(), found.total()], dtype=np.float64)
 
 
-def unlabelled_f1(gold: Tree, predicted: Tree | None) -> float:
-    """One sentence's F1 as the paper of MCKD counts it (its `parserlib.py`): sets of spans of two words and more, the
-    whole sentence among them, after all is deleted that has none of the Penn Treebank's 36 word tags. 0 where nothing
-    is in common, so a sentence with less than two words has 0 even where it is parsed perfectly."""
+def unlabeled_f1(gold: Tree, predicted: Tree | None) -> float:
+    """Unlabeled sentence F1 in [0, 1], as in the MCKD paper (its `parserlib.py`).
+
+    It compares the sets of spans of at least two words, including the whole sentence, after deleting words without one
+    of the Penn Treebank's 36 word tags. It is 0 if no span is shared, so a sentence of fewer than two words has 0 even
+    if it is parsed perfectly.
+    """
     kept = [tag in _WORD_TAGS for tag in gold.tags] if gold.tags else _kept_by_form(gold, _NO_WORDS)
-    wanted = _unlabelled(gold, kept)
-    found = _unlabelled(predicted, kept) if predicted is not None else set()
+    wanted = _unlabeled(gold, kept)
+    found = _unlabeled(predicted, kept) if predicted is not None else set()
     common = len(wanted & found)
     return 2 * common / (len(wanted) + len(found)) if common else 0.0
 
@@ -59,7 +62,7 @@ def _kept_by_form(tree: Tree, deleted: frozenset[str]) -> list[bool]:
     return [word not in deleted for word in tree.words]
 
 
-def _labelled(tree: Tree, kept: Sequence[bool]) -> Counter[tuple[str, int, int]]:
+def _labeled(tree: Tree, kept: Sequence[bool]) -> Counter[tuple[str, int, int]]:
     places = [0, *accumulate(kept)]
     return Counter(
         (_SAME.get(label, label), places[start], places[end])
@@ -68,7 +71,7 @@ def _labelled(tree: Tree, kept: Sequence[bool]) -> Counter[tuple[str, int, int]]
     )
 
 
-def _unlabelled(tree: Tree, kept: Sequence[bool]) -> set[tuple[int, int]]:
+def _unlabeled(tree: Tree, kept: Sequence[bool]) -> set[tuple[int, int]]:
     places = [0, *accumulate(kept)]
     spans = ((places[span.start], places[span.end]) for span in tree.spans)
     return {(start, end) for start, end in spans if end - start > 1}

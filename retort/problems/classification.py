@@ -1,4 +1,4 @@
-"""One class for each text. The label is the class name; there is one unit, the whole text."""
+"""Classification: one class per text. The label is the class name; the only unit is the whole text."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +14,9 @@ from retort.records.base import Label, ParseFailure
 
 
 class Classification:
-    """Classes in the order given: from low to high where `quadratic_weighted_kappa` is asked for.
+    """Classes in the given order, which must be from low to high for `quadratic_weighted_kappa`.
 
-    Raises ConfigError for fewer than two classes, or two that `parse` could not tell apart.
+    Raises ConfigError for fewer than two classes, or two that `parse` could not distinguish.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ class Classification:
         return ", ".join(self._classes)
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
-        """See `Problem.gold`. Numbers count as their decimal text; a blank label is none."""
+        """See `Problem.gold`. Numbers are read as decimal text; a blank label means no label."""
         name = _class_name(row.get(columns.label))
         if name is not None and name not in self._index:
             raise DataError(f"label '{name}' is not a class; allowed: {listed(self._classes)}")
@@ -59,7 +59,7 @@ class Classification:
         return label
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
-        """See `Problem.parse`. Case, outer white space and a final period do not count.
+        """See `Problem.parse`. Case, outer white space and a final period are ignored.
 
         Reason codes: `empty`, `unknown-label`.
         """
@@ -78,7 +78,7 @@ class Classification:
         return Constraint(choice=self._classes)
 
     def grammar(self, text: str) -> str:
-        # One terminal, since of two that begin alike only the longer would ever be read.
+        # One terminal for all names: of two terminals with a common prefix, only the longer would ever match.
         return lark_rules({"label": ["LABEL"], "LABEL": [lark_text(name) for name in self._classes]})
 
     def words(self, text: str) -> list[str]:
@@ -102,8 +102,8 @@ class Classification:
         return gold == predicted
 
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
-        """accuracy: (correct, 1). Otherwise the confusion matrix `(C, C + 1)`, gold by predicted, row by row,
-        whose last column counts rows without a prediction."""
+        """accuracy: (correct, 1). Otherwise the flattened confusion matrix `(C, C + 1)`, gold by predicted, whose last
+        column counts rows without a prediction."""
         if metric == "accuracy":
             return np.array([float(gold == predicted), 1.0])
         num_classes = len(self._classes)
@@ -113,7 +113,7 @@ class Classification:
         return confusion.reshape(-1)
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
-        """See `Problem.value`; 0 where there are no rows."""
+        """See `Problem.value`. Without rows it is 0."""
         num_classes = len(self._classes)
         match metric:
             case "accuracy":
@@ -129,19 +129,19 @@ class Classification:
 
 
 def macro_f1(confusion: Floats) -> Floats:
-    """`(..., C, C + 1)` counts -> `(...)`: the mean F1 of all classes that occur in gold or predictions, as
-    scikit-learn's default. Rows without a prediction lower their gold class's recall only."""
+    """Confusion counts `(..., C, C + 1)` -> `(...)` in [0, 1]: the mean F1 of all classes that occur in gold or
+    predicted labels, scikit-learn's default. Rows without a prediction only lower the recall of their gold class."""
     correct = np.diagonal(confusion, axis1=-2, axis2=-1)
     occurrences = confusion.sum(axis=-1) + confusion.sum(axis=-2)[..., :-1]
     return ratio(ratio(2 * correct, occurrences).sum(axis=-1), (occurrences > 0).sum(axis=-1))
 
 
 def quadratic_weighted_kappa(confusion: Floats) -> Floats:
-    """`(..., C, C + 1)` counts -> `(...)` in [-1, 1] (Cohen 1968, weights (i - j)^2).
+    """Confusion counts `(..., C, C + 1)` -> kappa `(...)` in [-1, 1] (Cohen 1968, weights (i - j)^2).
 
-    A row without a prediction counts as predicted in the class farthest from its gold class (the lowest, where
-    the two ends are as far). Where gold and predictions all lie in one and the same class, chance agreement is
-    already perfect and kappa is 0/0; it is 1 here, since every prediction is right. Without rows it is 0.
+    A row without a prediction counts as predicted in the class farthest from its gold class (the lowest if both ends
+    are equally far). If all gold and predicted labels are the same class, chance agreement is perfect and kappa is 0/0;
+    it is set to 1, since every prediction is right. Without rows it is 0.
     """
     num_classes = confusion.shape[-2]
     ranks = np.arange(num_classes)
@@ -155,9 +155,9 @@ def quadratic_weighted_kappa(confusion: Floats) -> Floats:
 
 
 def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, ordered: bool) -> list[str]:
-    """The class names that occur, sorted: as numbers where all are numbers, else as text.
+    """The class names that occur, sorted as numbers if all are numbers, else as text.
 
-    Raises DataError for fewer than two, ConfigError where `ordered` classes are not numbers.
+    Raises DataError for fewer than two, ConfigError if `ordered` classes are not numbers.
     """
     names = {name for row in rows if (name := _class_name(row.get(columns.label))) is not None}
     if len(names) < 2:
@@ -173,7 +173,7 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
 
 
 def _class_name(value: object) -> str | None:
-    # A column of whole numbers with gaps arrives as floats (3.0).
+    # A column of integers with missing values is read as floats (3.0).
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if value is None else str(value).strip() or None
@@ -187,5 +187,5 @@ def _is_number(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    """What names are compared by in a completion."""
+    """The form in which a completion is compared with class names."""
     return name.strip().removesuffix(".").rstrip().casefold()

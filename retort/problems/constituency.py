@@ -1,12 +1,12 @@
 """Constituency parsing. A label is a tree.
 
-The canonical label is `(S (NP The cat) (VP sat) .)`, with the parts of speech behind a tab where the data has them:
-only the deletion of punctuation looks at them, and no student or teacher writes them. Teachers and sequence students
-write the brackets without tags, or the paper's unlabelled ones. Tagging students decide, for each word, the unary chain
-above it, and for each gap between two words, how much deeper the tree is there than in the gap before, and which
-constituent spans it. These three are classes apart, as in multitask sequence labelling (Vilares, Abdou and Søgaard
-2019), so that 50 trees show most of them, where they would show few of their combinations. Depths are relative since
-the absolute ones cost a student of 500 CRAFT trees 14 points of bracket F1 (46.4 against 60.1 after 6 epochs).
+The canonical label is `(S (NP The cat) (VP sat) .)`, followed by a tab and the parts of speech if the data has them:
+they are used only to delete punctuation in scoring, and neither teachers nor students write them. Teachers and
+generative students write brackets without tags, or the paper's unlabeled brackets. Tagging students decide, for each
+word, the unary chain above it, and for each gap between two words, how much deeper the tree is than in the previous gap
+and which constituent spans the gap. These three are separate classes, as in multitask sequence labeling (Vilares, Abdou
+and Søgaard 2019), so that 50 trees show most of them, but would show few of their combinations. Depths are relative,
+because absolute ones cost a student of 500 CRAFT trees 14 points of bracket F1 (46.4 against 60.1 after 6 epochs).
 """
 
 import re
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
 from retort.errors import ConfigError, DataError
 from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
-from retort.problems.brackets import bracket_counts, unlabelled_f1
+from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.trees import (
     CHAIN,
-    UNLABELLED,
+    UNLABELED,
     Span,
     Tree,
     Unreadable,
@@ -33,12 +33,12 @@ from retort.problems.trees import (
     escaped,
     nodes_of,
     read_tree,
-    read_unlabelled,
+    read_unlabeled,
     tree_of,
     unescaped,
-    unlabelled,
+    unlabeled,
     write_tree,
-    write_unlabelled,
+    write_unlabeled,
 )
 from retort.records.base import Label, ParseFailure
 
@@ -46,12 +46,14 @@ _NAME = re.compile(r"[^\s()+]+")
 
 
 class Constituency:
-    """`config.labels`: phrase labels and unary chains (`S+VP`) that a tagging student can give. Every label of a chain
-    is also one by itself. Raises ConfigError for none, or one that is no label.
+    """Trees with the phrase labels of `config.labels`, which includes the unary chains (`S+VP`) that a tagging student
+    can predict. Every label of a chain is also a label by itself.
+
+    Raises ConfigError if there is no label or one is invalid.
     """
 
     def __init__(self, config: ConstituencyConfig) -> None:
-        given = [UNLABELLED] if config.form == "unlabelled" else config.labels or []
+        given = [UNLABELED] if config.form == "unlabelled" else config.labels or []
         if not given:
             raise ConfigError("problem.labels names no phrase label")
         for name in given:
@@ -60,7 +62,7 @@ class Constituency:
         self._has_labels, self._has_tags = config.form == "labelled", config.tags
         self._labels = tuple(sorted({part for name in given for part in name.split(CHAIN)}))
         nodes = tuple(sorted({*given, *self._labels}))
-        # Unlabelled brackets have no constituents of one word.
+        # Unlabeled brackets have no constituents of one word.
         self._chains = ("", *nodes) if self._has_labels else ("",)
         self._max_change, self._nodes = config.max_change, nodes
         self._chain_index = {name: index for index, name in enumerate(self._chains)}
@@ -68,7 +70,7 @@ class Constituency:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """`word:` for no chain, `word:NP` ..., `deeper:-1` ..., `gap:S+VP` ..."""
+        """`word:` (no chain), `word:NP` ..., then `deeper:-1` ..., then `gap:S+VP` ..."""
         return (
             *(f"word:{name}" for name in self._chains),
             *(f"deeper:{change}" for change in range(-self._max_change, self._max_change + 1)),
@@ -94,7 +96,7 @@ class Constituency:
         return ", ".join(self._labels)
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
-        """See `Problem.gold`. A blank field is no label."""
+        """See `Problem.gold`. A blank field means no label."""
         brackets = str(row.get(columns.label) or "").strip()
         if not brackets:
             return None
@@ -102,7 +104,7 @@ class Constituency:
         if difference := _difference(tree, str(row[columns.text])):
             raise DataError(f"the tree is not that of the text: {difference}")
         if not self._has_labels:
-            return encode_label(unlabelled(tree))
+            return encode_label(unlabeled(tree))
         for label in {span.label for span in tree.spans}:
             if label not in self._labels:
                 raise DataError(f"the tree's label '{label}' is not in problem.labels; allowed: {listed(self._labels)}")
@@ -110,17 +112,17 @@ class Constituency:
 
     def render(self, text: str, label: Label) -> str:
         tree = decode_label(label)
-        return write_tree(tree) if self._has_labels else write_unlabelled(tree)
+        return write_tree(tree) if self._has_labels else write_unlabeled(tree)
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
-        """See `Problem.parse`. White space does not count, and tags that the teacher wrote are left out: a bracket
-        around one word whose label is not in the schema.
+        """See `Problem.parse`. White space is ignored, and so are part-of-speech tags: brackets around one word whose
+        label is not in the schema.
 
         Reason codes: `empty`, `unbalanced-brackets`, `empty-bracket`, `no-tree`, `text-after-tree`, `words-differ`,
         `unknown-label`.
         """
         try:
-            tree = read_tree(completion, self._is_tag) if self._has_labels else read_unlabelled(completion)
+            tree = read_tree(completion, self._is_tag) if self._has_labels else read_unlabeled(completion)
             if difference := _difference(tree, text):
                 raise Unreadable("words-differ", f"{difference[0].upper()}{difference[1:]}.")
             for span in tree.spans:
@@ -135,8 +137,8 @@ class Constituency:
         return label not in self._labels
 
     def mend(self, text: str, completion: str) -> str:
-        """See `Problem.mend`. Brackets that are missing at the end are closed there, and those that are too many there
-        are cut off: whatever the tree was meant to be, that is the least change."""
+        """See `Problem.mend`. Adds closing brackets that are missing at the end, and removes superfluous ones there:
+        the smallest change, whatever tree was meant."""
         depth = 0
         for place, character in enumerate(completion):
             depth += (character == "(") - (character == ")")
@@ -146,8 +148,10 @@ class Constituency:
         return completion + ")" * depth
 
     def constraint(self, text: str) -> Constraint:
-        """The words in order, each between any number of opening and closing brackets. No grammar of a size that is
-        linear in the words also balances them; `mend` closes what is left open."""
+        """See `Problem.constraint`: the words in order, each between any number of opening and closing brackets.
+
+        Balancing them would take a grammar that grows faster than the number of words; `mend` closes what is left open.
+        """
         if self._has_labels:
             names = " | ".join(gbnf_text(f"({label} ") for label in self._labels)
             rules, close, joint = f"open ::= {names}\n", '")"*', '" "'
@@ -159,9 +163,10 @@ class Constituency:
         return Constraint(grammar=f"root ::= {body}\n{rules}")
 
     def grammar(self, text: str) -> str | None:
-        """The words in order, in brackets that are closed, around all of them where there are several.
+        """See `Problem.grammar`: the words in order, in balanced brackets, one of them around all words if there are
+        several.
 
-        The rules count the words that are passed, in 16 bits, and the open brackets in those above.
+        The rules count the words written so far in the lower 16 bits of their parameter and the open brackets above.
         """
         words = [escaped(word) for word in text.split()]
         if not words:
@@ -192,14 +197,14 @@ class Constituency:
         return [unescaped(word) for word in text.split()]
 
     def sites(self, num_words: int) -> NDArray[np.int64]:
-        """The words' chains, the gaps' changes of depth, the gaps' constituents: `3 n - 2` units; a gap's are read at
-        the word before it."""
+        """See `Problem.sites`: `3 n - 2` units, first the words' chains, then the gaps' changes of depth, then the
+        gaps' constituents. Units of a gap are read at the word before it."""
         words, gaps = np.arange(1, num_words + 1), np.arange(1, num_words)
         return np.concatenate([words, gaps, gaps])
 
     def targets(self, text: str, label: Label) -> list[int]:
-        """See `Problem.targets`. What a change of depth is cut by, the next ones make up for; of a chain that is no
-        class, as much of its lower end counts as is one."""
+        """See `Problem.targets`. Changes of depth are clipped to `max_change`, and the next ones make up for the
+        difference; a chain that is not a class is shortened from the top until it is one."""
         chains, depths, nodes = decisions_of(decode_label(label))
         no_change, at_nodes = len(self._chains) + self._max_change, self._at_nodes
         changes, reached = [], 0
@@ -215,10 +220,11 @@ class Constituency:
 
     @property
     def _at_nodes(self) -> int:
+        """Index of the first class of the gaps' constituents."""
         return len(self._chains) + 2 * self._max_change + 1
 
     def allowed(self, num_units: int) -> NDArray[np.bool_]:
-        """See `Problem.allowed`: chains, then changes of depth, then constituents."""
+        """See `Problem.allowed`. The three kinds of units take the three kinds of classes."""
         num_words = (num_units + 2) // 3
         sizes = len(self._chains), 2 * self._max_change + 1, len(self._nodes)
         of_unit = np.repeat([0, 1, 2], [num_words, num_words - 1, num_words - 1])
@@ -226,8 +232,8 @@ class Constituency:
         return allowed
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
-        """See `Problem.decide`. The most probable chains and changes of depth; then each constituent takes the label
-        that is most probable over all its gaps together. Whatever the probabilities, this is a tree.
+        """See `Problem.decide`. Takes the most probable chains and changes of depth; each constituent then gets the
+        label with the highest joint probability over all its gaps. Any probabilities give a legal tree.
 
         Raises ValueError unless there are 3 n - 2 units for n words.
         """
@@ -239,14 +245,14 @@ class Constituency:
         chains = _logs(probabilities[:num_words, :at_changes])
         changes = _logs(probabilities[num_words : 2 * num_words - 1, at_changes:at_nodes])
         nodes = _logs(probabilities[2 * num_words - 1 :, at_nodes:])
-        labelled, total = [], float(chains.max(axis=1).sum() + changes.max(axis=1).sum())
+        labeled, total = [], float(chains.max(axis=1).sum() + changes.max(axis=1).sum())
         depths = np.cumsum(changes.argmax(axis=1) - self._max_change)
         for start, end, gaps in nodes_of(depths.tolist()):
             together = nodes[gaps].sum(axis=0)
             best = int(together.argmax())
-            labelled.append(Span(self._nodes[best], start, end))
+            labeled.append(Span(self._nodes[best], start, end))
             total += float(together[best])
-        tree = tree_of(words, [self._chains[best] for best in chains.argmax(axis=1).tolist()], labelled)
+        tree = tree_of(words, [self._chains[best] for best in chains.argmax(axis=1).tolist()], labeled)
         return encode_label(tree), min(float(np.exp(total / len(probabilities))), 1.0)
 
     def matches(self, gold: Label, predicted: Label | None) -> bool:
@@ -258,11 +264,11 @@ class Constituency:
             return np.array([float(self.matches(gold, predicted)), 1.0])
         found = decode_label(predicted) if predicted is not None else None
         if metric == "unlabeled_f1":
-            return np.array([unlabelled_f1(decode_label(gold), found), 1.0])
+            return np.array([unlabeled_f1(decode_label(gold), found), 1.0])
         return bracket_counts(decode_label(gold), found)
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
-        """See `Problem.value`. Where neither side has a constituent, bracket_* is 1; the means are 0 without rows."""
+        """See `Problem.value`. If neither side has a constituent, bracket_* is 1; the means are 0 without rows."""
         common = sums[..., 0]
         match metric:
             case "bracket_f1":
@@ -276,16 +282,16 @@ class Constituency:
         raise ConfigError(f"metric '{metric}' does not measure constituency")
 
     def parts(self, label: Label) -> list[str]:
-        """The label of the whole, then `NP:2-4`: words counted from 1, the last included."""
+        """The root's label, then constituents as `NP:2-4`, with words counted from 1 and the last included."""
         spans = decode_label(label).spans
         whole = spans[0].label if spans else ""
         return [whole, *(f"{name}:{start + 1}-{end}" for name, start, end in spans)]
 
 
 def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, has_tags: bool) -> list[str]:
-    """The labels and unary chains that occur in raw labelled rows, sorted. Rows without a label are passed over.
+    """The labels and unary chains that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, for a tree that cannot be read, or if there is none.
+    Raises DataError, with the row's number counted from 1, if a tree cannot be read, or if there is none.
     """
     found: set[str] = set()
     for number, row in enumerate(rows, start=1):
@@ -314,7 +320,7 @@ def _read_gold(brackets: str, *, has_tags: bool) -> Tree:
 
 
 def _difference(tree: Tree, text: str) -> str | None:
-    """The first word in which the tree differs from the text; None if it does not."""
+    """The first difference between the tree's words and the text's, as a message; None if there is none."""
     words = [escaped(word) for word in text.split()]
     if list(tree.words) == words:
         return None
@@ -325,13 +331,14 @@ def _difference(tree: Tree, text: str) -> str | None:
 
 
 def _known(chain: str, index: Mapping[str, int]) -> str:
+    """The longest lower end of a unary chain that is in `index`."""
     while chain and chain not in index:
         chain = chain.partition(CHAIN)[2]
     return chain
 
 
 def _logs(probabilities: Floats) -> Floats:
-    """`(units, classes)` of one kind -> logarithms of their shares; the floor keeps them finite."""
+    """Natural logarithms of `(units, classes)` normalized over the classes of one kind, with a floor to stay finite."""
     shares = ratio(probabilities, np.broadcast_to(probabilities.sum(axis=1, keepdims=True), probabilities.shape))
     logarithms: Floats = np.log(np.maximum(shares, 1e-12))
     return logarithms

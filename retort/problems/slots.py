@@ -1,15 +1,14 @@
-"""Intent and slots of a request: semantic parsing with one level.
+"""Intents and slots of requests: semantic parsing with one level.
 
-A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each
-word of `text.split()`. Spans are CoNLL's: I-x after O or after another type opens one; labels write it as B-x.
-Teachers write the decoupled bracket text of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`.
+A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each word
+of `text.split()`. Spans follow CoNLL: I-x after O or after another type opens a span; labels write it as B-x. Teachers
+write the decoupled bracketed parse of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`.
 """
 
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,19 +18,20 @@ from numpy.typing import NDArray
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
 from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
+from retort.problems.parses import Unparsable, align, is_bracket, read_brackets, shortened
 from retort.records.base import Label, ParseFailure
 
 Span = tuple[str, int, int]
-"""A slot's name, its first word and the word after its last, counted from 0."""
+"""A slot's name, its first word, and the word after its last, counted from 0."""
 
 TARGET = "target"
-"""Where SNIPS and TOP keep the bracket text; read where the label column is absent."""
+"""The column in which SNIPS and TOP have the parse; read if the label column is absent."""
 
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z0-9])(?=[A-Z][a-z])")
 
 
 class Slots:
-    """`intents`: the slots of each intent, named as in the data (PlayMusic, object-type) or as in a parse.
+    """Requests with these `intents` and their slots, named as in the data (PlayMusic, object-type) or as in a parse.
 
     Raises ConfigError if there is no intent.
     """
@@ -54,7 +54,7 @@ class Slots:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Tags first ("O", then B and I of each slot of any intent), then intents ("IN:PLAY_MUSIC")."""
+        """First the tags ("O", then B- and I- of each slot of any intent), then the intents ("IN:PLAY_MUSIC")."""
         return self._classes
 
     @property
@@ -67,11 +67,11 @@ class Slots:
 
     @property
     def schema(self) -> str:
-        """A line for each intent, with its slots."""
+        """One line per intent, with its slots."""
         return "\n".join(f"{intent}: {', '.join(slots)}" for intent, slots in self._slots.items())
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
-        """See `Problem.gold`. Tags with the intent win over bracket text; blank fields are no label."""
+        """See `Problem.gold`. Tags and intent take precedence over a parse; blank fields mean no label."""
         text = str(row[columns.text])
         if row.get(columns.tags):
             intent, tags = _read_tags(row, columns)
@@ -81,7 +81,7 @@ class Slots:
             return None
         label = self.parse(text, brackets)
         if isinstance(label, ParseFailure):
-            raise DataError(f"the parse '{_shortened(brackets)}' is no label: {label.detail}")
+            raise DataError(f"the parse '{shortened(brackets)}' is no label: {label.detail}")
         return label
 
     def _check(self, intent: str, tags: Sequence[str], num_words: int) -> None:
@@ -106,32 +106,32 @@ class Slots:
         return f"[IN:{intent} {''.join(slots)}]"
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
-        """See `Problem.parse`. White space and the case of names do not count; anything else does.
+        """See `Problem.parse`. White space and the case of names are ignored.
 
         Reason codes: `empty`, `no-intent`, `unknown-intent`, `unknown-slot`, `empty-slot`, `unbalanced-brackets`,
         `nested-brackets`, `words-outside-slots`, `text-after-parse`, `words-not-in-request`, `overlapping-slots`.
         """
         try:
-            parse = _read_brackets(completion)
+            parse = read_brackets(completion)
             if parse.intent not in self._slots:
-                detail = f"Intent '{_shortened(parse.intent)}' is not known; allowed: {listed(self._intents)}."
-                raise _Unparsable("unknown-intent", detail)
+                detail = f"Intent '{shortened(parse.intent)}' is not known; allowed: {listed(self._intents)}."
+                raise Unparsable("unknown-intent", detail)
             for name, _ in parse.slots:
                 if name not in self._slots[parse.intent]:
-                    detail = self._unknown_slot(parse.intent, _shortened(name))
-                    raise _Unparsable("unknown-slot", f"{detail[0].upper()}{detail[1:]}.")
-            return encode(parse.intent, _align(text.split(), parse.slots))
-        except _Unparsable as failure:
+                    detail = self._unknown_slot(parse.intent, shortened(name))
+                    raise Unparsable("unknown-slot", f"{detail[0].upper()}{detail[1:]}.")
+            return encode(parse.intent, align(text.split(), parse.slots))
+        except Unparsable as failure:
             return ParseFailure(failure.reason, failure.detail, completion)
 
     def mend(self, text: str, completion: str) -> str:
         return completion
 
     def constraint(self, text: str) -> Constraint:
-        """Every intent with any number of its slots, each holding consecutive words of `text`.
+        """See `Problem.constraint`: every intent with any number of its slots, each with consecutive words of `text`.
 
-        The grammar grows with the number of words, not with its square: `w3` is word 3 and what may follow it. It
-        does not count how often a word is used; `parse` refuses slots that share one.
+        The grammar is linear in the number of words: `w3` derives word 3 and what may follow it. It does not count how
+        often a word is used; `parse` rejects slots that share one.
         """
         words = text.split()
         rules = ["root ::= " + " | ".join(f"intent{number}" for number in range(len(self._intents)))]
@@ -147,11 +147,12 @@ class Slots:
         return Constraint(grammar="\n".join(rules) + "\n")
 
     def grammar(self, text: str) -> str:
-        """Every intent with slots of its own over consecutive words, in the order of `text` and no word twice.
+        """See `Problem.grammar`: every intent with its slots over consecutive words, in the order of `text`, using no
+        word twice.
 
-        The rules count the words that are passed, in 16 bits, and know the intent by the bits above.
+        The rules count the words passed so far in the lower 16 bits of their parameter; the bits above are the intent.
         """
-        copied = [(number, word) for number, word in enumerate(text.split()) if not _is_bracket(word)]
+        copied = [(number, word) for number, word in enumerate(text.split()) if not is_bracket(word)]
         end = copied[-1][0] + 1 if copied else 0
         intents, slots, span = [], ['"]"'], []
         for number, intent in enumerate(self._intents):
@@ -165,7 +166,7 @@ class Slots:
             "slots::_": slots,
             "start_of_span::_": [*span, f"nothing::_ start_of_span::incr([0:16]) %if lt([0:16], {max(0, end - 1)})"],
             "rest_of_span::_": [*span, '"] " slots::_'],
-            # llguidance 1.9 fails on a rule that is only another one with a new parameter.
+            # llguidance 1.9 fails on a rule that consists only of another one with a new parameter.
             "nothing::_": ['"" %if ge(_, 0)'],
         }
         return lark_rules(rules)
@@ -181,15 +182,15 @@ class Slots:
         return [self._index[f"IN:{intent}"], *(self._index[tag] for tag in tags)]
 
     def allowed(self, num_units: int) -> NDArray[np.bool_]:
-        """Unit 0 takes intents, the others tags; see `Problem.allowed`."""
+        """See `Problem.allowed`. Unit 0 takes intents, the others take tags."""
         is_tag = np.arange(len(self._classes)) < len(self._tags)
         allowed = np.empty((num_units, len(self._classes)), dtype=np.bool_)
         allowed[:1], allowed[1:] = ~is_tag, is_tag
         return allowed
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
-        """See `Problem.decide`. The intent and the tags that are most probable together, among those that the schema
-        allows together; then an opening I-x becomes B-x.
+        """See `Problem.decide`. The intent and tags with the highest joint probability among the combinations that the
+        schema allows; an I-x that opens a span then becomes B-x.
 
         Raises ValueError unless there is one unit for the intent and one for each word.
         """
@@ -212,7 +213,7 @@ class Slots:
         return gold == predicted
 
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
-        """slot_f1: (true positives, false positives, false negatives) of spans; the others: (correct, 1)."""
+        """slot_f1: number of spans (true positives, false positives, false negatives); the others: (correct, 1)."""
         gold_intent, wanted = _read(gold)
         intent, found = _read(predicted) if predicted is not None else (None, frozenset[Span]())
         if metric == "intent_accuracy":
@@ -223,8 +224,8 @@ class Slots:
         return np.array([both, len(found) - both, len(wanted) - both], dtype=np.float64)
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
-        """See `Problem.value`. slot_f1 is conlleval's micro F1 over spans, and 1 where neither side has a span;
-        the shares are 0 where there are no rows."""
+        """See `Problem.value`. slot_f1 is conlleval's micro F1 over spans, and 1 if neither side has a span; the others
+        are 0 without rows."""
         match metric:
             case "slot_f1":
                 doubled = 2 * sums[..., 0]
@@ -234,15 +235,15 @@ class Slots:
         raise ConfigError(f"metric '{metric}' does not measure slots")
 
     def parts(self, label: Label) -> list[str]:
-        """The intent, then `ARTIST:2-4`: words counted from 1, the last included."""
+        """The intent, then slots as `ARTIST:2-4`, with words counted from 1 and the last included."""
         intent, tags = decode(label)
         return [intent, *(f"{name}:{start + 1}-{end}" for name, start, end in spans(tags))]
 
 
 def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> dict[str, list[str]]:
-    """The slots of each intent that occur in raw labelled rows, sorted. Rows without a label are passed over.
+    """The slots of each intent that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, for a label that cannot be read, or if there is none.
+    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is none.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
     for number, row in enumerate(rows, start=1):
@@ -251,9 +252,9 @@ def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> 
                 intent, tags = _read_tags(row, columns)
                 found[intent].update(tag[2:] for tag in tags if tag != "O")
             elif brackets := _brackets(row, columns):
-                parse = _read_brackets(brackets)
+                parse = read_brackets(brackets)
                 found[parse.intent].update(name for name, _ in parse.slots)
-        except (DataError, _Unparsable) as error:
+        except (DataError, Unparsable) as error:
             raise DataError(f"labelled row {number}: {error}") from None
     if not found:
         fields = f"'{columns.tags}', '{columns.label}' and '{TARGET}'"
@@ -262,17 +263,18 @@ def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> 
 
 
 def intent_name(name: str) -> str:
-    """UPPER_SNAKE: PlayMusic -> PLAY_MUSIC."""
+    """The canonical name of an intent, in upper snake case: PlayMusic -> PLAY_MUSIC."""
     return slot_name(_WORD_STARTS.sub("_", name.strip()))
 
 
 def slot_name(name: str) -> str:
-    """Upper case, hyphens and white space as underscores; SNIPS's own parses write timeRange as TIMERANGE."""
+    """The canonical name of a slot: upper case, with underscores for hyphens and white space. Camel case is not split,
+    because SNIPS's own parses write timeRange as TIMERANGE."""
     return re.sub(r"[\s-]+", "_", name.strip()).upper()
 
 
 def encode(intent: str, tags: Sequence[str]) -> Label:
-    """The canonical label: an opening I-x becomes B-x."""
+    """The canonical label, in which an I-x that opens a span becomes B-x."""
     canonical, previous = [], "O"
     for tag in tags:
         if tag[:1] == "I" and previous[2:] != tag[2:]:
@@ -283,14 +285,14 @@ def encode(intent: str, tags: Sequence[str]) -> Label:
 
 
 def decode(label: Label) -> tuple[str, list[str]]:
-    """(intent, tags) of a canonical label."""
+    """The (intent, tags) of a canonical label."""
     fields = json.loads(label)
     return fields["intent"], fields["tags"]
 
 
-@lru_cache(maxsize=1024)  # one row's metrics, and one gold label's systems, come one after the other
+@lru_cache(maxsize=1024)  # a row's metrics are computed in succession, and so are all systems' scores of a gold label
 def _read(label: Label) -> tuple[str, frozenset[Span]]:
-    """Intent and spans of a canonical label."""
+    """The (intent, spans) of a canonical label."""
     intent, tags = decode(label)
     return intent, frozenset(spans(tags))
 
@@ -307,23 +309,11 @@ def spans(tags: Sequence[str]) -> list[Span]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Parse:
-    """A bracket text as written, not yet checked against a schema or a request."""
-
-    intent: str
-    slots: list[tuple[str, list[str]]]
-    """Name and words of each."""
-
-
-class _Unparsable(Exception):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
 def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, list[str]]:
-    """Canonical (intent, tags) of a row that has tags, unchecked against schema and words. Raises DataError."""
+    """The (intent, tags) of a row that has tags, with canonical names but not yet checked against schema and words.
+
+    Raises DataError if the intent is missing or a tag is not in BIO form.
+    """
     intent, tags = row.get(columns.intent), row[columns.tags]
     if not intent:
         raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
@@ -335,77 +325,6 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
 
 
 def _brackets(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    """The parse of a raw row; empty if it has none."""
     value = row.get(columns.label)
     return str((row.get(TARGET) if value is None else value) or "").strip()
-
-
-def _read_brackets(completion: str) -> _Parse:
-    """Reads `[IN:NAME [SL:NAME words ] ... ]`; names in upper case. Raises _Unparsable."""
-    tokens = completion.split()
-    if not tokens:
-        raise _Unparsable("empty", "The completion is empty.")
-    if not _opens(tokens[0], "[IN:"):
-        raise _Unparsable("no-intent", f"It must begin with [IN:NAME, not '{_shortened(tokens[0])}'.")
-    slots, at = [], 1
-    while at < len(tokens) and _opens(tokens[at], "[SL:"):
-        end = next((i for i in range(at + 1, len(tokens)) if _is_bracket(tokens[i])), len(tokens))
-        name, words = tokens[at][4:].upper(), tokens[at + 1 : end]
-        if end == len(tokens):
-            raise _Unparsable("unbalanced-brackets", f"Slot '{_shortened(name)}' is not closed by ' ]'.")
-        if tokens[end] != "]":
-            raise _Unparsable("nested-brackets", f"'{_shortened(tokens[end])}' opens inside slot '{_shortened(name)}'.")
-        if not words:
-            raise _Unparsable("empty-slot", f"Slot '{_shortened(name)}' holds no words.")
-        slots.append((name, words))
-        at = end + 1
-    _check_end(tokens[at:])
-    return _Parse(tokens[0][4:].upper(), slots)
-
-
-def _check_end(rest: Sequence[str]) -> None:
-    """`rest` is what follows the last slot: it must be the one bracket that closes the intent."""
-    if not rest:
-        raise _Unparsable("unbalanced-brackets", "The intent is not closed by ' ]'.")
-    if _is_bracket(rest[0]) and rest[0] != "]":
-        raise _Unparsable("nested-brackets", f"'{_shortened(rest[0])}' opens a second intent or a slot without a name.")
-    if rest[0] != "]":
-        raise _Unparsable("words-outside-slots", f"'{_shortened(rest[0])}' is in no slot.")
-    if len(rest) > 1 and rest[1] == "]":
-        raise _Unparsable("unbalanced-brackets", "A bracket is closed that was not opened.")
-    if len(rest) > 1:
-        raise _Unparsable("text-after-parse", f"'{_shortened(' '.join(rest[1:]))}' follows the parse.")
-
-
-def _opens(token: str, bracket: str) -> bool:
-    return len(token) > len(bracket) and token[:4].upper() == bracket
-
-
-def _is_bracket(token: str) -> bool:
-    return token == "]" or token[:4].upper() in ("[IN:", "[SL:")
-
-
-def _align(words: Sequence[str], slots: Iterable[tuple[str, list[str]]]) -> list[str]:
-    """Tags of `words`. Raises _Unparsable.
-
-    A slot takes the first free place after the slot before it, since slots are written in the order of the
-    request, else the first free place anywhere.
-    """
-    tags, after = ["O"] * len(words), 0
-    for name, wanted in slots:
-        length = len(wanted)
-        places = [i for i in range(len(words) - length + 1) if words[i : i + length] == wanted]
-        if not places:
-            detail = f"'{_shortened(' '.join(wanted))}' of slot {name} does not occur in the request."
-            raise _Unparsable("words-not-in-request", detail)
-        free = [i for i in places if all(tag == "O" for tag in tags[i : i + length])]
-        if not free:
-            detail = f"'{_shortened(' '.join(wanted))}' of slot {name} is already part of another slot."
-            raise _Unparsable("overlapping-slots", detail)
-        start = next((i for i in free if i >= after), free[0])
-        after = start + length
-        tags[start:after] = [f"B-{name}"] + [f"I-{name}"] * (length - 1)
-    return tags
-
-
-def _shortened(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."

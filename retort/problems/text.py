@@ -1,7 +1,7 @@
-"""Free text. A label is the text itself, or JSON by its content; there are no classes, so students that write learn it.
+"""Free text. A label is the text itself, or canonical JSON. There are no classes, so only generative students learn it.
 
-BLEU and chrF are corpus scores: their n-gram counts are summed over the rows and divided once, as sacrebleu does.
-ROUGE-L is the mean of the rows' scores.
+BLEU and chrF are corpus scores, as in sacrebleu: n-gram counts are summed over the rows before dividing. ROUGE-L is the
+mean of the rows' scores.
 """
 
 import json
@@ -27,7 +27,7 @@ _CHRF_BETA = 2.0
 
 
 class FreeText:
-    """Raises ConfigError for a pattern that is no regular expression and a schema that is no JSON Schema."""
+    """Text that may have to match a pattern or a JSON Schema. Raises ConfigError if either is invalid."""
 
     def __init__(self, config: TextConfig) -> None:
         try:
@@ -54,7 +54,7 @@ class FreeText:
         return "" if self._json_schema is None else json.dumps(self._json_schema, ensure_ascii=False)
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
-        """See `Problem.gold`. A blank field is no label; objects and lists count as JSON."""
+        """See `Problem.gold`. A blank field means no label; objects and lists are written as JSON."""
         value = row.get(columns.label)
         text = json.dumps(value) if isinstance(value, dict | list) else str("" if value is None else value).strip()
         if not text:
@@ -69,7 +69,7 @@ class FreeText:
         return label
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
-        """See `Problem.parse`. Outer white space does not count; in JSON, no white space and no order of keys does.
+        """See `Problem.parse`. Outer white space is ignored; in JSON, all white space and the order of keys.
 
         Reason codes: `empty`, `pattern`, `not-json`, `schema`.
         """
@@ -98,8 +98,8 @@ class FreeText:
         return None
 
     def grammar(self, text: str) -> str | None:
-        """Of JSON its canonical text, which `parse` makes: keys in order, no white space; other keys than the schema
-        names come last."""
+        """See `Problem.grammar`. JSON has the canonical form that `parse` returns: sorted keys and no white space; keys
+        that the schema does not name come last."""
         if self._json_schema is not None:
             compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
             return f"label: %json {json.dumps({**self._json_schema, 'x-guidance': compact}, sort_keys=True)}"
@@ -121,14 +121,14 @@ class FreeText:
         return np.empty((num_units, 0), dtype=np.bool_)
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
-        """Raises ConfigError: there is nothing to decide between."""
+        """Raises ConfigError: there are no classes to decide between."""
         raise ConfigError("problem.kind 'text' has no classes, so nobody can vote on them or give their probabilities")
 
     def matches(self, gold: Label, predicted: Label | None) -> bool:
         return gold == predicted
 
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
-        """exact_match: (correct, 1); rouge_l: (F1, 1); field_f1: (true positives, predicted, gold) of fields; bleu and
+        """exact_match: (correct, 1); rouge_l: (F1, 1); field_f1: number of fields (in both, predicted, gold); bleu and
         chrf: see `bleu_counts` and `chrf_counts`. A row without a prediction counts as an empty text."""
         found = predicted or ""
         match metric:
@@ -150,7 +150,7 @@ class FreeText:
         return RougeScorer(["rougeL"])
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
-        """See `Problem.value`. field_f1 is micro F1 over all fields, and 1 where neither side has one."""
+        """See `Problem.value`. field_f1 is the micro F1 over all fields, and 1 if neither side has any."""
         match metric:
             case "bleu":
                 return bleu(sums)
@@ -163,13 +163,13 @@ class FreeText:
         raise ConfigError(f"metric '{metric}' does not measure text")
 
     def parts(self, label: Label) -> list[str]:
-        """The text; of JSON its fields, `$.city: "Rome"`."""
+        """The text, or the fields of JSON as `$.city: "Rome"`."""
         return [label] if self._validator is None else list(_fields(label).elements())
 
 
 def bleu_counts(gold: str, predicted: str) -> Floats:
-    """`(10,)`: matching 1- to 4-grams, all of them in the prediction, words of the prediction, words of the gold, with
-    sacrebleu's tokenizer 13a."""
+    """BLEU statistics of a row, `(10,)`, with sacrebleu's tokenizer 13a: matching 1- to 4-grams, 1- to 4-grams of the
+    prediction, words of the prediction, words of the gold text."""
     score = _bleu().sentence_score(predicted, [gold])
     return np.array([*score.counts, *score.totals, score.sys_len, score.ref_len], dtype=np.float64)
 
@@ -178,12 +178,12 @@ def bleu_counts(gold: str, predicted: str) -> Floats:
 def _bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU(effective_order=True)  # of a sentence's score, which is not looked at
+    return BLEU(effective_order=True)  # affects only the sentence score, which is not used
 
 
 def bleu(sums: Floats) -> Floats:
-    """`(..., 10)` -> `(...)` in [0, 1]: corpus BLEU with sacrebleu's exponential smoothing (Chen and Cherry 2014,
-    method 3): the i-th order without a match has the precision 1 / (2^i n-grams)."""
+    """Summed statistics `(..., 10)` -> corpus BLEU `(...)` in [0, 1], with sacrebleu's exponential smoothing (Chen and
+    Cherry 2014, method 3): the i-th order without a match has the precision 1 / (2^i * number of n-grams)."""
     matches, totals, length, wanted = sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9]
     without = np.cumsum((matches == 0) & (totals > 0), axis=-1)
     smoothed = np.where(matches > 0, matches, 0.5**without)
@@ -195,8 +195,8 @@ def bleu(sums: Floats) -> Floats:
 
 
 def chrf_counts(gold: str, predicted: str) -> Floats:
-    """`(18,)`: for 1- to 6-grams of characters without white space, those of the prediction (0 where the gold is
-    shorter), of the gold, and in both."""
+    """chrF statistics of a row, `(18,)`: for 1- to 6-grams of characters, white space removed, their number in the
+    prediction (0 if the gold text is too short to have any), in the gold text, and in both."""
     counts: list[int] = []
     texts = "".join(gold.split()), "".join(predicted.split())
     for order in _CHRF_ORDERS:
@@ -206,8 +206,8 @@ def chrf_counts(gold: str, predicted: str) -> Floats:
 
 
 def chrf(sums: Floats) -> Floats:
-    """`(..., 18)` -> `(...)` in [0, 1]: chrF2 (Popović 2015) of mean precision and recall over the orders that both
-    sides have, as sacrebleu."""
+    """Summed statistics `(..., 18)` -> chrF2 `(...)` in [0, 1] (Popović 2015), from the mean precision and recall over
+    the n-gram orders that occur on both sides, as in sacrebleu."""
     found, wanted, both = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
     counted = (found > 0) & (wanted > 0)
     orders = counted.sum(axis=-1)
@@ -218,7 +218,7 @@ def chrf(sums: Floats) -> Floats:
 
 
 def _fields(label: Label) -> Counter[str]:
-    """The leaves of a JSON label by path and value. The place in a list does not count."""
+    """The leaves of a JSON label by path and value. Positions in lists are ignored."""
 
     def leaves(path: str, value: object) -> Iterator[str]:
         children: list[tuple[str, object]] = []
@@ -235,7 +235,7 @@ def _fields(label: Label) -> Counter[str]:
 
 
 def _validator(schema: dict[str, Any]) -> "Validator":
-    # Only jobs with a schema pay for the import.
+    # Imported late, so that only jobs with a schema pay for it.
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
     from referencing import Registry

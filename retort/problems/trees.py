@@ -1,8 +1,8 @@
-"""Constituency trees: read from brackets, written as brackets, and turned into one decision for each word and gap.
+"""Constituency trees: read from brackets, written as brackets, and converted to one decision per word and gap.
 
-A tree is its constituents as spans of words, outer before inner, so that no depth of nesting can exhaust Python's
-stack and a chain of unary constituents over the same words keeps its order. Round brackets inside words are written
--LRB- and -RRB-, as the Penn Treebank writes them.
+A tree is a flat list of constituents as word spans, outer before inner: no depth of nesting can exhaust Python's stack,
+and a chain of unary constituents over the same words keeps its order. Parentheses inside words are written -LRB- and
+-RRB-, as in the Penn Treebank.
 """
 
 import re
@@ -15,17 +15,17 @@ from retort.records.base import Label
 
 CHAIN = "+"
 """Joins the labels of a unary chain, outer first: `S+VP`."""
-UNLABELLED = "X"
-"""The label of every constituent where labels do not count."""
+UNLABELED = "X"
+"""The label of every constituent in unlabeled trees."""
 _ROOTS = ("TOP", "ROOT", "S1", "")
-"""Treebanks' own brackets around the sentence; they say nothing."""
+"""Labels of the bracket that treebanks put around a whole sentence; they carry no information."""
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
 _FUNCTION = re.compile(r"(?<=.)[-=].*")
 
 
 class Span(NamedTuple):
-    """A constituent: its first word and the word after its last, counted from 0."""
+    """A constituent, from its first word to the word after its last, counted from 0."""
 
     label: str
     start: int
@@ -34,29 +34,29 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One constituent at least covers all words, but where there is a single word without any."""
+    """A sentence with its constituents. At least one covers all words, unless there is a single word without any."""
 
     words: tuple[str, ...]
     spans: tuple[Span, ...]
-    """Sorted by start, then the longer first, then the outer first."""
+    """Sorted by start, then longer before shorter, then outer before inner."""
     tags: tuple[str, ...] | None = None
-    """The words' parts of speech, where they are known."""
+    """The words' parts of speech, if known."""
 
 
 class Decisions(NamedTuple):
-    """A tree with n words as 3n - 2 decisions (Gomez-Rodriguez and Vilares 2018, `Constituent parsing as sequence
-    labeling`), unary chains taken as one constituent."""
+    """A tree of n words as 3n - 2 decisions (Gomez-Rodriguez and Vilares 2018, "Constituent Parsing as Sequence
+    Labeling"), with each unary chain as one constituent."""
 
     chains: list[str]
     """`(n,)`: the unary chain above each word, `""` for none."""
     depths: list[int]
-    """`(n - 1,)`: how many constituents hold both the word and the next one, >= 1."""
+    """`(n - 1,)`: the number of constituents that contain both the word and the next one, >= 1."""
     nodes: list[str]
-    """`(n - 1,)`: the smallest constituent that holds both, with the unary chain above it."""
+    """`(n - 1,)`: the smallest constituent that contains both, with the unary chain above it."""
 
 
 class Unreadable(Exception):
-    """Brackets that are no tree: a reason code, and a sentence."""
+    """Brackets that are not a tree, with a reason code and a sentence."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -68,16 +68,16 @@ def escaped(word: str) -> str:
 
 
 def unescaped(word: str) -> str:
-    """As running text has it, which is what a pretrained tokenizer knows."""
+    """The word as in running text, which is what pretrained tokenizers know."""
     return word.replace("-LRB-", "(").replace("-RRB-", ")")
 
 
 def read_tree(text: str, is_tag: Callable[[str], bool]) -> Tree:
-    """Brackets with a label after each opening one: `(S (NP The cat) (VP sat))`. Function tags are cut off (NP-SBJ ->
-    NP), and a bracket around the whole sentence without a label of its own is left out.
+    """Reads brackets with a label after each opening one: `(S (NP The cat) (VP sat))`. Function tags are removed
+    (NP-SBJ -> NP), and so is a bracket around the whole sentence that has no phrase label.
 
-    A bracket that holds one word and nothing else is the word's tag if `is_tag` of its label. The tree has tags if
-    every word has one. Raises Unreadable.
+    A bracket around a single word is its part-of-speech tag if `is_tag` of the label. The tree has tags if every word
+    has one. Raises Unreadable.
     """
     words: list[str] = []
     found: list[tuple[str, int, int]] = []
@@ -134,7 +134,7 @@ def _whole(words: list[str], found: list[tuple[str, int, int]], tags: dict[int, 
 
 
 def write_tree(tree: Tree) -> str:
-    """`(S (NP The cat) (VP sat) .)`: words without tags."""
+    """The tree as `(S (NP The cat) (VP sat) .)`, without tags."""
     opened: list[list[str]] = [[] for _ in tree.words]
     closed = [0] * len(tree.words)
     for label, start, end in tree.spans:
@@ -144,9 +144,9 @@ def write_tree(tree: Tree) -> str:
     return " ".join("".join(labels) + word + ")" * ends for labels, word, ends in words)
 
 
-def write_unlabelled(tree: Tree) -> str:
-    """`( ( ( The ) ( cat ) ) ( sat ) )`, the target of MCKD (arXiv 2311.08640): each word in brackets of its own,
-    constituents of several words once, however many labels they have."""
+def write_unlabeled(tree: Tree) -> str:
+    """The tree as `( ( ( The ) ( cat ) ) ( sat ) )`, the target of MCKD (arXiv 2311.08640): each word in brackets of
+    its own, and each constituent of several words once, however many labels it has."""
     opened, closed = [0] * len(tree.words), [0] * len(tree.words)
     for start, end in {span[1:] for span in tree.spans if span.end - span.start > 1}:
         opened[start] += 1
@@ -155,26 +155,27 @@ def write_unlabelled(tree: Tree) -> str:
     return " ".join("( " * starts + f"( {word} )" + " )" * ends for starts, word, ends in words)
 
 
-def read_unlabelled(text: str) -> Tree:
-    """A tree whose constituents all have the label X. White space does not count. Raises Unreadable."""
-    # A bracket without a label before a word, and brackets that hold one word only, say nothing here.
-    labelled = text.replace("(", f"({UNLABELLED} ")
-    return unlabelled(read_tree(labelled, is_tag=lambda label: False))
+def read_unlabeled(text: str) -> Tree:
+    """Reads unlabeled brackets as a tree whose constituents all have the label X. White space is ignored. Raises
+    Unreadable."""
+    # Brackets around a single word carry no information here.
+    labeled = text.replace("(", f"({UNLABELED} ")
+    return unlabeled(read_tree(labeled, is_tag=lambda label: False))
 
 
-def unlabelled(tree: Tree) -> Tree:
-    """Constituents of several words, once each, with the label X."""
+def unlabeled(tree: Tree) -> Tree:
+    """The tree with only the constituents of several words, each once and with the label X."""
     extents = dict.fromkeys(span[1:] for span in tree.spans if span.end - span.start > 1)
-    return Tree(tree.words, tuple(Span(UNLABELLED, *extent) for extent in extents), tree.tags)
+    return Tree(tree.words, tuple(Span(UNLABELED, *extent) for extent in extents), tree.tags)
 
 
 def encode_label(tree: Tree) -> Label:
-    """The canonical text: the tree without tags and, where tags are known, a tab and them."""
+    """The canonical label: the tree without tags, followed by a tab and the tags if they are known."""
     brackets = write_tree(tree)
     return brackets if tree.tags is None else f"{brackets}\t{' '.join(tree.tags)}"
 
 
-@lru_cache(maxsize=1024)  # one row's metrics, and one gold label's systems, come one after the other
+@lru_cache(maxsize=1024)  # a row's metrics are computed in succession, and so are all systems' scores of a gold label
 def decode_label(label: Label) -> Tree:
     """The tree of a canonical label."""
     brackets, _, tags = label.partition("\t")
@@ -183,7 +184,7 @@ def decode_label(label: Label) -> Tree:
 
 
 def decisions_of(tree: Tree) -> Decisions:
-    """See `Decisions`; lossless, tags apart, unless a single word has no constituent."""
+    """The tree's decisions, see `Decisions`. Lossless except for tags, unless the only word has no constituent."""
     num_words = len(tree.words)
     chains, depths, nodes = [""] * num_words, [0] * (num_words - 1), [""] * (num_words - 1)
     open_ends: list[int] = []
@@ -194,7 +195,7 @@ def decisions_of(tree: Tree) -> Decisions:
         while open_ends and open_ends[-1] <= start:
             open_ends.pop()
         open_ends.append(end)
-        # Outer constituents come first, so the innermost writes last.
+        # Outer constituents come first, so the innermost one has the last word.
         width = end - start - 1
         depths[start : end - 1] = [len(open_ends)] * width
         nodes[start : end - 1] = [label] * width
@@ -202,7 +203,7 @@ def decisions_of(tree: Tree) -> Decisions:
 
 
 def collapsed(spans: Sequence[Span]) -> list[Span]:
-    """Unary chains as one span: the labels joined by +."""
+    """The spans with each unary chain joined into one, its labels separated by +."""
     found: list[Span] = []
     for span in spans:
         if found and found[-1][1:] == span[1:]:
@@ -213,19 +214,19 @@ def collapsed(spans: Sequence[Span]) -> list[Span]:
 
 
 class Node(NamedTuple):
-    """A constituent of several words, before it has a label."""
+    """A constituent of several words without its label."""
 
     start: int
     end: int
     gaps: list[int]
-    """Those that it is the smallest constituent of: gap i lies between word i and the next."""
+    """The gaps whose smallest constituent it is; gap i is between words i and i + 1."""
 
 
 def nodes_of(depths: Sequence[int]) -> list[Node]:
-    """The constituents that `(n - 1,)` depths describe; of a tree's own depths, exactly its constituents.
+    """The constituents of several words that depths `(n - 1,)` describe; for a tree's own depths, its constituents.
 
-    Any depths give a tree: a gap opens a constituent where it is deeper than the one before, and closes those that are
-    deeper than it. Only the order of depths counts, so a level that no gap has is left out.
+    Any depths give a tree: a gap that is deeper than the previous one opens a constituent, and every gap closes the
+    constituents deeper than itself. Only the order of depths matters, so skipped levels are dropped.
     """
     done: list[Node] = []
     rising: list[tuple[int, Node]] = []
@@ -242,9 +243,9 @@ def nodes_of(depths: Sequence[int]) -> list[Node]:
     return done
 
 
-def tree_of(words: Sequence[str], chains: Sequence[str], labelled: Sequence[Span]) -> Tree:
-    """From the words' chains `(n,)` and the constituents of several words, whose labels may be chains too."""
+def tree_of(words: Sequence[str], chains: Sequence[str], labeled: Sequence[Span]) -> Tree:
+    """The tree of the words' chains `(n,)` and the constituents of several words, whose labels may be chains too."""
     leaves = [Span(chain, place, place + 1) for place, chain in enumerate(chains) if chain]
-    order = sorted([*labelled, *leaves], key=lambda span: (span.start, -span.end))
+    order = sorted([*labeled, *leaves], key=lambda span: (span.start, -span.end))
     spans = tuple(Span(label, s, e) for chain, s, e in order for label in chain.split(CHAIN))
     return Tree(tuple(words), spans)

@@ -13,7 +13,7 @@ from retort.problems import Problem
 from retort.problems.slots import Slots, decode, spans
 
 if TYPE_CHECKING:
-    from retort.students.prediction import Prediction
+    from retort.students.base import Prediction
 
 PredictionRecord = dict[str, Any]
 """One prediction as `answer` returns it."""

@@ -54,7 +54,7 @@ class PredictGrid(Predict):
     grid: ArtifactRef
 
     def predicted(self, context: StepContext, texts: Fields) -> tuple[Sequence[int], Floats]:
-        from retort.students.tiny.prediction import predict
+        from retort.students.tiny.network import predict
 
         grid = Grid.open(context.store, self.grid)
         vocabulary, weights = grid.students()

@@ -1,4 +1,4 @@
-"""The gradients of one step, in parts that fit memory."""
+"""Gradient accumulation: one optimizer step, computed in parts that fit memory."""
 
 from collections.abc import Iterable
 
@@ -13,19 +13,19 @@ from retort.students.training_data import PaddedTrainingData, TrainingData
 
 
 class Gradients:
-    """Of the mean objective over a batch's units."""
+    """Accumulates the gradients of the mean objective over a batch's units."""
 
     def __init__(
-        self, lessons: TrainingData, parameters: Iterable[torch.nn.Parameter], device: Device, parts: int
+        self, data: TrainingData, parameters: Iterable[torch.nn.Parameter], device: Device, parts: int
     ) -> None:
-        self._lessons, self._parameters, self._device = lessons, list(parameters), device
+        self._data, self._parameters, self._device = data, list(parameters), device
         self.parts = parts
-        """That a batch is cut into."""
+        """Number of parts that a batch is split into."""
         self._recorder: Recorder | None = None
         self.clear()
 
     def clear(self) -> None:
-        """A GPU's stay where they are, since recorded passes add to them there."""
+        """Resets all gradients. On a GPU they are zeroed in place, because recorded passes add to fixed addresses."""
         if self._device.name == "cpu":
             for parameter in self._parameters:
                 parameter.grad = None
@@ -36,7 +36,10 @@ class Gradients:
             torch._foreach_zero_([parameter.grad for parameter in self._parameters if parameter.grad is not None])
 
     def add(self, batch: Indices) -> Tensor:
-        """The mean, detached and not waited for, a scalar. Halves the parts until they fit memory."""
+        """Adds the batch's gradients and returns its mean loss, a detached scalar, without synchronizing with a GPU.
+
+        Out of memory, it doubles the number of parts and starts the batch again from the same random state.
+        """
         generators = random_states(self._device)
         while True:
             try:
@@ -44,7 +47,7 @@ class Gradients:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or self.parts >= len(batch):
                     raise
-            # Outside of the handler, whose traceback holds the tensors that were too many.
+            # Outside the handler, whose traceback keeps the tensors alive that did not fit.
             self.parts *= 2
             self.clear()
             self._recorder = None
@@ -53,26 +56,26 @@ class Gradients:
                 torch.cuda.empty_cache()
 
     def _accumulated(self, batch: Indices) -> Tensor:
-        lessons, total = self._lessons, torch.zeros((), device=self._device.name)
-        factor = 1 / max(1, lessons.units(batch))
+        data, total = self._data, torch.zeros((), device=self._device.name)
+        factor = 1 / max(1, data.units(batch))
         for part in np.array_split(batch, min(self.parts, len(batch))):
-            if self._device.name == "cuda" and isinstance(lessons, PaddedTrainingData) and lessons.is_recordable:
-                total += self._recorded(lessons, part, factor)
+            if self._device.name == "cuda" and isinstance(data, PaddedTrainingData) and data.is_recordable:
+                total += self._recorded(data, part, factor)
             else:
                 total += self._launched(part, factor)
         return total
 
     def _launched(self, part: Indices, factor: float) -> Tensor:
         with self._device.autocast():
-            loss = self._lessons.loss(part) * factor
+            loss = self._data.loss(part) * factor
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _recorded(self, lessons: PaddedTrainingData, part: Indices, factor: float) -> Tensor:
-        self._recorder = self._recorder or Recorder(lessons.objective, self._device)
-        return self._recorder.backward({**lessons.inputs(part, LENGTH_MULTIPLE), "factor": torch.tensor(factor)})
+    def _recorded(self, data: PaddedTrainingData, part: Indices, factor: float) -> Tensor:
+        self._recorder = self._recorder or Recorder(data.objective, self._device)
+        return self._recorder.backward({**data.inputs(part, LENGTH_MULTIPLE), "factor": torch.tensor(factor)})
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """A processor's allocator raises a plain RuntimeError."""
+    """The CPU allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

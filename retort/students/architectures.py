@@ -1,4 +1,4 @@
-"""The models that students who write are made of: what can be one, an encoder that gets a decoder, and adapters."""
+"""The models behind generative students: architecture checks, encoders with a new decoder, and LoRA adapters."""
 
 import warnings
 from typing import Any
@@ -12,11 +12,11 @@ from retort.errors import ConfigError
 from retort.models.weights import Weights
 
 START = 0
-"""Token id of a new decoder that writes classes: before the first of them, and padding."""
+"""Start and padding token id of a new decoder over classes, whose ids follow it."""
 
 
 def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Raises ConfigError where the tokenizer has no token that ends a text."""
+    """The id of the token that ends a text. Raises ConfigError if the tokenizer has none."""
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if end is None:
         raise ConfigError("student.model: its tokenizer has no token that ends a text; use another model")
@@ -36,8 +36,11 @@ def loaded(auto: Any, weights: Weights, config: Any, pretrained: bool) -> PreTra
 def with_new_decoder(
     encoder: PreTrainedModel, layers: int, tokenizer: PreTrainedTokenizerBase, num_classes: int
 ) -> PreTrainedModel:
-    """The encoder with a new decoder of its own width: over the classes, or over the tokenizer's vocabulary, whose
-    embeddings then begin as the encoder's."""
+    """Adds a randomly initialized decoder of the encoder's width.
+
+    Its vocabulary is the classes, or, if `num_classes` is 0, the tokenizer's; its embeddings then start as a copy of
+    the encoder's.
+    """
     width = encoder.config.hidden_size
     heads = getattr(encoder.config, "num_attention_heads", None) or max(1, width // 64)
     size = num_classes + START + 1 if num_classes else table_of(encoder).num_embeddings
@@ -64,14 +67,14 @@ def with_new_decoder(
 
 
 def table_of(model: PreTrainedModel) -> torch.nn.Embedding:
-    """The embeddings of tokens that a model reads."""
+    """The model's input embeddings."""
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     return embeddings
 
 
 def _first(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What a new decoder begins with."""
+    """The start token of a new decoder over the tokenizer's vocabulary."""
     for token in (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
         if token is not None:
             return int(token)
@@ -79,7 +82,7 @@ def _first(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_architecture(config: Seq2SeqConfig | CausalConfig, model_config: Any) -> None:
-    """Raises ConfigError that names the kind which suits the model."""
+    """Raises ConfigError if the model does not fit `config.kind`, naming the kind that does."""
     if model_config.is_encoder_decoder:
         found, right = "an encoder and a decoder", "kind: seq2seq"
     elif type(model_config) in MODEL_FOR_MASKED_LM_MAPPING.keys():  # noqa: SIM118
@@ -114,7 +117,7 @@ def check_vocabulary(config: Seq2SeqConfig | CausalConfig, tokenizer: PreTrained
 
 
 def _positions(model_config: Any) -> int | None:
-    """How many tokens a model can count; None where its positions are relative."""
+    """The model's maximum number of positions; None for relative positions."""
     parts = [model_config, *(getattr(model_config, name, None) for name in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if part is not None]
     return min((int(length) for length in found if length), default=None)
@@ -123,14 +126,14 @@ def _positions(model_config: Any) -> int | None:
 def limits_of(
     config: Seq2SeqConfig | CausalConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int | None, int]:
-    """(tokens of a source or prompt, tokens of a target) at most.
+    """Maximum tokens of (a source or prompt, a target); None for a source of any length.
 
-    Raises ConfigError where a decoder has no room for both.
+    Raises ConfigError if a decoder-only model has no room for both.
     """
     most, positions = config.max_target_length, _positions(model_config)
     if positions is None:
         return None, most
-    positions = min(positions, tokenizer.model_max_length)  # a RoBERTa counts two positions that no token can have
+    positions = min(positions, tokenizer.model_max_length)  # RoBERTa reserves two of its positions
     if config.kind == "seq2seq":
         return positions, min(most, positions)
     if most + 8 > positions:
@@ -142,6 +145,7 @@ def limits_of(
 
 
 def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
+    """The model with LoRA adapters (arXiv 2106.09685) on all linear layers, which alone are trainable."""
     from peft import LoraConfig as Adapters
     from peft import get_peft_model
 
@@ -152,5 +156,7 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks for what transformers renamed
+    with warnings.catch_warnings(
+        action="ignore", category=FutureWarning
+    ):  # peft uses a name that transformers has renamed
         return get_peft_model(model, adapters)

@@ -1,4 +1,4 @@
-"""What stages see of a student, whatever its kind."""
+"""The interface of all kinds of students."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,41 +15,41 @@ from retort.problems.base import Problem, is_put_right
 from retort.records.base import Label, ParseFailure
 
 Progress = Callable[[int, int, str], None]
-"""done, total, what: `120, 480, "loss 0.31"`."""
+"""Called with (done, total, note), for example `120, 480, "loss 0.31"`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     label: Label
     confidence: float
-    """Geometric mean over units (or tokens, where the student writes text) of the chosen one's probability."""
+    """In [0, 1]: geometric mean of the chosen classes' probabilities over units (over tokens if text is generated)."""
     probabilities: NDArray[np.float32]
-    """`(units, classes)`; no units where the student writes text."""
+    """`(units, classes)`, each row summing to 1; `(0, 0)` if the student generates text."""
     is_repaired: bool = False
-    """Whether what the student said was no label before it was put right."""
+    """Whether the raw output was not a legal label and had to be repaired."""
 
 
 def decided(problem: Problem, text: str, probabilities: NDArray[np.float32]) -> Prediction:
-    """The best label by `(units, classes)` probabilities."""
+    """The most probable legal label, from `(units, classes)` probabilities."""
     scores = probabilities.astype(np.float64)
     label, confidence = problem.decide(text, scores)
     return Prediction(label, confidence, probabilities, is_put_right(problem, text, label, scores))
 
 
 Outcome = Prediction | ParseFailure
-"""What a student says of a text. Only one that writes text can write what is no label."""
+"""A student's answer for one text. Only students that generate text can fail."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
-    """A teacher's completion in tokens, and what else it could have written at each of them."""
+    """A teacher's completion as tokens, with the most likely alternatives at each position."""
 
     token_ids: NDArray[np.int32]
-    """`(tokens,)`, as written, with the token that ended it where one did."""
+    """`(tokens,)`: the completion, including its end token if it had one."""
     ids: NDArray[np.int32]
-    """`(tokens, k)`: the likeliest."""
+    """`(tokens, k)`: the most likely token ids at each position."""
     logprobs: NDArray[np.float32]
-    """`(tokens, k)`: their natural log-probabilities at temperature 1; -inf pads a list that is shorter than k."""
+    """`(tokens, k)`: their natural log-probabilities at temperature 1; -inf pads lists shorter than k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,53 +57,53 @@ class TrainingRow:
     text: str
     label: Label
     probabilities: NDArray[np.float32] | None = None
-    """`(units, classes)` where the label is soft."""
+    """`(units, classes)`, each row summing to 1: the soft label; None for a hard one."""
     top: TopTokens | None = None
-    """The completion that the label was read from, in tokens of the student's tokenizer."""
+    """The completion that the label was parsed from, in the student's own tokens."""
 
 
 @dataclass(slots=True)
 class History:
-    """What training went through: one entry for about each percent."""
+    """The course of a training, with about one entry per percent of its steps."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    """Mean objective over units since the entry before."""
+    """Mean objective per unit since the previous entry."""
     learning_rates: list[float] = field(default_factory=list)
     seconds: float = 0.0
     examples_per_second: float = 0.0
     tokens: int = 0
-    """Real tokens seen, all epochs."""
+    """Tokens processed in all epochs, padding excluded."""
     padding_share: float = 0.0
-    """Share of computed tokens that were padding."""
+    """Share of the computed tokens that were padding, in [0, 1]."""
     held_out_steps: list[int] = field(default_factory=list)
-    """After which the loss on rows that are not trained on was looked at; none where epochs were fixed in advance."""
+    """Steps after which the held-out loss was measured; empty without early stopping."""
     held_out_losses: list[float] = field(default_factory=list)
-    """Mean objective over their units."""
+    """Mean objective per held-out unit at each of these steps."""
     kept_step: int | None = None
-    """After which the weights were the best, and are kept; None: the last step's."""
+    """The step whose weights were best and are kept; None: the last one."""
     ended_by: Literal["epochs", "patience"] = "epochs"
-    """Why it ended where it did: all epochs came, or too many had come without a lower loss on the held-out rows."""
+    """epochs: all epochs were run. patience: too many epochs passed without a lower held-out loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
     history: History
     counts: dict[str, int]
-    """Rows that could not be learnt as they are: `cut`, ..."""
+    """Rows that were changed before training, by reason: `cut`, ..."""
 
 
 class Checkpoint(Protocol):
-    """Where a training's state is kept, in case it dies."""
+    """Storage for the state of an interrupted training."""
 
     def is_due(self) -> bool: ...
 
     def save(self, tensors: dict[str, Tensor], state: str) -> None:
-        """In the place of what was saved before, all or nothing. `state` is JSON."""
+        """Atomically replaces what was saved before. `state` is JSON."""
         ...
 
     def load(self) -> tuple[dict[str, Tensor], str] | None:
-        """What was saved last; None where nothing was, or nothing that can be read."""
+        """The last saved state; None if there is none or it cannot be read."""
         ...
 
 
@@ -130,9 +130,9 @@ class Student(Predictor, Protocol):
     def num_parameters(self) -> int: ...
 
     def continue_from(self, folder: Path) -> bool:
-        """Take the weights of the trained student in `folder`; whether its head was taken too.
+        """Loads the weights of the trained student in `folder`. Returns whether its head was loaded too.
 
-        Raises ConfigError where the two do not have the same architecture and vocabulary.
+        Raises ConfigError if the two differ in architecture or vocabulary.
         """
         ...
 
@@ -148,10 +148,13 @@ class Student(Predictor, Protocol):
         progress: Progress = ...,
         held_out: Sequence[TrainingRow] = (),
     ) -> TrainingResult:
-        """In place, and deterministically on one machine. `micro_batches`: parts of a step that fit memory.
-        `held_out`: rows that are not learnt, and by whose loss the training ends, where it has `stopping`."""
+        """Trains in place, deterministically on one machine.
+
+        `micro_batches` is the number of parts that a step starts out split into to fit memory. `held_out` rows are not
+        trained on; with `training.stopping`, their loss ends the training early.
+        """
         ...
 
     def save(self, folder: Path) -> None:
-        """As a folder that transformers loads too."""
+        """Writes model and tokenizer in the format of transformers' `from_pretrained`."""
         ...

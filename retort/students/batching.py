@@ -1,20 +1,23 @@
-"""Batches of rows of similar length, bounded by the tokens that they hold, padding included."""
+"""Batches of rows of similar length, bounded by their number of tokens, padding included."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+WINDOW_ROWS = 8192
+"""Rows that are sorted by length together in prediction; bounds memory, whatever the pool's size."""
+
 
 def token_batches(
     lengths: NDArray[np.int64], budget_tokens: int, generator: np.random.Generator | None = None
 ) -> list[Indices]:
-    """Cut the rows, sorted by length, into batches with `rows x longest <= budget_tokens` (one row at least).
+    """Splits the rows, sorted by length, into batches with `rows x longest <= budget_tokens` (at least one row each).
 
-    `lengths` is `(rows,)`, or `(rows, sides)` where a row has several sequences, each padded by itself: then rows are
-    sorted by the sum of their lengths, and the sum of the longest of each side counts.
-    With a generator, rows of equal length are shuffled among each other and then the batches, so that epochs
-    differ; without one, the order is by length, longest first (a batch that does not fit memory fails at once).
+    `lengths` is `(rows,)`, or `(rows, sides)` if a row has several sequences that are padded separately: rows are then
+    sorted by their total length, and a batch costs the sum of the longest sequence of each side.
+    With a generator, rows of equal length and then the batches are shuffled, so that epochs differ. Without one, the
+    longest come first, so that a batch that does not fit memory fails at once.
     """
     sides = lengths if lengths.ndim == 2 else lengths[:, None]
     total = sides.sum(axis=1)
@@ -37,7 +40,7 @@ def token_batches(
 
 
 def packed_batches(lengths: NDArray[np.int64], budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
-    """Cut the rows, in any order, into batches that hold at most `budget_tokens` together (one row at least)."""
+    """Shuffles the rows and splits them into batches of at most `budget_tokens` in all (at least one row each)."""
     batches: list[Indices] = []
     order = generator.permutation(len(lengths))
     start = held = 0
@@ -52,8 +55,11 @@ def packed_batches(lengths: NDArray[np.int64], budget_tokens: int, generator: np
 
 
 def bins_of(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
-    """Places in `lengths` by the bin that each goes into; no bin holds more than `capacity`, but for a row that alone
-    does. First fit, longest first: at most 11/9 of the fewest bins, and one (Johnson 1973)."""
+    """Packs rows into bins of at most `capacity` tokens and returns each bin's indices into `lengths`, `(rows,)`.
+
+    A row longer than `capacity` gets a bin of its own. First-fit decreasing: at most 11/9 of the optimum plus a small
+    constant (Johnson 1973).
+    """
     bins: list[list[int]] = []
     free: list[int] = []
     for place in np.argsort(-lengths, kind="stable").tolist():

@@ -1,7 +1,7 @@
-"""A training's state in the store, so that an evicted worker loses at most a minute, wherever it is started again.
+"""Training checkpoints in the store, so that an evicted worker loses at most a minute, wherever it is restarted.
 
-One file, which is replaced as a whole: safetensors with JSON in its header. It lies beside the artifacts as one that
-is not complete, so a sweep takes what a run that never came back has left.
+A checkpoint is one safetensors file with JSON in its header, replaced as a whole. It is stored like an incomplete
+artifact, so that a sweep removes what an abandoned run has left.
 """
 
 import logging
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from retort.store.folder import Folder
 
 SECONDS_BETWEEN = 45.0
-"""From the end of one saving to the next; with the time of a step and of the saving itself, less than a minute."""
+"""Seconds from the end of one save to the next; less than a minute including a step and the save itself."""
 _FILE = "state.safetensors"
 _log = logging.getLogger(__name__)
 
 
 class StoredCheckpoint:
-    """Of the training that gives the artifact `key`."""
+    """The checkpoint of the training that produces the artifact `key`."""
 
     def __init__(self, store: Store, key: str, seconds_between: float = SECONDS_BETWEEN) -> None:
         self._place: Folder | Bucket = store.place
@@ -62,7 +62,7 @@ class StoredCheckpoint:
 
 
 def checkpoint_folder(key: str) -> str:
-    """Below the store's root. Not under the artifact's own key, which a sweep would take for the artifact's kind."""
+    """Folder below the store's root. Not the artifact's own key, which a sweep would take for the artifact."""
     own = digest(["checkpoint", key])
     return f"checkpoints/{own[:2]}/{own}"
 

@@ -1,18 +1,20 @@
-"""Encoders as students: they decide on units."""
+"""Encoder students, which classify each unit of a text."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from retort.config import TrainingConfig
 from retort.models.device import Device
 from retort.problems import Problem
-from retort.students.base import Checkpoint, Prediction, Progress, TrainingResult, TrainingRow
-from retort.students.encoder import Encoder, continue_from, encode_all
-from retort.students.prediction import predict
+from retort.students.base import Checkpoint, Prediction, Progress, TrainingResult, TrainingRow, decided
+from retort.students.batching import WINDOW_ROWS, token_batches
+from retort.students.encoder import EncodedRow, Encoder, continue_from, encode_all
 from retort.students.training import TrainingRows, train
 
 
@@ -61,8 +63,7 @@ class Classifier:
         return TrainingRows(encoded, [self._target(row, is_soft) for row in rows])
 
     def _target(self, row: TrainingRow, is_soft: bool) -> NDArray[np.int64] | NDArray[np.float32]:
-        """Class indices `(units,)`; where labels are soft, probabilities `(units, classes)`, one-hot for a row that has
-        none."""
+        """Class indices `(units,)`; for soft labels, probabilities `(units, classes)`, one-hot if the row has none."""
         if row.probabilities is not None:
             return row.probabilities
         indices = np.asarray(self.problem.targets(row.text, row.label), dtype=np.int64)
@@ -91,3 +92,53 @@ class Classifier:
     def save(self, folder: Path) -> None:
         self.encoder.model.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
+
+
+def predict(
+    encoder: Encoder,
+    problem: Problem,
+    texts: Iterable[str],
+    *,
+    device: Device,
+    total: int,
+    batch_tokens: int = 2048,
+    progress: Progress = lambda done, total, note: None,
+) -> Iterator[Prediction]:
+    """Streams one prediction per text, in order, window by window; `total` is the number of texts."""
+    encoder.model.to(device.name).eval()  # type: ignore[arg-type]
+    iterator, done = iter(texts), 0
+    while window := list(islice(iterator, WINDOW_ROWS)):
+        rows = list(encode_all(encoder, problem, window))
+        probabilities = _window_probabilities(encoder, rows, device, batch_tokens)
+        for text, row in zip(window, probabilities, strict=True):
+            yield decided(problem, text, row)
+        done += len(window)
+        progress(done, total, "rows")
+
+
+@torch.inference_mode()
+def _window_probabilities(
+    encoder: Encoder, rows: list[EncodedRow], device: Device, batch_tokens: int
+) -> list[NDArray[np.float32]]:
+    """`(units, classes)` for each row."""
+    lengths = np.array([len(row.token_ids) for row in rows])
+    result: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(rows)
+    for batch in token_batches(lengths, batch_tokens):
+        members = [rows[i] for i in batch]
+        with device.autocast():
+            logits = encoder.unit_logits(members)
+        probabilities = logits.softmax(-1).cpu().numpy()
+        ends = np.cumsum([(row.positions >= 0).sum() for row in members])
+        for index, row, part in zip(batch, members, np.split(probabilities, ends[:-1]), strict=True):
+            result[index] = _with_cut_units(row, part)
+    return result
+
+
+def _with_cut_units(row: EncodedRow, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Adds the truncated units, with the uniform distribution: `(kept units, classes)` -> `(units, classes)`."""
+    if (row.positions >= 0).all():
+        return probabilities
+    classes = probabilities.shape[1]
+    whole = np.full((len(row.positions), classes), 1 / classes, dtype=np.float32)
+    whole[row.positions >= 0] = probabilities
+    return whole

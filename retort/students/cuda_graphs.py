@@ -1,7 +1,7 @@
-"""The forward and backward pass on a GPU as CUDA graphs: recorded once for each shape, then launched as one.
+"""Forward and backward passes as CUDA graphs: recorded once per input shape, then launched as a whole.
 
-A step of a small model is thousands of kernels of some microseconds each, which a processor launches slower than a GPU
-computes them: T5-base on 32 rows took 116 ms by launches and 40 ms as a graph (one H200). See
+A step of a small model consists of thousands of kernels of a few microseconds each, which the CPU launches more slowly
+than the GPU runs them: T5-base on 32 rows took 116 ms with single launches and 40 ms as a graph (one H200). See
 https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/
 """
 
@@ -17,15 +17,15 @@ from retort.models.device import Device
 from retort.students.training_data import Inputs
 
 LENGTH_MULTIPLE = 8
-"""Lengths are padded to it, so that shapes recur; it is also what fast attention kernels want."""
+"""Sequence lengths are padded to a multiple of this, so that shapes recur; fast attention kernels prefer it too."""
 MOST_GRAPHS = 256
-"""Shapes that are recorded; each graph takes some megabytes."""
+"""Maximum number of recorded shapes; each graph takes a few megabytes."""
 
 _Shape = tuple[tuple[int, ...], ...]
 
 
 class Recorder:
-    """Adds gradients to the parameters' `.grad`, which stay where they are in memory."""
+    """Adds gradients to the parameters' `.grad`, whose memory addresses must not change."""
 
     def __init__(self, objective: Callable[[Inputs], Tensor], device: Device) -> None:
         self._objective, self._device = objective, device
@@ -34,9 +34,9 @@ class Recorder:
         self._works = True
 
     def backward(self, inputs: Inputs) -> Tensor:
-        """Of the objective times `inputs["factor"]`, a scalar; that loss, detached.
+        """Backpropagates the objective times `inputs["factor"]` and returns that loss, a detached scalar.
 
-        A shape's first pass is launched kernel by kernel, since libraries make themselves ready in it.
+        The first pass of each shape is launched kernel by kernel, because libraries initialize themselves in it.
         """
         shape: _Shape = tuple(tuple(tensor.shape) for tensor in inputs.values())
         if self._works and shape in self._graphs:
@@ -54,7 +54,7 @@ class Recorder:
         return loss.detach()
 
     def _record(self, inputs: Inputs) -> "_Graph | None":
-        """None where the model does what cannot be recorded, such as asking for a tensor's value."""
+        """None if the model does something that cannot be recorded, such as reading a tensor's value."""
         places = {name: tensor.cuda() for name, tensor in inputs.items()}
         graph = torch.cuda.CUDAGraph()
         try:
@@ -73,6 +73,8 @@ class Recorder:
 
 
 class _Graph:
+    """A recorded pass, with the addresses of its inputs and its loss."""
+
     def __init__(self, graph: torch.cuda.CUDAGraph, places: Inputs, loss: Tensor) -> None:
         self._graph, self._places, self._loss = graph, places, loss
 
@@ -84,7 +86,7 @@ class _Graph:
 
 
 def use_fused_norms(model: torch.nn.Module) -> None:
-    """T5's layer norm (RMSNorm, arXiv 1910.07467) is six kernels in transformers and one in torch."""
+    """Replaces T5's layer norm (RMSNorm, arXiv 1910.07467), six kernels in transformers, by torch's single kernel."""
     for module in model.modules():
         if isinstance(module, T5LayerNorm):
             module.forward = partial(_rms_norm, module)  # type: ignore[method-assign]

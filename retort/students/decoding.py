@@ -1,7 +1,7 @@
-"""Greedy decoding: rows of similar length together, keys and values kept, rows that are done taken out.
+"""Batched greedy decoding: rows of similar length together, with a key-value cache, dropping rows that are done.
 
-The same tokens as `model.generate(do_sample=False, num_beams=1)` gives, but for rounding, which the composition of a
-batch changes.
+It gives the tokens of `model.generate(do_sample=False, num_beams=1)`, up to rounding, which depends on the composition
+of a batch.
 """
 
 from collections.abc import Sequence
@@ -24,54 +24,56 @@ from retort.students.targets import Bools, Written
 from retort.students.training_data import padded_with_mask
 
 KEEP_DONE_SHARE = 0.125
-"""Rows that are done are taken out where they are more than this share: each time copies the others' keys."""
+"""Finished rows are dropped once they exceed this share of the batch: dropping copies the caches of all others."""
 LOOK_STEPS = {"cpu": 1, "cuda": 8}
-"""How often it is looked which rows are done: a GPU must wait for the look."""
+"""Number of steps between checks for finished rows: each check synchronizes with a GPU."""
 STEP_SCALE = {"cpu": 4, "cuda": 64}
-"""Tokens of a batch, in those of one that is only read: a step computes one token of each row, and its cost is what
-surrounds the computation unless there are hundreds of rows."""
+"""Size of a decoding batch relative to one of a plain forward pass: a step computes only one token per row, and is
+dominated by overhead unless there are hundreds of rows."""
 ROOM_TOKENS = 32
-"""By which the keys' memory grows."""
+"""Spare tokens that are allocated each time a cache grows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text to write a label for."""
+    """One text to generate a label for."""
 
     token_ids: NDArray[np.int64]
-    """Of the source, or of the prompt."""
-    most: int
-    """Tokens to write at most."""
+    """`(length,)`: the source or the prompt."""
+    max_tokens: int
+    """Maximum number of tokens to generate."""
     legal: Bools | None = None
-    """`(most, classes)` where classes are written; then exactly `most` tokens are."""
+    """For class targets `(max_tokens, classes)`: the allowed classes; exactly `max_tokens` tokens are generated."""
     grammar: str | None = None
-    """Of what may be written where text is; see `Problem.grammar`."""
+    """For text targets: the grammar to follow, see `Problem.grammar`; None: unconstrained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
+    """The token ids that decoding needs to know."""
+
     pad: int
     end: int | None
-    """None where the lengths are known."""
+    """None if the number of tokens is known in advance."""
     columns: slice = field(default_factory=lambda: slice(None))
-    """Token ids that can be written."""
+    """Token ids that may be generated."""
 
 
 class Steps(Protocol):
-    """A batch that a model is writing for."""
+    """A batch in the process of being decoded."""
 
     def next_logits(self, tokens: Tensor | None) -> Tensor:
-        """`(rows, vocab)` after the last written `tokens`, `(rows,)`; None for the first."""
+        """Logits `(rows, vocab)` of the next token after `tokens` `(rows,)`; None at the first step."""
         ...
 
     def keep(self, rows: Tensor | slice) -> None:
-        """These rows only; a slice copies nothing."""
+        """Keeps only these rows; a slice copies nothing."""
         ...
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer's keys and values, `(rows, heads, tokens, width)`, at the front of larger tensors: a step writes its
-    token's instead of copying all."""
+    """One layer's keys and values, `(rows, heads, tokens, width)`, as views of larger tensors, so that a step appends
+    its token without copying the others."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -95,12 +97,15 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _with_room(states: Tensor, tokens: int) -> Tensor:
+    """A copy of `(rows, heads, length, width)` with room for `tokens` tokens; those beyond `length` are undefined."""
     wider = states.new_empty((*states.shape[:2], tokens, states.shape[3]))
     wider[:, :, : states.shape[2]] = states
     return wider
 
 
 class Seq2SeqSteps:
+    """Decoding steps of an encoder-decoder."""
+
     def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, start: int) -> None:
         """`ids` and `mask` are `(rows, length)`, padded on the right."""
         self._model = model
@@ -108,7 +113,7 @@ class Seq2SeqSteps:
         encoder: Any = model.get_encoder()
         decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
         self._states: Tensor = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        # The model would make it again at each step, and wait for the GPU to see whether there is any padding.
+        # Otherwise the model builds it at every step, and synchronizes with the GPU to see whether there is padding.
         self._mask: Any = create_bidirectional_mask(
             config=decoder.config,
             inputs_embeds=self._states[:, :1],
@@ -137,6 +142,8 @@ class Seq2SeqSteps:
 
 
 class CausalSteps:
+    """Decoding steps of a decoder-only model."""
+
     def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
         """`ids` and `mask` are `(rows, length)`, padded on the left."""
         self._model, self._ids, self._mask = model, ids, mask
@@ -171,29 +178,29 @@ def decode(
     device: Device,
     batch_tokens: int,
     start: int | None,
-    guides: Grammar | None = None,
+    grammar: Grammar | None = None,
 ) -> list[Written]:
-    """In the order of the requests. `start` is an encoder-decoder's first token; None for a decoder only. Without
-    `guides` no request's grammar counts.
+    """Generates one answer per request, in order.
 
-    A batch has `rows x (longest source + longest limit) <= batch_tokens`, one row at least; a limit that only guards
-    (text, which has an end) does not count.
+    `start` is an encoder-decoder's start token; None for a decoder-only model. Without `grammar`, the requests'
+    grammars are ignored. A batch has `rows x (longest source + longest target) <= batch_tokens`, at least one row; for
+    text, whose length is not known in advance, only the source counts.
     """
     known = vocabulary.end is None
-    lengths = np.array([(len(r.token_ids), r.most if known else 0) for r in requests], dtype=np.int64)
+    lengths = np.array([(len(r.token_ids), r.max_tokens if known else 0) for r in requests], dtype=np.int64)
     result: dict[int, Written] = {}
     for indices in token_batches(lengths.reshape(-1, 2), batch_tokens):
-        batch = sorted(indices.tolist(), key=lambda index: -requests[index].most)
+        batch = sorted(indices.tolist(), key=lambda index: -requests[index].max_tokens)
         members = [requests[index] for index in batch]
         with device.autocast():
             ids, mask = _padded(members, vocabulary.pad, model.device, on_the_left=start is None)
             steps: Steps = CausalSteps(model, ids, mask) if start is None else Seq2SeqSteps(model, ids, mask, start)
-            result.update(zip(batch, _write(steps, members, vocabulary, model.device, guides), strict=True))
+            result.update(zip(batch, _write(steps, members, vocabulary, model.device, grammar), strict=True))
     return [result[index] for index in range(len(requests))]
 
 
 def _padded(members: Sequence[Request], pad: int, device: torch.device, *, on_the_left: bool) -> tuple[Tensor, Tensor]:
-    """Ids and mask, `(rows, length)`."""
+    """Token ids and attention mask, `(rows, length)` each."""
     step = -1 if on_the_left else 1
     both = padded_with_mask([member.token_ids[::step] for member in members], pad)
     ids, mask = (tensor.flip(1) if on_the_left else tensor for tensor in both)
@@ -202,26 +209,25 @@ def _padded(members: Sequence[Request], pad: int, device: torch.device, *, on_th
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """What all rows of a batch wrote, `(rows, longest limit)`: on the device, so that no step waits for a copy."""
+    """The output of all rows of a batch, kept on the device so that no step waits for a copy."""
 
     columns: Tensor
-    """Of the vocabulary's."""
+    """`(rows, longest limit)`: the chosen tokens, as indices into `Vocabulary.columns`."""
     logprobs: Tensor
-    """Of these columns."""
+    """`(rows, longest limit)`: their natural log-probabilities."""
     probabilities: Tensor | None
-    """`(rows, longest limit, classes)` where classes are written."""
+    """`(rows, longest limit, classes)` for class targets."""
 
 
 def _write(
-    steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device, guides: Grammar | None
+    steps: Steps, members: Sequence[Request], vocabulary: Vocabulary, device: torch.device, grammar: Grammar | None
 ) -> list[Written]:
-    """`members` by falling limit: those that have come to theirs are the last rows, which are cut off without a copy.
-
-    `rows` are the members that the model still holds, `limits` theirs.
+    """Decodes one batch. `members` are sorted by descending limit, so that rows which reach theirs are the last ones
+    and can be dropped without a copy. `rows`, `held` and `limits` describe the members that are still being decoded.
     """
-    guidance = guides.batch([member.grammar for member in members]) if guides else None
+    state = grammar.batch([member.grammar for member in members]) if grammar else None
     held = np.arange(len(members))
-    limits = np.array([member.most for member in members])
+    limits = np.array([member.max_tokens for member in members])
     sheet, legal = _sheet(members, device), _legal(members, device)
     rows, tokens = torch.arange(len(members), device=device), None
     has_ended = torch.zeros(len(members), dtype=torch.bool, device=device)
@@ -238,17 +244,17 @@ def _write(
             tokens = None if tokens is None else tokens[places]
         logits = steps.next_logits(tokens)[:, vocabulary.columns].float()
         chosen = _best(logits if legal is None else logits.masked_fill(~legal[rows, step], -torch.inf))
-        if guidance is not None:
-            chosen = _guided(guidance, held.tolist(), logits, chosen)
+        if state is not None:
+            chosen = _held_to_grammar(state, held.tolist(), logits, chosen)
         _note(sheet, rows, step, logits, chosen)
         tokens = chosen + (vocabulary.columns.start or 0)
         if vocabulary.end is not None:
             has_ended = has_ended | (tokens == vocabulary.end)
-    return _written(sheet, members, vocabulary, guidance)
+    return _written(sheet, members, vocabulary, state)
 
 
 def _kept(limits: NDArray[np.int64], step: int, has_ended: Tensor | None) -> slice | NDArray[np.int64] | None:
-    """Which of the held rows to go on with; None: all of them. `has_ended` is None where it is not looked at."""
+    """Which of the held rows to continue with; None: all. `has_ended` `(rows,)` is None if it is not to be checked."""
     is_open = limits > step
     if has_ended is not None:
         goes_on = is_open & ~has_ended.cpu().numpy()
@@ -258,7 +264,7 @@ def _kept(limits: NDArray[np.int64], step: int, has_ended: Tensor | None) -> sli
 
 
 def _legal(members: Sequence[Request], device: torch.device) -> Tensor | None:
-    """`(rows, longest, classes)`; beyond a row's end anything is, since nobody reads it."""
+    """Allowed classes, `(rows, longest, classes)`; True beyond a row's end, which is never read."""
     masks = [member.legal for member in members if member.legal is not None]
     if not masks:
         return None
@@ -269,26 +275,27 @@ def _legal(members: Sequence[Request], device: torch.device) -> Tensor | None:
 
 
 def _best(logits: Tensor) -> Tensor:
-    """The first highest of each row. On a CPU torch takes ten times as long as numpy."""
+    """Argmax of each row `(rows, columns)`, the first of equals. On a CPU numpy is ten times as fast as torch."""
     if logits.device.type == "cpu":
         return torch.from_numpy(logits.numpy().argmax(-1))
     return logits.argmax(-1)
 
 
-def _guided(guidance: GrammarState, rows: list[int], logits: Tensor, chosen: Tensor) -> Tensor:
-    """`chosen`, but the best that is allowed for those rows which may not write it: most may, and need no mask."""
-    refused = guidance.write(rows, chosen.tolist())
+def _held_to_grammar(state: GrammarState, rows: list[int], logits: Tensor, chosen: Tensor) -> Tensor:
+    """Replaces illegal choices by the most likely legal token. Masks are computed for these rows only: most choices are
+    legal. `logits` is `(rows, vocab)`, `chosen` `(rows,)`."""
+    refused = state.write(rows, chosen.tolist())
     if not refused:
         return chosen
     rows, places = [rows[place] for place in refused], torch.tensor(refused, device=logits.device)
-    allowed = torch.from_numpy(guidance.allowed(rows)).to(logits.device)
+    allowed = torch.from_numpy(state.allowed(rows)).to(logits.device)
     best = _best(logits[places].masked_fill(~allowed, -torch.inf))
-    guidance.write(rows, best.tolist())
+    state.write(rows, best.tolist())
     return chosen.index_copy(0, places, best)
 
 
 def _sheet(members: Sequence[Request], device: torch.device) -> _Sheet:
-    shape, legal = (len(members), members[0].most), members[0].legal
+    shape, legal = (len(members), members[0].max_tokens), members[0].legal
     return _Sheet(
         torch.zeros(shape, dtype=torch.int64, device=device),
         torch.zeros(shape, device=device),
@@ -297,7 +304,7 @@ def _sheet(members: Sequence[Request], device: torch.device) -> _Sheet:
 
 
 def _note(sheet: _Sheet, rows: Tensor, step: int, logits: Tensor, chosen: Tensor) -> None:
-    """`logits` `(rows, columns)`, before any was forbidden; `chosen` are columns."""
+    """Records a step: `chosen` columns `(rows,)` and the unmasked `logits` `(rows, columns)`."""
     total = logits.logsumexp(-1, keepdim=True)
     sheet.columns[rows, step] = chosen
     sheet.logprobs[rows, step] = (logits.gather(-1, chosen[:, None]) - total)[:, 0]
@@ -306,17 +313,17 @@ def _note(sheet: _Sheet, rows: Tensor, step: int, logits: Tensor, chosen: Tensor
 
 
 def _written(
-    sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary, guidance: GrammarState | None
+    sheet: _Sheet, members: Sequence[Request], vocabulary: Vocabulary, state: GrammarState | None
 ) -> list[Written]:
-    """Each row up to its end, or its limit."""
+    """The output of each row up to its end token or its limit."""
     ids = sheet.columns.cpu().numpy() + (vocabulary.columns.start or 0)
-    logprobs, lengths = sheet.logprobs.cpu().numpy(), np.array([member.most for member in members])
+    logprobs, lengths = sheet.logprobs.cpu().numpy(), np.array([member.max_tokens for member in members])
     is_finished = np.array([member.legal is not None for member in members])
     if vocabulary.end is not None and ids.size:
         is_end = (ids == vocabulary.end) & (np.arange(ids.shape[1]) < lengths[:, None])
         is_finished = is_finished | is_end.any(axis=1)
         lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, lengths)
-    is_guided = guidance.is_kept if guidance else [False] * len(members)
+    is_guided = state.is_kept if state else [False] * len(members)
     nothing = np.empty((len(members), 0, 0), dtype=np.float32)
     probabilities = nothing if sheet.probabilities is None else sheet.probabilities.cpu().numpy()
     return [

@@ -1,6 +1,6 @@
-"""Ending a training by the loss on rows that it is not trained on, and keeping the weights that had the lowest.
+"""Early stopping by the loss on held-out rows, keeping the weights with the lowest.
 
-How far it is can be read off the history, which a checkpoint holds anyway; the best weights lie there beside it.
+All progress is in the history, which a checkpoint contains anyway; the best weights are stored beside it.
 """
 
 import math
@@ -16,11 +16,11 @@ from retort.students.base import History
 from retort.students.training_data import TrainingData
 
 _BEST = "best."
-"""Before a parameter's name, in a checkpoint."""
+"""Prefix of a parameter's name in a checkpoint."""
 
 
 class EarlyStopping:
-    """Looks at the held-out rows after each epoch, in at most `num_steps` steps of training."""
+    """Measures the held-out loss after each epoch of a training of at most `num_steps` steps."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class EarlyStopping:
         trained: Mapping[str, torch.nn.Parameter],
     ) -> None:
         assert training.stopping is not None, "rows are held out to stop by"
-        self._lessons, self._model, self._trained = held_out, model, trained
+        self._held_out, self._model, self._trained = held_out, model, trained
         self._patience = training.stopping.patience
-        # The same batches each time, whatever was drawn before.
+        # The same batches each time, independent of the training's random state.
         self._batches = held_out.batches(training.batch_tokens, np.random.default_rng(0))
         epochs = math.ceil(training.epochs)
         ends = (math.floor(epoch * num_steps / training.epochs) for epoch in range(1, epochs + 1))
@@ -41,15 +41,18 @@ class EarlyStopping:
         self._best: dict[str, Tensor] = {}
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """From a checkpoint's tensors."""
+        """Restores the best weights from a checkpoint's tensors."""
         self._best = {name.removeprefix(_BEST): own for name, own in saved.items() if name.startswith(_BEST)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """The best weights, named as in a checkpoint."""
         return {f"{_BEST}{name}": weight for name, weight in self._best.items()}
 
     def ends(self, step: int, history: History, device: Device, parts: int) -> bool:
-        """Whether the training is to end after this step. `parts` of a batch fit memory. Draws no random number."""
+        """Whether training ends after this step; at the end of an epoch it measures the loss and updates `history`.
+
+        `parts` is the number of parts that a batch must be split into to fit memory. No random number is drawn.
+        """
         if step not in self._ends:
             return False
         history.held_out_steps.append(step)
@@ -63,24 +66,24 @@ class EarlyStopping:
         return history.ended_by == "patience"
 
     def keep_best(self) -> None:
-        """Into the model."""
+        """Copies the best weights into the model."""
         for name, weight in self._best.items():
             self._trained[name].data.copy_(weight)
 
     @torch.no_grad()
     def _loss(self, device: Device, parts: int) -> float:
-        """Mean over the units of all held-out rows."""
+        """Mean objective over the units of all held-out rows."""
         was_training = self._model.training
         self._model.eval()
         sums = []
         for batch in self._batches:
             for part in np.array_split(batch, min(parts, len(batch))):
                 with device.autocast():
-                    sums.append(float(self._lessons.loss(part)))
+                    sums.append(float(self._held_out.loss(part)))
         self._model.train(was_training)
-        return math.fsum(sums) / sum(self._lessons.units(batch) for batch in self._batches)
+        return math.fsum(sums) / sum(self._held_out.units(batch) for batch in self._batches)
 
 
 def best_of(losses: list[float]) -> int:
-    """The place of the first of the lowest; one that is no number is higher than all."""
+    """Index of the lowest loss, the first of equals; NaN counts as higher than any number."""
     return min(range(len(losses)), key=lambda place: (math.isnan(losses[place]), losses[place], place))

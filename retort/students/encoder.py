@@ -1,7 +1,7 @@
-"""Encoders with a linear head: rows to token ids, and logits to the problem's units.
+"""Encoders with a linear head: texts to token ids, and logits to the problem's units.
 
-Both kinds look alike from here: a *unit* (a word, the intent, or the whole text) has a position in the row's
-tokens at which the head's logits are read. For tagging, a unit of no word (the intent) reads the first special token.
+For both kinds of heads, a *unit* (a word, the intent, or the whole text) has a position in the row's tokens at which
+its logits are read. In tagging, a unit without a word (the intent) is read at the first special token.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _ARCHITECTURES: dict[str, Any] = {
 
 
 _UNKNOWN = -1.0e4
-"""The logit of a class that a model was not trained on: a probability of 0, and finite in every precision."""
+"""The logit of a class that a model was not trained on: its probability is 0, and it is finite in every precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +50,19 @@ class EncodedRow:
     token_ids: NDArray[np.int32]
     """`(length,)`, special tokens included."""
     positions: NDArray[np.int32]
-    """`(units,)`: where each unit's logits are read; -1 for a unit that was cut off."""
+    """`(units,)`: the token at which each unit's logits are read; -1 for a unit that was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A model with its tokenizer, and how many tokens of a row it reads."""
+    """A model with its tokenizer and its maximum number of tokens."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     kind: str
     max_length: int
     columns: tuple[int, ...] | None = None
-    """For each class of the problem, where the model's logits have it, -1 where they do not; None: as they are."""
+    """For each class of the problem, its index in the model's logits, -1 if it is unknown; None: in the same order."""
 
     def encode(self, problem: Problem, texts: list[str]) -> list[EncodedRow]:
         words = [problem.words(text) for text in texts]
@@ -81,18 +81,18 @@ class Encoder:
         return EncodedRow(token_ids, positions[sites])
 
     def tensors(self, rows: Sequence[EncodedRow], multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, `(rows, length)`, the length being of a `multiple`."""
+        """Token ids and attention mask, `(rows, length)` each, with `length` a multiple of `multiple`."""
         return padded_with_mask([row.token_ids for row in rows], self.tokenizer.pad_token_id or 0, multiple)
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """`(rows, length, classes)`, or of the whole text `(rows, classes)`."""
+        """`(rows, length, classes)`, or `(rows, classes)` for sequence classification."""
         logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
         if self.columns is not None:
             logits = torch.nn.functional.pad(logits, (0, 1), value=_UNKNOWN)[..., list(self.columns)]
         return logits
 
     def unit_logits(self, rows: list[EncodedRow]) -> Tensor:
-        """`(units of all rows that were not cut off, classes)`, in fp32."""
+        """The logits of all units that were not cut off, row by row, `(units of all rows, classes)` in fp32."""
         device, length = self.model.device, max(len(row.token_ids) for row in rows)
         logits = self.logits(*(tensor.to(device) for tensor in self.tensors(rows)))
         if self.kind == "sequence-classification":
@@ -102,9 +102,9 @@ class Encoder:
 
 
 def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Problem, max_length: int) -> Encoder:
-    """Pretrained body (or random), and a random head with one output for each class. Seed torch first.
+    """A pretrained or random body with a random head, one output per class. Seed torch first.
 
-    Raises ConfigError where the weights cannot be loaded for this kind of student.
+    Raises ConfigError if the weights cannot be loaded for this kind of student.
     """
     labels = dict(enumerate(problem.classes))
     with as_config_error(weights):
@@ -128,8 +128,8 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
 
 
 def load_encoder(folder: Path, kind: str, max_length: int, classes: tuple[str, ...] | None = None) -> Encoder:
-    """A trained student, from its artifact's files. Where the problem's `classes` have changed since, they are found
-    by their names, and those that the student does not know get a probability of 0."""
+    """A trained student, from its saved folder. Classes are matched by name, should the problem's `classes` have
+    changed since; those that the student does not know get a probability of 0."""
     model = _ARCHITECTURES[kind].from_pretrained(folder, use_safetensors=True)
     known = class_names(model)
     columns = None
@@ -140,16 +140,16 @@ def load_encoder(folder: Path, kind: str, max_length: int, classes: tuple[str, .
 
 
 def class_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Of a trained student, in the order of its logits."""
+    """The classes of a trained student, in the order of its logits."""
     names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
     return tuple(names[index] for index in sorted(names))
 
 
 def continue_from(encoder: Encoder, folder: Path) -> bool:
-    """Give `encoder` the weights of the trained student in `folder`: all of them where both have the same classes,
-    else all but the head. Whether the head was taken.
+    """Loads the weights of the trained student in `folder` into `encoder`: all of them if both have the same classes,
+    else all but the head. Returns whether the head was loaded.
 
-    Raises ConfigError where the two do not have the same architecture and vocabulary.
+    Raises ConfigError if the two differ in architecture or vocabulary.
     """
     other = load_encoder(folder, encoder.kind, encoder.max_length)
     same_head = class_names(other.model) == class_names(encoder.model)
@@ -177,7 +177,7 @@ def _described(model: PreTrainedModel) -> str:
 
 
 def encode_all(encoder: Encoder, problem: Problem, texts: Iterable[str], chunk: int = 1024) -> Iterator[EncodedRow]:
-    """Encode a stream in chunks, which keeps the fast tokenizer busy and memory bounded."""
+    """Encodes a stream in chunks, which keeps the fast tokenizer busy and memory bounded."""
     pending: list[str] = []
     for text in texts:
         pending.append(text)
@@ -189,7 +189,7 @@ def encode_all(encoder: Encoder, problem: Problem, texts: Iterable[str], chunk: 
 
 
 def use_fused_attention(config: Any) -> None:
-    """With dropout inside attention, torch falls back from its fused kernel to one that is much slower."""
+    """Turns off dropout inside attention, which would make torch fall back to a much slower kernel."""
     for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -201,6 +201,7 @@ def _length_limit(config: Any, max_length: int) -> int:
 
 @contextlib.contextmanager
 def as_config_error(weights: Weights) -> Iterator[None]:
+    """Turns transformers' errors on loading `weights` into a ConfigError of one sentence."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:

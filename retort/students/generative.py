@@ -1,4 +1,4 @@
-"""Students that write the label: encoder-decoders (`seq2seq`) and decoders only (`causal`)."""
+"""Generative students, which write the label: encoder-decoders (`seq2seq`) and decoder-only models (`causal`)."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,13 +40,13 @@ from retort.students.architectures import (
     with_new_decoder,
 )
 from retort.students.base import Checkpoint, Outcome, Progress, TrainingResult, TrainingRow
+from retort.students.batching import WINDOW_ROWS
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.encoder import as_config_error, use_fused_attention
 from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, keeps_packed_rows_apart
 from retort.students.grammar import Grammar
-from retort.students.prediction import WINDOW_ROWS
 from retort.students.targets import ClassTarget, Target, TextTarget, Written
-from retort.students.token_distillation import Listed, taught_target
+from retort.students.token_distillation import Listed, distillation_target
 from retort.students.training import fit, frozen
 
 _NOTES = "student.json"
@@ -54,22 +54,22 @@ _NOTES = "student.json"
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What a trained student must remember beside its weights."""
+    """What a trained student stores beside its weights, as `student.json`."""
 
     kind: str
     target: str
     classes: tuple[str, ...]
-    """Where it writes them, in the order of their token ids."""
+    """For `target: classes`, in the order of their token ids; else empty."""
     first: int
-    """The token id of the first class."""
+    """Token id of the first class."""
     most: int
-    """Tokens that it writes at most."""
+    """Maximum number of target tokens."""
     longest: int | None
-    """Tokens that it can read; None: any number."""
+    """Maximum number of source tokens; None: unlimited."""
 
 
 class GenerativeStudent:
-    """A model with its tokenizer, and how its labels are written."""
+    """A model with its tokenizer and the form of its labels."""
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class GenerativeStudent:
 
     @property
     def num_logits(self) -> int:
-        """Token ids that the model can write, those that pad its vocabulary among them."""
+        """Size of the model's vocabulary, including ids that only pad it."""
         return int(table_of(self.model).num_embeddings)
 
     @property
     def start(self) -> int | None:
-        """The decoder's first token; None without an encoder, where the prompt comes first."""
+        """The decoder's start token; None for decoder-only models, which start with the prompt."""
         return None if self.notes.kind == "causal" else int(self.model.config.decoder_start_token_id)
 
     @property
@@ -112,8 +112,8 @@ class GenerativeStudent:
         return Vocabulary(self._pad, self.target.end)
 
     @cached_property
-    def _guides(self) -> Grammar | None:
-        """None where the tokenizer's tokens are no bytes."""
+    def _grammar(self) -> Grammar | None:
+        """None if the tokenizer's tokens do not map to bytes."""
         try:
             return Grammar(self.tokenizer, end=end_of(self.tokenizer), num_logits=self.num_logits)
         except ValueError:
@@ -121,11 +121,11 @@ class GenerativeStudent:
 
     @property
     def _pad(self) -> int:
-        """Of sources, and of a decoder's tokens that nobody reads."""
+        """Token id that fills up sources and targets."""
         return int(self.tokenizer.pad_token_id or 0)
 
     def continue_from(self, folder: Path) -> bool:
-        """See `Student.continue_from`: all weights or none, since the classes are among the tokens."""
+        """See `Student.continue_from`. The head is always included, because classes are part of the vocabulary."""
         other = load_generative_student(folder, self._max_length, self._problem)
         theirs, ours = other.model.state_dict(), self.model.state_dict()
         same = {name: tensor.shape for name, tensor in theirs.items()} == {name: t.shape for name, t in ours.items()}
@@ -154,41 +154,43 @@ class GenerativeStudent:
         progress: Progress = lambda done, total, note: None,
         held_out: Sequence[TrainingRow] = (),
     ) -> TrainingResult:
-        """See `Student.train`. Embeddings are frozen only where the decoder has its own. `counts["distilled"]`: rows
-        that are learnt from what the teacher could have written, where training asks for it.
+        """See `Student.train`. Embeddings are frozen only if encoder and decoder do not share them.
 
-        Raises ConfigError for labels that are longer than allowed, or that the tokenizer cannot write.
+        With `training.distillation`, `counts["distilled"]` is the number of rows trained on the teacher's token
+        probabilities. Raises ConfigError for labels that are too long or that the tokenizer cannot represent.
         """
         pairs, counts = self._pairs(rows, distils=training.distillation is not None)
-        watched, _ = self._pairs(held_out, distils=training.distillation is not None)
+        held_out_pairs, _ = self._pairs(held_out, distils=training.distillation is not None)
         self.model.to(device.name)  # type: ignore[arg-type]
-        learner = self.model if self._lora is None else with_adapters(self.model, self._lora)
+        trainee = self.model if self._lora is None else with_adapters(self.model, self._lora)
         with frozen(self._separate_embeddings() if training.freeze_embeddings else []):
             history = fit(
-                learner,
-                self._lessons(learner, pairs, training.distillation),
+                trainee,
+                self._training_data(trainee, pairs, training.distillation),
                 training,
                 seed=seed,
                 device=device,
                 micro_batches=micro_batches,
                 checkpoint=checkpoint,
                 progress=progress,
-                held_out=self._lessons(learner, watched, training.distillation) if watched else None,
+                held_out=self._training_data(trainee, held_out_pairs, training.distillation)
+                if held_out_pairs
+                else None,
             )
         if self._lora is not None:
-            self.model = learner.merge_and_unload()  # type: ignore[operator]
+            self.model = trainee.merge_and_unload()  # type: ignore[operator]
         return TrainingResult(history, counts)
 
-    def _lessons(
-        self, learner: torch.nn.Module, pairs: list[Pair], distillation: DistillationConfig | None
+    def _training_data(
+        self, trainee: torch.nn.Module, pairs: list[Pair], distillation: DistillationConfig | None
     ) -> Seq2SeqTrainingData | CausalTrainingData:
         columns, pad = self.vocabulary.columns, self._pad
         if self.start is not None:
             return Seq2SeqTrainingData(
-                learner, pairs, pad=pad, start=self.start, columns=columns, distillation=distillation
+                trainee, pairs, pad=pad, start=self.start, columns=columns, distillation=distillation
             )
         packs = keeps_packed_rows_apart(self.model)
-        return CausalTrainingData(learner, pairs, pad=pad, columns=columns, packs=packs, distillation=distillation)
+        return CausalTrainingData(trainee, pairs, pad=pad, columns=columns, packs=packs, distillation=distillation)
 
     def _separate_embeddings(self) -> list[torch.nn.Module]:
         if not isinstance(self.model, EncoderDecoderModel):
@@ -204,9 +206,9 @@ class GenerativeStudent:
         batch_tokens: int = 2048,
         progress: Progress = lambda done, total, note: None,
     ) -> Iterator[Outcome]:
-        """See `Student.predict`. Text that is no label, or none before it is mended, is written again by the problem's
-        grammar, so that the rest costs nothing: a label that the likeliest tokens make is what it would have written.
-        The progress says how many texts could not be.
+        """See `Student.predict`. Text is first generated without constraints; only what is not a legal label is
+        generated again under the problem's grammar. Where greedy decoding gives a legal label, the grammar would not
+        change it, so most rows do not pay for it. Progress notes count the texts that the grammar could not cover.
         """
         self.model.to(device.name).eval()  # type: ignore[arg-type]
         iterator, done, free = iter(texts), 0, 0
@@ -214,13 +216,13 @@ class GenerativeStudent:
             requests = self.requests(window)
             written = self._written(requests, device, batch_tokens)
             outcomes = [self.target.read(text, one) for text, one in zip(window, written, strict=True)]
-            again, beyond = self._guided(window, requests, outcomes, device, batch_tokens)
+            again, beyond = self._rewritten(window, requests, outcomes, device, batch_tokens)
             yield from (again.get(place, outcome) for place, outcome in enumerate(outcomes))
             done, free = done + len(window), free + beyond
             progress(done, total, f"rows, {free} of them beyond the problem's grammar" if free else "rows")
 
     def _written(
-        self, requests: Sequence[Request], device: Device, batch_tokens: int, guides: Grammar | None = None
+        self, requests: Sequence[Request], device: Device, batch_tokens: int, grammar: Grammar | None = None
     ) -> list[Written]:
         return decode(
             self.model,
@@ -229,10 +231,10 @@ class GenerativeStudent:
             device=device,
             batch_tokens=batch_tokens * STEP_SCALE[device.name],
             start=self.start,
-            guides=guides,
+            grammar=grammar,
         )
 
-    def _guided(
+    def _rewritten(
         self,
         texts: list[str],
         requests: list[Request],
@@ -240,16 +242,16 @@ class GenerativeStudent:
         device: Device,
         batch_tokens: int,
     ) -> tuple[dict[int, Outcome], int]:
-        """By their places, the outcomes that were illegal, written again; and how many could not be. What was mended
-        stays where the grammar comes to no end within the limit."""
+        """Generates illegal outcomes again under the grammar. Returns the new outcomes by index, and how many texts the
+        grammar could not cover. A mended label is kept if the constrained text does not end within the limit."""
         if isinstance(self.target, ClassTarget):
             return {}, 0
         illegal = [place for place, one in enumerate(outcomes) if isinstance(one, ParseFailure) or one.is_repaired]
         grammars = ((place, self._problem.grammar(texts[place])) for place in illegal)
         requested = {place: replace(requests[place], grammar=text) for place, text in grammars if text is not None}
-        if not requested or self._guides is None:
+        if not requested or self._grammar is None:
             return {}, len(requested)
-        written = self._written(list(requested.values()), device, batch_tokens, self._guides)
+        written = self._written(list(requested.values()), device, batch_tokens, self._grammar)
         again = {
             place: self.target.read(texts[place], one)
             for place, one in zip(requested, written, strict=True)
@@ -270,7 +272,7 @@ class GenerativeStudent:
         ]
 
     def _sources(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], bool]]:
-        """Token ids of each text as the model reads it, and whether it was cut."""
+        """Input token ids of each text, and whether the text was truncated."""
         if not texts:
             return []
         is_prompt = self.start is None
@@ -287,8 +289,8 @@ class GenerativeStudent:
     def _pairs(self, rows: Sequence[TrainingRow], *, distils: bool) -> tuple[list[Pair], dict[str, int]]:
         texts, labels = [row.text for row in rows], [row.label for row in rows]
         targets, sources, most = self.target.write(texts, labels), self._sources(texts), self.notes.most
-        taught = [self._taught(row) if distils else None for row in rows]
-        targets = [one[0] if one else written for one, written in zip(taught, targets, strict=True)]
+        distilled = [self._distillation_target(row) if distils else None for row in rows]
+        targets = [one[0] if one else written for one, written in zip(distilled, targets, strict=True)]
         self._check_readable(rows, targets)
         self._check_lengths([len(target) for target in targets])
         is_soft = any(row.probabilities is not None for row in rows)
@@ -299,23 +301,23 @@ class GenerativeStudent:
                 self._soft(row, target)[:most] if is_soft else None,
                 one[1] if one else None,
             )
-            for row, (source, _), target, one in zip(rows, sources, targets, taught, strict=True)
+            for row, (source, _), target, one in zip(rows, sources, targets, distilled, strict=True)
             if target
         ]
         counts = {
             "cut": sum(is_cut for _, is_cut in sources),
             "long_targets": sum(len(target) > most for target in targets),
-            **({"distilled": sum(one is not None for one in taught)} if distils else {}),
+            **({"distilled": sum(one is not None for one in distilled)} if distils else {}),
         }
         return pairs, counts
 
-    def _taught(self, row: TrainingRow) -> tuple[list[int], Listed] | None:
+    def _distillation_target(self, row: TrainingRow) -> tuple[list[int], Listed] | None:
         if row.top is None or not isinstance(self.target, TextTarget):
             return None
-        return taught_target(self.target, row.text, row.label, row.top, self.num_logits)
+        return distillation_target(self.target, row.text, row.label, row.top, self.num_logits)
 
     def _soft(self, row: TrainingRow, target: list[int]) -> NDArray[np.float32]:
-        """`(target tokens, classes)`: the row's probabilities, or its label as one-hot ones."""
+        """`(target tokens, classes)`: the row's probabilities, or its label one-hot."""
         if row.probabilities is not None:
             return row.probabilities
         places = np.asarray(target) - self.notes.first
@@ -332,7 +334,7 @@ class GenerativeStudent:
             )
 
     def _check_readable(self, rows: Sequence[TrainingRow], targets: list[list[int]]) -> None:
-        """Of the first rows: where no label survives the tokenizer, none could ever be written right."""
+        """Raises ConfigError if none of the first 100 labels survives the tokenizer: none could then be learned."""
         if not isinstance(self.target, TextTarget):
             return
         first = list(zip(rows, targets, strict=True))[:100]
@@ -348,9 +350,10 @@ class GenerativeStudent:
 def new_generative_student(
     config: Seq2SeqConfig | CausalConfig, weights: Weights, *, pretrained: bool, problem: Problem
 ) -> GenerativeStudent:
-    """Pretrained (or random) weights; tokens for classes, and a new decoder, are random. Seed torch first.
+    """An untrained student with pretrained or random weights. Class tokens and a new decoder are always random, so seed
+    torch first.
 
-    Raises ConfigError where the weights cannot be loaded, are of another kind, or do not fit the tokenizer.
+    Raises ConfigError if the weights cannot be loaded, are of another kind, or do not fit the tokenizer.
     """
     with as_config_error(weights):
         model_config = AutoConfig.from_pretrained(weights.address, revision=weights.revision)
@@ -378,15 +381,15 @@ def new_generative_student(
 
 
 def load_generative_student(folder: Path, max_length: int, problem: Problem) -> GenerativeStudent:
-    """A trained student, from its artifact's files."""
-    told = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
-    notes = Notes(**{**told, "classes": tuple(told["classes"])})
+    """A trained student, from its saved folder."""
+    saved = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+    notes = Notes(**{**saved, "classes": tuple(saved["classes"])})
     auto = AutoModelForCausalLM if notes.kind == "causal" else AutoModelForSeq2SeqLM
     model = auto.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     return GenerativeStudent(model, AutoTokenizer.from_pretrained(folder), problem, notes, max_length)
 
 
 def _separator(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Between prompt and target: a line break, or the end of a text where the tokenizer knows none."""
+    """Token ids between prompt and target: a line break, or the end token if the tokenizer has no line break."""
     ids: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
     return ids or [end_of(tokenizer)]

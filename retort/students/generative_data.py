@@ -1,4 +1,4 @@
-"""What students that write are trained on: pairs of source and target, or both in one sequence."""
+"""Training data of generative students: source and target as a pair, or both in one sequence."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ from retort.students.training_data import IGNORED, Inputs, PaddedTrainingData, p
 Ids = NDArray[np.int64]
 
 PACKED_TOKENS = 512
-"""Length of a sequence that several rows are packed into: longer ones cost more in attention than they save."""
+"""Length of a packed sequence in tokens: longer ones cost more in attention than they save in padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     source: Ids
-    """For a decoder only: the prompt."""
+    """`(source tokens,)`; for decoder-only models the prompt."""
     target: Ids
-    """What is to be written."""
+    """`(target tokens,)`."""
     probabilities: NDArray[np.float32] | None = None
-    """`(target tokens, classes)` where the label is soft."""
+    """`(target tokens, classes)`: the soft label; None for a hard one."""
     listed: Listed | None = None
-    """What the teacher could have written, where it said."""
+    """The teacher's most likely tokens at each target token, if known."""
 
 
 class _TargetTrainingData(PaddedTrainingData):
-    """Of targets that are written token by token. Distillation picks tokens by a mask, which cannot be recorded."""
+    """Targets learned token by token. Token distillation selects tokens by a mask, which CUDA graphs cannot record."""
 
     _distillation: DistillationConfig | None
 
@@ -45,7 +45,7 @@ class _TargetTrainingData(PaddedTrainingData):
 
 
 class Seq2SeqTrainingData(_TargetTrainingData):
-    """An encoder reads the source; the decoder, given the target's tokens so far, writes the next."""
+    """The encoder reads the source; the decoder predicts each target token from those before it."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Seq2SeqTrainingData(_TargetTrainingData):
         return int(lengths.sum()), len(rows) * int(lengths.max(axis=0).sum())
 
     def inputs(self, rows: Indices, multiple: int) -> Inputs:
-        """All `(rows, length)`: what the encoder reads, what the decoder does, and what is written."""
+        """`source`, `mask` and `given` (the decoder's input), `(rows, length)` each, and what `_targets` adds."""
         pairs, start = [self._pairs[i] for i in rows], self._start
         source, mask = padded_with_mask([pair.source for pair in pairs], self._pad, multiple)
         return {
@@ -89,10 +89,10 @@ class Seq2SeqTrainingData(_TargetTrainingData):
 
 
 class CausalTrainingData(_TargetTrainingData):
-    """Prompt and target in one sequence, with the objective on the target alone.
+    """Prompt and target in one sequence, with the objective on the target only.
 
-    Where `packs`, several rows share a sequence: each has positions of its own, by which transformers keeps its
-    attention to itself. Else rows of similar length are padded.
+    With `packs`, several rows share a sequence: each has its own positions, from which transformers derives that rows
+    must not attend to each other. Otherwise, rows of similar length are padded.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class CausalTrainingData(_TargetTrainingData):
         self.model, self._pairs, self._pad, self._columns, self._packs = model, pairs, pad, columns, packs
         self._distillation = distillation
         self._targets = np.array([len(pair.target) for pair in pairs], dtype=np.int64)
-        # The last token of a target is written, never read.
+        # The last target token is predicted but never fed in.
         self._lengths = np.array([len(pair.source) for pair in pairs], dtype=np.int64) + self._targets - 1
 
     def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
@@ -124,13 +124,13 @@ class CausalTrainingData(_TargetTrainingData):
         return int(self._lengths[rows].sum()), width * len(bins)
 
     def inputs(self, rows: Indices, multiple: int) -> Inputs:
-        """All `(bins, length)`: what is read, where each token is in its row, and what is written after it."""
+        """`ids` and `positions` within each row, `(bins, length)` each, and what `_targets` adds."""
         bins = [[self._pairs[i] for i in rows[members]] for members in self._bins(rows)]
         places = [np.concatenate([np.arange(len(_read(pair))) for pair in pairs]) for pairs in bins]
         skipped = [[len(pair.source) - 1 for pair in pairs] for pairs in bins]
         return {
             "ids": padded([np.concatenate([_read(pair) for pair in pairs]) for pairs in bins], self._pad, multiple),
-            # Padding is at position 0, a row by itself.
+            # Padding is at position 0, as if it were a row of its own.
             "positions": padded(places, 0, multiple),
             **_targets(bins, skipped, self._columns, multiple),
         }
@@ -148,9 +148,11 @@ def _read(pair: Pair) -> Ids:
 
 
 def _targets(bins: list[list[Pair]], skipped: list[list[int]], columns: slice, multiple: int) -> Inputs:
-    """What is written at each place of sequences of some pairs, each of which comes after so many places of nothing:
-    `targets` `(bins, length)`, or `probabilities` `(bins, length, classes)` where all pairs have them. `listed_ids` and
-    `listed_logprobs` `(bins, length, k)` where a teacher could have written other tokens."""
+    """The next token at each position of packed sequences; before each pair, `skipped` positions have no target.
+
+    `targets` is `(bins, length)`; if all pairs are soft, it is `probabilities` `(bins, length, classes)` instead. If
+    the teacher's most likely tokens are known, `listed_ids` and `listed_logprobs` `(bins, length, k)` are added.
+    """
 
     def sequences(rows: Callable[[Pair], NDArray[Any]], nothing: float) -> Tensor:
         filled = [
@@ -174,7 +176,7 @@ def _after(places: int, row: NDArray[Any], nothing: float) -> tuple[NDArray[Any]
 
 
 def _listed(pair: Pair, width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Ids and log-probabilities, `(target tokens, width)`."""
+    """The teacher's token ids and log-probabilities, `(target tokens, width)` each; -inf where there are fewer."""
     ids = np.zeros((len(pair.target), width), dtype=np.int64)
     logprobs = np.full(ids.shape, -np.inf, dtype=np.float32)
     if pair.listed is not None:
@@ -184,7 +186,7 @@ def _listed(pair: Pair, width: int) -> tuple[NDArray[np.int64], NDArray[np.float
 
 
 def summed(logits: Tensor, inputs: Inputs, columns: slice, distillation: DistillationConfig | None) -> Tensor:
-    """The objective over `logits`, `(bins, length, vocab)`, of what `_targets` gives, summed."""
+    """The objective summed over all tokens; `logits` is `(bins, length, vocab)`, `inputs` as `_targets` gives them."""
     flat = logits[..., columns].float().flatten(0, 1)
     if "probabilities" in inputs:
         return cross_entropy(flat, inputs["probabilities"].flatten(0, 1)).sum()
@@ -195,8 +197,7 @@ def summed(logits: Tensor, inputs: Inputs, columns: slice, distillation: Distill
 
 
 def keeps_packed_rows_apart(model: PreTrainedModel) -> bool:
-    """Whether two rows in one sequence give the logits that each gives alone: not every architecture looks at
-    positions."""
+    """Whether packed rows get the same logits as separate ones: not every architecture separates rows by position."""
     device = next(model.parameters()).device
     row = torch.arange(4, device=device)[None]
     positions = torch.arange(4, device=device)[None]

@@ -1,7 +1,7 @@
-"""What may be written next, by a grammar of the labels: a token that no label goes on with is never chosen.
+"""Grammar-constrained decoding: tokens that cannot continue a legal label are masked out.
 
-Grammars are read in bytes, which the tokens of byte-level tokenizers and SentencePiece's have. Those of WordPiece lose
-spaces and case, so that a student which has them writes freely.
+Grammars are matched in bytes, so tokens must map to bytes, as those of byte-level tokenizers and SentencePiece do.
+WordPiece loses spaces and case, so students with such a tokenizer generate without constraints.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerBase
 
 _KNOWN_GRAMMARS = 64
-"""A problem has one grammar for all texts, or one for each."""
+"""Size of the cache of compiled grammars; a problem has one grammar for all texts or one per text."""
 
 
 class Grammar:
-    """Grammars for the tokens of one tokenizer. Raises ValueError where these are no bytes."""
+    """Compiles grammars for one tokenizer. Raises ValueError if its tokens do not map to bytes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, end: int, num_logits: int) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -27,36 +27,38 @@ class Grammar:
             raise ValueError("the tokenizer does not say what its tokens are")
         backend = Tokenizer.from_str(backend.to_str())
         if isinstance(backend.decoder, decoders.Metaspace):
-            # The library knows these as well, but by the other name only.
+            # llguidance supports this decoder, but only in its expanded form.
             backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         self._tokens, self._end = LLTokenizer(backend.to_str(), n_vocab=num_logits, eos_token=end), end
         self._compiled = lru_cache(_KNOWN_GRAMMARS)(self._compile)
 
     def batch(self, grammars: Sequence[str | None]) -> "GrammarState":
+        """The initial state of one row per grammar; None leaves a row unconstrained."""
         started = [None if grammar is None else self._compiled(grammar) for grammar in grammars]
         matchers = [None if matcher is None else matcher.deep_copy() for matcher in started]
         return GrammarState(matchers, self._end, self._tokens.vocab_size)
 
     def _compile(self, grammar: str) -> LLMatcher | None:
-        """None where it asks for what the library cannot do."""
-        # SentencePiece writes a space before the first word; no problem counts it. Where one text only goes on, the
-        # library would force its own choice of tokens.
+        """None if the library does not support the grammar."""
+        # SentencePiece puts a space before the first word, which no parser minds. Where only one continuation is
+        # possible, the library would otherwise force its own tokenization of it.
         opening = '%llguidance {"no_forcing": true}\nstart: " "? label\n'
         matcher = LLMatcher(self._tokens, opening + grammar, log_level=0)
         return None if matcher.is_error() else matcher
 
 
 class GrammarState:
-    """Where each row of a batch is in its grammar. A row without one may write anything, and so may one whose grammar
-    goes on with a character that no token has."""
+    """The position of each row of a batch in its grammar. Rows without a grammar are unconstrained, and so are rows
+    whose grammar requires a character that no token contains."""
 
     def __init__(self, matchers: list[LLMatcher | None], end: int, num_logits: int) -> None:
         self._matchers, self._end, self._num_logits = matchers, end, num_logits
         self.is_kept = [matcher is not None for matcher in matchers]
-        """Whether all that the row wrote is as its grammar wants it."""
+        """For each row, whether everything it wrote follows its grammar."""
 
     def write(self, rows: Sequence[int], tokens: Sequence[int]) -> list[int]:
-        """Places in `rows` of those that may not write their token; the others have written it."""
+        """Advances each row by its token. Returns the indices into `rows` of those whose token is not allowed; these do
+        not advance."""
         return [place for place, (row, token) in enumerate(zip(rows, tokens, strict=True)) if not self._add(row, token)]
 
     def _add(self, row: int, token: int) -> bool:
@@ -71,7 +73,7 @@ class GrammarState:
         return False
 
     def allowed(self, rows: Sequence[int]) -> NDArray[np.bool_]:
-        """`(rows, vocab)`: what each may write next."""
+        """`(rows, vocab)`: which tokens each row may write next."""
         bits = allocate_token_bitmask(len(rows), self._num_logits)
         for place, row in enumerate(rows):
             matcher = self._matchers[row]

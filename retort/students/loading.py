@@ -1,4 +1,4 @@
-"""A student of any kind: new, or as it was trained."""
+"""Creating and loading students of any kind."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from retort.students.tiny.exported import ExportedStudent
 
 
 def new_student(config: StudentConfig, weights: Weights, *, pretrained: bool, problem: Problem) -> Student:
-    """`pretrained`: with the weights, else with random ones. Seed torch first.
+    """An untrained student, with the given weights if `pretrained`, else random ones. Seed torch first.
 
-    Raises ConfigError where the weights cannot be loaded for this kind of student.
+    Raises ConfigError if the weights cannot be loaded for this kind of student.
     """
     match config:
         case TokenClassificationConfig() | SequenceClassificationConfig():

@@ -1,8 +1,9 @@
-"""How a label is written as token ids, and read back.
+"""How a label is written as token ids and read back.
 
-In *classes*, a token stands for the class of a unit, in the units' order: for slots the intent and then each word's
-tag, which is the target of arXiv 2311.08640. No tokenizer can spoil it, its length is known, and only legal classes are
-written. In *text*, the label is what a teacher would write, in the tokenizer's own tokens.
+A *classes* target has one new token per unit, which stands for the unit's class: for slots the intent and then each
+word's tag, as in arXiv 2311.08640; for classification the one class. It does not depend on the tokenizer, its length is
+known, and only legal classes can be generated. A *text* target is the label as a teacher would write it, in the
+tokenizer's own tokens.
 """
 
 from collections.abc import Sequence
@@ -21,45 +22,47 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a student wrote for one text."""
+    """What a student generated for one text."""
 
     token_ids: list[int]
     logprobs: list[float]
-    """Of each token."""
+    """Natural log-probability of each token."""
     is_finished: bool
-    """Whether it came to its end before the limit."""
+    """Whether it ended before reaching the token limit."""
     probabilities: NDArray[np.float32]
-    """`(tokens, classes)` where classes are written."""
+    """`(tokens, classes)`, each row summing to 1; `(0, 0)` for a text target."""
     is_guided: bool = False
-    """Whether text was written by a grammar, from its beginning to its end."""
+    """Whether a grammar constrained the whole text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassTarget:
+    """Labels as one token per unit."""
+
     problem: Problem
     classes: tuple[str, ...]
-    """Those that the student was trained on."""
+    """The classes that the student was trained on, in the order of their token ids."""
     first: int
-    """The token id of the first of them."""
-    most: int
-    """Units that are written; those beyond are cut off."""
+    """Token id of the first class."""
+    max_tokens: int
+    """Maximum number of units; the rest is cut off."""
 
     @property
     def columns(self) -> slice:
-        """Of the vocabulary: the classes' token ids."""
+        """The classes' token ids."""
         return slice(self.first, self.first + len(self.classes))
 
     def write(self, texts: Sequence[str], labels: Sequence[Label]) -> list[list[int]]:
-        """Token ids, which may be more than `most`."""
+        """Token ids of each label, not yet cut to `max_tokens`."""
         pairs = zip(texts, labels, strict=True)
         return [[self.first + index for index in self.problem.targets(text, label)] for text, label in pairs]
 
     def num_tokens(self, text: str) -> int:
-        return min(self.most, self._num_units(text))
+        return min(self.max_tokens, self._num_units(text))
 
     def legal(self, text: str) -> Bools:
-        """`(tokens, the student's classes)`: what may be written at each place."""
-        allowed = self.problem.allowed(self._num_units(text))[: self.most]
+        """`(tokens, student's classes)`: which classes each unit may take."""
+        allowed = self.problem.allowed(self._num_units(text))[: self.max_tokens]
         if self.problem.classes == self.classes:
             return allowed
         known = {name: index for index, name in enumerate(self.problem.classes)}
@@ -70,7 +73,7 @@ class ClassTarget:
         return legal
 
     def read(self, text: str, written: Written) -> Outcome:
-        """Units that were cut off have the uniform distribution, as with an encoder."""
+        """The label. Units that were cut off get the uniform distribution, as with an encoder."""
         names = self.problem.classes
         probabilities = np.full((self._num_units(text), len(names)), 1 / len(names), dtype=np.float32)
         own = written.probabilities
@@ -87,15 +90,17 @@ class ClassTarget:
 
 @dataclass(frozen=True, slots=True)
 class TextTarget:
+    """Labels as text."""
+
     problem: Problem
     tokenizer: PreTrainedTokenizerBase
     end: int
-    """The token id that ends a label."""
-    most: int
-    """Tokens that are written, the end included."""
+    """Token id that ends a label."""
+    max_tokens: int
+    """Maximum number of tokens, including the end token."""
 
     def write(self, texts: Sequence[str], labels: Sequence[Label]) -> list[list[int]]:
-        """Token ids, which may be more than `most`."""
+        """Token ids of each label, not yet cut to `max_tokens`."""
         rendered = [self.problem.render(text, label) for text, label in zip(texts, labels, strict=True)]
         if not rendered:
             return []
@@ -103,16 +108,16 @@ class TextTarget:
         return [[*row, self.end] for row in ids]
 
     def num_tokens(self, text: str) -> int:
-        return self.most
+        return self.max_tokens
 
     def read(self, text: str, written: Written) -> Outcome:
-        """The confidence is the length-normalised probability of the sequence, exp(mean log p).
+        """The label, with the sequence's length-normalized probability exp(mean log p) as confidence.
 
-        Beside the problem's, the reason code `too-long`.
+        Adds the reason code `too-long` to those of the problem's parser.
         """
         completion = self.completion(written.token_ids)
         if not written.is_finished:
-            return ParseFailure("too-long", f"It does not end within {self.most} tokens.", completion)
+            return ParseFailure("too-long", f"It does not end within {self.max_tokens} tokens.", completion)
         label, is_mended = self._label(text, completion)
         if isinstance(label, ParseFailure):
             return label
@@ -120,17 +125,18 @@ class TextTarget:
         return Prediction(label, confidence, np.empty((0, 0), dtype=np.float32), is_mended)
 
     def keeps(self, text: str, label: Label, token_ids: Sequence[int]) -> bool:
-        """Whether the label can be read back from what `write` made of it: a tokenizer may lose case or brackets."""
+        """Whether decoding `token_ids` gives the label back: a tokenizer may lose case or brackets."""
         read, _ = self._label(text, self.completion(token_ids))
         return not isinstance(read, ParseFailure) and self.problem.matches(label, read)
 
     def completion(self, token_ids: Sequence[int]) -> str:
+        """The decoded text without special tokens."""
         ids = [token for token in token_ids if token != self.end]
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
     def _label(self, text: str, completion: str) -> tuple[Label | ParseFailure, bool]:
-        """And whether it had to be mended."""
+        """The parsed label, and whether it had to be mended."""
         label = self.problem.parse(text, completion)
         if isinstance(label, ParseFailure) and (mended := self.problem.mend(text, completion)) != completion:
             return self.problem.parse(text, mended), True

@@ -1,16 +1,15 @@
-"""What a student that writes text learns from a teacher's completion, token by token.
+"""Token-level distillation of a teacher's completion into a student that generates text.
 
-Its target is not the label written anew, but the very tokens that the teacher wrote: the target's token i is the
-completion's token i, whatever way the tokenizer itself would have parted the text, and what the teacher could have
-written there is compared with the student's logits before it. A decoder only reads its prompt (the text and a line
-break, after which the teacher's answer begins too) and then the target without its last token: the logits at the
-prompt's last token are of the target's token 0, those at the target's token i - 1 are of its token i. An
-encoder-decoder's first token takes the place of the prompt. That the teacher's prompt held demonstrations, and the
-student's holds none, is what there is to distil.
+The target is not the re-tokenized label but the very tokens that the teacher wrote: token i of the target is token i
+of the completion, and the teacher's probabilities there are compared with the student's logits that predict it. A
+decoder-only model reads its prompt (the text and a line break, after which the teacher's answer begins too), then the
+target without its last token: the logits at the prompt's last token predict token 0 of the target, those at token
+i - 1 predict token i. In an encoder-decoder, the start token takes the place of the prompt. The teacher's prompt
+contains demonstrations and the student's does not; their effect is what is distilled.
 
-A teacher may end otherwise than the student: a plain one with a line break, one that chats with a mark of its template.
-In the target and in all of the teacher's lists that token becomes the student's end. Where no token ended the
-completion (the teacher was held to a choice), the end is learnt by cross-entropy.
+Teacher and student may use different end tokens: a base model ends with a line break, a chat model with a token of its
+template. In the target and in all of the teacher's lists, that token is replaced by the student's end token. If no
+token ended the completion (the teacher's decoding was constrained), the end is learned by cross-entropy.
 """
 
 from dataclasses import dataclass
@@ -31,19 +30,22 @@ from retort.students.training_data import Inputs
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What the teacher could have written at the first tokens of a target; where it ends, nothing is known."""
+    """The teacher's most likely tokens at the first positions of a target; nothing is known about those after them."""
 
     ids: NDArray[np.int32]
-    """`(tokens, k)`"""
+    """`(tokens, k)`: token ids."""
     logprobs: NDArray[np.float32]
-    """`(tokens, k)`; -inf pads."""
+    """`(tokens, k)`: natural log-probabilities; -inf pads shorter lists."""
 
 
-def taught_target(
+def distillation_target(
     target: TextTarget, text: str, label: Label, top: TopTokens, num_logits: int
 ) -> tuple[list[int], Listed] | None:
-    """Token ids to be written, the end included, with the teacher's lists. None where the completion's tokens are not
-    the label: it was mended, relabelled or broken off, or holds tokens that the student cannot write."""
+    """The target's token ids, including the end token, with the teacher's lists.
+
+    None if the completion's tokens are not the label, because it was mended, relabeled or truncated, or contains tokens
+    that the student does not have.
+    """
     ids = [int(token) for token in top.token_ids]
     if not ids or max(ids) >= num_logits:
         return None
@@ -58,7 +60,7 @@ def taught_target(
 
 
 def renamed(listed: Listed, old: int, new: int) -> Listed:
-    """With what `old` has given to `new`."""
+    """Moves the probability of token `old` to token `new`, adding to what `new` already has."""
     is_there = np.isfinite(listed.logprobs)
     is_old, is_new = (listed.ids == old) & is_there, (listed.ids == new) & is_there
     has_old, has_new = is_old.any(-1, keepdims=True), is_new.any(-1, keepdims=True)
@@ -70,9 +72,9 @@ def renamed(listed: Listed, old: int, new: int) -> Listed:
 
 
 def distilled(hard: Tensor, logits: Tensor, inputs: Inputs, distillation: DistillationConfig) -> Tensor:
-    """The loss of each token, `(rows, length)`: `hard`, the cross-entropy, and where the teacher listed something mixed
-    with the distance from it. `logits` is `(rows, length, vocab)`; `inputs` holds `listed_ids` and `listed_logprobs`,
-    `(rows, length, k)`, all -inf where it said nothing."""
+    """The loss of each token, `(rows, length)`: the cross-entropy `hard`, `(rows, length)`, mixed with the divergence
+    from the teacher where it lists tokens. `logits` is `(rows, length, vocab)`; `inputs` contains `listed_ids` and
+    `listed_logprobs`, `(rows, length, k)` each, with -inf throughout where the teacher lists nothing."""
     logprobs = inputs["listed_logprobs"]
     is_known = logprobs.isfinite().any(-1)
     soft = token_distillation(
@@ -87,6 +89,7 @@ def distilled(hard: Tensor, logits: Tensor, inputs: Inputs, distillation: Distil
 
 
 def divergence_of(distillation: DistillationConfig) -> Divergence:
+    """The divergence that `objective` names."""
     match distillation.objective:
         case "forward_kl":
             return forward_kl

@@ -1,6 +1,6 @@
-"""The training engine: steps of a fixed number of tokens, in parts that fit memory, resumed where they broke off.
+"""The training loop: steps of a fixed number of tokens, in parts that fit memory, resumable from a checkpoint.
 
-What is learnt is the business of `TrainingData`; encoders' are here, those of students that write are in `writing.py`.
+The loop works on any `TrainingData`. That of encoders is here, that of generative students in `generative_data.py`.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from retort.students.training_data import IGNORED, Inputs, PaddedTrainingData, T
 
 def fit(
     model: torch.nn.Module,
-    lessons: TrainingData,
+    data: TrainingData,
     training: TrainingConfig,
     *,
     seed: int,
@@ -39,12 +39,12 @@ def fit(
     progress: Progress = lambda done, total, note: None,
     held_out: TrainingData | None = None,
 ) -> History:
-    """Train what of `model` requires a gradient, in place, deterministically on one machine.
+    """Trains the parameters of `model` that require gradients, in place, deterministically on one machine.
 
-    A step is `training.batch_tokens` on every device: where they do not fit memory, it is cut into twice as many
-    parts, whose gradients add up to the same but for rounding. Resumed from a checkpoint on the same device, the
-    weights are bitwise those of a training that was not interrupted. By the loss on `held_out` rows the training ends,
-    where `training.stopping` is given, and its best weights are kept.
+    A step has `training.batch_tokens` tokens on every device. If they do not fit memory, the number of parts that it is
+    split into is doubled; their gradients add up to the same, up to rounding. A training resumed from a checkpoint on
+    the same device ends with bitwise the weights of an uninterrupted one. With `training.stopping`, the loss on
+    `held_out` rows ends the training, and the best weights are kept.
     """
     _make_deterministic(seed)
     model.to(device.name).train()
@@ -52,25 +52,25 @@ def fit(
         use_fused_norms(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(trained, training)
-    batches = _schedule(lessons, training, seed)
+    batches = _schedule(data, training, seed)
     rate, log_every = _warmup_then_linear(len(batches), training.warmup_share), max(1, len(batches) // 100)
     run = _Run(parts=micro_batches)
-    watch = None if held_out is None else EarlyStopping(held_out, training, len(batches), model, trained)
+    early_stopping = None if held_out is None else EarlyStopping(held_out, training, len(batches), model, trained)
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         run = _restored(saved, trained, optimizer) or run
-        if watch and run.step:
-            watch.restore(saved[0])
-    gradients = Gradients(lessons, trained.values(), device, run.parts)
+        if early_stopping and run.step:
+            early_stopping.restore(saved[0])
+    gradients = Gradients(data, trained.values(), device, run.parts)
     started = time.monotonic() - run.history.seconds
     for step, batch in enumerate(batches[run.step :], start=run.step + 1):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * rate(step - 1)
-        run.add(gradients.add(batch), lessons, batch)
+        run.add(gradients.add(batch), data, batch)
         torch.nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm)
         optimizer.step()
         gradients.clear()
         run.step, run.parts = step, gradients.parts
-        ended = watch is not None and watch.ends(step, run.history, device, run.parts)
+        ended = early_stopping is not None and early_stopping.ends(step, run.history, device, run.parts)
         if step % log_every == 0 or step == len(batches) or ended:
             run.log(training.learning_rate * rate(step - 1))
             progress(step, len(batches), f"loss {run.history.losses[-1]:.3f}")
@@ -79,15 +79,15 @@ def fit(
         if checkpoint is not None and step < len(batches) and checkpoint.is_due():
             run.history.seconds = time.monotonic() - started
             tensors, state = _saved(run, trained, optimizer, device)
-            checkpoint.save({**tensors, **(watch.tensors() if watch else {})}, state)
-    if watch:
-        watch.keep_best()
+            checkpoint.save({**tensors, **(early_stopping.tensors() if early_stopping else {})}, state)
+    if early_stopping:
+        early_stopping.keep_best()
     run.finish(time.monotonic() - started)
     return run.history
 
 
 class _Run:
-    """How far a training is, and what it has seen."""
+    """The progress of a training."""
 
     def __init__(self, parts: int) -> None:
         self.step = 0
@@ -95,10 +95,10 @@ class _Run:
         self.history = History()
         self.rows = self.tokens = self.computed = 0
         self.losses: list[float | Tensor] = []
-        """Since the last entry of the history; a GPU's are not asked for before, as that would wait for it."""
+        """Losses since the history's last entry. A GPU's stay tensors until then, because reading them waits for it."""
 
-    def add(self, loss: Tensor, lessons: TrainingData, batch: Indices) -> None:
-        tokens, computed = lessons.tokens(batch)
+    def add(self, loss: Tensor, data: TrainingData, batch: Indices) -> None:
+        tokens, computed = data.tokens(batch)
         self.rows += len(batch)
         self.tokens += tokens
         self.computed += computed
@@ -117,7 +117,7 @@ class _Run:
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state of each parameter."""
+"""AdamW's state per parameter."""
 
 
 def _saved(
@@ -126,7 +126,7 @@ def _saved(
     tensors = {f"random.{name}": state for name, state in random_states(device).items()}
     for name, parameter in trained.items():
         tensors[f"weight.{name}"] = parameter.detach().contiguous()
-        # A weight that the objective does not depend on has none.
+        # A weight that the objective does not depend on has no state.
         tensors |= {f"{moment}.{name}": own.contiguous() for moment, own in optimizer.state.get(parameter, {}).items()}
     return tensors, json.dumps({**vars(run), "losses": [*map(float, run.losses)], "history": asdict(run.history)})
 
@@ -134,7 +134,7 @@ def _saved(
 def _restored(
     saved: tuple[dict[str, Tensor], str], trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> _Run | None:
-    """None where it is the state of another model or device, of an older Retort: training begins anew."""
+    """None if the state belongs to another model or device, or to an older Retort: training then starts over."""
     tensors, state = saved
     wanted = {f"weight.{name}": parameter.shape for name, parameter in trained.items()}
     is_cuda = next(iter(trained.values())).is_cuda
@@ -154,14 +154,14 @@ def _restored(
     return run
 
 
-def _schedule(lessons: TrainingData, training: TrainingConfig, seed: int) -> list[Indices]:
-    """The batches of all epochs, fixed in advance; the last epoch may be a part of one."""
+def _schedule(data: TrainingData, training: TrainingConfig, seed: int) -> list[Indices]:
+    """The batches of all epochs, fixed in advance; the last epoch may be incomplete."""
     generator = np.random.default_rng(seed)
 
     def epochs() -> Iterator[Indices]:
         remaining = training.epochs
         while remaining > 0:
-            batches = lessons.batches(training.batch_tokens, generator)
+            batches = data.batches(training.batch_tokens, generator)
             yield from batches[: math.ceil(len(batches) * min(1.0, remaining))]
             remaining -= 1
 
@@ -172,7 +172,7 @@ def _make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.enable_cudnn_sdp(False)  # the one attention kernel that only warns
-    # A debugging aid that comes with it: filling every new tensor costs a tenth of the time.
+    # A debugging aid that deterministic mode turns on: filling every new tensor costs a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -197,7 +197,7 @@ def _warmup_then_linear(steps: int, warmup_share: float) -> Callable[[int], floa
 
 @contextlib.contextmanager
 def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Their weights are left as they are while the model is trained."""
+    """Excludes the modules' weights from training inside the context."""
     weights = [weight for module in modules for weight in module.parameters()]
     before = [weight.requires_grad for weight in weights]
     for weight in weights:
@@ -211,15 +211,15 @@ def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Encoded inputs with a target for each unit."""
+    """Encoded rows with the targets of their units."""
 
     rows: Sequence[EncodedRow]
     targets: Sequence[NDArray[np.int64] | NDArray[np.float32]]
-    """Class indices `(units,)`, or probabilities `(units, classes)`."""
+    """For each row, class indices `(units,)`, or probabilities `(units, classes)`."""
 
 
-class UnitLessons(PaddedTrainingData):
-    """Of an encoder: the class of each unit."""
+class UnitTrainingData(PaddedTrainingData):
+    """Training data of encoders: the class of each unit."""
 
     def __init__(self, encoder: Encoder, data: TrainingRows) -> None:
         self.model, self._encoder, self._data = encoder.model, encoder, data
@@ -236,8 +236,8 @@ class UnitLessons(PaddedTrainingData):
         return int(lengths.sum()), int(lengths.max()) * len(rows)
 
     def inputs(self, rows: Indices, multiple: int) -> Inputs:
-        """`ids` and `mask` `(rows, length)`; `positions` of units `(rows, units)`; `targets` `(rows, units)`, or
-        `(rows, units, classes)` where they are soft, which are 0 for a unit that was cut off."""
+        """`ids` and `mask` `(rows, length)`; the units' `positions` `(rows, units)`; `targets` `(rows, units)`, or
+        `(rows, units, classes)` if soft. Units that were cut off are left out; padding has no target (soft: zeros)."""
         members = [self._data.rows[i] for i in rows]
         kept = [member.positions >= 0 for member in members]
         targets = [self._data.targets[i][own] for i, own in zip(rows, kept, strict=True)]
@@ -271,16 +271,16 @@ def train(
     progress: Progress = lambda done, total, note: None,
     held_out: TrainingRows | None = None,
 ) -> History:
-    """An encoder, see `fit`."""
+    """Trains an encoder; see `fit`."""
     with frozen([encoder.model.get_input_embeddings()] if training.freeze_embeddings else []):
         return fit(
             encoder.model,
-            UnitLessons(encoder, data),
+            UnitTrainingData(encoder, data),
             training,
             seed=seed,
             device=device,
             micro_batches=micro_batches,
             checkpoint=checkpoint,
             progress=progress,
-            held_out=None if held_out is None else UnitLessons(encoder, held_out),
+            held_out=None if held_out is None else UnitTrainingData(encoder, held_out),
         )

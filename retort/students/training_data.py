@@ -1,4 +1,4 @@
-"""What a training learns: rows as tensors of a model, and what is minimised on them."""
+"""Training data: rows as a model's input tensors, and the objective that is minimized on them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,49 +12,49 @@ from torch import Tensor
 from retort.students.batching import Indices
 
 Inputs = dict[str, Tensor]
-"""By name; what the objective of some rows is computed from."""
+"""Tensors by name, from which the objective of some rows is computed."""
 
 IGNORED = -100
-"""As a target: none. It is what torch's cross-entropy leaves out."""
+"""A target of no class, which torch's cross-entropy ignores."""
 
 
 class TrainingData(Protocol):
-    """Rows of one training."""
+    """The rows of one training."""
 
     def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
-        """All rows, each once, cut into steps of at most so many tokens, padding included (one row at least)."""
+        """One epoch: every row once, in batches of at most `budget_tokens`, padding included (at least one row)."""
         ...
 
     def units(self, rows: Indices) -> int:
-        """Over how many units, or target tokens, the objective of these rows is a sum."""
+        """Number of units, or target tokens, that the objective of these rows sums over."""
         ...
 
     def tokens(self, rows: Indices) -> tuple[int, int]:
-        """(real tokens, computed tokens) of these rows."""
+        """Number of (real tokens, tokens with padding) of these rows."""
         ...
 
     def loss(self, rows: Indices) -> Tensor:
-        """The objective summed over the units of these rows, a scalar. It is called under autocast."""
+        """The objective summed over the units of these rows, a scalar. Called under autocast."""
         ...
 
 
 class PaddedTrainingData(ABC):
-    """Lessons as tensors whose shapes recur, so that a GPU's work on them can be recorded once for each shape."""
+    """Training data with recurring tensor shapes, so that a GPU's work can be recorded once per shape."""
 
     model: torch.nn.Module
 
     @property
     def is_recordable(self) -> bool:
-        """Whether the objective computes the same things for the same shapes, whatever the values are."""
+        """Whether the objective's operations depend on the shapes alone, not on the values."""
         return True
 
     @abstractmethod
     def inputs(self, rows: Indices, multiple: int) -> Inputs:
-        """On the host, padded to lengths of a `multiple`."""
+        """Tensors of these rows in host memory, padded to lengths that are a multiple of `multiple`."""
 
     @abstractmethod
     def objective(self, inputs: Inputs) -> Tensor:
-        """The loss, see `TrainingData`, of what `inputs` holds, which lies on the model's device."""
+        """The loss, see `TrainingData`, of `inputs` on the model's device."""
 
     def loss(self, rows: Indices) -> Tensor:
         """See `TrainingData`."""
@@ -63,7 +63,7 @@ class PaddedTrainingData(ABC):
 
 
 def padded(rows: Sequence[NDArray[Any]], value: float, multiple: int = 1) -> Tensor:
-    """`(rows, longest, ...)` of rows `(length, ...)`, filled up on the right, to a length of a `multiple`."""
+    """Rows `(length, ...)` padded on the right to `(rows, longest, ...)`, with `longest` a multiple of `multiple`."""
     longest = -(-max(map(len, rows)) // multiple) * multiple
     whole = np.full((len(rows), longest, *rows[0].shape[1:]), value, dtype=rows[0].dtype)
     for index, row in enumerate(rows):

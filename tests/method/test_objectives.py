@@ -44,7 +44,7 @@ def listed(teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def dense(divergence: Divergence, teacher: Tensor, student: Tensor) -> Tensor:
-    """By torch.distributions; the mixture in probabilities, not in logarithms as ours."""
+    """The reference: torch.distributions, mixing probabilities and not logarithms as ours."""
     p, s = Categorical(logits=teacher), Categorical(logits=student)
     if divergence is HALF_MIXED:
         mixed = Categorical(probs=0.3 * p.probs + 0.7 * s.probs)
@@ -366,8 +366,8 @@ def test_gradients_of_scoring_losses(stack: Tensor, probabilities: Tensor) -> No
         return scoring_loss(logits, GOLD, probabilities, WEIGHTS, TEMPERATURES, SOFT_WEIGHTS)
 
     assert torch.autograd.gradcheck(loss, stack)
-    taught = probabilities.log().expand(STUDENTS, ROWS, CLASSES).clone().requires_grad_()
-    soft_only = scoring_loss(taught, GOLD.new_full((ROWS,), -1), probabilities, 1.0, TEMPERATURES)
-    (gradient,) = torch.autograd.grad(soft_only.sum(), taught)
+    distilled = probabilities.log().expand(STUDENTS, ROWS, CLASSES).clone().requires_grad_()
+    soft_only = scoring_loss(distilled, GOLD.new_full((ROWS,), -1), probabilities, 1.0, TEMPERATURES)
+    (gradient,) = torch.autograd.grad(soft_only.sum(), distilled)
     assert_close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
     assert scoring_loss(stack.bfloat16(), GOLD, probabilities, 1.0, 2.0).dtype == torch.float32

@@ -45,9 +45,9 @@ def test_one_row_leaves_the_other_cells_empty() -> None:
 @given(st.sampled_from(SCHEMES), st.integers(2, 64), st.data())
 def test_nobody_labels_what_it_was_trained_on(scheme: Scheme, partitions: int, data: st.DataObject) -> None:
     student = data.draw(st.integers(0, partitions - 1))
-    trained, labelled = set(train_cells(scheme, partitions, student)), set(label_cells(scheme, partitions, student))
-    assert not trained & labelled
-    assert trained | labelled == set(range(partitions))
+    trained, labeled = set(train_cells(scheme, partitions, student)), set(label_cells(scheme, partitions, student))
+    assert not trained & labeled
+    assert trained | labeled == set(range(partitions))
 
 
 @pytest.mark.parametrize(("scheme", "labelers"), [("disjoint", 3), ("leave-one-out", 1)])

@@ -163,7 +163,7 @@ def test_learned_weights_beat_a_vote_where_one_teacher_is_much_better() -> None:
 
 
 def test_a_member_below_one_half_counts_where_there_are_many_ways_to_be_wrong() -> None:
-    """Of four classes 0.45 is better than chance; its errors and another's seldom agree."""
+    """With four classes, 0.45 is better than chance, and its errors seldom agree with another's."""
     gold = [CLASSES[number % 4] for number in range(600)]
     learned = learn_weights(PROBLEM, gold, gold, [noisy(gold, 0.45, 1), noisy(gold, 0.45, 2)])
     assert learned.weights == pytest.approx([0.5, 0.5], abs=0.1)

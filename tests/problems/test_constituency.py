@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from retort.config import ColumnsConfig, ConstituencyConfig, TokenClassificationConfig, TrainingConfig
 from retort.errors import ConfigError, DataError
 from retort.problems import infer_schema, problem_for
-from retort.problems.brackets import bracket_counts, unlabelled_f1
+from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.constituency import Constituency
-from retort.problems.trees import Span, Tree, collapsed, decode_label, nodes_of, read_tree, unlabelled, write_tree
+from retort.problems.trees import Span, Tree, collapsed, decode_label, nodes_of, read_tree, unlabeled, write_tree
 from retort.records.base import Label, ParseFailure
 from retort.report.mckd.mistakes import error_tables
 from retort.teachers.salvage import parse_completion
@@ -30,7 +30,7 @@ PROBLEM = Constituency(CONFIG)
 TEXT = "The cat sat on the mat ."
 TREE = "(S (NP (DT The) (NN cat)) (VP (VBD sat) (PP (IN on) (NP (DT the) (NN mat)))) (. .))"
 BARE = "(S (NP The cat) (VP sat (PP on (NP the mat))) .)"
-UNLABELLED = "( ( ( The ) ( cat ) ) ( ( sat ) ( ( on ) ( ( the ) ( mat ) ) ) ) ( . ) )"  # PAPERS: the paper's example
+UNLABELED = "( ( ( The ) ( cat ) ) ( ( sat ) ( ( on ) ( ( the ) ( mat ) ) ) ) ( . ) )"  # PAPERS: the paper's example
 
 Nested = list[Any]
 
@@ -61,8 +61,8 @@ def test_both_forms_of_a_tree() -> None:
     assert PROBLEM.parse(TEXT, BARE) == BARE
     assert PROBLEM.matches(label, BARE)
     paper = Constituency(ConstituencyConfig(kind="constituency", form="unlabelled"))
-    assert paper.render(TEXT, gold(TEXT, TREE, paper)) == UNLABELLED
-    assert paper.parse(TEXT, UNLABELLED) == gold(TEXT, TREE, paper).partition("\t")[0]
+    assert paper.render(TEXT, gold(TEXT, TREE, paper)) == UNLABELED
+    assert paper.parse(TEXT, UNLABELED) == gold(TEXT, TREE, paper).partition("\t")[0]
 
 
 def test_every_craft_tree_survives_text_and_decisions(craft: tuple[Any, list[dict[str, str]], list[Label]]) -> None:
@@ -293,7 +293,7 @@ def test_right_branching_scores_what_the_data_says() -> None:
         words = len(tree.words)
         if sum(tag in WORD_TAGS for tag in tree.tags or ()) >= 3:
             right = Tree(tree.words, tuple(Span("X", start, words) for start in range(words - 1)))
-            scores.append(unlabelled_f1(tree, right))
+            scores.append(unlabeled_f1(tree, right))
     assert len(scores) == 2599
     assert np.mean(scores) * 100 == pytest.approx(38.45, abs=0.005)
 
@@ -309,7 +309,7 @@ def test_a_row_without_a_prediction_misses_everything() -> None:
 def test_without_tags_words_tell_what_is_punctuation() -> None:
     one, two = decode_label("(S (NP a) (VP b .))"), decode_label("(S (NP a) (VP b) .)")
     assert tuple(bracket_counts(one, two)) == (3, 3, 3)
-    assert unlabelled_f1(one, two) == 1.0
+    assert unlabeled_f1(one, two) == 1.0
 
 
 # --- data and completions that are wrong
@@ -401,7 +401,7 @@ def test_parse_and_mend_never_raise(completion: str) -> None:
 
 
 def test_the_grammar_derives_the_trees_and_keeps_the_words() -> None:
-    for form, rendering in (("labelled", BARE), ("unlabelled", UNLABELLED)):
+    for form, rendering in (("labelled", BARE), ("unlabelled", UNLABELED)):
         problem = Constituency(CONFIG.model_copy(update={"form": form}))
         grammar = problem.constraint(TEXT).grammar or ""
         root, opening = (line.split(" ::= ", 1)[1] for line in grammar.splitlines())
@@ -418,7 +418,7 @@ def as_regex(body: str) -> str:
 # --- the schema
 
 
-def test_the_schema_is_read_off_the_labelled_rows() -> None:
+def test_the_schema_is_read_off_the_labeled_rows() -> None:
     rows = [{"tree": "(S (VP (V a) (NP (N b))))"}, {"tree": ""}, {"tree": "(NP (NP (N a)))"}]
     config = infer_schema(ConstituencyConfig(kind="constituency"), rows, COLUMNS)
     assert isinstance(config, ConstituencyConfig)
@@ -474,8 +474,8 @@ def test_a_tagging_student_learns_to_parse(tiny_encoder: Path) -> None:
 
     from retort.models.device import Device
     from retort.models.weights import find_weights
+    from retort.students.classifier import predict
     from retort.students.encoder import encode_all, new_encoder
-    from retort.students.prediction import predict
     from retort.students.training import TrainingRows, train
 
     generator = random.Random(0)
@@ -518,6 +518,6 @@ def test_the_report_tells_which_constituents_are_missed() -> None:
     assert [one.name for one in wholes.names] == ["S"]
 
 
-def test_unlabelled_trees_keep_their_spans_once() -> None:
+def test_unlabeled_trees_keep_their_spans_once() -> None:
     tree = read_tree("(S (VP (V a) (NP (NP (D b) (N c)))))", is_tag=lambda label: True)
-    assert unlabelled(tree).spans == (Span("X", 0, 3), Span("X", 1, 3))
+    assert unlabeled(tree).spans == (Span("X", 0, 3), Span("X", 1, 3))

@@ -16,7 +16,7 @@ SLOTS = Slots({"PLAY": ["ARTIST", "TRACK"], "ASK": ["CITY"]})
 
 
 def repaired(problem: object, text: str, names: list[str]) -> bool:
-    """Of a student that is sure of these classes; others of the kind are equally unlikely."""
+    """Probabilities of a student that is sure of these classes; all others are equally unlikely."""
     classes = problem.classes  # type: ignore[attr-defined]
     probabilities = np.full((len(names), len(classes)), 0.01)
     probabilities[range(len(names)), [classes.index(name) for name in names]] = 0.9

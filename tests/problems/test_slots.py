@@ -310,7 +310,7 @@ def test_canonical_names_are_fixed_points(name: str) -> None:
     assert slot_name(intent_name(name)) == intent_name(name)
 
 
-def test_the_schema_is_read_off_labelled_rows() -> None:
+def test_the_schema_is_read_off_labeled_rows() -> None:
     rows: list[dict[str, Any]] = [
         {"text": "x", "intent": "PlayMusic", "bio": "O B-year I-artist"},
         {"text": "x", "bio": None, "label": "[IN:STOP ]"},

@@ -72,7 +72,7 @@ def end_for(model: PreTrainedModel, requests: list[Request]) -> int:
 
 @torch.inference_mode()
 def generated(model: PreTrainedModel, request: Request, end: int) -> list[int]:
-    """By transformers, one row at a time."""
+    """The reference: transformers, one row at a time."""
     ids = torch.from_numpy(request.token_ids)[None]
     row = model.generate(  # type: ignore[operator]
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=MOST, do_sample=False, num_beams=1, eos_token_id=end

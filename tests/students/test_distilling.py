@@ -18,7 +18,7 @@ from retort.students.base import TopTokens, TrainingRow
 from retort.students.generative import new_generative_student
 from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData
 from retort.students.targets import TextTarget
-from retort.students.token_distillation import Listed, renamed, taught_target
+from retort.students.token_distillation import Listed, distillation_target, renamed
 
 TEXT = problem_for(TextConfig(kind="text"))
 END = 1
@@ -29,7 +29,7 @@ OBJECTIVES = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
 @pytest.fixture(scope="module")
 def target(written_words: Path) -> TextTarget:
-    return TextTarget(TEXT, AutoTokenizer.from_pretrained(written_words), END, most=40)
+    return TextTarget(TEXT, AutoTokenizer.from_pretrained(written_words), END, max_tokens=40)
 
 
 # ---- the loss
@@ -51,7 +51,7 @@ def pairs_of_a_teacher(vocab: int = VOCAB) -> tuple[list[Pair], list[torch.Tenso
 
 
 def by_hand(logits: torch.Tensor, target: Any, teacher: torch.Tensor, distillation: DistillationConfig) -> torch.Tensor:
-    """Of one row: by torch.distributions, the mixture of probabilities; `logits` is `(target tokens, vocab)`."""
+    """The loss of one row, by torch.distributions, mixing probabilities; `logits` is `(target tokens, vocab)`."""
     hard = torch.nn.functional.cross_entropy(logits, torch.from_numpy(target), reduction="none")
     known, temperature = len(teacher), distillation.distillation_temperature
     if not known:
@@ -66,8 +66,8 @@ def by_hand(logits: torch.Tensor, target: Any, teacher: torch.Tensor, distillati
             mixed = Categorical(probs=distillation.beta * p.probs + (1 - distillation.beta) * s.probs)
             soft = distillation.beta * kl_divergence(p, mixed) + (1 - distillation.beta) * kl_divergence(s, mixed)
     weight = distillation.weight
-    taught = (1 - weight) * hard[:known] + weight * temperature**2 * soft
-    return taught.sum() + hard[known:].sum()
+    distilled = (1 - weight) * hard[:known] + weight * temperature**2 * soft
+    return distilled.sum() + hard[known:].sum()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -76,13 +76,13 @@ def test_a_decoders_loss_is_that_of_plain_forward_passes(tiny_causal: Path, obje
     distillation = DistillationConfig(objective=objective, weight=0.7, distillation_temperature=1.5, beta=0.3)
     model = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
     pairs, teachers = pairs_of_a_teacher()
-    lessons = CausalTrainingData(model, pairs, pad=0, columns=slice(None), packs=packs, distillation=distillation)
+    data = CausalTrainingData(model, pairs, pad=0, columns=slice(None), packs=packs, distillation=distillation)
     expected = []
     for pair, teacher in zip(pairs, teachers, strict=True):
         ids = torch.from_numpy(np.concatenate([pair.source, pair.target]))[None]
         logits = model(input_ids=ids).logits[0, len(pair.source) - 1 : -1]
         expected.append(by_hand(logits, pair.target, teacher, distillation))
-    torch.testing.assert_close(lessons.loss(np.arange(4)), torch.stack(expected).sum(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(data.loss(np.arange(4)), torch.stack(expected).sum(), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -90,13 +90,13 @@ def test_an_encoder_decoders_loss_and_gradient_are_those_of_plain_forward_passes
     distillation = DistillationConfig(objective=objective, weight=1.0)
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
     pairs, teachers = pairs_of_a_teacher()
-    lessons = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=slice(None), distillation=distillation)
+    data = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=slice(None), distillation=distillation)
     expected = []
     for pair, teacher in zip(pairs, teachers, strict=True):
         given = torch.from_numpy(np.concatenate([[0], pair.target[:-1]]))[None]
         logits = model(input_ids=torch.from_numpy(pair.source)[None], decoder_input_ids=given).logits[0]
         expected.append(by_hand(logits, pair.target, teacher, distillation))
-    losses = lessons.loss(np.arange(4)), torch.stack(expected).sum()
+    losses = data.loss(np.arange(4)), torch.stack(expected).sum()
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-3)
     ours, theirs = (torch.autograd.grad(loss, model.shared.weight)[0] for loss in losses)
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
@@ -114,8 +114,8 @@ def test_lists_of_different_lengths_go_together(tiny_causal: Path) -> None:
 
     def loss(chosen: list[Pair]) -> torch.Tensor:
         distillation = DistillationConfig(weight=1.0)
-        lessons = CausalTrainingData(model, chosen, pad=0, columns=slice(None), packs=False, distillation=distillation)
-        return lessons.loss(np.arange(len(chosen)))
+        data = CausalTrainingData(model, chosen, pad=0, columns=slice(None), packs=False, distillation=distillation)
+        return data.loss(np.arange(len(chosen)))
 
     torch.testing.assert_close(loss(pairs), loss(pairs[:1]) + loss(pairs[1:]), rtol=1e-5, atol=1e-4)
 
@@ -138,7 +138,7 @@ def test_the_tokens_are_the_teachers_not_the_tokenizers(target: TextTarget) -> N
     whole = written(target, "play time")
     parted = [token for letter in "play time" for token in written(target, letter)]
     assert len(parted) == 9 > len(whole)
-    found = taught_target(target, "x", "play time", top([*parted, END]), VOCAB)
+    found = distillation_target(target, "x", "play time", top([*parted, END]), VOCAB)
     assert found is not None
     ids, listed = found
     assert ids == [*parted, END]
@@ -148,7 +148,7 @@ def test_the_tokens_are_the_teachers_not_the_tokenizers(target: TextTarget) -> N
 def test_a_line_break_that_ends_becomes_the_students_end(target: TextTarget) -> None:
     (line_break,) = written(target, "\n")
     label = written(target, "play time")
-    found = taught_target(target, "x", "play time", top([*label, line_break]), VOCAB)
+    found = distillation_target(target, "x", "play time", top([*label, line_break]), VOCAB)
     assert found is not None
     ids, listed = found
     assert ids == [*label, END]
@@ -158,7 +158,7 @@ def test_a_line_break_that_ends_becomes_the_students_end(target: TextTarget) -> 
 
 def test_a_completion_that_nothing_ended_gets_an_end_to_learn_by_itself(target: TextTarget) -> None:
     label = written(target, "play time")
-    found = taught_target(target, "x", "play time", top(label), VOCAB)
+    found = distillation_target(target, "x", "play time", top(label), VOCAB)
     assert found is not None
     ids, listed = found
     assert ids == [*label, END]
@@ -167,9 +167,9 @@ def test_a_completion_that_nothing_ended_gets_an_end_to_learn_by_itself(target: 
 
 def test_a_completion_that_is_not_the_label_is_not_learnt_from(target: TextTarget) -> None:
     label = written(target, "play time")
-    assert taught_target(target, "x", "play rome", top([*label, END]), VOCAB) is None
-    assert taught_target(target, "x", "play time", top([]), VOCAB) is None
-    assert taught_target(target, "x", "play time", top([*label, END]), max(label)) is None
+    assert distillation_target(target, "x", "play rome", top([*label, END]), VOCAB) is None
+    assert distillation_target(target, "x", "play time", top([]), VOCAB) is None
+    assert distillation_target(target, "x", "play time", top([*label, END]), max(label)) is None
 
 
 def test_what_two_tokens_had_is_together_the_new_ones() -> None:
@@ -222,6 +222,6 @@ def test_a_student_becomes_its_teacher(tiny_causal: Path) -> None:
 
     plain, counts = distance()
     assert "distilled" not in counts
-    taught, counts = distance(distillation=DistillationConfig(weight=1.0))
+    distilled, counts = distance(distillation=DistillationConfig(weight=1.0))
     assert counts["distilled"] == 24
-    assert taught < plain / 4
+    assert distilled < plain / 4

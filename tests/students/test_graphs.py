@@ -24,7 +24,7 @@ from retort.models.device import Device
 from retort.students.cuda_graphs import use_fused_norms
 from retort.students.encoder import EncodedRow, Encoder
 from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData
-from retort.students.training import TrainingRows, UnitLessons, fit
+from retort.students.training import TrainingRows, UnitTrainingData, fit
 from retort.students.training_data import PaddedTrainingData
 
 ALL = slice(None)
@@ -35,7 +35,7 @@ TRAINING = TrainingConfig(epochs=4, batch_tokens=512, learning_rate=1e-3)
 
 @dataclass(frozen=True)
 class PadsWithZero:
-    """What lessons need of a tokenizer."""
+    """What data need of a tokenizer."""
 
     pad_token_id: int = 0
 
@@ -71,7 +71,7 @@ def tagger(dropout: float) -> PaddedTrainingData:
     positions = [np.arange(0, len(pair.source), 2, dtype=np.int32) for pair in pairs()]
     rows = [EncodedRow(pair.source.astype(np.int32), own) for pair, own in zip(pairs(), positions, strict=True)]
     encoder = Encoder(new(BertForTokenClassification, config), PadsWithZero(), "token-classification", 64)
-    return UnitLessons(encoder, TrainingRows(rows, [generator.integers(0, 7, len(own)) for own in positions]))
+    return UnitTrainingData(encoder, TrainingRows(rows, [generator.integers(0, 7, len(own)) for own in positions]))
 
 
 def new(architecture: type[PreTrainedModel], config: object) -> PreTrainedModel:
@@ -85,33 +85,33 @@ Make = Callable[[float], PaddedTrainingData]
 
 @KINDS
 def test_padding_to_a_multiple_changes_no_loss(make: Make) -> None:
-    lessons = make(0.0)
-    inputs = lessons.inputs(ROWS, 8)
+    data = make(0.0)
+    inputs = data.inputs(ROWS, 8)
     assert all(tensor.shape[1] % 8 == 0 for tensor in inputs.values())
-    torch.testing.assert_close(lessons.objective(inputs), lessons.loss(ROWS), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(data.objective(inputs), data.loss(ROWS), rtol=1e-5, atol=1e-3)
 
 
 def test_a_fused_norm_is_the_norm() -> None:
-    lessons = t5(0.0)
-    expected = lessons.loss(ROWS)
-    use_fused_norms(lessons.model)
-    torch.testing.assert_close(lessons.loss(ROWS), expected)
+    data = t5(0.0)
+    expected = data.loss(ROWS)
+    use_fused_norms(data.model)
+    torch.testing.assert_close(data.loss(ROWS), expected)
 
 
-def taught(lessons: PaddedTrainingData, precision: str) -> tuple[list[float], dict[str, Tensor]]:
+def trained(data: PaddedTrainingData, precision: str) -> tuple[list[float], dict[str, Tensor]]:
     device = Device("cuda", precision, 1)
-    history = fit(lessons.model, lessons, TRAINING, seed=0, device=device)
-    return history.losses, {name: weight.detach().cpu() for name, weight in lessons.model.named_parameters()}
+    history = fit(data.model, data, TRAINING, seed=0, device=device)
+    return history.losses, {name: weight.detach().cpu() for name, weight in data.model.named_parameters()}
 
 
 @GPU
 @KINDS
 def test_recorded_passes_train_as_launched_ones(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, weights = taught(make(0.0), "fp32")
+    losses, weights = trained(make(0.0), "fp32")
     monkeypatch.setattr(PaddedTrainingData, "is_recordable", False)
     monkeypatch.setattr(Seq2SeqTrainingData, "is_recordable", False)
     monkeypatch.setattr(CausalTrainingData, "is_recordable", False)
-    launched_losses, launched = taught(make(0.0), "fp32")
+    launched_losses, launched = trained(make(0.0), "fp32")
     assert losses == pytest.approx(launched_losses, rel=1e-4)
     torch.testing.assert_close(weights, launched, rtol=1e-3, atol=1e-4)
 
@@ -120,22 +120,22 @@ def test_recorded_passes_train_as_launched_ones(make: Make, monkeypatch: pytest.
 @KINDS
 def test_recorded_training_twice_gives_the_same_weights(make: Make) -> None:
     """With dropout, whose random numbers a replay draws anew."""
-    one, other = taught(make(0.1), "bf16"), taught(make(0.1), "bf16")
+    one, other = trained(make(0.1), "bf16"), trained(make(0.1), "bf16")
     torch.testing.assert_close(one[1], other[1], rtol=0, atol=0)
     assert len(set(one[0])) > 1
 
 
 @GPU
 def test_a_model_that_cannot_be_recorded_trains_all_the_same() -> None:
-    lessons = t5(0.0)
-    forward = lessons.model.forward
+    data = t5(0.0)
+    forward = data.model.forward
 
     def asks(*args: object, **options: object) -> object:
         output = forward(*args, **options)
         float(output.logits.sum())
         return output
 
-    lessons.model.forward = asks
+    data.model.forward = asks
     with pytest.warns(UserWarning, match="without CUDA graphs"):
-        losses, _ = taught(lessons, "fp32")
-    assert losses == pytest.approx(taught(t5(0.0), "fp32")[0], rel=1e-4)
+        losses, _ = trained(data, "fp32")
+    assert losses == pytest.approx(trained(t5(0.0), "fp32")[0], rel=1e-4)

@@ -65,7 +65,7 @@ def test_where_patience_lasts_all_epochs_come_and_the_best_is_kept() -> None:
 
 
 def test_the_steps_are_those_of_a_training_that_nobody_watches() -> None:
-    """Until the step that is kept: the watch draws no random number and leaves the model in training."""
+    """Until the step that is kept: early stopping draws no random number and leaves the model in training."""
     watched = Rows()
     history = fitted(watched, training(1000))
     assert history.kept_step is not None
@@ -113,7 +113,7 @@ def test_a_fraction_of_an_epoch_is_looked_at_too() -> None:
 
 
 def test_a_training_that_ends_before_the_first_hundredth_has_a_loss() -> None:
-    """Of 1000 epochs, ten make a hundredth."""
+    """Ten of 1000 epochs are a hundredth."""
     history = fitted(Rows(), training(1, epochs=1000))
     assert history.ended_by == "patience"
     assert history.steps[-1] == history.held_out_steps[-1]
@@ -126,7 +126,7 @@ def test_what_is_no_number_is_never_the_best() -> None:
 
 
 def test_an_encoder_is_watched_by_its_own_objective(tiny_encoder: Path) -> None:
-    """Rows that contradict what is learnt: the first epoch is the best, and what it gave is kept."""
+    """Rows that contradict what is learned: the first epoch is the best, and what it gave is kept."""
     problem = Slots({"PLAY": ["ARTIST"], "ASK": []})
 
     def rows(right: bool) -> list[TrainingRow]:

@@ -16,9 +16,9 @@ from retort.models.weights import find_weights
 from retort.problems import Problem
 from retort.problems.classification import Classification
 from retort.problems.slots import Slots, encode
+from retort.students.classifier import predict
 from retort.students.encoder import Encoder, encode_all, load_encoder, new_encoder
 from retort.students.losses import cross_entropy
-from retort.students.prediction import predict
 from retort.students.training import History, TrainingRows, train
 
 SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})

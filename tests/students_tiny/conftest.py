@@ -36,8 +36,8 @@ def lesson() -> Lesson:
     dev_fields, dev_gold = answers(90, seed=2)
     vocabulary = Vocabulary.fit(fields, shape)
     # A teacher that is sure of the gold label, but for each seventh row, where it is as sure of the other.
-    taught = np.where(np.arange(300) % 7 == 0, 1 - gold, gold)
-    teacher = np.where(np.eye(2)[taught] == 1, 0.9, 0.1)
+    distilled = np.where(np.arange(300) % 7 == 0, 1 - gold, gold)
+    teacher = np.where(np.eye(2)[distilled] == 1, 0.9, 0.1)
     data = TinyRows(vocabulary.encode(fields), gold, teacher)
     dev = TinyRows(vocabulary.encode(dev_fields), dev_gold)
     training = TinyTraining(epochs=4, batch_rows=16, learning_rate=0.02)

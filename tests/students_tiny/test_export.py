@@ -11,7 +11,7 @@ import pytest
 
 from retort.errors import DataError
 from retort.students.tiny.export import export
-from retort.students.tiny.prediction import predict
+from retort.students.tiny.network import predict
 from retort.students.tiny.scorer import Scorer, measure
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTraining
 from retort.students.tiny.training import train_students
@@ -93,7 +93,7 @@ def test_a_folder_that_holds_no_student_is_refused(tmp_path):
 
 
 def test_speed_is_that_of_one_row_and_of_full_batches():
-    """Of a scorer that takes 4 ms whatever it is given; a busy machine makes it slower only."""
+    """A scorer that takes 4 ms for any input is measured as such; a busy machine only makes it slower."""
     asked = []
 
     def score(rows):

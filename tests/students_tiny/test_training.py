@@ -6,12 +6,11 @@ import torch
 
 from retort.errors import ConfigError, DataError
 from retort.students.tiny import training as module
-from retort.students.tiny.network import as_bags, initial, layout, logits, unflatten, word_traits
-from retort.students.tiny.prediction import predict
+from retort.students.tiny.network import as_bags, initial, layout, logits, predict, unflatten, word_traits
 from retort.students.tiny.shape import Setting, TinyRows, TinyTexts
 
 TOLERANCE = 1e-4
-"""Of a weight of about 0.3, after four epochs: a stack sums in another order than one alone."""
+"""Tolerance of a weight of about 0.3 after four epochs: a stack sums in another order than a single student."""
 
 SETTINGS = [
     Setting(0),
@@ -39,11 +38,11 @@ def test_side_by_side_they_become_what_each_becomes_alone(lesson):
 def test_many_are_cut_into_stacks(lesson, monkeypatch):
     whole = lesson.train(*SETTINGS, epochs=1)
     monkeypatch.setattr(module, "STACK", 2)
-    told = []
+    same = []
     for one, other in zip(whole, lesson.train(*SETTINGS, epochs=1), strict=True):
-        told.append(one.setting == other.setting)
+        same.append(one.setting == other.setting)
         np.testing.assert_allclose(one.weights["read"], other.weights["read"], atol=TOLERANCE)
-    assert all(told)
+    assert all(same)
 
 
 def test_it_learns_what_only_reference_and_answer_together_tell(lesson):
@@ -132,11 +131,11 @@ def test_lambda_that_ends_at_0_ends_there():
 
 
 def test_more_rows_without_gold_labels_teach_by_their_probabilities(lesson):
-    """Ten labelled rows and the teacher's word for the rest do better than the ten alone."""
+    """Ten labeled rows and the teacher's word for the rest do better than the ten alone."""
     few = replace(lesson.data, gold=np.where(np.arange(300) < 10, lesson.data.gold, -1))
     alone = Setting(0, rows=tuple(range(10)))
-    taught, untaught = lesson.train(Setting(0, soft_weight=1.0), alone, data=few, epochs=12, patience=20)
-    assert taught.dev_accuracy > untaught.dev_accuracy + 0.1
+    distilled, undistilled = lesson.train(Setting(0, soft_weight=1.0), alone, data=few, epochs=12, patience=20)
+    assert distilled.dev_accuracy > undistilled.dev_accuracy + 0.1
 
 
 def test_progress_counts_up_to_all_epochs(lesson):

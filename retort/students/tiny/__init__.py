@@ -10,9 +10,9 @@
     Scorer(folder).probabilities(test_fields)                                        # onnxruntime, one thread
 
 A row is a sequence of *fields*, one text each, in the order of `TinyShape.fields` (question, reference, answer; or
-one text alone). Classes are numbered as the problem numbers them; gold is -1 where a row has none.
+a single text). Classes are numbered as in the problem; gold is -1 for rows without a label.
 
-Rooms: `shape` (dataclasses; no torch), `vocabulary`, `network`, `training`, `prediction`, `export` (ONNX and the model
+Modules: `shape` (dataclasses; no torch), `vocabulary`, `network`, `training`, `export` (ONNX and the model
 card), `scorer` (onnxruntime; latency and throughput), `baselines` (majority, TF-IDF, label smoothing, TinyBERT-sized).
-Arrays in, arrays and files out: no stage, no store, no config.
+The package takes arrays and returns arrays and files; it knows nothing of steps, the store or the config.
 """

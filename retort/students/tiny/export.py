@@ -1,8 +1,8 @@
-"""A tiny student as a folder that needs nothing of Retort: the network in ONNX, its vocabulary in JSON, a model card.
+"""Export of a tiny student as a folder independent of Retort: ONNX network, JSON vocabulary, model card.
 
-The graph is written node by node: it is small, and so needs no tracer. It takes word numbers and field numbers, `(rows,
-length)`, of any size, and finds by itself which words occur in other fields; `examples/scorer.py` shows what is left to
-do before it.
+The graph is small enough to be written node by node, without a tracer. Its inputs are word ids and field ids, `(rows,
+length)` of any size; which words occur in other fields is computed inside the graph. `examples/scorer.py` shows the
+remaining preprocessing.
 """
 
 import json
@@ -22,12 +22,12 @@ from retort.students.tiny.vocabulary import STEM, WORD, Vocabulary
 
 MODEL, VOCABULARY, CARD = "model.onnx", "vocabulary.json", "README.md"
 OPSET, IR_VERSION = 18, 10
-"""Old enough for every onnxruntime from 1.18 (2024)."""
+"""Supported by every onnxruntime since 1.18 (2024)."""
 
 
 def export(folder: Path, weights: Weights, vocabulary: Vocabulary, classes: Sequence[str], card: str) -> None:
-    """Writes `model.onnx`, `vocabulary.json` and `README.md` into `folder`, which exists. `card` is Markdown; the
-    folder's contract is added to it."""
+    """Writes `model.onnx`, `vocabulary.json` and `README.md` into the existing `folder`. `card` is Markdown; a
+    description of the folder's files is appended to it."""
     model = as_onnx(weights)
     onnx.checker.check_model(model, full_check=True)
     (folder / MODEL).write_bytes(model.SerializeToString())
@@ -48,7 +48,8 @@ def _contract(weights: Weights, vocabulary: Vocabulary, classes: Sequence[str]) 
 
 
 def as_onnx(weights: Weights) -> onnx.ModelProto:
-    """Inputs `word_ids` and `field_ids`, int64 `(rows, length)`; output `probabilities`, float32 `(rows, classes)`."""
+    """The network: inputs `word_ids` and `field_ids`, int64 `(rows, length)`; output `probabilities`, float32
+    `(rows, classes)`."""
     num_fields = len(weights["fields"])
     constants: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(array) for name, array in weights.items()} | {
         "zero": np.array(0, dtype=np.int64),
@@ -72,13 +73,13 @@ _INPUTS = ("word_ids", "field_ids")
 
 
 def _nodes(overlap: bool, with_max: bool) -> Iterator[onnx.NodeProto]:
-    """`network.logits`, of one student, and what `network.word_features` finds."""
+    """The computation of `network.word_traits` and `network.logits` for one student."""
 
     def node(operation: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(operation, inputs.split(), [output], **attributes)
 
     yield node("Gather", "words word_ids", "word_vectors")
-    yield node("Gather", "fields field_ids", "field_vectors")  # that of padding is masked below
+    yield node("Gather", "fields field_ids", "field_vectors")  # padding is masked below
     yield node("Add", "word_vectors field_vectors", "x" if not overlap else "marked")
     yield node("Greater", "word_ids zero", "is_word")
     yield node("Unsqueeze", "is_word last", "is_word_column")

@@ -1,14 +1,14 @@
-"""The network, many of them at once: every weight has a leading axis of students, and so has every result.
+"""The tiny network, evaluated for many students at once: weights and results have a leading axis of students.
 
     x = words[id] + fields[field] + sum of overlaps[f] over the other fields f in which the word occurs
     h = tanh(x read + read_bias)                                     for each word
     a = softmax over words of (h attend)
-    v = the mean of h, weighted by a, and beside it the greatest of each number of h
+    v = the mean of h, weighted by a, concatenated with the elementwise maximum of h
     logits = relu(v mix + mix_bias) out + out_bias
 
-Attention pooling in place of the paper's BiLSTM: `benchmarks/tiny.py --only accuracy` compares the two. Words are read
-as a bag: what one means for the score comes from its field and from where else it occurs. So rows of a batch share the
-work for the words that they share.
+Attention pooling replaces the paper's BiLSTM (arXiv 2312.15842): `benchmarks/tiny.py --only accuracy` compares the two.
+Words are read as a bag, so h depends only on a word, its field and the other fields in which it occurs, and rows of a
+batch share the computation for the words that they share.
 """
 
 import math
@@ -25,9 +25,12 @@ from retort.students.tiny.shape import TinyShape, TinyTexts, Weights
 
 Indices = NDArray[np.int64]
 
+BATCH_ROWS = 256
+"""Rows that are predicted at once."""
+
 
 def layout(shape: TinyShape, vocabulary_size: int, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one student's weights, in order. `vocabulary_size` is that of the fitted vocabulary."""
+    """Names and shapes of one student's weights, in order. `vocabulary_size` is the size of the fitted vocabulary."""
     embedding, hidden, num_fields = shape.embedding_size, shape.hidden_size, len(shape.fields)
     sizes: dict[str, tuple[int, ...]] = {
         "words": (vocabulary_size, embedding),
@@ -47,18 +50,18 @@ def layout(shape: TinyShape, vocabulary_size: int, num_classes: int) -> dict[str
 
 
 def has_max(weights: Mapping[str, Any]) -> bool:
-    """Whether it pools by `mean-and-max`; of one student or of a stack."""
+    """Whether a student, or a stack of students, pools by `mean-and-max`."""
     return int(weights["mix"].shape[-2]) > int(weights["read"].shape[-1])
 
 
 def num_parameters(weights: Weights) -> int:
-    """All of them, embeddings included."""
+    """The number of all weights, embeddings included."""
     return sum(array.size for array in weights.values())
 
 
 def initial(sizes: dict[str, tuple[int, ...]], seed: int) -> Tensor:
-    """One student's weights, flat, `(parameters,)`: normal, with a variance of 1 / inputs for matrices, 0.3 squared for
-    embeddings, zero for biases."""
+    """One student's initial weights, flat, `(parameters,)`: normal with standard deviation 1 / sqrt(inputs) for
+    matrices and 0.3 for embeddings, zero for biases."""
     generator = torch.Generator().manual_seed(seed)
     return torch.cat([_draw(name, size, generator).flatten() for name, size in sizes.items()])
 
@@ -71,43 +74,43 @@ def _draw(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tenso
 
 
 def unflatten(flat: Tensor, sizes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """`(students, parameters)` -> by name, `(students, ...)`: views, so gradients reach `flat`."""
+    """`(students, parameters)` -> weights by name, `(students, ...)`, as views, so that gradients reach `flat`."""
     parts = torch.split(flat, [math.prod(size) for size in sizes.values()], dim=1)
     return {name: part.view(len(flat), *size) for (name, size), part in zip(sizes.items(), parts, strict=True)}
 
 
 def stacked(weights: Sequence[Weights]) -> dict[str, Tensor]:
-    """Of several students, by name, `(students, ...)`."""
+    """The weights of several students, by name, `(students, ...)`."""
     return {name: torch.from_numpy(np.stack([one[name] for one in weights])) for name in weights[0]}
 
 
 @dataclass(frozen=True, slots=True)
 class Bags:
-    """Rows as the words that they hold, each with its field and overlaps; a word that many rows hold stands once."""
+    """A batch as bags of word kinds (a word with its field and overlaps), each of which is stored once."""
 
     word_ids: Tensor
-    """`(kinds,)`."""
+    """`(kinds,)`: the word id of each kind."""
     features: Tensor
-    """`(kinds, features)`, 0 or 1: the word's field, then in which other fields it occurs."""
+    """`(kinds, features)`, 0 or 1: one-hot the word's field, then the other fields in which it occurs."""
     counts: Tensor
-    """`(rows, kinds)`: how often a row holds each."""
+    """`(rows, kinds)`: how often each kind occurs in a row."""
     members: Tensor
-    """`(rows, length)`: the place of each word's kind among the kinds; that of the first one fills a row up."""
+    """`(rows, length)`: the kind of each word of a row; that of the first word pads the row."""
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """As `logits` takes them, without its axis of students."""
+        """The arguments of `logits`, without its axis of students."""
         return self.word_ids, self.features, self.counts, self.members
 
 
 def word_traits(texts: TinyTexts, num_fields: int, *, overlap: bool) -> Indices:
-    """`(rows, length)`: each word's field `f`, and with `overlap` each other field `g` in which it occurs, as
-    `f + num_fields * sum of 2^g`."""
+    """Encodes each word's field `f` and, with `overlap`, the other fields `g` in which it occurs, as
+    `f + num_fields * sum of 2^g`: `(rows, length)`."""
     traits = texts.field_ids.copy()
     if not overlap or num_fields == 1:
         return traits
     fields = np.arange(num_fields)
-    for start in range(0, len(traits), 256):  # compares each word of a row with each
+    for start in range(0, len(traits), 256):  # compares all pairs of words of a row
         ids, own = (part[start : start + 256] for part in (texts.word_ids, texts.field_ids))
         is_own = (own[..., None] == fields) & (ids > 0)[..., None]
         occurs = np.matmul(ids[:, :, None] == ids[:, None, :], is_own, dtype=np.float32) > 0
@@ -116,7 +119,7 @@ def word_traits(texts: TinyTexts, num_fields: int, *, overlap: bool) -> Indices:
 
 
 def as_bags(word_ids: Indices, traits: Indices, num_fields: int, *, overlap: bool) -> Bags:
-    """Of `(rows, length)` words, 0 where there is none, and their traits."""
+    """The batch of the words `(rows, length)`, 0 for padding, with their traits `(rows, length)`."""
     rows, places = np.nonzero(word_ids)
     size = int(word_ids.max(initial=0)) + 1
     kinds, kind_of = np.unique(traits[rows, places] * size + word_ids[rows, places], return_inverse=True)
@@ -135,7 +138,7 @@ def as_bags(word_ids: Indices, traits: Indices, num_fields: int, *, overlap: boo
 
 
 def _members(word_ids: Indices, rows: Indices, places: Indices, kind_of: Indices) -> Indices:
-    """Of rows that begin with a word, as an encoded one does."""
+    """See `Bags.members`. Every row must begin with a word, as encoded rows do."""
     longest = int(places.max(initial=0)) + 1
     members = np.zeros((len(word_ids), longest), dtype=np.int64)
     members[rows, places] = kind_of
@@ -143,11 +146,11 @@ def _members(word_ids: Indices, rows: Indices, places: Indices, kind_of: Indices
 
 
 def logits(weights: dict[str, Tensor], word_ids: Tensor, features: Tensor, counts: Tensor, members: Tensor) -> Tensor:
-    """The parts of `Bags` with an axis of students before -> `(students, rows, classes)`. A count of 0 in all rows
-    fills up. Each row needs one word at least; the marks of its fields are some.
+    """The logits `(students, rows, classes)`, from the parts of `Bags` with a leading axis of students.
 
-    The means of all rows are one matrix product: `(counts e^a h) / (counts e^a)`. What is less than e^-80 of the
-    greatest weight in the batch counts as that much, so that no row divides by 0.
+    Kinds that pad have a count of 0 in all rows. Each row needs at least one word; field marks count as words. The
+    means of all rows are computed as `(counts e^a h) / (counts e^a)`. Attention weights below e^-80 of the greatest in
+    the batch are raised to that, so that no row divides by 0.
     """
     words = weights["words"]
     first = torch.arange(len(words), device=word_ids.device)[:, None] * words.shape[1]
@@ -165,9 +168,12 @@ def logits(weights: dict[str, Tensor], word_ids: Tensor, features: Tensor, count
 
 
 def _greatest(h: Tensor, members: Tensor) -> Tensor:
-    """Of each number over a row's words: `(students, kinds, hidden)`, `(students, rows, length)` -> `(students, rows,
-    hidden)`. Which word has the greatest is sought without gradients, along the last axis: a third less work than by
-    `amax`, whose gradient visits every word."""
+    """The elementwise maximum of h over each row's words: `(students, kinds, hidden)` and `(students, rows, length)` ->
+    `(students, rows, hidden)`.
+
+    The argmax is found without gradients, along the last axis: a third less work than `amax`, whose gradient visits
+    every word.
+    """
     students, rows, length = members.shape
     with torch.no_grad():
         numbers = h.transpose(1, 2).contiguous()
@@ -175,3 +181,17 @@ def _greatest(h: Tensor, members: Tensor) -> Tensor:
         held = numbers.gather(2, places).view(students, -1, rows, length)
         words = held.argmax(3).transpose(1, 2)
     return h.gather(1, members.gather(2, words))
+
+
+@torch.inference_mode()
+def predict(weights: Weights, texts: TinyTexts) -> NDArray[np.float64]:
+    """Class probabilities of one student, `(rows, classes)`, each row summing to 1."""
+    one = stacked([weights])
+    num_fields, overlap = len(weights["fields"]), "overlaps" in weights
+    traits = word_traits(texts, num_fields, overlap=overlap)
+    found = np.zeros((len(texts), len(weights["out_bias"])))
+    for start in range(0, len(texts), BATCH_ROWS):
+        part = slice(start, start + BATCH_ROWS)
+        bags = as_bags(texts.word_ids[part], traits[part], num_fields, overlap=overlap)
+        found[part] = logits(one, *(piece[None] for piece in bags.parts))[0].double().softmax(-1)
+    return found

@@ -1,4 +1,4 @@
-"""An exported student at work, by onnxruntime on one thread, and how fast it is."""
+"""Scoring with an exported student, by onnxruntime on one thread, and the measurement of its speed."""
 
 import json
 import statistics
@@ -18,7 +18,7 @@ BATCH_ROWS = 256
 
 
 class Scorer:
-    """Raises DataError where the folder holds no exported student."""
+    """An exported student. Raises DataError if the folder does not contain one."""
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime
@@ -35,7 +35,7 @@ class Scorer:
         self._session: Any = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
     def probabilities(self, rows: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-        """Rows of one text for each field, as `vocabulary.fields` -> `(rows, classes)`."""
+        """Class probabilities `(rows, classes)`; a row has one text per field, in the order of `vocabulary.fields`."""
         found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
         for start in range(0, len(rows), BATCH_ROWS):
             texts = self.vocabulary.encode(rows[start : start + BATCH_ROWS])
@@ -47,13 +47,13 @@ class Scorer:
 @dataclass(frozen=True, slots=True)
 class Speed:
     latency_ms: float
-    """Median over rows, each by itself, from text to probabilities."""
+    """Median milliseconds for a single row, from text to probabilities."""
     rows_per_second: float
-    """In batches of 256; the best of three rounds."""
+    """Throughput in batches of 256, the best of three rounds."""
 
 
 def measure(score: Callable[[Sequence[Sequence[str]]], object], rows: Sequence[Sequence[str]]) -> Speed:
-    """Of whatever scores rows, on as many threads as it takes. The first rows warm it up."""
+    """The speed of `score`, whatever it is and however many threads it uses. The first rows warm it up."""
     for row in rows[:5]:
         score([row])
     latencies = [_seconds(score, [row]) for row in rows[:200]]

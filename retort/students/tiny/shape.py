@@ -1,4 +1,4 @@
-"""What a tiny student is made of and how it is trained. Imports no torch."""
+"""The settings and data of tiny students. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,58 +9,58 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]
-"""Of one student, by name; see `network`."""
+"""One student's weights by name; see `network.layout`."""
 Pooling = Literal["mean", "mean-and-max"]
 
 
 @dataclass(frozen=True, slots=True)
 class TinyShape:
-    """All of it changes the student, so all of it belongs in its key."""
+    """The architecture. Every field changes the student, so every field belongs in its key."""
 
     fields: tuple[str, ...] = ("text",)
     """Names of a row's texts, in order."""
     vocabulary_size: int = 1200
-    """Rows of the embedding at most, marks and hashed buckets included."""
+    """Maximum number of embeddings, including field marks and hash buckets."""
     embedding_size: int = 24
     hidden_size: int = 32
     max_words: int = 48
-    """Words read of each field; the rest is cut off."""
+    """Maximum number of words of each field; the rest is cut off."""
     overlap: bool = True
-    """Whether each word says in which other fields it occurs, too. Without effect where there is one field."""
+    """Whether a word's vector includes the other fields in which it occurs. No effect with a single field."""
     pooling: Pooling = "mean-and-max"
-    """What a row is of its words: their mean, weighted by attention, and beside it the greatest of each number."""
+    """How words are pooled: attention-weighted mean, alone or concatenated with the elementwise maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class TinyTraining:
     epochs: int = 40
-    """At most; each student keeps the weights of its best epoch on the dev rows."""
+    """Maximum number of epochs; each student keeps the weights of its best epoch on the dev rows."""
     patience: int = 8
-    """Epochs without a better dev accuracy after which a student stops."""
+    """Number of epochs without improvement on the dev rows after which a student stops."""
     batch_rows: int = 32
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
     word_dropout: float = 0.1
-    """Share of words that are read as unknown in training."""
+    """Share of words that are replaced by their hash bucket in training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One student of those trained side by side."""
+    """The settings of one student among those trained together."""
 
     seed: int
-    """Of the initial weights, the order of batches and the words dropped; students of equal seed share all three."""
+    """Seeds initial weights, batch order and word dropout; students with the same seed share all three."""
     soft_weight: float = 0.0
-    """lambda: the weight of the teacher's part; 0 is training on gold labels alone."""
+    """lambda >= 0, the weight of the teacher's term; 0 trains on gold labels alone."""
     distillation_temperature: float = 1.0
     hard: bool = True
-    """Whether gold labels count; without, it learns from the teacher's probabilities alone."""
+    """Whether gold labels are used; False trains on the teacher's probabilities alone."""
     soft_weight_end: float | None = None
-    """lambda in the last epoch, reached in equal steps; None: it stays."""
+    """lambda in the last epoch, reached linearly; None: constant."""
     only_where_right: bool = False
-    """The teacher's part only for rows where its most probable class is the gold one, or that have no gold label."""
+    """Limits the teacher's term to rows where its most probable class is gold, or that have no gold label."""
     rows: tuple[int, ...] | None = None
-    """Indices of the training rows that it sees; None: all."""
+    """Indices of the student's training rows; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class TinyTexts:
     """Encoded rows."""
 
     word_ids: NDArray[np.int64]
-    """`(rows, length)`; 0 is padding."""
+    """`(rows, length)`: word ids, 0 for padding."""
     field_ids: NDArray[np.int64]
-    """`(rows, length)`: the field that each word stands in, 0 in padding."""
+    """`(rows, length)`: index of each word's field, 0 for padding."""
 
     def __len__(self) -> int:
         return len(self.word_ids)
@@ -80,20 +80,20 @@ class TinyTexts:
 class TinyRows:
     texts: TinyTexts
     gold: NDArray[np.int64]
-    """`(rows,)`: class indices, -1 without."""
+    """`(rows,)`: class indices, -1 for rows without a label."""
     probabilities: NDArray[np.float64] | None = None
-    """`(rows, classes)`: the teacher's, of the same rows in the same order."""
+    """`(rows, classes)`: the teacher's probabilities, NaN for rows without any; None without a teacher."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedStudent:
     setting: Setting
     weights: Weights
-    """Of the best epoch."""
+    """The weights of the best epoch."""
     epoch: int
-    """The best one, from 1."""
+    """The best epoch, counted from 1."""
     dev_accuracy: float
     dev_loss: float
-    """Mean cross-entropy with the dev rows' gold labels, in nats."""
+    """Mean cross-entropy on the dev rows, in nats."""
     history: Sequence[tuple[float, float]]
-    """Dev accuracy and loss after each epoch until it stopped."""
+    """(Dev accuracy, dev loss) after each epoch until the student stopped."""

@@ -1,11 +1,11 @@
-"""Training of many tiny students side by side, in one process, with the weights of all stacked.
+"""Training of many tiny students together in one process, with their weights stacked.
 
-Students never meet: each has its own weights, optimizer state, batches and best epoch, and comes out as if it had been
-trained alone, up to rounding. Seeds, weights of the teacher's part, temperatures and subsets of the rows may all
-differ. One alone spends most of its time in starting operations that are too small for the machine.
+Students are independent: each has its own weights, optimizer state, batches and best epoch, and ends up as if it had
+been trained alone, up to rounding. Seeds, lambdas, temperatures and row subsets may all differ. A single student would
+spend most of its time launching operations that are too small for the machine.
 
-A batch is of rows of about the same length, and the order of these lengths depends on the epoch alone: batches of
-different students have about as many words, and little of the stack only fills it up.
+A batch contains rows of similar length, and the order of lengths depends on the epoch only. So the batches of different
+students have a similar number of words at each step, and the stack needs little padding.
 """
 
 import math
@@ -27,10 +27,10 @@ from retort.students.tiny.vocabulary import Vocabulary
 Progress = Callable[[int, int, str], None]
 
 STACK = 64
-"""Students trained at once at most; bounds memory."""
+"""Maximum number of students trained at once; bounds memory."""
 
 _JITTER_WORDS = 6.0
-"""Rows whose lengths differ by less meet in a batch."""
+"""Lengths are perturbed by up to this many words before rows are sorted into batches, so that batches vary."""
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
@@ -46,10 +46,10 @@ def train_students(
     num_classes: int,
     progress: Progress = lambda done, total, note: None,
 ) -> list[TrainedStudent]:
-    """One student for each setting, in that order; `progress` counts epochs of stacks.
+    """Trains one student per setting and returns them in order; `progress` counts epochs of stacks.
 
-    Raises DataError where arrays do not fit each other, ConfigError for a setting out of range or one that needs
-    probabilities where there are none.
+    Raises DataError if array shapes do not match, ConfigError if a setting is out of range or needs probabilities that
+    are not given.
     """
     _check(data, dev, settings, num_classes)
     rows, judged = _Rows.of(data, shape, num_classes), _Rows.of(dev, shape, num_classes)
@@ -73,7 +73,7 @@ def train_students(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows, ready to be taken from."""
+    """Training or dev rows as arrays, ready to draw batches from."""
 
     word_ids: Indices
     traits: Indices
@@ -81,11 +81,11 @@ class _Rows:
     overlap: bool
     gold: Tensor
     probabilities: Tensor
-    """`(rows, classes)`; zeros where the teacher says nothing."""
-    told: Tensor
-    """`(rows,)`: 1 where the teacher says something."""
+    """`(rows, classes)`: the teacher's, zeros for rows without any."""
+    has_teacher: Tensor
+    """`(rows,)`: 1 for rows with the teacher's probabilities, else 0."""
     right: Tensor
-    """`(rows,)`: 1 where it also agrees with the gold label, or there is none."""
+    """`(rows,)`: 1 where the teacher also agrees with the gold label or there is none, else 0."""
 
     @classmethod
     def of(cls, rows: TinyRows, shape: TinyShape, num_classes: int) -> "_Rows":
@@ -93,15 +93,15 @@ class _Rows:
         probabilities = torch.full((len(gold), num_classes), math.nan)
         if rows.probabilities is not None:
             probabilities = torch.from_numpy(np.asarray(rows.probabilities, dtype=np.float32))
-        told = (~probabilities.isnan().any(1)).float()
+        has_teacher = (~probabilities.isnan().any(1)).float()
         probabilities = probabilities.nan_to_num()
-        right = told * ((probabilities.argmax(1) == gold) | (gold < 0))
+        right = has_teacher * ((probabilities.argmax(1) == gold) | (gold < 0))
         num_fields, words = len(shape.fields), rows.texts.word_ids
         traits = word_traits(rows.texts, num_fields, overlap=shape.overlap)
-        return cls(words, traits, num_fields, shape.overlap, gold, probabilities, told, right)
+        return cls(words, traits, num_fields, shape.overlap, gold, probabilities, has_teacher, right)
 
     def bags(self, rows: Indices, numbers: Indices | None = None) -> Bags:
-        """`numbers`: what words are read as instead, `(rows, length)`."""
+        """The batch of these `rows`. `numbers` `(rows, length)` replaces their word ids."""
         words = self.word_ids[rows] if numbers is None else numbers
         return as_bags(words, self.traits[rows], self.num_fields, overlap=self.overlap)
 
@@ -116,20 +116,22 @@ class _Best:
 
 @dataclass(slots=True)
 class _Stack:
-    """Students in training: those that have stopped are no longer among them."""
+    """The students that are still being trained, with the results of those that have stopped."""
 
     settings: list[Setting]
     sizes: dict[str, tuple[int, ...]]
     flat: Tensor
     """All weights, `(students, parameters)`."""
     moments: tuple[Tensor, Tensor]
-    """Adam's, of the same shape."""
+    """Adam's first and second moments, shaped like `flat`."""
     places: list[int]
-    """Where each stands in the stack that it was begun with."""
+    """Each student's index in the initial stack."""
     best: dict[int, _Best]
-    """By place, of those that have stopped, too."""
+    """The best epoch by place, including students that have stopped."""
     histories: dict[int, list[tuple[float, float]]]
+    """(Dev accuracy, dev loss) of each epoch, by place."""
     begun: list[Setting]
+    """The settings of the initial stack, by place."""
     num_rows: int
     steps: int = 0
 
@@ -145,7 +147,7 @@ class _Stack:
         return len(self.settings)
 
     def step(self, loss: Tensor, leaf: Tensor, rate: float, decay: float) -> None:
-        """AdamW (Loshchilov and Hutter 2019) by the gradient of the summed losses, which is each student's own."""
+        """One AdamW step (Loshchilov and Hutter 2019). The gradient of the summed losses is each student's own."""
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = leaf.grad
         assert gradient is not None
@@ -158,7 +160,7 @@ class _Stack:
 
     @torch.no_grad()
     def judge(self, dev: _Rows, epoch: int) -> None:
-        """Accuracy and loss of each on the dev rows; who is better than ever is kept (of equals, the lower loss)."""
+        """Measures dev accuracy and loss, and stores the weights of students with a new best accuracy (ties: loss)."""
         weights = unflatten(self.flat, self.sizes)
         right, lost = torch.zeros(len(self)), torch.zeros(len(self))
         for rows in np.array_split(np.arange(len(dev.gold)), math.ceil(len(dev.gold) / 256)):
@@ -175,7 +177,7 @@ class _Stack:
                 self.best[place] = _Best(epoch, accuracy, loss, self.flat[index].clone())
 
     def still_learning(self, epoch: int, patience: int) -> "_Stack":
-        """Without those that have not become better for `patience` epochs."""
+        """The stack without the students that have not improved for `patience` epochs."""
         kept = [index for index, place in enumerate(self.places) if epoch - self.best[place].epoch < patience]
         if len(kept) == len(self):
             return self
@@ -189,7 +191,7 @@ class _Stack:
         )
 
     def results(self) -> list[TrainedStudent]:
-        """Of all that were begun."""
+        """The results of all students of the initial stack."""
         students = []
         for place, setting in enumerate(self.begun):
             best = self.best[place]
@@ -206,7 +208,7 @@ def _train_epoch(stack: _Stack, rows: _Rows, unknown: Indices, training: TinyTra
     temperatures = torch.tensor([setting.distillation_temperature for setting in stack.settings])
     weight = torch.tensor([_soft_weight(setting, epoch, training.epochs) for setting in stack.settings])
     hard = torch.tensor([setting.hard for setting in stack.settings])[:, None]
-    careful = torch.tensor([setting.only_where_right for setting in stack.settings])[:, None]
+    only_where_right = torch.tensor([setting.only_where_right for setting in stack.settings])[:, None]
     steps = len(plans[0])
     for step, batches in enumerate(zip(*plans, strict=True)):
         index, real = (part[course_of] for part in _side_by_side([rows_of for rows_of, _ in batches]))
@@ -214,18 +216,18 @@ def _train_epoch(stack: _Stack, rows: _Rows, unknown: Indices, training: TinyTra
         leaf = stack.flat.detach().requires_grad_()
         found = logits(unflatten(leaf, stack.sizes), *(part[course_of] for part in bags))
         gold = rows.gold[index].masked_fill(~(hard & real), -1)
-        listen = torch.where(careful, rows.right[index], rows.told[index]) * real
-        losses = scoring_loss(found, gold, rows.probabilities[index], weight, temperatures, listen)
+        soft_weights = torch.where(only_where_right, rows.right[index], rows.has_teacher[index]) * real
+        losses = scoring_loss(found, gold, rows.probabilities[index], weight, temperatures, soft_weights)
         rate = training.learning_rate * (1 - (epoch + step / steps) / training.epochs)
         stack.step((losses.sum(1) / real.sum(1)).sum(), leaf, rate, training.weight_decay)
 
 
 Plan = list[tuple[Indices, NDArray[np.bool_]]]
-"""For each batch: rows `(batch,)`, and which of their words are read as unknown, `(batch, length)`."""
+"""For each batch: row indices `(batch,)`, and which of their words are dropped, `(batch, length)`."""
 
 
 def _plan(word_ids: Indices, seed: int, subset: tuple[int, ...] | None, training: TinyTraining, epoch: int) -> Plan:
-    """One epoch of a student, whoever is trained beside it."""
+    """The batches of one student's epoch; independent of the other students in the stack."""
     members = np.arange(len(word_ids)) if subset is None else np.array(subset)
     generator = np.random.default_rng([seed, epoch])
     lengths = (word_ids[members] > 0).sum(axis=1)
@@ -243,7 +245,7 @@ def _plan(word_ids: Indices, seed: int, subset: tuple[int, ...] | None, training
 
 
 def _side_by_side(batches: Sequence[Indices]) -> tuple[Tensor, Tensor]:
-    """Batches of nearly one size -> rows `(batches, most)` and which of them are real; the first row fills up."""
+    """Pads batches of similar size with their first row: row indices and a mask of real rows, `(batches, most)`."""
     most = max(map(len, batches))
     index = np.stack([np.pad(batch, (0, most - len(batch)), constant_values=batch[0]) for batch in batches])
     real = np.arange(most) < np.array([len(batch) for batch in batches])[:, None]
@@ -256,8 +258,8 @@ def _bags(rows: _Rows, unknown: Indices, index: Indices, dropped: NDArray[np.boo
 
 
 def _stacked_bags(bags: Sequence[Bags], num_rows: int) -> tuple[Tensor, ...]:
-    """Parts as of `Bags`, with an axis before: filled up with words that no row holds, and with rows that hold the
-    first word, since a row needs one."""
+    """The parts of `Bags`, stacked on a leading axis. Padding words occur in no row; padding rows contain the first
+    word, because a row needs at least one."""
     most = max(len(one.word_ids) for one in bags)
 
     def wider(part: Tensor, *sides: int) -> Tensor:
@@ -276,7 +278,7 @@ def _stacked_bags(bags: Sequence[Bags], num_rows: int) -> tuple[Tensor, ...]:
 
 
 def _longer(members: Tensor, longest: int, num_rows: int) -> Tensor:
-    """Rows filled up with the first word that they hold, and then rows that hold the first word of all."""
+    """Pads each row with its first word, and the batch with rows of word kind 0: `(num_rows, longest)`."""
     filled = torch.cat([members, members[:, :1].expand(-1, longest - members.shape[1])], dim=1)
     return torch.nn.functional.pad(filled, (0, 0, 0, num_rows - len(filled)))
 
@@ -289,7 +291,7 @@ def _soft_weight(setting: Setting, epoch: int, epochs: int) -> float:
 
 
 def _stacks(settings: Sequence[Setting], num_rows: int, batch_rows: int) -> Iterator[list[int]]:
-    """Places of settings that are trained together: at most STACK of them, all with as many steps an epoch."""
+    """Indices of settings that are trained together: at most STACK, with the same number of steps per epoch."""
     by_steps: dict[int, list[int]] = defaultdict(list)
     for place, setting in enumerate(settings):
         size = num_rows if setting.rows is None else len(setting.rows)

@@ -1,12 +1,12 @@
-"""Words to numbers, by a table small enough for a student of 30,000 parameters.
+"""Words to ids, with a table small enough for a student of 30,000 parameters.
 
-A word is a run of letters and digits in lower case, read up to its first `STEM` characters: "evaporates", "evaporated"
-and "evaporation" are one. That is a stemmer of one line, which the bare scorer needs as well; it lets a table of 1,000
-rows hold more of a language, and lets words of an answer be found in its reference.
+A word is a run of lower-cased letters and digits, truncated to `STEM` characters: "evaporates", "evaporated" and
+"evaporation" are the same word. This one-line stemmer is easy to repeat in a standalone scorer; it makes a table of
+1,000 words cover more of a language, and lets an answer's words match those of its reference.
 
     0                      padding
-    1 ... fields           the mark at the head of each field, so that an empty one is something, too
-    ... buckets            one of these for each word that is not in the table, by its CRC-32
+    1 ... fields           a mark at the start of each field, so that an empty field is not empty
+    ... buckets            hash buckets (CRC-32) of words that are not in the table
     ... vocabulary_size    the table: the most frequent words of the training texts, ties in alphabetical order
 """
 
@@ -27,7 +27,7 @@ STEM = 6
 WORD = r"[^\W_]+"
 BUCKETS_SHARE = 1 / 8
 MIN_COUNT = 2
-"""A word that occurs once in the training texts is read by its bucket, which so learns what rare words are like."""
+"""Minimum count of a word in the table. Rarer words go to their bucket, which thus learns about rare words."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Vocabulary:
     fields: tuple[str, ...]
     buckets: int
     words: tuple[str, ...]
-    """The table, most frequent first; the first of them has the number `1 + fields + buckets`."""
+    """The table, most frequent first; the first word has the id `1 + fields + buckets`."""
     max_words: int
 
     @classmethod
     def fit(cls, rows: Iterable[Sequence[str]], shape: TinyShape) -> "Vocabulary":
-        """From training texts, one for each field. Raises ConfigError where the shape has no room for a table,
-        DataError where a row has another number of fields."""
+        """Builds the table from training rows of one text per field. Raises ConfigError if the shape leaves no room for
+        a table, DataError if a row has another number of fields."""
         buckets = int(shape.vocabulary_size * BUCKETS_SHARE)
         room = shape.vocabulary_size - 1 - len(shape.fields) - buckets
         if room < 1 or buckets < 1:
@@ -55,8 +55,10 @@ class Vocabulary:
         return 1 + len(self.fields) + self.buckets + len(self.words)
 
     def encode(self, rows: Sequence[Sequence[str]]) -> TinyTexts:
-        """`(rows, longest)`, fields one after another, each cut after `max_words` words. Raises DataError where a row
-        has another number of fields."""
+        """Word and field ids, `(rows, longest)` each: the fields one after another, each cut to `max_words` words.
+
+        Raises DataError if a row has another number of fields.
+        """
         encoded = [[self._field(place, text) for place, text in enumerate(_checked(row, self.fields))] for row in rows]
         length = max((sum(map(len, row)) for row in encoded), default=1)
         word_ids = np.zeros((len(rows), length), dtype=np.int64)
@@ -79,7 +81,7 @@ class Vocabulary:
         return 1 + len(self.fields) + zlib.crc32(word.encode()) % self.buckets
 
     def as_unknown(self) -> NDArray[np.int64]:
-        """`(size,)`: what each number would be if its word were not in the table."""
+        """`(size,)`: the id that each id's word would have if it were not in the table."""
         numbers = np.arange(self.size)
         numbers[self.size - len(self.words) :] = [self._bucket(word) for word in self.words]
         return numbers

@@ -1,4 +1,4 @@
-"""Students that write: what they learn, what they refuse, and that they are found again as they were saved."""
+"""Generative students: what they learn, what they refuse, and that saving and loading keeps them."""
 
 import json
 import shutil
@@ -80,18 +80,18 @@ def right(student: GenerativeStudent, rows: list[TrainingRow]) -> float:
 
 
 EPOCHS = {"t5": 25, "pair": 40, "causal": 20, "t5-text": 25, "causal-text": 20}
-LEARNT = {"t5": 0.15, "pair": 0.3, "causal": 0.7, "t5-text": 0.1, "causal-text": 0.9}
+LEARNED = {"t5": 0.15, "pair": 0.3, "causal": 0.7, "t5-text": 0.1, "causal-text": 0.9}
 """Share of right labels. Decoders learn slowly where to look for the word that they are at."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_separable_task_is_learnt_and_kept(build: Build, rows: list[TrainingRow], kind: str, tmp_path: Path) -> None:
+def test_a_separable_task_is_learned_and_kept(build: Build, rows: list[TrainingRow], kind: str, tmp_path: Path) -> None:
     student = build(kind)
-    assert right(student, rows) < LEARNT[kind]
+    assert right(student, rows) < LEARNED[kind]
     history = learn(student, rows, epochs=EPOCHS[kind]).history
     assert history.losses[-1] < history.losses[0] / 4
-    assert right(student, rows) > LEARNT[kind]
+    assert right(student, rows) > LEARNED[kind]
     student.save(tmp_path)
     again = load_student(tmp_path, student.notes.kind, TRAINING.max_length, SLOTS)
     texts = [row.text for row in rows]
@@ -100,7 +100,7 @@ def test_a_separable_task_is_learnt_and_kept(build: Build, rows: list[TrainingRo
 
 @pytest.mark.parametrize("kind", ["t5", "pair", "causal"])
 def test_none_but_legal_classes_are_written(build: Build, kind: str) -> None:
-    """Even by a student that has learnt nothing."""
+    """Not even by an untrained student."""
     for text, outcome in zip(texts := ["play film", "by", "a " * 20], said(build(kind), texts), strict=True):
         assert isinstance(outcome, Prediction)
         assert outcome.probabilities.shape == (1 + len(text.split()), len(SLOTS.classes))

@@ -1,4 +1,4 @@
-"""Batches of a writing student give the loss that rows by themselves give, computed by hand with transformers."""
+"""Batches of a generative student give the loss of single rows, computed by hand with transformers."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ ALL = slice(None)
 
 def test_seq2seq_loss(tiny_t5: Path, pairs: list[Pair]) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
-    lessons, rows = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=ALL), np.arange(9)
+    data, rows = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=ALL), np.arange(9)
     each = [
         model(input_ids=torch.from_numpy(p.source)[None], labels=torch.from_numpy(p.target)[None]).loss * len(p.target)
         for p in pairs
     ]
-    torch.testing.assert_close(lessons.loss(rows), torch.stack(each).sum(), rtol=1e-5, atol=1e-4)
-    assert lessons.units(rows) == sum(len(pair.target) for pair in pairs)
-    real, computed = lessons.tokens(rows)
+    torch.testing.assert_close(data.loss(rows), torch.stack(each).sum(), rtol=1e-5, atol=1e-4)
+    assert data.units(rows) == sum(len(pair.target) for pair in pairs)
+    real, computed = data.tokens(rows)
     assert real == sum(len(pair.source) + len(pair.target) for pair in pairs) < computed
 
 
@@ -38,17 +38,17 @@ def test_causal_loss_is_on_the_target_alone_whether_packed_or_not(
     tiny_causal: Path, pairs: list[Pair], packs: bool
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
-    lessons, rows = CausalTrainingData(model, pairs, pad=0, columns=ALL, packs=packs), np.arange(9)
+    data, rows = CausalTrainingData(model, pairs, pad=0, columns=ALL, packs=packs), np.arange(9)
     each = []
     for pair in pairs:
         ids = torch.from_numpy(np.concatenate([pair.source, pair.target]))[None]
         labels = ids.clone()
         labels[:, : len(pair.source)] = -100
         each.append(model(input_ids=ids, labels=labels).loss * len(pair.target))
-    torch.testing.assert_close(lessons.loss(rows), torch.stack(each).sum(), rtol=1e-5, atol=1e-3)
-    real, computed = lessons.tokens(rows)
+    torch.testing.assert_close(data.loss(rows), torch.stack(each).sum(), rtol=1e-5, atol=1e-3)
+    real, computed = data.tokens(rows)
     assert (computed == real) == packs
-    assert lessons.units(rows) == sum(len(pair.target) for pair in pairs)
+    assert data.units(rows) == sum(len(pair.target) for pair in pairs)
 
 
 def test_rows_are_packed_only_where_the_architecture_keeps_them_apart(tiny_causal: Path) -> None:

@@ -1,4 +1,4 @@
-"""Texts that students write by the problem's grammar."""
+"""Text that students generate under the grammar of a problem."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +67,12 @@ def build(tiny_t5: Path, tiny_causal: Path, tiny_encoder: Path) -> Build:
 
 def guided(student: GenerativeStudent, problem: Problem, texts: list[str]) -> list[Any]:
     requests = [
-        Request(request.token_ids, request.most, grammar=problem.grammar(text))
+        Request(request.token_ids, request.max_tokens, grammar=problem.grammar(text))
         for request, text in zip(student.requests(texts), texts, strict=True)
     ]
-    guides = Grammar(student.tokenizer, end=student.target.end, num_logits=student.num_logits)  # type: ignore[union-attr]
+    grammar = Grammar(student.tokenizer, end=student.target.end, num_logits=student.num_logits)  # type: ignore[union-attr]
     return decode(
-        student.model, requests, student.vocabulary, device=CPU, batch_tokens=999, start=student.start, guides=guides
+        student.model, requests, student.vocabulary, device=CPU, batch_tokens=999, start=student.start, grammar=grammar
     )
 
 
@@ -96,16 +96,16 @@ def test_a_student_that_has_learnt_nothing_writes_labels(build: Build, kind: str
 def test_what_is_chosen_is_the_best_that_is_allowed(build: Build, kind: str) -> None:
     """With log-probabilities of all that could be written, each step computed anew."""
     student = build(kind, SLOTS)
-    guides = Grammar(student.tokenizer, end=1, num_logits=student.num_logits)
+    grammar = Grammar(student.tokenizer, end=1, num_logits=student.num_logits)
     for request, text, one in zip(student.requests(TEXTS), TEXTS, guided(student, SLOTS, TEXTS), strict=True):
         assert one.is_guided
-        guidance = guides.batch([SLOTS.grammar(text)])
+        state = grammar.batch([SLOTS.grammar(text)])
         for place, token in enumerate(one.token_ids):
             logits = _next_logits(student, request, one.token_ids[:place])
-            allowed = torch.from_numpy(guidance.allowed([0])[0])
+            allowed = torch.from_numpy(state.allowed([0])[0])
             assert token == int(logits.masked_fill(~allowed, -torch.inf).argmax())
             assert one.logprobs[place] == pytest.approx(float(logits.log_softmax(-1)[token]), abs=1e-4)
-            assert guidance.write([0], [token]) == []
+            assert state.write([0], [token]) == []
 
 
 @torch.inference_mode()
@@ -152,17 +152,17 @@ def in_tokens(problem: Problem, text: str, label: str, folder: Path, **options: 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    guides = Grammar(tokenizer, end=1, num_logits=420)
-    return guides, [*tokenizer(problem.render(text, label), add_special_tokens=False)["input_ids"], 1]
+    grammar = Grammar(tokenizer, end=1, num_logits=420)
+    return grammar, [*tokenizer(problem.render(text, label), add_special_tokens=False)["input_ids"], 1]
 
 
 @pytest.mark.parametrize(("problem", "text", "label"), LABELS)
 def test_no_label_is_ever_refused(problem: Problem, text: str, label: str, written_words: Path) -> None:
     """So that a legal greedy choice stays."""
-    guides, token_ids = in_tokens(problem, text, label, written_words)
-    guidance = guides.batch([problem.grammar(text)])
-    assert [token for token in token_ids if guidance.write([0], [token])] == []
-    assert guidance.is_kept == [True]
+    grammar, token_ids = in_tokens(problem, text, label, written_words)
+    state = grammar.batch([problem.grammar(text)])
+    assert [token for token in token_ids if state.write([0], [token])] == []
+    assert state.is_kept == [True]
 
 
 @pytest.mark.parametrize("problem", [SLOTS, TREES, BARE_TREES, CLASSES, JSON, PATTERN])
@@ -170,19 +170,19 @@ def test_whatever_a_grammar_derives_is_a_label(problem: Problem, written_words: 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(written_words)
-    guides, generator, ended = Grammar(tokenizer, end=1, num_logits=420), np.random.default_rng(0), 0
+    grammar, generator, ended = Grammar(tokenizer, end=1, num_logits=420), np.random.default_rng(0), 0
     for text in TEXTS * 4:
-        guidance, written = guides.batch([problem.grammar(text)]), list[int]()
+        state, written = grammar.batch([problem.grammar(text)]), list[int]()
         while len(written) < 150 and written[-1:] != [1]:
-            allowed = np.flatnonzero(guidance.allowed([0])[0])
+            allowed = np.flatnonzero(state.allowed([0])[0])
             written.append(1 if 1 in allowed and generator.random() < 0.5 else int(generator.choice(allowed)))
-            assert guidance.write([0], written[-1:]) == []
+            assert state.write([0], written[-1:]) == []
         if written[-1] == 1:
             completion = tokenizer.decode(written[:-1], clean_up_tokenization_spaces=False)
             assert not isinstance(problem.parse(text, completion), ParseFailure), completion
             ended += 1
     assert ended > 8
-    assert guidance.is_kept == [True]
+    assert state.is_kept == [True]
 
 
 def test_sentencepiece_writes_a_space_first() -> None:
@@ -193,10 +193,10 @@ def test_sentencepiece_writes_a_space_first() -> None:
     backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
-    guidance = Grammar(tokenizer, end=1, num_logits=8).batch([CLASSES.grammar("film")])
-    assert np.flatnonzero(guidance.allowed([0])[0]).tolist() == [2, 3, 5]
-    assert guidance.write([0, 0], [2, 6]) == [1]
-    assert np.flatnonzero(guidance.allowed([0])[0]).tolist() == [1, 4]
+    state = Grammar(tokenizer, end=1, num_logits=8).batch([CLASSES.grammar("film")])
+    assert np.flatnonzero(state.allowed([0])[0]).tolist() == [2, 3, 5]
+    assert state.write([0, 0], [2, 6]) == [1]
+    assert np.flatnonzero(state.allowed([0])[0]).tolist() == [1, 4]
     # After the space, both classes go on with what no token has.
     stuck = Grammar(tokenizer, end=1, num_logits=8).batch([Classification(["dul", "film"]).grammar("film"), None])
     assert stuck.write([0], [5]) == []
