@@ -64,7 +64,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    tell(finished, options, time.monotonic() - started)
+    tell(config, finished, options, time.monotonic() - started)
     gc.freeze()  # nor need it be looked through once more at the end
 
 
@@ -109,7 +109,7 @@ def thaw() -> None:
     gc.enable()
 
 
-def tell(finished: "Finished", options: RunOptions, seconds: float) -> None:
+def tell(config: RecipeConfig, finished: "Finished", options: RunOptions, seconds: float) -> None:
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -117,7 +117,7 @@ def tell(finished: "Finished", options: RunOptions, seconds: float) -> None:
     told = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
     told += f"in {seconds:.0f} s."
     if finished.summary:
-        console.print(finished.summary.render())
+        console.print(recipe_of(config).render(finished.summary))
         told += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
     console.print(told, highlight=False)
     if options.json_output:

@@ -3,7 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from retort.config import RecipeConfig
 from retort.records.base import ArtifactRef
@@ -14,6 +14,9 @@ from retort.steps.base import Step
 from retort.steps.evaluate import EvaluateStudent
 from retort.steps.gate import Gate
 from retort.tracking.step import Track
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 C = TypeVar("C", bound=RecipeConfig)
 R = TypeVar("R", bound=Result)
@@ -80,6 +83,10 @@ class Recipe(ABC, Generic[C, R]):
     @abstractmethod
     def track(self, config: C, result: R, page: ArtifactRef, origin: Mapping[str, str]) -> Track:
         """`origin` says where the run comes from. Needs `config.tracking`."""
+
+    @abstractmethod
+    def render(self, summary: Any) -> "RenderableType":
+        """A report's facts, which are of the type `summary`, as tables in the terminal."""
 
     async def run(self, config: C, do: Do, champion: Champion | None) -> R:
         """The whole run but its report. The final student meets the champion, and the gate decides."""

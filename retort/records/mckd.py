@@ -33,16 +33,16 @@ class MckdResult(Result):
     data: Data
     labels: tuple[ArtifactRef, ...]
     """Labels of stage 0 (the teacher's), 1, ...: the last ones may have been rejected."""
-    label_scores: tuple[ArtifactRef, ...]
+    label_scores: tuple[ArtifactRef, ...] = ()
     """Scores of each of `labels` against the pool's own gold; without rows where the pool has none."""
-    teacher_scores: ArtifactRef | None
+    teacher_scores: ArtifactRef | None = None
     """The teacher's scores on the test rows, where they cost nothing."""
     teacher_own_scores: ArtifactRef | None = None
     """Scores of an LLM teacher on the labeled set, each row labeled with the others as demonstrations."""
     member_scores: dict[str, ArtifactRef] = Field(default_factory=dict)
     """Scores of an ensemble's members, by `teacher-0`: on the labeled set, else on the pool's own gold."""
-    rounds: tuple[StageResult, ...]
-    kept_stage: int
+    rounds: tuple[StageResult, ...] = ()
+    kept_stage: int = 1
     """The final student is trained on the labels of stage `kept_stage - 1`; 1 is vanilla distillation."""
     final_scores: ArtifactRef
     baselines: dict[str, ArtifactRef] = Field(default_factory=dict)

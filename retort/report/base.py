@@ -1,14 +1,11 @@
 """What every recipe's report has in common: the facts of a run, for pages, terminal, MLflow and `run --json` alike."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from retort.artifacts.verdicts import Verdict
 from retort.config.base import Metric
 from retort.records.base import Record
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 class Table(NamedTuple):
@@ -57,10 +54,6 @@ class Summary(Record):
     @abstractmethod
     def final_as_json(self) -> dict[str, object]:
         """`final` in what `retort run --json` prints; other programs rely on its shape."""
-
-    @abstractmethod
-    def render(self) -> "RenderableType":
-        """The result tables in the terminal."""
 
 
 def verdict_text(verdict: Verdict, champion: str | None) -> str:

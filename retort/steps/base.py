@@ -117,12 +117,13 @@ class Step(Record):
 
 
 def step_class(name: str) -> type[Step]:
-    """The class of this name among all that are imported. Raises KeyError."""
-    return {cls.__name__: cls for cls in _subclasses(Step)}[name]  # type: ignore[type-abstract]
+    """The class of this name. Raises KeyError."""
+    return {cls.__name__: cls for cls in step_classes()}[name]
 
 
-def _subclasses(cls: type[Step]) -> list[type[Step]]:
-    return [one for sub in cls.__subclasses__() for one in (sub, *_subclasses(sub))]
+def step_classes(base: type[Step] = Step) -> list[type[Step]]:
+    """Every kind of step that is imported by now: `import retort.recipes` brings those of all recipes."""
+    return [one for sub in base.__subclasses__() for one in (sub, *step_classes(sub))]
 
 
 def _is_input(annotation: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from retort.artifacts.base import Artifact
 from retort.records.base import ArtifactRef
 from retort.steps.base import Resources, Runtime, Step
@@ -14,9 +16,9 @@ class AnyStep(Step):
     version = 1
     artifact = Artifact
 
-    values: Runtime[dict[str, Any]] = {}
+    values: Runtime[dict[str, Any]] = Field(default={})
     """What `params` gives."""
-    refs: Runtime[dict[str, tuple[ArtifactRef, ...]]] = {}
+    refs: Runtime[dict[str, tuple[ArtifactRef, ...]]] = Field(default={})
     """What `inputs` gives."""
     made: Runtime[str] = "things"
     """Kind of the artifact."""

@@ -1,7 +1,7 @@
 """The MCKD recipe: multistage collaborative knowledge distillation of a teacher that writes or chooses labels."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retort.config import MckdConfig
 from retort.recipes.base import Do, Look, Recipe
@@ -16,6 +16,9 @@ from retort.report.mckd.summary import MckdSummary
 from retort.steps.evaluate import EvaluateStudent
 from retort.steps.gate import Gate
 from retort.tracking.mckd import TrackMckd
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class MckdRecipe(Recipe[MckdConfig, MckdResult]):
@@ -56,3 +59,8 @@ class MckdRecipe(Recipe[MckdConfig, MckdResult]):
 
     def track(self, config: MckdConfig, result: MckdResult, page: ArtifactRef, origin: Mapping[str, str]) -> TrackMckd:
         return steps.track(config, result, page, origin)
+
+    def render(self, summary: MckdSummary) -> "RenderableType":
+        from retort.report.mckd.terminal import render_terminal
+
+        return render_terminal(summary)

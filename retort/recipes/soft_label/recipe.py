@@ -1,7 +1,7 @@
 """The soft-label recipe: a classifier's probabilities into a tiny student."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retort.config.soft_label import SoftLabelConfig
 from retort.recipes.base import Do, Look, Recipe
@@ -15,6 +15,9 @@ from retort.report.soft_label.summary import SoftLabelSummary
 from retort.steps.evaluate import EvaluateStudent
 from retort.steps.gate import Gate
 from retort.tracking.soft_label import TrackSoftLabel
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class SoftLabelRecipe(Recipe[SoftLabelConfig, SoftLabelResult]):
@@ -61,3 +64,8 @@ class SoftLabelRecipe(Recipe[SoftLabelConfig, SoftLabelResult]):
         self, config: SoftLabelConfig, result: SoftLabelResult, page: ArtifactRef, origin: Mapping[str, str]
     ) -> TrackSoftLabel:
         return steps.track(config, result, page, origin)
+
+    def render(self, summary: SoftLabelSummary) -> "RenderableType":
+        from retort.report.soft_label.terminal import render_terminal
+
+        return render_terminal(summary)

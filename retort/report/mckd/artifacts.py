@@ -65,7 +65,7 @@ def _timing(group: str, what: str, manifests: list[Manifest]) -> Timing:
 def _groups(result: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
     """In the order of the work."""
     yield "data", list(data_refs(result.data).values())
-    teacher = [result.labels[0], result.label_scores[0], result.teacher_scores, result.teacher_own_scores]
+    teacher = [result.labels[0], *result.label_scores[:1], result.teacher_scores, result.teacher_own_scores]
     teacher += result.member_scores.values()
     yield "teacher", [ref for ref in teacher if ref is not None]
     for done in result.rounds:

@@ -98,15 +98,21 @@ def _data_set(run: Run, role: str, ref: ArtifactRef) -> DataSet:
 
 
 def _label_stage(run: Run, stage: int) -> LabelStage:
-    ref, scores = run.result.labels[stage], run.result.label_scores[stage]
+    ref = run.result.labels[stage]
     previous = run.result.labels[stage - 1] if stage else None
     return LabelStage(
         stage=stage,
         rows=ref.rows,
         used=_use(run, stage),
-        quality=Scores.open(run.store, scores).scores(),
+        quality=_label_quality(run, stage),
         change=label_change(run.store, run.problem, run.result.data.unlabeled, previous, ref) if previous else None,
     )
+
+
+def _label_quality(run: Run, stage: int) -> ScoresByMetric:
+    """Against the pool's own gold; nothing where it has none, or the recipe does not ask."""
+    scores = run.result.label_scores[stage : stage + 1]
+    return Scores.open(run.store, scores[0]).scores() if scores else {}
 
 
 def _use(run: Run, stage: int) -> Use:
@@ -145,7 +151,7 @@ def _teacher_row(run: Run) -> SystemRow:
     if run.result.teacher_scores is not None:
         scores = _mean_scores(run, (run.result.teacher_scores,))
         return row.model_copy(update={"measured_on": "test", "scores": scores})
-    quality = Scores.open(run.store, run.result.label_scores[0]).scores()
+    quality = _label_quality(run, 0)
     if not quality:
         return row.model_copy(update={"note": f"{run.config.teacher.kind}; the pool has no gold to measure it on"})
     note = f"{run.config.teacher.kind}; its labels against the pool's gold"

@@ -1,6 +1,6 @@
 """The facts of a run of the MCKD recipe."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -8,9 +8,6 @@ from retort.config import Metric
 from retort.metrics.format import TITLES, with_interval
 from retort.records.base import Record, Score, digest
 from retort.report.base import Summary, Table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 ScoresByMetric = dict[str, Score]
 """By metric, in the order of the config's metrics."""
@@ -230,11 +227,6 @@ class MckdSummary(Summary):
     def final_as_json(self) -> dict[str, object]:
         scores = {metric: score.model_dump(exclude={"metric"}) for metric, score in self.final.scores.items()}
         return {"stage": self.kept_stage, "scores": scores, "model": self.model_uri}
-
-    def render(self) -> "RenderableType":
-        from retort.report.mckd.terminal import render_terminal
-
-        return render_terminal(self)
 
 
 def table(summary: MckdSummary, most_metrics: int | None = None) -> Table:

@@ -1,7 +1,7 @@
 """The facts of a run of the soft-label recipe."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from retort.artifacts.scores import ArmScores
 from retort.artifacts.times import ScoringCosts
@@ -10,9 +10,6 @@ from retort.metrics.format import TITLES, percent, signed
 from retort.metrics.seeds import SeedScore
 from retort.records.base import Record, digest
 from retort.report.base import Summary, Table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 TEXTS: dict[str, str] = {**TITLES, "quadratic_weighted_kappa": "kappa", "ece": "ECE", "nll": "NLL", "brier": "Brier"}
 
@@ -123,11 +120,6 @@ class SoftLabelSummary(Summary):
         arm = self.scores[self.student["arm"]]
         tests = {rows: {metric: one.model_dump() for metric, one in arm[rows].rows.items()} for rows in self.tests}
         return {"stage": self.student["arm"], "scores": tests, "model": self.model_uri}
-
-    def render(self) -> "RenderableType":
-        from retort.report.soft_label.terminal import render_terminal
-
-        return render_terminal(self)
 
 
 def _as_key(rows: str) -> str:
