@@ -24,6 +24,10 @@ class StudentFingerprint(NamedTuple):
         params = self.fingerprint["params"]
         return int(params["training"]["max_length"] if "training" in params else params["student"]["max_words"])
 
+    @property
+    def writes_text(self) -> bool:
+        return bool(self.fingerprint["params"].get("options", {}).get("target") == "text")
+
 
 class Champion(Record):
     """The registered student that a new one must beat."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MOST_FAILURES = 10_000
 """Kept with their text; all are counted."""
-_GENERATIVE = ("seq2seq", "causal")
 
 
 class StudentStep(Step):
@@ -37,6 +36,8 @@ class StudentStep(Step):
     student_kind: Annotated[str, Field(serialization_alias="student")]
     max_length: int
     """Tokens (of a tiny student: words of a field) that it reads of a row."""
+    writes_text: Runtime[bool] = False
+    """Whether the student writes labels as text, token by token; its own key says so too."""
     student: ArtifactRef
 
     @property
@@ -45,8 +46,8 @@ class StudentStep(Step):
 
     @property
     def fingerprint_version(self) -> int:
-        """In version 2 a student that writes text writes legal labels only; encoders are as they were in 1."""
-        return self.version if self.student_kind in _GENERATIVE else 1
+        """In version 2 a student that writes text writes legal labels only; all others are as they were in 1."""
+        return self.version if self.writes_text else 1
 
     def outcomes(
         self, context: StepContext, rows: ArtifactRef, cells: Cells | None = None

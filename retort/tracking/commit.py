@@ -5,8 +5,11 @@ from pathlib import Path
 
 
 def git_commit() -> str:
-    """The checkout's commit, with `+changes` where the tree differs from it; empty outside of a checkout."""
-    root = Path(__file__).parent.parent
+    """The commit of this checkout, with `+changes` where the tree differs; empty outside of a checkout of Retort, such
+    as for a wheel that is installed below somebody's own repository."""
+    root = Path(__file__).parents[2]
+    if not (root / "flows" / "launch.py").is_file():
+        return ""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"],

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from retort.config import EnsembleConfig, MckdConfig, RecordedConfig, TrainingConfig
+from retort.config import EnsembleConfig, GenerativeConfig, MckdConfig, RecordedConfig, TrainingConfig
 from retort.config.teachers import LlmTeacherConfig
 from retort.data import fingerprint
 from retort.data.partitions import Cells
@@ -159,12 +159,19 @@ def cross_label(
         problem=config.problem,
         student_kind=config.student.kind,
         max_length=config.student.training.max_length,
+        writes_text=writes_text(config),
         cells=cells_of(config, cells),
         probabilities=probabilities,
         student=student,
         rows=rows,
         min_success_ratio=min_success_ratio,
     )
+
+
+def writes_text(config: MckdConfig) -> bool:
+    """Whether the student writes labels as text, token by token."""
+    student = config.student
+    return isinstance(student, GenerativeConfig) and student.form(has_classes=config.problem.kind != "text") == "text"
 
 
 def cells_of(config: MckdConfig, cells: tuple[int, ...] | None) -> Cells | None:
@@ -205,6 +212,7 @@ def evaluate_student(
         seed=config.method.seed,
         student_kind=champion.about.kind if champion else config.student.kind,
         max_length=champion.about.max_length if champion else config.student.training.max_length,
+        writes_text=champion.about.writes_text if champion else writes_text(config),
         student=student,
         gold=rows,
     )

@@ -1,0 +1,120 @@
+"""A store that an earlier version made is found whole, and can be read."""
+
+import asyncio
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.artifacts.examples import Examples
+from retort.artifacts.grids import Grid
+from retort.artifacts.probabilities import Probabilities
+from retort.artifacts.pseudolabels import Pseudolabels
+from retort.artifacts.reports import Report
+from retort.artifacts.scores import Scores, SeedScores
+from retort.artifacts.students import TrainedStudent
+from retort.artifacts.times import Times
+from retort.artifacts.verdicts import Selection
+from retort.commands.plan import plan
+from retort.recipes import load_config, recipe_of
+from retort.recipes.walk import steps_of
+from retort.steps.base import Step
+from retort.steps.cross_label import StudentStep
+from retort.steps.gather_probabilities import GatherProbabilities
+from retort.steps.score_predictions import ScorePredictions
+from retort.store import Store
+from retort.store.opening import open_store
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+EXAMPLES: list[dict[str, Any]] = json.loads((HERE / "keys.json").read_text())
+
+
+def steps_by_name(example: dict[str, Any], folder: Path, *overrides: str) -> dict[str, Step]:
+    config = load_config(example["config"], [*example["overrides"], *overrides])
+    steps = asyncio.run(steps_of(recipe_of(config), config, Store(str(folder))))
+    return {step.name: step for step in steps}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["config"])
+def test_steps_keep_their_keys(example: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert {name: step.key for name, step in steps_by_name(example, tmp_path).items()} == example["keys"]
+
+
+def test_what_means_something_else_has_a_new_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since version 2 a student that writes text writes legal labels only; all others are as they were."""
+    monkeypatch.chdir(ROOT)
+    (example,) = [one for one in EXAMPLES if "seq2seq" in one["config"]]
+    classes = steps_by_name(example, tmp_path, "method.stages=2")
+    texts = steps_by_name(example, tmp_path, "method.stages=2", "student.target=text")
+    asked = [
+        name for name, step in texts.items() if step.kind in ("cross-label", "evaluate") and "student" in step.inputs
+    ]
+    assert len(asked) >= 7
+    assert {texts[name].fingerprint["version"] for name in asked} == {2}
+    assert {step.fingerprint["version"] for step in classes.values() if step.kind in ("cross-label", "evaluate")} == {1}
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    with tarfile.open(HERE / "store.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["slots", "classes", "answers"])
+def test_everything_is_found(recorded: Path, name: str) -> None:
+    planned = asyncio.run(plan(load_config(f"{name}.yaml")))
+    assert len(planned.stages) > 15
+    assert {step.status for step in planned.stages} == {"HIT"}
+    shutil.rmtree(recorded / "store" / "scores")
+    assert "MISS" in {step.status for step in asyncio.run(plan(load_config(f"{name}.yaml"))).stages}
+
+
+@pytest.mark.parametrize("name", ["slots", "classes", "answers"])
+def test_everything_can_be_read(recorded: Path, name: str) -> None:
+    config = load_config(f"{name}.yaml")
+    recipe, store = recipe_of(config), open_store(config.store)
+    steps = asyncio.run(steps_of(recipe, config, store))
+    read = {step.artifact_kind for step in steps if _read(store, step, recipe.summary)}
+    assert read >= {"examples", "students", "scores", "reports", "grids" if name == "answers" else "pseudolabels"}
+
+
+def _read(store: Store, step: Step, summary: type[Any]) -> bool:
+    """Through the kind's own reader; all that it has must be there."""
+    manifest = store.find(step.artifact_kind, step.key)
+    assert manifest is not None
+    ref = store.ref(manifest)
+    match step.artifact_kind:
+        case "examples":
+            assert len(list(Examples.open(store, ref).rows())) == manifest.rows
+        case "pseudolabels":
+            assert len(list(Pseudolabels.open(store, ref).rows())) == manifest.rows
+        case "scores" if isinstance(step, ScorePredictions):
+            scores = SeedScores.open(store, ref)
+            assert scores.right().shape[1] == scores.scores().n
+        case "scores":
+            found = Scores.open(store, ref)
+            assert {score.n for score in found.scores().values()} <= {len(list(found.predictions()))}
+        case "selections":
+            assert Selection.open(store, ref).verdict().n > 0
+        case "predictions" if isinstance(step, GatherProbabilities):
+            assert Probabilities.open(store, ref).classes == ("wrong", "half", "right")
+        case "grids":
+            assert len(Grid.open(store, ref).students()[1]) == 2
+        case "times":
+            assert Times.open(store, ref).costs().scorers["student"].latency_ms > 0
+        case "students" if step.name == "final/student":
+            assert TrainedStudent.open(store, ref).weights_bytes > 1000
+        case "reports":
+            facts = Report.open(store, ref).summary(summary)
+            assert facts.conclusion
+            assert all(table.rows for table in facts.tables().values())
+        case _:
+            return False
+    return True
