@@ -173,13 +173,13 @@ def config(server: EndpointServer | str, **more: Any) -> EndpointConfig:
     return EndpointConfig.model_validate({"kind": "endpoint", "url": url, "model": "dummy"} | more)
 
 
-def questions(number: int, **more: Any) -> list[CompletionRequest]:
+def requests(number: int, **more: Any) -> list[CompletionRequest]:
     return [CompletionRequest(n.to_bytes(16, "big"), Prompt(SHARED, f"row {n:05d}"), **more) for n in range(number)]
 
 
 def ask(server: EndpointServer | str, asked: list[CompletionRequest], **more: Any) -> list[Completion | Rejection]:
-    with open_endpoint(config(server, **more), backoff_seconds=0.001) as asker:
-        return list(asker.ask(iter(asked)))
+    with open_endpoint(config(server, **more), backoff_seconds=0.001) as client:
+        return list(client.ask(iter(asked)))
 
 
 def texts(outcomes: list[Completion | Rejection]) -> list[str]:
