@@ -190,24 +190,24 @@ def ask(what: str, rows: int, prefix_caching: bool) -> None:
     measured = {"weights": "random", "memory_share": MEMORY_SHARE, "prefix_caching": prefix_caching}
     config = VllmConfig.model_validate({"kind": "vllm", **settings, **measured})
     shared, numbers = turns(), itertools.count()
-    questions = (
+    requests = (
         CompletionRequest(next(numbers).to_bytes(16, "big"), Prompt(shared, item), max_tokens=COMPLETION_TOKENS)
         for item in items()
     )
-    with open_vllm(config, 0, str(given.folder), None, ignore_end=True) as asker:
-        for _ in asker.ask(itertools.islice(questions, WARM_UP_ROWS)):
+    with open_vllm(config, 0, str(given.folder), None, ignore_end=True) as client:
+        for _ in client.ask(itertools.islice(requests, WARM_UP_ROWS)):
             pass
         done = total = cached = 0
         begun = time.perf_counter()
         with keeping() as (keep, kept_in):
-            for answer in asker.ask(itertools.islice(questions, rows)):
-                assert isinstance(answer, Completion), answer
-                assert answer.completion_tokens == COMPLETION_TOKENS
-                keep(answer)
-                done, total, cached = done + 1, total + answer.prompt_tokens, cached + answer.cached_tokens
+            for completion in client.ask(itertools.islice(requests, rows)):
+                assert isinstance(completion, Completion), completion
+                assert completion.completion_tokens == COMPLETION_TOKENS
+                keep(completion)
+                done, total, cached = done + 1, total + completion.prompt_tokens, cached + completion.cached_tokens
         taken = time.perf_counter() - begun
         assert done == rows
-        facts = {name: asker.facts[name] for name in ("start_seconds", "version", "device_name")}
+        facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name")}
         report(what, done, taken, total, cached, kept_in=kept_in, **facts)
 
 
@@ -224,12 +224,12 @@ def keeping() -> Iterator[tuple[Callable[[Any], None], str]]:
             return
         ledger = Ledger(Store(folder), {"kind": "vllm", "model": "benchmark"})
         with LedgerWriter(ledger) as writer:
-            yield lambda answer: writer.add(Entry(max_tokens=COMPLETION_TOKENS, **entry(answer))), "the ledger"
+            yield lambda completion: writer.add(Entry(max_tokens=COMPLETION_TOKENS, **entry(completion))), "the ledger"
 
 
-def entry(answer: Any) -> dict[str, Any]:
+def entry(completion: Any) -> dict[str, Any]:
     names = ("key", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores")
-    return {**{name: getattr(answer, name) for name in names}, "asked_at": time.time()}
+    return {**{name: getattr(completion, name) for name in names}, "asked_at": time.time()}
 
 
 @contextmanager
@@ -244,9 +244,9 @@ def plain_files(folder: Path) -> Iterator[Callable[[Any], None]]:
             os.fsync(file.fileno())
         waiting.clear()
 
-    def keep(answer: Any) -> None:
+    def keep(completion: Any) -> None:
         nonlocal due
-        waiting.append(entry(answer))
+        waiting.append(entry(completion))
         if time.monotonic() > due:
             flush()
             due = time.monotonic() + FLUSH_SECONDS

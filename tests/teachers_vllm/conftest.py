@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from retort.config import VllmConfig
-from retort.teachers.vllm.client import VllmAsker, open_vllm
+from retort.teachers.vllm.client import VllmClient, open_vllm
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-teacher" / "bin" / "python"
@@ -70,6 +70,6 @@ def config_for(model: Path, **changes: Any) -> VllmConfig:
 
 
 @pytest.fixture(scope="session")
-def asker(tiny_causal: Path) -> Iterator[VllmAsker]:
+def client(tiny_causal: Path) -> Iterator[VllmClient]:
     with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as opened:
         yield opened
