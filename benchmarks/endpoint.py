@@ -1,11 +1,12 @@
-"""Requests a second that the endpoint teacher reaches, against bare clients, and what bounds it.
+"""Requests per second of the endpoint teacher compared with bare clients, and what limits it.
 
     .venv/bin/python benchmarks/endpoint.py [--requests 20000] [--concurrency 64] [--repeats 3]
 
-One run, side by side: requests with a shared prefix of 8 KB, a server in a process of its own on loopback that reads
-each request and answers a fixed chat completion at once. The rivals send the same bodies and read the answer's text,
-without retries, limits or books: httpx.AsyncClient with a semaphore, and aiohttp with as many workers. Printed: medians
-of the repeats, CPU of client and server (a client that is busy all the time is bounded by its one core).
+All clients are measured in one run. Requests have a shared prefix of 8 KB; a server in a separate process on loopback
+reads each request and immediately returns a fixed chat completion. The baselines send the same bodies and read the
+completion's text, without retries, rate limits or bookkeeping: httpx.AsyncClient with a semaphore, and aiohttp with as
+many workers. Prints medians of the repeats, and the CPU time of client and server (a client that is busy all the time
+is limited by its single core).
 """
 
 import argparse
@@ -137,7 +138,7 @@ def bare_httpx(url: str, number: int, concurrency: int) -> int:
 
 
 def measure(client: Callable[[str, int, int], int], number: int, concurrency: int) -> tuple[float, float, float]:
-    """(requests/s, CPU seconds of the client, of the server)"""
+    """(requests/s, CPU seconds of the client, CPU seconds of the server)"""
     ours_end, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
     server.start()
@@ -163,7 +164,7 @@ def main() -> None:
     }
     size = len(BodyWriter("dummy", "none").body(next(requests(1)), (0,)))
     print(f"{given.requests} requests ({few} for httpx) of {size} bytes, {given.concurrency} under way")
-    # In turns, so that whatever else the machine does meets all of them.
+    # Interleaved, so that other load on the machine affects all clients alike.
     rounds = [
         [measure(client, number, given.concurrency) for client, number in clients.values()]
         for _ in range(given.repeats)

@@ -1,4 +1,4 @@
-"""Batch files: what is written is what an endpoint is sent, and answers find back to their questions."""
+"""Batch files: they hold the bodies that an endpoint is sent, and completions are matched to their requests."""
 
 import gzip
 import io
@@ -83,7 +83,7 @@ def test_each_sample_has_a_line_and_a_seed_and_comes_back(tmp_path: Path) -> Non
     ]
 
 
-def test_a_json_schema_s_answer_is_unwrapped(tmp_path: Path) -> None:
+def test_a_json_schema_completion_is_unwrapped(tmp_path: Path) -> None:
     lines = batch_lines([CompletionRequest(KEYS[1], PROMPT, CHOICE), CompletionRequest(KEYS[2], PROMPT, CHOICE)])
     output = write(tmp_path / "o.jsonl", [answered(lines[0], '{"label": "food"}'), answered(lines[1], "drink")])
     assert [answer.text for answer in read_answers(output, None, "json-schema") if isinstance(answer, Completion)] == [
@@ -95,7 +95,7 @@ def test_a_json_schema_s_answer_is_unwrapped(tmp_path: Path) -> None:
     assert first.text == '{"label": "food"}'
 
 
-def test_what_is_no_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
+def test_bad_lines_are_reported_and_end_nothing(tmp_path: Path) -> None:
     lines = batch_lines([CompletionRequest(key, PROMPT) for key in KEYS])
     failed = answered(lines[1], "", response={"status_code": 500, "body": {}})
     expired = answered(lines[2], "", response=None, error={"code": "batch_expired"})

@@ -37,10 +37,10 @@ CHOICE = Constraint(choice=("food", "drink", 'so-called "food"'))
 GRAMMAR = Constraint(grammar='root ::= "a" | "b"')
 
 
-# What is sent and what is read
+# Requests and responses
 
 
-def test_every_question_is_answered_once_over_few_connections(endpoint_server: Server) -> None:
+def test_every_request_is_completed_once_over_few_connections(endpoint_server: Server) -> None:
     outcomes = ask(endpoint_server, requests(300), concurrency=8)
     all_answered_once(endpoint_server, outcomes, 300)
     assert sum(endpoint_server.asked.values()) == 300
@@ -49,7 +49,7 @@ def test_every_question_is_answered_once_over_few_connections(endpoint_server: S
     assert outcomes[0] == Completion(outcomes[0].key, 0, "food", "stop", 100, 90, 3)
 
 
-def test_an_asker_can_be_asked_again_and_about_nothing(endpoint_server: Server) -> None:
+def test_a_client_can_be_used_again_and_with_no_requests(endpoint_server: Server) -> None:
     with open_endpoint(config(endpoint_server)) as client:
         assert client.facts == {}
         assert list(client.ask(iter(()))) == []
@@ -115,7 +115,7 @@ def test_constraints_are_sent_in_the_server_s_style(
         ('{"label": "a", "b": 2}', '{"label": "a", "b": 2}'),
     ],
 )
-def test_a_json_schema_s_answer_is_unwrapped(endpoint_server: Server, written: str, read: str) -> None:
+def test_a_json_schema_completion_is_unwrapped(endpoint_server: Server, written: str, read: str) -> None:
     endpoint_server.reply = lambda body: written
     assert texts(ask(endpoint_server, requests(1, constraint=CHOICE), constraint_style="json-schema")) == [read]
     schema = endpoint_server.bodies[0]["response_format"]["json_schema"]["schema"]
@@ -123,7 +123,7 @@ def test_a_json_schema_s_answer_is_unwrapped(endpoint_server: Server, written: s
 
 
 @pytest.mark.parametrize("most", [64, 2, 1])
-def test_samples_are_asked_for_together_or_as_the_server_gives_them(endpoint_server: Server, most: int) -> None:
+def test_samples_are_requested_together_or_as_the_server_gives_them(endpoint_server: Server, most: int) -> None:
     endpoint_server.most_choices = most
     number = itertools.count()
     endpoint_server.reply = lambda body: f"text {next(number)}"
@@ -160,7 +160,7 @@ def test_verbalizers_are_scored_by_the_first_token(endpoint_server: Server) -> N
     endpoint_server.alternatives = [(token, math.log(share)) for token, share in shares.items()]
     (answer,) = ask(endpoint_server, requests(1, verbalizers=("food", "drink", "fad", "gas")))
     assert isinstance(answer, Completion)
-    # `f` begins two of them and is no one's; nothing that is listed begins `fad`, so it gets the floor.
+    # `f` begins two verbalizers and counts for neither; no listed token begins `fad`, so it gets the floor.
     assert [math.exp(score) for score in answer.scores] == pytest.approx([0.71, 0.1, 0.01, 0.01])
     assert (answer.text, answer.finish_reason, answer.sample) == ("food", "stop", 0)
     (body,) = endpoint_server.bodies
@@ -178,7 +178,7 @@ def test_the_floor_is_no_more_than_what_is_not_listed() -> None:
 
 
 @pytest.mark.parametrize("pair", [("correct", "correct but incomplete"), ("a", " a "), ("", "x")])
-def test_verbalizers_that_begin_alike_are_refused_before_anything_is_asked(
+def test_verbalizers_that_begin_alike_are_refused_before_anything_is_sent(
     endpoint_server: Server, pair: tuple[str, str]
 ) -> None:
     with pytest.raises(ConfigError, match=r"teacher.verbalizers: .* begins with .* labels: hard"):
@@ -191,7 +191,7 @@ def test_a_server_without_log_probabilities_is_the_config_s_fault(endpoint_serve
         ask(endpoint_server, requests(50, verbalizers=("food", "drink")))
 
 
-def test_a_row_without_log_probabilities_is_refused(endpoint_server: Server) -> None:
+def test_a_row_without_log_probabilities_is_rejected(endpoint_server: Server) -> None:
     endpoint_server.alternatives = [("food", -0.1), ("drink", -3.0)]
     with open_endpoint(config(endpoint_server)) as client:
         assert isinstance(next(client.ask(iter(requests(1, verbalizers=("food", "drink"))))), Completion)
@@ -228,7 +228,7 @@ def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: Server
     assert endpoint_server.most_under_way < 5
 
 
-def test_few_questions_are_taken_ahead_and_answers_do_not_wait_for_questions(endpoint_server: Server) -> None:
+def test_few_requests_are_taken_ahead_and_completions_do_not_wait_for_requests(endpoint_server: Server) -> None:
     taken = itertools.count()
 
     def slowly() -> Iterator[CompletionRequest]:

@@ -1,4 +1,4 @@
-"""The endpoint teacher against a server with faults: nothing is lost, nothing answered is asked twice."""
+"""The endpoint teacher against a server with faults: nothing is lost, nothing completed is requested twice."""
 
 import json
 import re
@@ -38,7 +38,7 @@ Server = Any
 @pytest.mark.parametrize(
     "fault", ["error 500", "error 503", "error 408", "error 529", "cut", "truncated", "nonsense", "empty", "{}", "list"]
 )
-def test_what_may_heal_is_asked_again_and_only_that(endpoint_server: Server, fault: str) -> None:
+def test_what_may_heal_is_retried_and_only_that(endpoint_server: Server, fault: str) -> None:
     endpoint_server.fail(fault_named(endpoint_server, fault), times=2, item="row 00007")
     endpoint_server.fail(fault_named(endpoint_server, fault), times=1, item="row 00011")
     outcomes = ask(endpoint_server, requests(30), concurrency=4)
@@ -55,14 +55,14 @@ def fault_named(server: Server, name: str) -> Any:
     return server.status(200, texts[name]) if name in texts else getattr(server, name)
 
 
-def test_a_hanging_request_is_asked_again(endpoint_server: Server) -> None:
+def test_a_hanging_request_is_retried(endpoint_server: Server) -> None:
     endpoint_server.fail(endpoint_server.hang, times=3)
     outcomes = ask(endpoint_server, requests(10), timeout_seconds=0.3)
     all_answered_once(endpoint_server, outcomes, 10)
     assert sum(endpoint_server.asked.values()) == 13
 
 
-def test_doubled_choices_are_one_answer(endpoint_server: Server) -> None:
+def test_doubled_choices_are_one_completion(endpoint_server: Server) -> None:
     endpoint_server.fail(endpoint_server.doubled)
     all_answered_once(endpoint_server, ask(endpoint_server, requests(10)), 10)
 
@@ -81,7 +81,7 @@ def test_doubled_choices_are_one_answer(endpoint_server: Server) -> None:
         ("list", "bad-response", r"it is no JSON object"),
     ],
 )
-def test_a_row_that_never_heals_is_refused_alone(endpoint_server: Server, fault: str, reason: str, words: str) -> None:
+def test_a_row_that_never_heals_is_rejected_alone(endpoint_server: Server, fault: str, reason: str, words: str) -> None:
     endpoint_server.fail(fault_named(endpoint_server, fault), item="row 00003")
     outcomes = ask(endpoint_server, requests(10), retries=2, concurrency=2)
     (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
@@ -93,7 +93,7 @@ def test_a_row_that_never_heals_is_refused_alone(endpoint_server: Server, fault:
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_row_that_the_server_refuses_is_not_asked_again(endpoint_server: Server, status: int) -> None:
+def test_a_row_that_the_server_refuses_is_not_retried(endpoint_server: Server, status: int) -> None:
     endpoint_server.fail(endpoint_server.error(status, "prompt is too long"), item="row 00003")
     outcomes = ask(endpoint_server, requests(40))
     (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
@@ -110,7 +110,7 @@ def test_if_all_rows_are_refused_it_is_not_the_rows(endpoint_server: Server) -> 
     assert sum(endpoint_server.asked.values()) < 30
 
 
-def test_many_refusals_after_an_answer_are_the_rows(endpoint_server: Server) -> None:
+def test_many_rejections_after_a_completion_are_the_rows(endpoint_server: Server) -> None:
     endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0000")
     endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0002")
     outcomes = ask(endpoint_server, list(reversed(requests(50))), concurrency=1)
@@ -162,7 +162,7 @@ def test_something_that_speaks_no_http_is_no_server() -> None:
 
 @contextmanager
 def listening(words: bytes) -> Iterator[int]:
-    """A port where every connection is told these words, and ended."""
+    """A port that sends these bytes on every connection and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -183,7 +183,7 @@ def listening(words: bytes) -> Iterator[int]:
             thread.join()
 
 
-def test_after_an_answer_a_page_is_only_nonsense_and_405_a_refusal(endpoint_server: Server) -> None:
+def test_after_a_completion_a_page_is_only_malformed_and_405_a_rejection(endpoint_server: Server) -> None:
     with open_endpoint(config(endpoint_server, retries=1), backoff_seconds=0.001) as client:
         assert len(list(client.ask(iter(requests(1))))) == 1
         endpoint_server.fail(endpoint_server.status(200, "<html>"), times=2)
@@ -198,7 +198,7 @@ def test_402_ends_the_run_and_may_heal(endpoint_server: Server) -> None:
         ask(endpoint_server, requests(5))
 
 
-def test_answers_under_way_are_kept_when_the_run_ends(endpoint_server: Server) -> None:
+def test_completions_in_flight_are_kept_when_the_run_ends(endpoint_server: Server) -> None:
     endpoint_server.delay_seconds = 0.2
     endpoint_server.fail(endpoint_server.error(401, "revoked"), item="row 00000")
     kept: list[Completion | Rejection] = []
@@ -217,7 +217,7 @@ def test_retry_after_pauses_all_requests_and_is_no_try(endpoint_server: Server, 
     endpoint_server.fail(endpoint_server.error(429, "slow down", Retry_After=date if as_date else "0.3"), times=8)
     start = time.monotonic()
     outcomes = ask(endpoint_server, requests(40), concurrency=4, retries=0)
-    # The first four are told at once; then one goes ahead, and while it is refused the others wait on.
+    # The first four get a 429 at once; then one goes ahead, and while it is refused the others keep waiting.
     # (A date has no fractions of a second.)
     assert 0.9 < time.monotonic() - start < 5
     all_answered_once(endpoint_server, outcomes, 40)
@@ -237,7 +237,7 @@ def test_429_without_retry_after_is_waited_out(endpoint_server: Server) -> None:
     all_answered_once(endpoint_server, ask(endpoint_server, requests(3), concurrency=1, retries=0), 3)
 
 
-def test_a_row_may_wait_as_long_as_others_are_answered(endpoint_server: Server) -> None:
+def test_a_row_may_wait_as_long_as_others_are_completed(endpoint_server: Server) -> None:
     endpoint_server.fail(endpoint_server.status(429), times=3 * FREE_WAITS, item="row 00000")
     outcomes = ask(endpoint_server, requests(1000), concurrency=2, retries=0)
     all_answered_once(endpoint_server, outcomes, 1000)
@@ -294,7 +294,7 @@ def test_a_server_that_serves_nothing_is_unavailable_even_for_few_rows(endpoint_
         ask(endpoint_server, requests(2), retries=2)
 
 
-def test_a_model_that_is_gone_for_a_moment_is_asked_again(endpoint_server: Server) -> None:
+def test_a_model_that_is_gone_for_a_moment_is_retried(endpoint_server: Server) -> None:
     with open_endpoint(config(endpoint_server, retries=2), backoff_seconds=0.001) as client:
         assert len(texts(list(client.ask(iter(requests(1)))))) == 1
         endpoint_server.fail(endpoint_server.error(404, "no model"), times=2)

@@ -1,4 +1,5 @@
-"""The rounds: what is asked, what is found, what is set aside. The teacher is scripted; ledger and store are real."""
+"""The labeler's rounds: what is requested, what is in the ledger, what is set aside. The teacher is scripted; ledger
+and store are real."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ Script = Callable[[CompletionRequest, int], str | Rejection]
 
 
 class Scripted:
-    """Answers by a script, and counts what it was asked."""
+    """A client that completes requests by a script and counts them."""
 
     def __init__(self, script: Script, die_after: int | None = None) -> None:
         self.script, self.die_after = script, die_after
@@ -104,7 +105,7 @@ def test_a_second_run_asks_nothing_and_starts_nothing(desk: Desk) -> None:
     assert (second.starts, second.asked.total()) == (0, 0)
 
 
-def test_only_new_rows_are_asked(desk: Desk) -> None:
+def test_only_new_rows_are_requested(desk: Desk) -> None:
     desk.pool("fine day", "grim day")
     desk.label(Scripted(good_or_bad))
     desk.pool("new fine day", "grim day", "fine day")
@@ -131,7 +132,7 @@ def test_a_larger_limit_keeps_what_ended_properly(desk: Desk) -> None:
         {"constrained": False},
     ],
 )
-def test_what_changes_an_answer_is_asked_anew(desk: Desk, change: dict[str, Any]) -> None:
+def test_what_changes_a_completion_is_requested_anew(desk: Desk, change: dict[str, Any]) -> None:
     desk.pool("fine day")
     desk.label(Scripted(good_or_bad))
     client = Scripted(good_or_bad)
@@ -139,7 +140,7 @@ def test_what_changes_an_answer_is_asked_anew(desk: Desk, change: dict[str, Any]
     assert client.asked.total() == 1
 
 
-def test_a_row_without_a_label_is_asked_again_and_then_set_aside(desk: Desk) -> None:
+def test_a_row_without_a_label_is_retried_and_then_set_aside(desk: Desk) -> None:
     desk.pool("fine day", "riddle", "grim day")
     script = lambda request, _: "who knows" if "riddle" in request.prompt.item else good_or_bad(request, 0)  # noqa: E731
     client = Scripted(script)
@@ -162,7 +163,7 @@ def test_a_retry_is_constrained_though_the_first_try_was_not(desk: Desk) -> None
     assert [request.constraint is None for request in client.requests] == [True, False]
 
 
-def test_a_refused_row_is_not_asked_again_in_this_run(desk: Desk) -> None:
+def test_a_rejected_row_is_not_retried_in_this_run(desk: Desk) -> None:
     desk.pool("long", "fine day")
     script = lambda q, _: Rejection(q.key, "too-long", "9 tokens, 8 fit") if "long" in q.prompt.item else "good"  # noqa: E731
     client = Scripted(script)

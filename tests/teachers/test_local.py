@@ -1,5 +1,5 @@
-"""A causal model in this process: a tiny Qwen2 and a tiny Mistral with random weights, checked against plain forward
-passes over whole prompts."""
+"""The transformers teacher: a tiny Qwen2 and a tiny Mistral with random weights, checked against plain forward passes
+over whole prompts."""
 
 import json
 import math
@@ -48,9 +48,9 @@ KINDS = ["plain", "chat", "parting", "sliding"]
 
 
 def save(folder: Path, kind: str) -> Path:
-    """`plain` and `chat` are tokenised as Qwen's. `parting`: as GPT-2's, where the tokens at the prefix's end depend on
-    what follows; and the tokenizer begins and ends a text with tokens of its own. `sliding`: the same, and attention
-    through a window that is shorter than the prompt."""
+    """`plain` and `chat` are tokenized like Qwen. `parting` is tokenized like GPT-2, where the tokens at the prefix's
+    end depend on what follows, and the tokenizer adds special tokens before and after a text. `sliding` is the same
+    with sliding-window attention over a window shorter than the prompt."""
     qwen = kind in ("plain", "chat")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -156,7 +156,7 @@ class ByHand:
         return text if self.chat else text.partition("\n")[0]
 
     def choice(self, request: CompletionRequest, choices: Sequence[str]) -> str:
-        """Token by token, the likeliest of those that go on to a choice."""
+        """Token by token, the likeliest of those that continue a choice."""
         bare = {text: self.tokenizer.encode(text, add_special_tokens=False) for text in choices}
         ended = {text: [*ids, self.end] if text == "correct" else ids for text, ids in bare.items()}
         token_ids, prompt = list[int](), self.prompt(request)
@@ -258,7 +258,7 @@ def test_a_grammar_is_not_enforced(folders: dict[str, Path]) -> None:
 
 
 def test_scores_are_the_probabilities_of_the_texts_after_the_whole_prompt(folder: Path) -> None:
-    """Of one token and of several; `correct` begins another label, so it is ended."""
+    """Labels of one token and of several; `correct` is a prefix of another label, so it is terminated."""
     by_hand, wanted = ByHand(folder), requests(verbalizers=(*LABELS, "x", "PlayMusic"))[:6]
     single = by_hand.tokenizer.encode("x", add_special_tokens=False)
     assert len(single) == 1 < len(by_hand.tokenizer.encode("correct", add_special_tokens=False))
@@ -286,7 +286,7 @@ def test_the_prefix_is_computed_once(folder: Path) -> None:
 
 
 def test_rows_with_turns_of_their_own(folder: Path) -> None:
-    """As where a labelled row must not see itself: every prompt has another prefix, or none."""
+    """As when a labeled row must not see itself: every prompt has a different prefix, or none."""
     wanted = [
         replace(request, prompt=Prompt(SHARED[: 2 * (number % 4)], request.prompt.item))
         for number, request in enumerate(requests()[:8])
@@ -298,7 +298,7 @@ def test_rows_with_turns_of_their_own(folder: Path) -> None:
 
 
 def test_odd_rows(folder: Path) -> None:
-    """What stands at the row's ends can change how the prefix's last token is parted from it."""
+    """The characters at the row's ends can change how the text around the prefix's end is tokenized."""
     odd = ["", " ", "\n", "\n\nplay", " play ", "play\n", "é漢🙂", "<|im_end|>"]
     wanted, by_hand = requests([{"text": text} for text in odd]), ByHand(folder)
     with opened(folder, batch_rows=3) as client:
@@ -309,7 +309,7 @@ def test_odd_rows(folder: Path) -> None:
 # ---- what cannot be answered
 
 
-def test_a_row_that_is_too_long_is_refused_and_the_others_are_answered(tmp_path: Path) -> None:
+def test_a_row_that_is_too_long_is_rejected_and_the_others_are_completed(tmp_path: Path) -> None:
     folder = save(tmp_path, "plain")
     settings = json.loads((folder / "config.json").read_text())
     by_hand = ByHand(folder)
@@ -337,7 +337,7 @@ def test_nothing_to_ask(folders: dict[str, Path]) -> None:
         assert list(client.ask(iter([]))) == []
 
 
-def test_questions_are_taken_as_they_are_needed(folders: dict[str, Path]) -> None:
+def test_requests_are_taken_as_they_are_needed(folders: dict[str, Path]) -> None:
     taken = 0
 
     def counted() -> Iterator[CompletionRequest]:

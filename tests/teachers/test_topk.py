@@ -1,4 +1,4 @@
-"""A teacher's likeliest next tokens: from forward passes by hand through the ledger to the artifact and the loss."""
+"""A teacher's top log-probabilities: from manual forward passes through the ledger to the artifact and the loss."""
 
 import hashlib
 import runpy
@@ -53,7 +53,7 @@ def unpacked(top: TopLogprobs) -> tuple[list[int], np.ndarray[Any, Any], np.ndar
 
 
 def test_the_likeliest_come_first_and_short_lists_are_padded() -> None:
-    """The token that was written is listed by an engine beside the k likeliest, and is not one of them."""
+    """An engine also lists the generated token, even if it is not one of the k likeliest."""
     listed = [{7: -0.5, 3: -0.25, 9: -20.0}, {4: -0.125}]
     top = TopLogprobs(2, "abc", *pack([9, 4], listed, 2))
     token_ids, ids, logprobs = unpacked(top)
@@ -76,7 +76,7 @@ def test_the_identity_is_of_what_ids_mean(teacher: Path, tmp_path: Path) -> None
 
 
 def held_to(by_hand: Any, token_ids: list[int], logits: torch.Tensor) -> None:
-    """-inf for the tokens with which no label can go on, in `(tokens, vocab)`."""
+    """A mask `(tokens, vocab)`: -inf for the tokens that no label can continue with."""
     bare = [by_hand.tokenizer.encode(label, add_special_tokens=False) for label in LABELS]
     paths = [ids + [by_hand.end] * (label == "correct") for ids, label in zip(bare, LABELS, strict=True)]
     for at in range(len(token_ids)):
@@ -94,8 +94,8 @@ def held_to(by_hand: Any, token_ids: list[int], logits: torch.Tensor) -> None:
     ],
 )
 def test_lists_are_those_of_plain_forward_passes(teacher: Path, fields: dict[str, Any]) -> None:
-    """At whatever temperature, of the model's own distribution, or of it among what a choice allows. A student with the
-    teacher's weights that is given the same prompt has then nothing to learn."""
+    """At any temperature, they are of the model's own distribution, or of that distribution restricted to what a choice
+    allows. A student with the teacher's weights and the same prompt then has nothing to learn."""
     by_hand = ByHand(teacher)
     with opened(teacher) as client:
         plain = asked(client, requests(**fields))
@@ -145,7 +145,7 @@ def entry(number: int, text: str, top: TopLogprobs | None = None) -> Entry:
 
 
 def old_shard(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    """As it was written before there were top_logprobs."""
+    """A shard in the format from before top_logprobs."""
     columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
     sink = pa.BufferOutputStream()
     table = pa.table({name: columns[name] for name in WITHOUT_TOP.names}, schema=WITHOUT_TOP)
@@ -223,7 +223,7 @@ def test_the_artifact_holds_what_the_teacher_thought_of_each_label(build: Build,
     for tokens, row in zip(found, rows, strict=True):
         assert tokenizer.decode(tokens.token_ids) == row["label"]
         assert tokens.ids.shape == tokens.logprobs.shape == (len(tokens.token_ids), K)
-        # Held to two labels, the teacher has no more than two tokens to choose from.
+        # Constrained to two labels, the teacher has at most two tokens to choose from.
         assert (tokens.logprobs[:, 0] >= tokens.logprobs[:, 1]).all()
         assert np.isneginf(tokens.logprobs[:, 2:]).all()
         assert np.exp(tokens.logprobs).sum(-1) == pytest.approx(1, abs=1e-5)

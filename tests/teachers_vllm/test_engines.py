@@ -1,4 +1,4 @@
-"""Retort's side of the vLLM teacher, with a fake engine that speaks the same lines."""
+"""Retort's side of the vLLM teacher, with a fake engine that speaks the same protocol."""
 
 import time
 from collections import Counter
@@ -136,8 +136,8 @@ def test_leaving_early_and_asking_again() -> None:
         assert keys == {new_request(number).key for number in range(1000, 1040)}
 
 
-def test_what_is_shared_is_told_once_and_forgotten() -> None:
-    """Rows that may not see themselves among the demonstrations have turns of their own."""
+def test_what_is_shared_is_sent_once_and_forgotten() -> None:
+    """Rows that are demonstrations themselves have shared turns of their own."""
     with opened() as client:
         asked = (
             CompletionRequest(number.to_bytes(16, "big"), Prompt((Turn("system", str(number // 2)),), "row"))

@@ -67,7 +67,7 @@ def test_a_choice_gives_legal_labels_only(client: VllmClient) -> None:
 
 
 def test_a_grammar_gives_parses(client: VllmClient) -> None:
-    """A random model opens slots until its tokens are used up, or takes a word twice; the form it cannot break."""
+    """A random model opens slots until its tokens are used up, or uses a word twice; but its syntax stays legal."""
     problem = problem_for(load_config(str(ROOT / "examples/snips.yaml")).problem)
     text = "play westbam"
     asked = new_request(
@@ -111,7 +111,7 @@ def test_samples_differ_and_repeat(client: VllmClient) -> None:
     assert third.text == first[2]
 
 
-def test_what_cannot_be_answered_is_refused_alone(client: VllmClient) -> None:
+def test_what_cannot_be_completed_is_rejected_alone(client: VllmClient) -> None:
     asked = [
         new_request("a"),
         new_request("long", "word " * 2 * CONTEXT),
@@ -137,7 +137,7 @@ def test_the_shared_prefix_is_computed_once(client: VllmClient) -> None:
     assert all(completion.prompt_tokens > completion.cached_tokens for completion in found)
 
 
-def test_questions_are_taken_as_they_are_needed(client: VllmClient) -> None:
+def test_requests_are_taken_as_they_are_needed(client: VllmClient) -> None:
     taken = 0
 
     def many() -> Iterator[CompletionRequest]:
@@ -157,7 +157,7 @@ VERBALIZERS = ("a", "play", "play westbam", "SearchCreativeWork")
 
 
 def test_scores_match_transformers(client: VllmClient, tiny_causal: Path) -> None:
-    """`play` is one token, the last is several, and `play` begins another, so that it is ended by the empty line."""
+    """`play` is one token, the last label is several; `play` is a prefix of another, so the empty line ends it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_causal)
@@ -196,7 +196,7 @@ LETTERS = ("a", "b", "c", "d", "e")  # one token each
 
 @pytest.mark.parametrize("fields", [{}, {"constraint": Constraint(choice=LETTERS)}])
 def test_top_logprobs_match_transformers(client: VllmClient, tiny_causal: Path, fields: dict[str, Any]) -> None:
-    """At temperature 1 whatever it samples at, and among what the constraint allows."""
+    """They are at temperature 1, whatever the sampling temperature, and among what the constraint allows."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -293,7 +293,7 @@ def test_a_killed_parent(tiny_causal: Path) -> None:
 
 
 def gone(pid: int) -> bool:
-    """A process that ended and that nobody has asked about yet counts as gone."""
+    """Whether a process has ended; a zombie counts as gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True
