@@ -179,7 +179,7 @@ class Ledger:
             first = list(islice(batches, 1))
             return chain(first, batches)
 
-        yield from self._while_shards_change(start)  # all are sorted: with the first batch the last shard is read
+        yield from self._while_shards_change(start)  # sorted results: all shards are read before the first batch
 
     def _while_shards_change(self, read: Callable[[dict[str, Path]], T]) -> T:
         """The result of `read`, which is called again with the current shards if they vanish or break meanwhile."""
