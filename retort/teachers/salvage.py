@@ -36,16 +36,16 @@ def parse_completion(problem: Problem, text: str, completion: str) -> tuple[Labe
 
 
 def _candidates(completion: str) -> Iterator[str]:
-    said = _THOUGHTS.sub("", completion)
-    yield said
-    if fenced := _FENCE.search(said):
+    visible = _THOUGHTS.sub("", completion)
+    yield visible
+    if fenced := _FENCE.search(visible):
         yield fenced[1]
-    yield said.strip().strip(_QUOTES)
-    first = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    yield visible.strip().strip(_QUOTES)
+    first = next((line.strip() for line in visible.splitlines() if line.strip()), "")
     yield first
     if lead := _LEAD.match(first):
         yield lead[1].strip(_QUOTES + " ")
     for opening, closing in ("[]", "()"):
-        start, end = said.find(opening), said.rfind(closing)
+        start, end = visible.find(opening), visible.rfind(closing)
         if 0 <= start < end:
-            yield said[start : end + 1]
+            yield visible[start : end + 1]

@@ -86,7 +86,11 @@ def test_each_sample_has_a_line_and_a_seed_and_comes_back(tmp_path: Path) -> Non
 def test_a_json_schema_completion_is_unwrapped(tmp_path: Path) -> None:
     lines = batch_lines([CompletionRequest(KEYS[1], PROMPT, CHOICE), CompletionRequest(KEYS[2], PROMPT, CHOICE)])
     output = write(tmp_path / "o.jsonl", [answered(lines[0], '{"label": "food"}'), answered(lines[1], "drink")])
-    assert [answer.text for answer in read_answers(output, None, "json-schema") if isinstance(answer, Completion)] == [
+    assert [
+        completion.text
+        for completion in read_answers(output, None, "json-schema")
+        if isinstance(completion, Completion)
+    ] == [
         "food",
         "drink",
     ]

@@ -128,8 +128,8 @@ def test_samples_are_requested_together_or_as_the_server_gives_them(endpoint_ser
     number = itertools.count()
     endpoint_server.reply = lambda body: f"text {next(number)}"
     (request,) = requests(1, samples=(0, 1, 2, 7), sampling_temperature=1.0)
-    answers = [answer for answer in ask(endpoint_server, [request]) if isinstance(answer, Completion)]
-    assert [(answer.sample, answer.text) for answer in answers] == [
+    completions = [completion for completion in ask(endpoint_server, [request]) if isinstance(completion, Completion)]
+    assert [(completion.sample, completion.text) for completion in completions] == [
         (0, "text 0"),
         (1, "text 1"),
         (2, "text 2"),
@@ -138,18 +138,18 @@ def test_samples_are_requested_together_or_as_the_server_gives_them(endpoint_ser
     num_requests = math.ceil(4 / most)
     assert len(endpoint_server.bodies) == num_requests
     assert endpoint_server.bodies[0]["n"] == 4
-    assert sum(answer.prompt_tokens for answer in answers) == 100 * num_requests
-    assert sum(answer.cached_tokens for answer in answers) == 90 * num_requests
-    assert sum(answer.completion_tokens for answer in answers) == 3 * num_requests
+    assert sum(completion.prompt_tokens for completion in completions) == 100 * num_requests
+    assert sum(completion.cached_tokens for completion in completions) == 90 * num_requests
+    assert sum(completion.completion_tokens for completion in completions) == 3 * num_requests
 
 
 def test_usage_and_texts_may_be_missing(endpoint_server: Server) -> None:
     endpoint_server.usage, endpoint_server.reply, endpoint_server.finish_reason = None, lambda body: None, "length"
-    (answer,) = ask(endpoint_server, requests(1))
-    assert answer == Completion(answer.key, 0, "", "length", 0, 0, 0)
+    (completion,) = ask(endpoint_server, requests(1))
+    assert completion == Completion(completion.key, 0, "", "length", 0, 0, 0)
     endpoint_server.usage = {"prompt_tokens": "7", "prompt_tokens_details": None, "completion_tokens": -1}
-    (answer,) = ask(endpoint_server, requests(1))
-    assert answer == Completion(answer.key, 0, "", "length", 0, 0, 0)
+    (completion,) = ask(endpoint_server, requests(1))
+    assert completion == Completion(completion.key, 0, "", "length", 0, 0, 0)
 
 
 # Verbalizers
@@ -158,11 +158,11 @@ def test_usage_and_texts_may_be_missing(endpoint_server: Server) -> None:
 def test_verbalizers_are_scored_by_the_first_token(endpoint_server: Server) -> None:
     shares = {"fo": 0.5, " food": 0.2, "dr": 0.1, "f": 0.05, "\n": 0.05, "gas": 0.01, "foo": 0.01}
     endpoint_server.alternatives = [(token, math.log(share)) for token, share in shares.items()]
-    (answer,) = ask(endpoint_server, requests(1, verbalizers=("food", "drink", "fad", "gas")))
-    assert isinstance(answer, Completion)
+    (completion,) = ask(endpoint_server, requests(1, verbalizers=("food", "drink", "fad", "gas")))
+    assert isinstance(completion, Completion)
     # `f` begins two verbalizers and counts for neither; no listed token begins `fad`, so it gets the floor.
-    assert [math.exp(score) for score in answer.scores] == pytest.approx([0.71, 0.1, 0.01, 0.01])
-    assert (answer.text, answer.finish_reason, answer.sample) == ("food", "stop", 0)
+    assert [math.exp(score) for score in completion.scores] == pytest.approx([0.71, 0.1, 0.01, 0.01])
+    assert (completion.text, completion.finish_reason, completion.sample) == ("food", "stop", 0)
     (body,) = endpoint_server.bodies
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
 

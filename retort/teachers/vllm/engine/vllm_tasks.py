@@ -151,9 +151,9 @@ class ScoringTask:
             return []
         scores = scoring.log_probabilities(self._paths, self._next_token)
         best = self._message["verbalizers"][scores.index(max(scores))]
-        answer = {"id": self._message["id"], "text": best, "finish_reason": "stop", "scores": scores}
+        reply = {"id": self._message["id"], "text": best, "finish_reason": "stop", "scores": scores}
         usage = {"prompt_tokens": len(self._prompt), "cached_tokens": self._cached_tokens, "completion_tokens": 0}
-        return [{**answer, **usage, "sample": sample} for sample in self._message["samples"]]
+        return [{**reply, **usage, "sample": sample} for sample in self._message["samples"]]
 
 
 @lru_cache(maxsize=64)
