@@ -1,14 +1,12 @@
-"""S3 servers (moto in memory, rclone as a real one; both take the same credentials), a Prefect server, a tiny
-encoder, and tiny data to run a whole distillation on."""
+"""S3 servers (moto in memory, rclone as a real one; both take the same credentials), a Prefect server, tiny
+models, configs of a whole distillation on tiny data, and the command in this process."""
 
-import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,11 +14,14 @@ from urllib.request import urlopen
 
 import pytest
 
-EndpointServer = runpy.run_path(str(Path(__file__).parent / "teachers" / "endpoint_server.py"))["EndpointServer"]
+from tiny_data import LETTERS, SIZES, TRAINING, WHOLE_WORDS, class_row, completion, slots_row, write_lines
 
 # Before anything imports torch: threads that spin while they wait for each other make a tiny training on a busy
 # machine forty times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Their assertions are to say what differs, as those of the tests do.
+pytest.register_assert_rewrite("endpoint_server", "local_teacher")
 
 KEY, SECRET, BUCKET = "retort-tests", "retort-tests-secret", "retort-tests"
 
@@ -85,9 +86,6 @@ def _wait_for(url: str, seconds: float) -> None:
 
 
 MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-QUESTION = ["what", "is", "the", "weather", "in"]
-WHOLE_WORDS = [*QUESTION, "play", "by", "now", "today", "film", "was", "good", "awful", "dull", "great"]
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture(scope="session")
@@ -157,60 +155,6 @@ def tiny_classes(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -
     }
 
 
-SIZES = {"labeled": 12, "unlabeled": 60, "test": 20}
-TRAINING = {"epochs": 3, "learning_rate": 3.0e-3, "batch_tokens": 256, "freeze_embeddings": False, "precision": "fp32"}
-TITLES = ["yellow", "let it be", "clocks", "creep", "hey jude", "karma police", "time"]
-PLACES = ["paris", "new york", "rome", "cape town", "oslo"]
-
-
-def slots_row(role: str, number: int) -> dict[str, str]:
-    """Texts differ between roles by a number that is part of them."""
-    name = f"{role}-{number}"
-    if number % 2:
-        title, artist = TITLES[number % 7], f"artist{LETTERS[number % 26]} {role}"
-        words = [("play", "O"), *tagged(title, "track"), ("by", "O"), *tagged(artist, "artist")]
-        return as_row(name, "PlayMusic", words)
-    when = ("today", "B-timeRange") if number % 4 else ("now", "B-timeRange")
-    place = f"{PLACES[number % 5]} {LETTERS[number % 26]}{role}"
-    return as_row(name, "GetWeather", [*((word, "O") for word in QUESTION), *tagged(place, "city"), when])
-
-
-def tagged(text: str, slot: str) -> list[tuple[str, str]]:
-    return [(word, f"{'I' if place else 'B'}-{slot}") for place, word in enumerate(text.split())]
-
-
-def as_row(name: str, intent: str, words: list[tuple[str, str]]) -> dict[str, str]:
-    text, tags = (" ".join(column) for column in zip(*words, strict=True))
-    return {"id": name, "text": text, "intent": intent, "bio": tags}
-
-
-def class_row(role: str, number: int) -> dict[str, str]:
-    label, word = [("up", "great"), ("up", "good"), ("down", "awful"), ("down", "dull")][number % 4]
-    return {"id": f"{role}-{number}", "text": f"the film {LETTERS[number % 26]}{role} was {word}", "label": label}
-
-
-def completion(number: int, row: dict[str, str]) -> dict[str, Any]:
-    """In the batch output format. Every tenth names another intent, row 5 breaks off."""
-    slots, words = [], list(zip(row["text"].split(), row["bio"].split(), strict=True))
-    for word, tag in words:
-        if tag.startswith("B"):
-            slots.append(f"[SL:{tag[2:].upper()} {word}")
-        elif tag.startswith("I"):
-            slots[-1] += f" {word}"
-    intent = "PLAY_MUSIC" if row["intent"] == "PlayMusic" else "GET_WEATHER"
-    content = " ".join([f"[IN:{intent}", *(f"{slot} ]" for slot in slots), "]"])
-    if number % 10 == 9:
-        content = f"[IN:{intent} ]"
-    if number == 5:
-        content = content[:-2]
-    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
-    return {"custom_id": row["id"], "response": {"status_code": 200, "body": {"choices": [choice]}}, "error": None}
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real Prefect server, for flows of this process and of others."""
@@ -240,7 +184,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def endpoint_server() -> Iterator[Any]:
-    """An OpenAI-compatible server on loopback that answers `food`; see endpoint_server.py for its faults."""
+    """An OpenAI-compatible server on loopback that answers `food`; see support/endpoint_server.py for its faults."""
+    from endpoint_server import EndpointServer
+
     with EndpointServer() as server:
         yield server
 
@@ -296,3 +242,22 @@ def tiny_causal(written_words: Path, tmp_path_factory: pytest.TempPathFactory) -
     ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "max_position_embeddings": 256}
     LlamaForCausalLM(LlamaConfig(vocab_size=420, initializer_range=0.2, **sizes, **ends)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`retort ARGUMENTS` in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        from retort.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["retort", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capfd.readouterr()
+
+    return call

@@ -1,20 +1,16 @@
 """What is asked for where a champion reigns: its scores, the gate, and a start for the final student alone."""
 
 import asyncio
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mckd_order import Recorder, config_of, data_of
 from retort.config import MckdConfig
 from retort.errors import ConfigError
 from retort.recipes.mckd.challenge import challenge
 from retort.recipes.mckd.pipeline import distil
 from retort.records.base import Champion, MckdResult, Step
-
-_order = runpy.run_path(str(Path(__file__).with_name("test_order.py")))
-Recorder, config_of, data_of = _order["Recorder"], _order["config_of"], _order["data_of"]
 
 
 def tracked(warm: bool = False, **student: Any) -> MckdConfig:
@@ -24,7 +20,7 @@ def tracked(warm: bool = False, **student: Any) -> MckdConfig:
     return MckdConfig.model_validate({**values, "tracking": {"uri": "sqlite:///mlflow.db"}})
 
 
-def night(do: Any, config: MckdConfig, reigning: Champion | None = None, pool: str = "pool") -> MckdResult:
+def night(do: Recorder, config: MckdConfig, reigning: Champion | None = None, pool: str = "pool") -> MckdResult:
     async def run() -> MckdResult:
         distilled = await distil(config, data_of(pool), do, reigning)
         return await challenge(config, distilled, reigning, do)
@@ -32,7 +28,7 @@ def night(do: Any, config: MckdConfig, reigning: Champion | None = None, pool: s
     return asyncio.run(run())
 
 
-def crowned(do: Any, distilled: MckdResult, version: str = "1") -> Champion:
+def crowned(do: Recorder, distilled: MckdResult, version: str = "1") -> Champion:
     stage: Step = do.of(distilled.final_student)
     return Champion(model="order", version=version, student=distilled.final_student, made_of=stage.made_of)
 
@@ -87,7 +83,7 @@ def test_a_night_without_news_meets_itself() -> None:
     assert {stage.key for stage in third.stages} == {stage.key for stage in second.stages}
 
 
-def starts(do: Any) -> dict[str, str]:
+def starts(do: Recorder) -> dict[str, str]:
     """The students that were given a start."""
     return {stage.name: stage.input("start").key for stage in do.stages if "start" in stage.inputs}
 

@@ -1,11 +1,10 @@
 """What the algorithm asks for, in which order and from what, without doing any of it."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
+from mckd_order import Recorder, config_of, data_of
 from retort.config import MckdConfig
 from retort.errors import StageFailed
 from retort.recipes.mckd.baselines import compare_baselines
@@ -13,49 +12,6 @@ from retort.recipes.mckd.pipeline import distil, together
 from retort.records.base import ArtifactRef, Data, MckdResult, Step
 
 BASELINES = ["vanilla-kd", "compute-matched-kd", "same-partition", "self-relabelling", "early-stopped", "supervised"]
-
-
-class Recorder:
-    """A `do` that makes nothing and remembers everything. `verdicts` are those of the selections, in order."""
-
-    def __init__(self, verdicts: Iterable[bool] = ()) -> None:
-        self.stages: list[Step] = []
-        self._verdicts = iter(verdicts)
-
-    async def __call__(self, stage: Step) -> ArtifactRef:
-        self.stages.append(stage)
-        metrics = {"accepted": float(next(self._verdicts))} if stage.verb == "select" else {}
-        return ArtifactRef(uri=stage.name, kind=stage.kind, key=stage.key, rows=60, metrics=metrics)
-
-    def made(self, verb: str) -> list[Step]:
-        """Each key once: a second stage of the same key is found in the store."""
-        return list({stage.key: stage for stage in self.stages if stage.verb == verb}.values())
-
-    def of(self, ref: ArtifactRef) -> Step:
-        return next(stage for stage in self.stages if stage.key == ref.key)
-
-
-def config_of(baselines: Iterable[str] = (), teacher: str = "finetuned", **method: Any) -> MckdConfig:
-    selection = {"kind": method.pop("selection", "always")}
-    return MckdConfig.model_validate(
-        {
-            "name": "order",
-            "problem": {"kind": "classification", "labels": ["a", "b"]},
-            "data": {"labeled": "l.jsonl", "unlabeled": "u.jsonl", "test": "t.jsonl", "dev": "d.jsonl"},
-            "teacher": {"kind": teacher},
-            "student": {"kind": "sequence-classification", "model": "org/model", "training": {"epochs": 6}},
-            "method": {**method, "selection": selection},
-            "baselines": list(baselines),
-            "evaluation": {"judge": "dev"},
-        }
-    )
-
-
-def data_of(pool: str = "pool") -> Data:
-    labeled, unlabeled, test, dev = (
-        ArtifactRef(uri=name, kind="examples", key=name, rows=10) for name in ("labeled", pool, "test", "dev")
-    )
-    return Data(labeled=labeled, unlabeled=unlabeled, test=test, judge=dev)
 
 
 def distilled_by(do: Recorder, config: MckdConfig, data: Data | None = None) -> MckdResult:

@@ -1,7 +1,6 @@
 """A desk to try the command at: a tiny config that is right in everything, and ways to spoil it."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,22 +95,3 @@ def classes(tmp_path: Path) -> Desk:
 
     problem = {"kind": "classification", "labels": ["bad", "good"]}
     return _desk(tmp_path / "classes", problem, "sequence-classification", gold)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`retort ARGUMENTS` in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        from retort.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["retort", *arguments])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capfd.readouterr()
-
-    return call

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from infra.bucket import setup_bucket
+
 SCRIPT = Path(__file__).parents[2] / "infra" / "bucket" / "setup_bucket.py"
 WORKERS = "arn:aws:iam::123456789012:role/retort-worker"
-setup = runpy.run_path(str(SCRIPT), run_name="setup_bucket")
 
 
 def run(*arguments: str, endpoint: str) -> subprocess.CompletedProcess[str]:
@@ -37,14 +37,14 @@ def made(s3_moto: tuple[str, str]) -> Iterator[Any]:
 
 def test_the_server_keeps_the_rules(made: Any) -> None:
     kept = made.get_bucket_lifecycle_configuration(Bucket="nightly")["Rules"]
-    assert kept == setup["lifecycle"]()["Rules"]
+    assert kept == setup_bucket.lifecycle()["Rules"]
     assert made.get_bucket_versioning(Bucket="nightly")["Status"] == "Enabled"
     policy = made.get_bucket_policy(Bucket="nightly")["Policy"]
-    assert json.loads(policy) == json.loads(setup["policy"]("nightly", WORKERS))
+    assert json.loads(policy) == json.loads(setup_bucket.policy("nightly", WORKERS))
 
 
 def test_no_rule_expires_a_current_object() -> None:
-    rules = setup["lifecycle"]()["Rules"]
+    rules = setup_bucket.lifecycle()["Rules"]
     assert any(rule.get("AbortIncompleteMultipartUpload") for rule in rules)
     for rule in rules:
         assert set(rule.get("Expiration", {})) <= {"ExpiredObjectDeleteMarker"}
@@ -52,7 +52,7 @@ def test_no_rule_expires_a_current_object() -> None:
 
 
 def test_workers_may_do_no_more_than_they_need() -> None:
-    statements = json.loads(setup["policy"]("nightly", WORKERS))["Statement"]
+    statements = json.loads(setup_bucket.policy("nightly", WORKERS))["Statement"]
     allowed = [statement for statement in statements if statement["Effect"] == "Allow"]
     assert all(statement["Principal"] == {"AWS": WORKERS} for statement in allowed)
     for statement in allowed:
@@ -74,7 +74,8 @@ def as_list(value: str | list[str]) -> list[str]:
 
 
 def test_clear_text_is_denied() -> None:
-    denied = [each for each in json.loads(setup["policy"]("nightly", WORKERS))["Statement"] if each["Effect"] == "Deny"]
+    statements = json.loads(setup_bucket.policy("nightly", WORKERS))["Statement"]
+    denied = [each for each in statements if each["Effect"] == "Deny"]
     assert [each["Condition"] for each in denied] == [{"Bool": {"aws:SecureTransport": "false"}}]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
+
+from infra import setup_server
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "kubernetes"
@@ -123,12 +124,11 @@ def test_a_cpu_job_asks_for_no_gpu() -> None:
 
 
 def test_templates_are_those_that_the_set_up_looks_for() -> None:
-    setup = runpy.run_path(str(ROOT / "infra" / "setup_server.py"), run_name="setup_server")
-    assert {file.stem for file in FOLDER.glob("*.json")} == set(setup["POOLS"])
+    assert {file.stem for file in FOLDER.glob("*.json")} == set(setup_server.POOLS)
     for pool in POOLS:
-        assert setup["template_of"](pool, "kubernetes", 0) == template(pool)
+        assert setup_server.template_of(pool, "kubernetes", 0) == template(pool)
         environment = template(pool)["variables"]["properties"]["env"]["default"]
-        assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(setup["HEARTBEAT_SECONDS"])
+        assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(setup_server.HEARTBEAT_SECONDS)
 
 
 def manifests() -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ import asyncio
 import copy
 import json
 import os
-import runpy
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from endpoint_server import EndpointServer
 from retort.config import MckdConfig
 from retort.recipes.execute import make
 from retort.recipes.mckd.pipeline import distil, ingest_data
@@ -22,7 +22,6 @@ from retort.store import Store
 from retort.store.runs import RunRecord, keep_run
 from retort.tracking.step import track
 
-SHARED = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))
 ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "prefect-run-1", "prefect.url": "http://prefect/run-1"}
 BROKEN = "unlabeled-8"
 """A row to which the teacher answers nonsense, however often it is asked."""
@@ -79,7 +78,7 @@ def _night(config: MckdConfig, day: int) -> MckdResult:
 @pytest.fixture(scope="session")
 def nights(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nights]:
     folder = tmp_path_factory.mktemp("nights")
-    with SHARED["EndpointServer"]() as server, pytest.MonkeyPatch.context() as patch:
+    with EndpointServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETORT_TEST_TEACHER", server.url)
         server.reply = _reply
         values = copy.deepcopy(tiny_classes)
@@ -105,10 +104,6 @@ def aged(nights: Nights, tmp_path: Path) -> Callable[..., MckdConfig]:
         return nights.config.model_copy(update={"store": nights.config.store.model_copy(update={"root": str(root)})})
 
     return copied
-
-
-command = runpy.run_path(str(Path(__file__).parents[1] / "command" / "conftest.py"))["command"]
-"""`retort ARGUMENTS` in this process, as a fixture."""
 
 
 @pytest.fixture

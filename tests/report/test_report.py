@@ -1,6 +1,5 @@
-"""The report on a run whose figures were worked out by hand (see synthetic_run.py)."""
+"""The report on a run whose figures were worked out by hand (see support/synthetic_run.py)."""
 
-import runpy
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from retort.problems.classification import Classification
 from retort.report.mckd.mistakes import NOTHING, error_tables
 from retort.report.mckd.summary import Summary, p_text, percent, read_summary, seconds_text, signed, table
 from retort.report.mckd.terminal import render_terminal
-
-_synthetic_run = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))
-synthetic, crowned = _synthetic_run["synthetic"], _synthetic_run["crowned"]
+from synthetic_run import crowned, synthetic
 
 
 @pytest.fixture(scope="module")

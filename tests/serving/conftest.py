@@ -1,8 +1,6 @@
-"""Tiny students, trained and evaluated by the stages themselves, and the command in this process."""
+"""Tiny students, trained and evaluated by the stages themselves."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -66,25 +64,3 @@ def slots_student(train: Train, tiny_slots: dict[str, Any], tmp_path_factory: py
 @pytest.fixture(scope="session")
 def classes_student(train: Train, tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train({**tiny_classes, "store": {"root": str(tmp_path_factory.mktemp("classes-served"))}})
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """`retort ARGUMENTS` in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        from retort.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["retort", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capfd.readouterr()
-
-    return call

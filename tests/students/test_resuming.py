@@ -6,77 +6,36 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from retort.config import TrainingConfig
-from retort.models.device import Device
+from resumable_training import Lines, trained
 from retort.store import Store
-from retort.students.batching import Indices, bins_of, packed_batches
+from retort.students.batching import bins_of, packed_batches
 from retort.students.checkpoints import StoredCheckpoint, checkpoint_folder, discard_checkpoint
-from retort.students.training import fit
 
-CPU = Device("cpu", "fp32", 1)
-TRAINING = TrainingConfig(epochs=10, learning_rate=1e-2, batch_tokens=16, precision="fp32", warmup_share=0.2)
-
-
-class Lines:
-    """A regression with dropout, whose random numbers a resumed training must draw on from where it was."""
-
-    def __init__(self, most_rows: int = 100) -> None:
-        torch.manual_seed(0)
-        self.model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
-        # Many a pretrained encoder has a layer on top that a student never asks.
-        self.model.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
-        self._x = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
-        self._most_rows, self.steps, self.die_at = most_rows, 0, -1
-        self.largest = 0
-
-    def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
-        return np.array_split(generator.permutation(40), -(-40 // budget_tokens))
-
-    def units(self, rows: Indices) -> int:
-        return len(rows)
-
-    def tokens(self, rows: Indices) -> tuple[int, int]:
-        return len(rows), len(rows)
-
-    def loss(self, rows: Indices) -> Tensor:
-        self.steps += 1
-        if self.steps == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if len(rows) > self._most_rows:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
-        self.largest = max(self.largest, len(rows))
-        x = self._x[torch.from_numpy(rows)]
-        return ((self.model(x)[:, 0] - x.sum(-1)) ** 2).sum()
-
-
-def trained(lines: Lines, **options: Any) -> list[Tensor]:
-    fit(lines.model, lines, TRAINING, seed=3, device=CPU, **options)
-    return [parameter.detach().clone() for parameter in lines.model.parameters()]
-
-
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
 KILLED = """
-    import runpy, sys
-    module = runpy.run_path(sys.argv[1])
-    lines = module["Lines"]()
-    lines.die_at = 14
-    checkpoint = module["StoredCheckpoint"](module["Store"](sys.argv[2]), "k" * 64, seconds_between=0)
+    import sys
     import torch
+    from resumable_training import Lines, trained
+    from retort.store import Store
+    from retort.students.checkpoints import StoredCheckpoint
     torch.set_num_threads(1)
-    module["trained"](lines, checkpoint=checkpoint)
+    lines = Lines()
+    lines.die_at = 14
+    trained(lines, checkpoint=StoredCheckpoint(Store(sys.argv[1]), "k" * 64, seconds_between=0))
 """
 
 
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
     whole = trained(Lines())
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), __file__, str(tmp_path)]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     store, key = Store(str(tmp_path)), "k" * 64
     lines, checkpoint = Lines(), StoredCheckpoint(store, key)

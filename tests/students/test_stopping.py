@@ -7,77 +7,27 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from retort.config import CausalConfig, Seq2SeqConfig, StoppingConfig, TextConfig, TrainingConfig
-from retort.models.device import Device
+from retort.config import CausalConfig, Seq2SeqConfig, TextConfig
 from retort.models.weights import Weights, find_weights
 from retort.problems import problem_for
 from retort.problems.slots import Slots, encode
 from retort.store import Store
-from retort.students.base import History, TrainingRow
-from retort.students.batching import Indices
+from retort.students.base import TrainingRow
 from retort.students.checkpoints import StoredCheckpoint
 from retort.students.classifier import Classifier
 from retort.students.early_stopping import best_of
 from retort.students.encoder import new_encoder
 from retort.students.generative import new_generative_student
-from retort.students.training import fit
+from watched_training import CPU, EPOCHS, STEPS, Rows, fitted, training
 
-CPU = Device("cpu", "fp32", 1)
-EPOCHS, STEPS = 40, 3
-"""Steps in each epoch."""
-
-
-def training(patience: int = 3, **fields: Any) -> TrainingConfig:
-    stopping = StoppingConfig(by="distillation_loss", patience=patience)
-    given = {"epochs": EPOCHS, "learning_rate": 3e-2, "batch_tokens": 8, "precision": "fp32", "stopping": stopping}
-    return TrainingConfig(**{**given, **fields})
-
-
-class Rows:
-    """A regression on 24 rows of noise with dropout: training learns them by heart, and held-out rows get worse."""
-
-    def __init__(self, seed: int = 1, model: torch.nn.Module | None = None) -> None:
-        torch.manual_seed(0)
-        self.model = model or torch.nn.Sequential(
-            torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Dropout(0.1), torch.nn.Linear(64, 1)
-        )
-        generator = torch.Generator().manual_seed(seed)
-        self._x = torch.randn(24, 8, generator=generator)
-        self._y = self._x[:, 0] + torch.randn(24, generator=generator)
-        self.calls, self.die_at = 0, -1
-
-    def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
-        return np.array_split(generator.permutation(24), -(-24 // budget_tokens))
-
-    def units(self, rows: Indices) -> int:
-        return len(rows)
-
-    def tokens(self, rows: Indices) -> tuple[int, int]:
-        return len(rows), len(rows)
-
-    def loss(self, rows: Indices) -> Tensor:
-        self.calls += 1
-        if self.calls == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        places = torch.from_numpy(rows)
-        return ((self.model(self._x[places])[:, 0] - self._y[places]) ** 2).sum()
-
-    def whole_loss(self) -> float:
-        self.model.eval()
-        with torch.no_grad():
-            return float(self.loss(np.arange(24))) / 24
-
-
-def fitted(rows: Rows, config: TrainingConfig, **options: Any) -> History:
-    held_out = Rows(2, rows.model) if config.stopping else None
-    return fit(rows.model, rows, config, seed=3, device=CPU, held_out=held_out, **options)
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
 
 
 def weights(rows: Rows) -> list[Tensor]:
@@ -126,14 +76,15 @@ def test_the_steps_are_those_of_a_training_that_nobody_watches() -> None:
 
 
 KILLED = """
-    import runpy, sys
+    import sys
     import torch
+    from watched_training import Rows, fitted, training
+    from retort.store import Store
+    from retort.students.checkpoints import StoredCheckpoint
     torch.set_num_threads(1)
-    module = runpy.run_path(sys.argv[1])
-    rows = module["Rows"]()
-    rows.die_at = int(sys.argv[3])
-    checkpoint = module["StoredCheckpoint"](module["Store"](sys.argv[2]), "k" * 64, seconds_between=0)
-    module["fitted"](rows, module["training"](), checkpoint=checkpoint)
+    rows = Rows()
+    rows.die_at = int(sys.argv[2])
+    fitted(rows, training(), checkpoint=StoredCheckpoint(Store(sys.argv[1]), "k" * 64, seconds_between=0))
 """
 
 
@@ -144,8 +95,9 @@ def test_killed_and_resumed_gives_the_same_bytes_and_the_same_history(tmp_path: 
     expected = fitted(whole, training())
     assert expected.kept_step is not None
     die_at = expected.kept_step + after_best
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), __file__, str(tmp_path), str(die_at)]
-    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(die_at)]
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     resumed = Rows()
     history = fitted(resumed, training(), checkpoint=StoredCheckpoint(Store(str(tmp_path)), "k" * 64))

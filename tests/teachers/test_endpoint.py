@@ -6,16 +6,15 @@ import math
 import os
 import re
 import resource
-import runpy
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from endpoint_server import SHARED, EndpointServer, all_answered_once, ask, config, requests, texts
 from retort.errors import ConfigError
 from retort.problems import Constraint
 from retort.teachers.endpoint.chat import seed
@@ -23,16 +22,6 @@ from retort.teachers.endpoint.client import open_endpoint
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
 
-server_module = runpy.run_path(str(Path(__file__).with_name("endpoint_server.py")))
-SHARED, config, requests, ask, texts, all_answered_once = (
-    server_module["SHARED"],
-    server_module["config"],
-    server_module["requests"],
-    server_module["ask"],
-    server_module["texts"],
-    server_module["all_answered_once"],
-)
-Server = Any
 CHOICE = Constraint(choice=("food", "drink", 'so-called "food"'))
 GRAMMAR = Constraint(grammar='root ::= "a" | "b"')
 
@@ -40,7 +29,7 @@ GRAMMAR = Constraint(grammar='root ::= "a" | "b"')
 # Requests and responses
 
 
-def test_every_request_is_completed_once_over_few_connections(endpoint_server: Server) -> None:
+def test_every_request_is_completed_once_over_few_connections(endpoint_server: EndpointServer) -> None:
     outcomes = ask(endpoint_server, requests(300), concurrency=8)
     all_answered_once(endpoint_server, outcomes, 300)
     assert sum(endpoint_server.asked.values()) == 300
@@ -49,7 +38,7 @@ def test_every_request_is_completed_once_over_few_connections(endpoint_server: S
     assert outcomes[0] == Completion(outcomes[0].key, 0, "food", "stop", 100, 90, 3)
 
 
-def test_a_client_can_be_used_again_and_with_no_requests(endpoint_server: Server) -> None:
+def test_a_client_can_be_used_again_and_with_no_requests(endpoint_server: EndpointServer) -> None:
     with open_endpoint(config(endpoint_server)) as client:
         assert client.facts == {}
         assert list(client.ask(iter(()))) == []
@@ -57,7 +46,7 @@ def test_a_client_can_be_used_again_and_with_no_requests(endpoint_server: Server
         assert len(list(client.ask(iter(requests(5))))) == 5
 
 
-def test_the_body_is_the_protocol_s_and_its_start_the_same_for_all(endpoint_server: Server) -> None:
+def test_the_body_is_the_protocol_s_and_its_start_the_same_for_all(endpoint_server: EndpointServer) -> None:
     asked = requests(2, sampling_temperature=0.5, top_p=0.9, max_tokens=17)
     other = CompletionRequest(b"o" * 16, Prompt((Turn("user", "other"),), "lone \ud800 surrogate"))
     ask(endpoint_server, [*asked, other], concurrency=1)
@@ -95,7 +84,7 @@ def test_seeds_differ_by_row_and_sample_and_repeat() -> None:
     ],
 )
 def test_constraints_are_sent_in_the_server_s_style(
-    endpoint_server: Server, style: str, constraint: Constraint | None, sent: tuple[str, Any] | None
+    endpoint_server: EndpointServer, style: str, constraint: Constraint | None, sent: tuple[str, Any] | None
 ) -> None:
     ask(endpoint_server, requests(1, constraint=constraint), constraint_style=style)
     (body,) = endpoint_server.bodies
@@ -115,7 +104,7 @@ def test_constraints_are_sent_in_the_server_s_style(
         ('{"label": "a", "b": 2}', '{"label": "a", "b": 2}'),
     ],
 )
-def test_a_json_schema_completion_is_unwrapped(endpoint_server: Server, written: str, read: str) -> None:
+def test_a_json_schema_completion_is_unwrapped(endpoint_server: EndpointServer, written: str, read: str) -> None:
     endpoint_server.reply = lambda body: written
     assert texts(ask(endpoint_server, requests(1, constraint=CHOICE), constraint_style="json-schema")) == [read]
     schema = endpoint_server.bodies[0]["response_format"]["json_schema"]["schema"]
@@ -123,7 +112,7 @@ def test_a_json_schema_completion_is_unwrapped(endpoint_server: Server, written:
 
 
 @pytest.mark.parametrize("most", [64, 2, 1])
-def test_samples_are_requested_together_or_as_the_server_gives_them(endpoint_server: Server, most: int) -> None:
+def test_samples_are_requested_together_or_as_the_server_gives_them(endpoint_server: EndpointServer, most: int) -> None:
     endpoint_server.most_choices = most
     number = itertools.count()
     endpoint_server.reply = lambda body: f"text {next(number)}"
@@ -143,7 +132,7 @@ def test_samples_are_requested_together_or_as_the_server_gives_them(endpoint_ser
     assert sum(completion.completion_tokens for completion in completions) == 3 * num_requests
 
 
-def test_usage_and_texts_may_be_missing(endpoint_server: Server) -> None:
+def test_usage_and_texts_may_be_missing(endpoint_server: EndpointServer) -> None:
     endpoint_server.usage, endpoint_server.reply, endpoint_server.finish_reason = None, lambda body: None, "length"
     (completion,) = ask(endpoint_server, requests(1))
     assert completion == Completion(completion.key, 0, "", "length", 0, 0, 0)
@@ -155,7 +144,7 @@ def test_usage_and_texts_may_be_missing(endpoint_server: Server) -> None:
 # Verbalizers
 
 
-def test_verbalizers_are_scored_by_the_first_token(endpoint_server: Server) -> None:
+def test_verbalizers_are_scored_by_the_first_token(endpoint_server: EndpointServer) -> None:
     shares = {"fo": 0.5, " food": 0.2, "dr": 0.1, "f": 0.05, "\n": 0.05, "gas": 0.01, "foo": 0.01}
     endpoint_server.alternatives = [(token, math.log(share)) for token, share in shares.items()]
     (completion,) = ask(endpoint_server, requests(1, verbalizers=("food", "drink", "fad", "gas")))
@@ -179,19 +168,19 @@ def test_the_floor_is_no_more_than_what_is_not_listed() -> None:
 
 @pytest.mark.parametrize("pair", [("correct", "correct but incomplete"), ("a", " a "), ("", "x")])
 def test_verbalizers_that_begin_alike_are_refused_before_anything_is_sent(
-    endpoint_server: Server, pair: tuple[str, str]
+    endpoint_server: EndpointServer, pair: tuple[str, str]
 ) -> None:
     with pytest.raises(ConfigError, match=r"teacher.verbalizers: .* begins with .* labels: hard"):
         ask(endpoint_server, requests(3, verbalizers=(*pair, "zebra")))
     assert not endpoint_server.bodies
 
 
-def test_a_server_without_log_probabilities_is_the_config_s_fault(endpoint_server: Server) -> None:
+def test_a_server_without_log_probabilities_is_the_config_s_fault(endpoint_server: EndpointServer) -> None:
     with pytest.raises(ConfigError, match=r"teacher.url = .* no use for labels: soft, since it holds no log-prob"):
         ask(endpoint_server, requests(50, verbalizers=("food", "drink")))
 
 
-def test_a_row_without_log_probabilities_is_rejected(endpoint_server: Server) -> None:
+def test_a_row_without_log_probabilities_is_rejected(endpoint_server: EndpointServer) -> None:
     endpoint_server.alternatives = [("food", -0.1), ("drink", -3.0)]
     with open_endpoint(config(endpoint_server)) as client:
         assert isinstance(next(client.ask(iter(requests(1, verbalizers=("food", "drink"))))), Completion)
@@ -205,21 +194,21 @@ def test_a_row_without_log_probabilities_is_rejected(endpoint_server: Server) ->
 # Limits, closing, secrets
 
 
-def test_requests_per_minute(endpoint_server: Server) -> None:
+def test_requests_per_minute(endpoint_server: EndpointServer) -> None:
     start = time.monotonic()
     ask(endpoint_server, requests(20), requests_per_minute=600)
     # The first second's share is free.
     assert 0.8 < time.monotonic() - start < 4
 
 
-def test_tokens_per_minute_are_corrected_by_usage(endpoint_server: Server) -> None:
+def test_tokens_per_minute_are_corrected_by_usage(endpoint_server: EndpointServer) -> None:
     endpoint_server.usage = {"prompt_tokens": 1990, "completion_tokens": 10}
     start = time.monotonic()
     ask(endpoint_server, requests(5), tokens_per_minute=240_000, concurrency=1)
     assert 0.8 < time.monotonic() - start < 4
 
 
-def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: Server) -> None:
+def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: EndpointServer) -> None:
     endpoint_server.usage = {"prompt_tokens": 2000, "completion_tokens": 0}
     long = [CompletionRequest(bytes([n]) * 16, Prompt((), "word " * 1600)) for n in range(5)]
     start = time.monotonic()
@@ -228,7 +217,7 @@ def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: Server
     assert endpoint_server.most_under_way < 5
 
 
-def test_few_requests_are_taken_ahead_and_completions_do_not_wait_for_requests(endpoint_server: Server) -> None:
+def test_few_requests_are_taken_ahead_and_completions_do_not_wait_for_requests(endpoint_server: EndpointServer) -> None:
     taken = itertools.count()
 
     def slowly() -> Iterator[CompletionRequest]:
@@ -265,7 +254,7 @@ def consume(outcomes: Iterator[Completion | Rejection], way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["closed", "broken", "consumer", "questions"])
-def test_closing_in_the_middle_leaves_nothing_behind(endpoint_server: Server, way: str) -> None:
+def test_closing_in_the_middle_leaves_nothing_behind(endpoint_server: EndpointServer, way: str) -> None:
     before, threads = open_descriptors(), threading.active_count()
     endpoint_server.fail(endpoint_server.hang, times=5)
 
@@ -292,7 +281,7 @@ def test_closing_in_the_middle_leaves_nothing_behind(endpoint_server: Server, wa
     assert eventually(lambda: open_descriptors() <= before)
 
 
-def test_closing_just_as_requests_time_out(endpoint_server: Server) -> None:
+def test_closing_just_as_requests_time_out(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.hang)
     for _ in range(20):
         with open_endpoint(config(endpoint_server, concurrency=20, timeout_seconds=0.02, retries=0)) as client:
@@ -312,7 +301,7 @@ def test_what_is_no_address_is_the_config_s_fault() -> None:
             ask(url, [])
 
 
-def test_more_requests_at_once_than_open_files(endpoint_server: Server) -> None:
+def test_more_requests_at_once_than_open_files(endpoint_server: EndpointServer) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
     try:
@@ -326,7 +315,7 @@ def test_more_requests_at_once_than_open_files(endpoint_server: Server) -> None:
 
 
 def test_the_key_is_sent_and_appears_nowhere_else(
-    endpoint_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    endpoint_server: EndpointServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = "sk-very-secret"
     monkeypatch.setenv("RETORT_TEST_KEY", f"{key}\n")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import socket
 import threading
 import time
@@ -10,27 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from endpoint_server import EndpointServer, all_answered_once, ask, config, requests, texts
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.teachers.endpoint.client import open_endpoint
 from retort.teachers.endpoint.pacing import MAX_BACKOFF_SECONDS, backoff, retry_after
 from retort.teachers.endpoint.sender import FREE_WAITS
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
-
-server_module = runpy.run_path(str(Path(__file__).with_name("endpoint_server.py")))
-config, requests, ask, texts, all_answered_once = (
-    server_module["config"],
-    server_module["requests"],
-    server_module["ask"],
-    server_module["texts"],
-    server_module["all_answered_once"],
-)
-Server = Any
-
 
 # The failure policy
 
@@ -38,7 +26,7 @@ Server = Any
 @pytest.mark.parametrize(
     "fault", ["error 500", "error 503", "error 408", "error 529", "cut", "truncated", "nonsense", "empty", "{}", "list"]
 )
-def test_what_may_heal_is_retried_and_only_that(endpoint_server: Server, fault: str) -> None:
+def test_what_may_heal_is_retried_and_only_that(endpoint_server: EndpointServer, fault: str) -> None:
     endpoint_server.fail(fault_named(endpoint_server, fault), times=2, item="row 00007")
     endpoint_server.fail(fault_named(endpoint_server, fault), times=1, item="row 00011")
     outcomes = ask(endpoint_server, requests(30), concurrency=4)
@@ -48,21 +36,21 @@ def test_what_may_heal_is_retried_and_only_that(endpoint_server: Server, fault: 
     assert sum(endpoint_server.asked.values()) == 33
 
 
-def fault_named(server: Server, name: str) -> Any:
+def fault_named(server: EndpointServer, name: str) -> Any:
     if name.startswith("error "):
         return server.error(int(name.removeprefix("error ")), "the engine <b>died</b>")
     texts = {"nonsense": '{"choices": [{"message": 5}]}', "empty": "", "{}": "{}", "list": "[1]"}
     return server.status(200, texts[name]) if name in texts else getattr(server, name)
 
 
-def test_a_hanging_request_is_retried(endpoint_server: Server) -> None:
+def test_a_hanging_request_is_retried(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.hang, times=3)
     outcomes = ask(endpoint_server, requests(10), timeout_seconds=0.3)
     all_answered_once(endpoint_server, outcomes, 10)
     assert sum(endpoint_server.asked.values()) == 13
 
 
-def test_doubled_choices_are_one_completion(endpoint_server: Server) -> None:
+def test_doubled_choices_are_one_completion(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.doubled)
     all_answered_once(endpoint_server, ask(endpoint_server, requests(10)), 10)
 
@@ -81,7 +69,9 @@ def test_doubled_choices_are_one_completion(endpoint_server: Server) -> None:
         ("list", "bad-response", r"it is no JSON object"),
     ],
 )
-def test_a_row_that_never_heals_is_rejected_alone(endpoint_server: Server, fault: str, reason: str, words: str) -> None:
+def test_a_row_that_never_heals_is_rejected_alone(
+    endpoint_server: EndpointServer, fault: str, reason: str, words: str
+) -> None:
     endpoint_server.fail(fault_named(endpoint_server, fault), item="row 00003")
     outcomes = ask(endpoint_server, requests(10), retries=2, concurrency=2)
     (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
@@ -93,7 +83,7 @@ def test_a_row_that_never_heals_is_rejected_alone(endpoint_server: Server, fault
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_row_that_the_server_refuses_is_not_retried(endpoint_server: Server, status: int) -> None:
+def test_a_row_that_the_server_refuses_is_not_retried(endpoint_server: EndpointServer, status: int) -> None:
     endpoint_server.fail(endpoint_server.error(status, "prompt is too long"), item="row 00003")
     outcomes = ask(endpoint_server, requests(40))
     (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
@@ -103,21 +93,21 @@ def test_a_row_that_the_server_refuses_is_not_retried(endpoint_server: Server, s
     assert sum(endpoint_server.asked.values()) == 40
 
 
-def test_if_all_rows_are_refused_it_is_not_the_rows(endpoint_server: Server) -> None:
+def test_if_all_rows_are_refused_it_is_not_the_rows(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.error(400, "unknown parameter: 'top_p'"))
     with pytest.raises(ConfigError, match=r"refuses all rows, the first 20 with HTTP 400: unknown parameter"):
         ask(endpoint_server, requests(500), concurrency=4)
     assert sum(endpoint_server.asked.values()) < 30
 
 
-def test_many_rejections_after_a_completion_are_the_rows(endpoint_server: Server) -> None:
+def test_many_rejections_after_a_completion_are_the_rows(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0000")
     endpoint_server.fail(endpoint_server.error(400, "no"), item="row 0002")
     outcomes = ask(endpoint_server, list(reversed(requests(50))), concurrency=1)
     assert sum(isinstance(outcome, Rejection) for outcome in outcomes) == 20
 
 
-def test_different_refusals_are_the_rows(endpoint_server: Server) -> None:
+def test_different_refusals_are_the_rows(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.error(400, "no"), times=19)
     endpoint_server.fail(endpoint_server.error(413, "long"), times=2)
     assert len(ask(endpoint_server, requests(40), concurrency=1)) == 40
@@ -138,7 +128,7 @@ def test_different_refusals_are_the_rows(endpoint_server: Server) -> None:
     ],
 )
 def test_what_the_config_is_to_blame_for_ends_at_once(
-    endpoint_server: Server, fault: tuple[int, str], words: str
+    endpoint_server: EndpointServer, fault: tuple[int, str], words: str
 ) -> None:
     endpoint_server.fail(endpoint_server.error(*fault) if fault[1] else endpoint_server.status(fault[0]))
     with pytest.raises(ConfigError, match=words):
@@ -146,7 +136,7 @@ def test_what_the_config_is_to_blame_for_ends_at_once(
     assert sum(endpoint_server.asked.values()) <= 4
 
 
-def test_a_web_page_is_no_server(endpoint_server: Server) -> None:
+def test_a_web_page_is_no_server(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.status(200, "<html><body>Welcome to  nginx!</body></html>"))
     with pytest.raises(ConfigError, match=r"no OpenAI-compatible server .* it answered a page: Welcome to nginx!$"):
         ask(endpoint_server, requests(5))
@@ -183,7 +173,7 @@ def listening(words: bytes) -> Iterator[int]:
             thread.join()
 
 
-def test_after_a_completion_a_page_is_only_malformed_and_405_a_rejection(endpoint_server: Server) -> None:
+def test_after_a_completion_a_page_is_only_malformed_and_405_a_rejection(endpoint_server: EndpointServer) -> None:
     with open_endpoint(config(endpoint_server, retries=1), backoff_seconds=0.001) as client:
         assert len(list(client.ask(iter(requests(1))))) == 1
         endpoint_server.fail(endpoint_server.status(200, "<html>"), times=2)
@@ -192,13 +182,13 @@ def test_after_a_completion_a_page_is_only_malformed_and_405_a_rejection(endpoin
         assert [getattr(outcome, "reason", None) for outcome in (*first, *second)] == ["bad-response", "http-405"]
 
 
-def test_402_ends_the_run_and_may_heal(endpoint_server: Server) -> None:
+def test_402_ends_the_run_and_may_heal(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.error(402, "Insufficient balance"))
     with pytest.raises(TeacherUnavailable, match=r"wants to be paid first \(HTTP 402: Insufficient balance\)"):
         ask(endpoint_server, requests(5))
 
 
-def test_completions_in_flight_are_kept_when_the_run_ends(endpoint_server: Server) -> None:
+def test_completions_in_flight_are_kept_when_the_run_ends(endpoint_server: EndpointServer) -> None:
     endpoint_server.delay_seconds = 0.2
     endpoint_server.fail(endpoint_server.error(401, "revoked"), item="row 00000")
     kept: list[Completion | Rejection] = []
@@ -212,7 +202,7 @@ def test_completions_in_flight_are_kept_when_the_run_ends(endpoint_server: Serve
 
 
 @pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_pauses_all_requests_and_is_no_try(endpoint_server: Server, as_date: bool) -> None:
+def test_retry_after_pauses_all_requests_and_is_no_try(endpoint_server: EndpointServer, as_date: bool) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     endpoint_server.fail(endpoint_server.error(429, "slow down", Retry_After=date if as_date else "0.3"), times=8)
     start = time.monotonic()
@@ -224,7 +214,7 @@ def test_retry_after_pauses_all_requests_and_is_no_try(endpoint_server: Server, 
     assert sum(endpoint_server.asked.values()) == 48
 
 
-def test_limits_hold_after_a_pause(endpoint_server: Server) -> None:
+def test_limits_hold_after_a_pause(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.error(429, "slow down", Retry_After="0.3"), times=1)
     start = time.monotonic()
     ask(endpoint_server, requests(16), requests_per_minute=600, tokens_per_minute=10_000_000, concurrency=1)
@@ -232,25 +222,25 @@ def test_limits_hold_after_a_pause(endpoint_server: Server) -> None:
     assert 1.5 < time.monotonic() - start < 6
 
 
-def test_429_without_retry_after_is_waited_out(endpoint_server: Server) -> None:
+def test_429_without_retry_after_is_waited_out(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.status(429), times=FREE_WAITS)
     all_answered_once(endpoint_server, ask(endpoint_server, requests(3), concurrency=1, retries=0), 3)
 
 
-def test_a_row_may_wait_as_long_as_others_are_completed(endpoint_server: Server) -> None:
+def test_a_row_may_wait_as_long_as_others_are_completed(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.status(429), times=3 * FREE_WAITS, item="row 00000")
     outcomes = ask(endpoint_server, requests(1000), concurrency=2, retries=0)
     all_answered_once(endpoint_server, outcomes, 1000)
 
 
-def test_a_server_that_only_says_429_is_unavailable(endpoint_server: Server) -> None:
+def test_a_server_that_only_says_429_is_unavailable(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.error(429, "quota exceeded"))
     with pytest.raises(TeacherUnavailable, match=r"not available: it answered HTTP 429: quota exceeded \(1 tries\)"):
         ask(endpoint_server, requests(3), concurrency=1, retries=0)
     assert sum(endpoint_server.asked.values()) == FREE_WAITS + 1
 
 
-def test_a_pause_of_hours_ends_the_run(endpoint_server: Server) -> None:
+def test_a_pause_of_hours_ends_the_run(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.error(429, "daily limit", Retry_After="7200"))
     with pytest.raises(TeacherUnavailable, match=r"asks to wait for 7200 s \(HTTP 429: daily limit\)"):
         ask(endpoint_server, requests(5))
@@ -288,20 +278,20 @@ def test_a_name_that_nobody_knows_is_unavailable() -> None:
         ask("http://no-such-host.invalid/v1", requests(1), retries=0)
 
 
-def test_a_server_that_serves_nothing_is_unavailable_even_for_few_rows(endpoint_server: Server) -> None:
+def test_a_server_that_serves_nothing_is_unavailable_even_for_few_rows(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.status(503, "<h1>No healthy upstream</h1>"))
     with pytest.raises(TeacherUnavailable, match=r"it answered HTTP 503: No healthy upstream \(3 tries\)"):
         ask(endpoint_server, requests(2), retries=2)
 
 
-def test_a_model_that_is_gone_for_a_moment_is_retried(endpoint_server: Server) -> None:
+def test_a_model_that_is_gone_for_a_moment_is_retried(endpoint_server: EndpointServer) -> None:
     with open_endpoint(config(endpoint_server, retries=2), backoff_seconds=0.001) as client:
         assert len(texts(list(client.ask(iter(requests(1)))))) == 1
         endpoint_server.fail(endpoint_server.error(404, "no model"), times=2)
         assert len(texts(list(client.ask(iter(requests(1)))))) == 1
 
 
-def test_samples_that_came_before_the_server_went_are_kept(endpoint_server: Server) -> None:
+def test_samples_that_came_before_the_server_went_are_kept(endpoint_server: EndpointServer) -> None:
     def then_go(body: Any) -> str:
         endpoint_server.fail(endpoint_server.status(503))
         return "food"
@@ -315,7 +305,9 @@ def test_samples_that_came_before_the_server_went_are_kept(endpoint_server: Serv
 
 
 @pytest.mark.parametrize("fault", ["error 500", "truncated", "cut"])
-def test_a_server_that_fails_for_all_is_unavailable_and_what_came_is_kept(endpoint_server: Server, fault: str) -> None:
+def test_a_server_that_fails_for_all_is_unavailable_and_what_came_is_kept(
+    endpoint_server: EndpointServer, fault: str
+) -> None:
     def then_fail() -> Iterator[CompletionRequest]:
         yield from requests(500)[:30]
         endpoint_server.fail(fault_named(endpoint_server, fault))

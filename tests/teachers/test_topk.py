@@ -1,7 +1,6 @@
 """A teacher's top log-probabilities: from manual forward passes through the ledger to the artifact and the loss."""
 
 import hashlib
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from local_teacher import ByHand, asked, opened, requests, save
 from retort.config import MckdConfig
 from retort.config.teachers import SamplingConfig
 from retort.errors import ConfigError
@@ -32,16 +32,13 @@ from retort.teachers.shards import WITHOUT_TOP
 from retort.teachers.top_logprobs import TEACHER_TOKENS, TokensWriter, TopLogprobs, read_teacher_tokens
 from retort.teachers.vllm.engine.toplogprobs import pack, tokenizer_identity
 
-local = runpy.run_path(str(Path(__file__).with_name("test_local.py")), run_name="test_local")
-ByHand, asked, opened, requests = (local[name] for name in ("ByHand", "asked", "opened", "requests"))
 K = 5
 LABELS = ("correct", "correct but incomplete", "wrong")
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = local["save"](tmp_path_factory.mktemp("teacher"), "plain")
-    return folder
+    return save(tmp_path_factory.mktemp("teacher"), "plain")
 
 
 # ---- packing
@@ -75,7 +72,7 @@ def test_the_identity_is_of_what_ids_mean(teacher: Path, tmp_path: Path) -> None
 # ---- transformers
 
 
-def held_to(by_hand: Any, token_ids: list[int], logits: torch.Tensor) -> None:
+def held_to(by_hand: ByHand, token_ids: list[int], logits: torch.Tensor) -> None:
     """A mask `(tokens, vocab)`: -inf for the tokens that no label can continue with."""
     bare = [by_hand.tokenizer.encode(label, add_special_tokens=False) for label in LABELS]
     paths = [ids + [by_hand.end] * (label == "correct") for ids, label in zip(bare, LABELS, strict=True)]

@@ -1,17 +1,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from retort.config import VllmConfig
 from retort.teachers.vllm.client import VllmClient, open_vllm
+from vllm_teacher import CONTEXT, PYTHON, ROOT, config_for
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-teacher" / "bin" / "python"
 END = "<|end|>"
-CONTEXT = 2048
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,11 +58,6 @@ def tiny_causal(snips_lines: list[str], tmp_path_factory: pytest.TempPathFactory
     )
     Qwen2ForCausalLM(config).to(torch.float32).save_pretrained(folder)
     return folder
-
-
-def config_for(model: Path, **changes: Any) -> VllmConfig:
-    given = {"model": str(model), "dtype": "float32", "python": str(PYTHON), "max_sequences": 64, "seed": 3}
-    return VllmConfig.model_validate({"kind": "vllm", **given, **changes})
 
 
 @pytest.fixture(scope="session")

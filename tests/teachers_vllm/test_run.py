@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from vllm_teacher import PYTHON, ROOT
+
 pytestmark = pytest.mark.teacher
 
-ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-teacher" / "bin" / "python"
 RETORT = str(Path(sys.executable).with_name("retort"))
 Start = Callable[[dict[str, Any]], subprocess.Popen[str]]
 

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,23 +17,11 @@ from retort.config.loading import load_config
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
 from retort.records.base import ParseFailure
-from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
+from retort.teachers.requests import Completion, CompletionRequest, Rejection
 from retort.teachers.vllm.client import VllmClient, open_vllm
+from vllm_teacher import CONTEXT, DEMONSTRATIONS, ROOT, config_for, endless, new_request
 
 pytestmark = pytest.mark.teacher
-here = runpy.run_path(str(Path(__file__).with_name("conftest.py")), run_name="conftest")
-config_for, ROOT, CONTEXT = here["config_for"], here["ROOT"], here["CONTEXT"]
-
-DEMONSTRATIONS = [(f"Input: play some jazz number {number}\nOutput:", "[IN:PLAY_MUSIC ]") for number in range(8)]
-SHARED = (
-    Turn("system", "Label the request."),
-    *(turn for item, label in DEMONSTRATIONS for turn in (Turn("user", item), Turn("assistant", label))),
-)
-
-
-def new_request(number: int | str, text: str = "play westbam", **changes: Any) -> CompletionRequest:
-    prompt = Prompt(SHARED, f"Input: {text}\nOutput:")
-    return CompletionRequest(**{"key": str(number).encode(), "prompt": prompt, "max_tokens": 12, **changes})
 
 
 def completions(client: VllmClient, *requests: CompletionRequest) -> list[Completion]:
@@ -238,13 +225,6 @@ def test_hundreds_of_verbalizers(client: VllmClient) -> None:
     assert sum(math.exp(score) for score in completion.scores) < 1
 
 
-def endless() -> Iterator[CompletionRequest]:
-    number = 0
-    while True:
-        number += 1
-        yield new_request(number, f"song {number}", max_tokens=1 + number % 64)
-
-
 def test_a_killed_engine(tiny_causal: Path) -> None:
     with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as client:
         answering = client.ask(endless())
@@ -270,19 +250,20 @@ def test_an_engine_that_hangs(tiny_causal: Path) -> None:
 
 PARENT = """
 import sys
-sys.path.insert(0, sys.argv[1])
-import test_vllm
 from pathlib import Path
-model = Path(sys.argv[2])
-with test_vllm.open_vllm(test_vllm.config_for(model), 0, str(model), None) as client:
-    for _ in client.ask(test_vllm.endless()):
+from retort.teachers.vllm.client import open_vllm
+from vllm_teacher import config_for, endless
+model = Path(sys.argv[1])
+with open_vllm(config_for(model), 0, str(model), None) as client:
+    for _ in client.ask(endless()):
         print(client.engines[0].pid, flush=True)
 """
 
 
 def test_a_killed_parent(tiny_causal: Path) -> None:
-    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), str(tiny_causal)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+    command = [sys.executable, "-c", PARENT, str(tiny_causal)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as parent:
         assert parent.stdout
         engine = int(parent.stdout.readline())
         parent.kill()

@@ -1,7 +1,6 @@
 """The synthetic run of the report's tests, projected into MLflow."""
 
 import json
-import runpy
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,10 +17,8 @@ from retort.store import StepOutput
 from retort.tracking.address import check_reachable, is_current, without_secrets
 from retort.tracking.mckd import flattened, is_projected
 from retort.tracking.step import TRACKED, make_tracking, track
+from synthetic_run import crowned, synthetic
 
-# Test folders are no packages, so what they share is loaded by its path.
-_synthetic_run = runpy.run_path(str(Path(__file__).parents[1] / "report" / "synthetic_run.py"))
-synthetic, crowned = _synthetic_run["synthetic"], _synthetic_run["crowned"]
 ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "run-1", "started_at": "2026-01-02T03:04:05+00:00"}
 
 
