@@ -1,11 +1,12 @@
-"""Requests a second that the endpoint teacher reaches, against bare clients, and what bounds it.
+"""Requests per second of the endpoint teacher compared with bare clients, and what limits it.
 
-    .venv/bin/python benchmarks/endpoint.py [--questions 20000] [--concurrency 64] [--repeats 3]
+    .venv/bin/python benchmarks/endpoint.py [--requests 20000] [--concurrency 64] [--repeats 3]
 
-One run, side by side: questions with a shared prefix of 8 KB, a server in a process of its own on loopback that reads
-each request and answers a fixed chat completion at once. The rivals send the same bodies and read the answer's text,
-without retries, limits or books: httpx.AsyncClient with a semaphore, and aiohttp with as many workers. Printed: medians
-of the repeats, CPU of client and server (a client that is busy all the time is bounded by its one core).
+All clients are measured in one run. Requests have a shared prefix of 8 KB; a server in a separate process on loopback
+reads each request and immediately returns a fixed chat completion. The baselines send the same bodies and read the
+completion's text, without retries, rate limits or bookkeeping: httpx.AsyncClient with a semaphore, and aiohttp with as
+many workers. Prints medians of the repeats, and the CPU time of client and server (a client that is busy all the time
+is limited by its single core).
 """
 
 import argparse
@@ -23,15 +24,15 @@ import aiohttp
 import httpx
 
 from retort.config import EndpointConfig
-from retort.teachers.endpoint.chat import Bodies
+from retort.teachers.endpoint.chat import BodyWriter
 from retort.teachers.endpoint.client import open_endpoint
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
 
 arguments = argparse.ArgumentParser()
-arguments.add_argument("--questions", type=int, default=20_000)
+arguments.add_argument("--requests", type=int, default=20_000)
 arguments.add_argument("--concurrency", type=int, default=64)
 arguments.add_argument("--repeats", type=int, default=3)
-arguments.add_argument("--httpx-questions", type=int, default=4_000, help="fewer, since it is slow")
+arguments.add_argument("--httpx-requests", type=int, default=4_000, help="fewer, since it is slow")
 
 SHARED = tuple(
     turn for n in range(50) for turn in (Turn("user", f"Input: {n} {'request ' * 15}"), Turn("assistant", "label"))
@@ -85,7 +86,7 @@ def serve(connection: Connection) -> None:
     asyncio.run(forever())
 
 
-def questions(number: int) -> Iterator[CompletionRequest]:
+def requests(number: int) -> Iterator[CompletionRequest]:
     for n in range(number):
         prompt = Prompt(SHARED, f"Input: {n} wake me at seven tomorrow and play something quiet\nOutput:")
         yield CompletionRequest(n.to_bytes(16, "big"), prompt)
@@ -93,20 +94,23 @@ def questions(number: int) -> Iterator[CompletionRequest]:
 
 def ours(url: str, number: int, concurrency: int) -> int:
     config = EndpointConfig(kind="endpoint", url=url, model="dummy", concurrency=concurrency)
-    with open_endpoint(config) as asker:
-        return sum(isinstance(answer, Completion) and answer.text == "food" for answer in asker.ask(questions(number)))
+    with open_endpoint(config) as client:
+        return sum(
+            isinstance(completion, Completion) and completion.text == "food"
+            for completion in client.ask(requests(number))
+        )
 
 
 def bare_aiohttp(url: str, number: int, concurrency: int) -> int:
-    async def work(session: aiohttp.ClientSession, waiting: Iterator[CompletionRequest], bodies: Bodies) -> int:
+    async def work(session: aiohttp.ClientSession, waiting: Iterator[CompletionRequest], bodies: BodyWriter) -> int:
         right = 0
-        for question in waiting:
-            async with session.post(f"{url}/chat/completions", data=bodies.body(question, (0,))) as response:
+        for request in waiting:
+            async with session.post(f"{url}/chat/completions", data=bodies.body(request, (0,))) as response:
                 right += (await response.json())["choices"][0]["message"]["content"] == "food"
         return right
 
     async def run() -> int:
-        waiting, bodies = questions(number), Bodies("dummy", "none")
+        waiting, bodies = requests(number), BodyWriter("dummy", "none")
         connector = aiohttp.TCPConnector(limit=0)
         headers = {"Content-Type": "application/json"}
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
@@ -118,23 +122,23 @@ def bare_aiohttp(url: str, number: int, concurrency: int) -> int:
 def bare_httpx(url: str, number: int, concurrency: int) -> int:
     async def run() -> int:
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        semaphore, bodies = asyncio.Semaphore(concurrency), Bodies("dummy", "none")
+        semaphore, bodies = asyncio.Semaphore(concurrency), BodyWriter("dummy", "none")
         async with httpx.AsyncClient(
             limits=limits, timeout=120, headers={"Content-Type": "application/json"}
         ) as client:
 
-            async def one(question: CompletionRequest) -> bool:
+            async def one(request: CompletionRequest) -> bool:
                 async with semaphore:
-                    response = await client.post(f"{url}/chat/completions", content=bodies.body(question, (0,)))
+                    response = await client.post(f"{url}/chat/completions", content=bodies.body(request, (0,)))
                     return response.json()["choices"][0]["message"]["content"] == "food"
 
-            return sum(await asyncio.gather(*(one(question) for question in questions(number))))
+            return sum(await asyncio.gather(*(one(request) for request in requests(number))))
 
     return asyncio.run(run())
 
 
 def measure(client: Callable[[str, int, int], int], number: int, concurrency: int) -> tuple[float, float, float]:
-    """(requests/s, CPU seconds of the client, of the server)"""
+    """(requests/s, CPU seconds of the client, CPU seconds of the server)"""
     ours_end, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
     server.start()
@@ -152,15 +156,15 @@ def measure(client: Callable[[str, int, int], int], number: int, concurrency: in
 
 def main() -> None:
     given = arguments.parse_args()
-    few = min(given.questions, given.httpx_questions)
+    few = min(given.requests, given.httpx_requests)
     clients = {
-        "retort": (ours, given.questions),
-        "aiohttp, bare": (bare_aiohttp, given.questions),
+        "retort": (ours, given.requests),
+        "aiohttp, bare": (bare_aiohttp, given.requests),
         "httpx, bare": (bare_httpx, few),
     }
-    size = len(Bodies("dummy", "none").body(next(questions(1)), (0,)))
-    print(f"{given.questions} questions ({few} for httpx) of {size} bytes, {given.concurrency} under way")
-    # In turns, so that whatever else the machine does meets all of them.
+    size = len(BodyWriter("dummy", "none").body(next(requests(1)), (0,)))
+    print(f"{given.requests} requests ({few} for httpx) of {size} bytes, {given.concurrency} under way")
+    # Interleaved, so that other load on the machine affects all clients alike.
     rounds = [
         [measure(client, number, given.concurrency) for client, number in clients.values()]
         for _ in range(given.repeats)

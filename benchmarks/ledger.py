@@ -1,12 +1,12 @@
-"""Finding what must be asked for among 5,000,000 kept completions, and reading those that are there.
+"""Finding what must be requested among 5,000,000 stored completions, and reading those that are there.
 
     .venv/bin/python benchmarks/ledger.py [--known 5000000] [--asked 5050000]
 
-Beside the ledger, in the same run, the plain alternative: all of it in a set, or a dict, filled from the same shards.
-Each of the four is a process of its own that makes the keys of the asked rows from their texts and prints wall
-seconds and peak memory, the interpreter and its libraries included. The shards (each of 5,000 completions of about 60
-characters, in another order than they are asked for) are made before, untimed, in a temporary folder; files just
-written are still in the page cache.
+Compares the ledger, in the same run, with the plain alternative: everything in a set or a dict, filled from the same
+shards. Each of the four measurements is a separate process that computes the keys of the requested rows from their
+texts and prints wall seconds and peak memory, including the interpreter and its libraries. The shards (each of 5,000
+completions of about 60 characters, not in the order of the lookups) are created beforehand, untimed, in a temporary
+folder; files just written are still in the page cache.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def item(number: int) -> str:
 
 
 def build() -> int:
-    """Of each hundred completions one was cut, half of those under a smaller limit."""
+    """Fill the ledger. One in a hundred completions is truncated, half of those under a smaller limit."""
     order, kept = random.Random(0), ledger()
     numbers = list(range(given.known))
     order.shuffle(numbers)

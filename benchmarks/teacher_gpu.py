@@ -1,20 +1,20 @@
-"""The vLLM teacher's rows/s beside vLLM's own `LLM.generate`, in one run on one GPU.
+"""The vLLM teacher's rows/s compared with vLLM's own `LLM.generate`, in one run on one GPU.
 
     python benchmarks/teacher_gpu.py [--python PYTHON] [--rows 8192] [--json FILE]
 
-A model of Qwen3-8B's shape with dummy weights; prompts of 50 demonstrations from examples/snips (about 2,000 tokens)
-and one row each, no two rows alike; 32 tokens of completion each, whatever they are, on both sides. Each part is a
-process with an engine of its own, whose start is reported apart; a measurement follows 64 other rows that warm it up:
+Uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips (about 2,000
+tokens) and one row, no two rows alike; both sides generate exactly 32 tokens per completion. Each part is a process
+with its own engine, whose start is reported separately; each measurement follows a warm-up on 64 other rows:
 
     bare           LLM.generate over all prompts as texts, in one call
-    one by one     the same LLM, a call for each row
-    bare, tokens   the same LLM, all prompts in one call as token ids that were made before, untimed
-    retort         the teacher: questions in, each completion in the ledger, the last shard written
+    one by one     the same LLM, one call per row
+    bare, tokens   the same LLM, all prompts in one call as token ids, tokenized beforehand, untimed
+    retort         the teacher: requests in, each completion in the ledger, the last shard written
     no caching     the same with prefix caching off
 
-The interpreter must have vLLM and what `retort.teachers.vllm` imports (pydantic, numpy); without duckdb and pyarrow,
+The interpreter must have vLLM and what `retort.teachers.vllm` imports (pydantic, numpy). Without duckdb and pyarrow,
 which the ledger needs, completions go to plain files every 5 s, and the table says so. On a machine without a GPU,
-`--shape tiny --rows 64` runs the same path.
+`--shape tiny --rows 64` runs the same code.
 """
 
 import argparse
@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 COMPLETION_TOKENS, PREFIX_TOKENS, WARM_UP_ROWS = 32, 2000, 64
 CONTEXT_TOKENS, MEMORY_SHARE, FLUSH_SECONDS, SINGLE_SECONDS = 4096, 0.9, 5.0, 15.0
 PARTS = {"model": 30.0, "bare": 320.0, "retort": 120.0, "uncached": 60.0}
-"""Seconds that are kept for a part until its turn comes; then it may take all that the later ones do not need."""
+"""Seconds reserved for each part; a part may also use whatever earlier parts left over."""
 NAMES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-8b": {**dict(zip(NAMES, (151936, 4096, 12288, 36, 32), strict=True)), "head_dim": 128},
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def run(part: str, folder: str, seconds: float) -> list[dict[str, Any]]:
-    """What the part printed as JSON lines, also if it failed or its time was up in the middle."""
+    """The results that a part printed as JSON lines, even if it failed or ran out of time."""
     command = [given.python, __file__, *sys.argv[1:], "--part", part, "--folder", folder]
     log = Path(folder) / f"{part}.log"
     with log.open("wb") as errors:
@@ -87,7 +87,7 @@ def run(part: str, folder: str, seconds: float) -> list[dict[str, Any]]:
         code: int | str = process.wait(max(seconds, 1.0))
     except subprocess.TimeoutExpired:
         code = f"its time was up after {seconds:.0f} s"
-    with suppress(ProcessLookupError):  # engines that are left, which would keep the GPU's memory
+    with suppress(ProcessLookupError):  # leftover engines would hold the GPU's memory
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     reader.join(10)
@@ -190,30 +190,30 @@ def ask(what: str, rows: int, prefix_caching: bool) -> None:
     measured = {"weights": "random", "memory_share": MEMORY_SHARE, "prefix_caching": prefix_caching}
     config = VllmConfig.model_validate({"kind": "vllm", **settings, **measured})
     shared, numbers = turns(), itertools.count()
-    questions = (
+    requests = (
         CompletionRequest(next(numbers).to_bytes(16, "big"), Prompt(shared, item), max_tokens=COMPLETION_TOKENS)
         for item in items()
     )
-    with open_vllm(config, 0, str(given.folder), None, ignore_end=True) as asker:
-        for _ in asker.ask(itertools.islice(questions, WARM_UP_ROWS)):
+    with open_vllm(config, 0, str(given.folder), None, ignore_end=True) as client:
+        for _ in client.ask(itertools.islice(requests, WARM_UP_ROWS)):
             pass
         done = total = cached = 0
         begun = time.perf_counter()
         with keeping() as (keep, kept_in):
-            for answer in asker.ask(itertools.islice(questions, rows)):
-                assert isinstance(answer, Completion), answer
-                assert answer.completion_tokens == COMPLETION_TOKENS
-                keep(answer)
-                done, total, cached = done + 1, total + answer.prompt_tokens, cached + answer.cached_tokens
+            for completion in client.ask(itertools.islice(requests, rows)):
+                assert isinstance(completion, Completion), completion
+                assert completion.completion_tokens == COMPLETION_TOKENS
+                keep(completion)
+                done, total, cached = done + 1, total + completion.prompt_tokens, cached + completion.cached_tokens
         taken = time.perf_counter() - begun
         assert done == rows
-        facts = {name: asker.facts[name] for name in ("start_seconds", "version", "device_name")}
+        facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name")}
         report(what, done, taken, total, cached, kept_in=kept_in, **facts)
 
 
 @contextmanager
 def keeping() -> Iterator[tuple[Callable[[Any], None], str]]:
-    """What keeps a completion so that it is durable within 5 s, and its name."""
+    """A function that makes a completion durable within 5 s, and the name of where it goes."""
     with tempfile.TemporaryDirectory(prefix="retort-ledger-") as folder:
         try:
             from retort.store import Store
@@ -224,12 +224,12 @@ def keeping() -> Iterator[tuple[Callable[[Any], None], str]]:
             return
         ledger = Ledger(Store(folder), {"kind": "vllm", "model": "benchmark"})
         with LedgerWriter(ledger) as writer:
-            yield lambda answer: writer.add(Entry(max_tokens=COMPLETION_TOKENS, **entry(answer))), "the ledger"
+            yield lambda completion: writer.add(Entry(max_tokens=COMPLETION_TOKENS, **entry(completion))), "the ledger"
 
 
-def entry(answer: Any) -> dict[str, Any]:
+def entry(completion: Any) -> dict[str, Any]:
     names = ("key", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores")
-    return {**{name: getattr(answer, name) for name in names}, "asked_at": time.time()}
+    return {**{name: getattr(completion, name) for name in names}, "asked_at": time.time()}
 
 
 @contextmanager
@@ -244,9 +244,9 @@ def plain_files(folder: Path) -> Iterator[Callable[[Any], None]]:
             os.fsync(file.fileno())
         waiting.clear()
 
-    def keep(answer: Any) -> None:
+    def keep(completion: Any) -> None:
         nonlocal due
-        waiting.append(entry(answer))
+        waiting.append(entry(completion))
         if time.monotonic() > due:
             flush()
             due = time.monotonic() + FLUSH_SECONDS
@@ -263,7 +263,7 @@ def has_gpu() -> bool:
 
 
 def items() -> Iterator[str]:
-    """The same ones for every part, without an end: the requests of the example, each with a number."""
+    """An endless sequence that is the same for every part: the example's rows, each with a number."""
     from retort.config.teachers import PromptConfig
     from retort.teachers.prompts import item_text
 
@@ -312,8 +312,8 @@ def make_model() -> None:
 
 
 def train_tokenizer(vocab_size: int) -> Any:
-    """A byte-level BPE of as many merges as make the prefix about 2,000 tokens, filled up to the vocabulary's size with
-    tokens that no text gives, so that whatever a model of dummy weights writes can be decoded."""
+    """A byte-level BPE with as many merges as give the prefix about 2,000 tokens, padded to the vocabulary's size with
+    tokens that no text contains, so that anything a model with dummy weights generates can be decoded."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     prefix, _, _ = rendered(None)

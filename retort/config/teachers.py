@@ -1,4 +1,4 @@
-"""Who labels first: the teachers, and how they are asked."""
+"""Configuration of teachers, which label the pool first, and of how they are prompted."""
 
 import re
 from string import Formatter
@@ -14,13 +14,13 @@ SamplingTemperature = Annotated[float, Field(ge=0, le=5)]
 
 
 class RecordedConfig(Settings):
-    """Completions that were made before, in the OpenAI batch output format, matched on `custom_id`."""
+    """Existing completions in the OpenAI batch output format, matched on `custom_id`."""
 
     kind: Literal["recorded"]
     completions: Address
     """The JSON-lines file (gzip allowed)."""
     min_success_ratio: Share = 0.9
-    """The stage fails if fewer of the pool's rows than this get a label."""
+    """The stage fails if a smaller share of the pool's rows than this gets a label."""
 
 
 FINETUNED_TRAINING = TrainingConfig(epochs=40)
@@ -28,7 +28,7 @@ FINETUNED_TRAINING = TrainingConfig(epochs=40)
 
 
 class FinetunedConfig(Settings):
-    """A student of the configured kind, trained on the labelled set alone: a weak teacher that runs anywhere."""
+    """A student of the configured kind, trained only on the labeled set: a weak teacher that runs anywhere."""
 
     kind: Literal["finetuned"]
     training: GoldTrainingConfig = FINETUNED_TRAINING
@@ -38,7 +38,7 @@ class FinetunedConfig(Settings):
 
 
 def _template(*allowed: str) -> AfterValidator:
-    """A text with `{field}`s, of which only `allowed` ones are known; the first must be there."""
+    """Validates a text template whose `{field}`s must all be `allowed`."""
 
     def check(text: str) -> str:
         names = ", ".join(f"{{{name}}}" for name in allowed)
@@ -57,16 +57,16 @@ def _template(*allowed: str) -> AfterValidator:
 
 
 class PromptConfig(Settings):
-    """What the teacher reads: instruction and demonstrations, the same bytes for every row, then the row."""
+    """The teacher's prompt: instruction and demonstrations, the same bytes for every row, followed by the row."""
 
     instruction: Annotated[Text, _template("schema")] | None = None
-    """Told first; may hold {schema}. Left out: the problem's own words."""
+    """Comes first; may contain {schema}. Default: the problem's own instruction."""
     item: Annotated[Text, _template("text")] = "Input: {text}\nOutput:"
-    """How a row is put; must hold {text}. The answer begins on the next line."""
+    """How a row is presented; must contain {text}. The completion begins on the next line."""
     demonstrations: Literal["all"] | Annotated[int, Field(ge=0)] = "all"
-    """How many labelled rows are shown with their labels; they are the same for the whole run."""
+    """Number of labeled rows shown with their labels; they are the same for the whole run."""
     choose: Literal["diverse", "first"] = "diverse"
-    """Where not all are shown: those that differ most from each other, or the first of the file."""
+    """Which rows to show if not all: those that differ most from each other, or the first ones of the file."""
 
     @model_validator(mode="after")
     def _holds_the_row(self) -> Self:
@@ -76,21 +76,21 @@ class PromptConfig(Settings):
 
 
 class SamplingConfig(Settings):
-    """How the teacher writes."""
+    """How the teacher generates completions."""
 
     sampling_temperature: SamplingTemperature = 0.0
-    """0: always the most probable token."""
+    """Temperature of sampling; 0 always takes the most probable token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample from the most probable tokens that have this share together."""
+    """Nucleus sampling: sample from the most probable tokens that together have this probability."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
-    """Most tokens of one completion; what was finished with a smaller limit is not asked for again."""
+    """Maximum tokens of one completion. Completions that finished under a smaller limit are not requested again."""
     samples: Annotated[int, Field(ge=1, le=64)] = 1
-    """Self-consistency: completions for each row; needs a sampling_temperature above 0."""
+    """Self-consistency: number of completions per row; more than 1 needs a sampling_temperature above 0."""
     choose: Literal["majority", "minimum-risk"] = "majority"
-    """Of several samples: the label that most gave, or the one that scores best against the others."""
+    """How to choose among several samples: the most frequent label, or the one that scores best against the others."""
     top_logprobs: Annotated[int, Field(ge=0, le=256, exclude_if=lambda k: k == 0)] = 0
-    """Keep this many of the likeliest next tokens at each token of a completion, with their log-probabilities, for
-    students of the same tokenizer; 0: none. Needs vllm or transformers, labels: hard and one sample."""
+    """Number of likeliest next tokens to keep at each token of a completion, with their log-probabilities, for students
+    with the same tokenizer; 0: none. Needs vllm or transformers, labels: hard and one sample."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -100,61 +100,62 @@ class SamplingConfig(Settings):
 
 
 class AskAgainConfig(Settings):
-    """What is done about a completion that gives no label."""
+    """Retries of rows whose completion yields no label."""
 
     times: Annotated[int, Field(ge=0, le=10)] = 1
-    """How often such a row is asked again in one run, always constrained where the teacher can be."""
+    """Number of retries per row in one run; always constrained if the teacher supports it."""
     sampling_temperature: SamplingTemperature = 0.7
-    """Of the second and later tries."""
+    """Sampling temperature of the second and later attempts."""
 
 
 class PricesConfig(Settings):
-    """What the teacher costs, in any one currency."""
+    """The teacher's prices, all in the same currency."""
 
     prompt: Annotated[float, Field(ge=0)] = 0.0
-    """Money for a million prompt tokens."""
+    """Price of a million prompt tokens."""
     cached_prompt: Annotated[float, Field(ge=0)] | None = None
-    """Money for a million prompt tokens that the server had cached. Left out: as `prompt`."""
+    """Price of a million prompt tokens that the server had cached. Default: same as `prompt`."""
     completion: Annotated[float, Field(ge=0)] = 0.0
-    """Money for a million completion tokens."""
+    """Price of a million completion tokens."""
     gpu_hour: Annotated[float, Field(ge=0)] = 0.0
-    """Money for an hour of one GPU, for engines that run here."""
+    """Price of one GPU for one hour, for local engines."""
 
 
 class BudgetConfig(Settings):
-    """What one run may spend on this teacher. It stops there cleanly; what came is kept, and the next run goes on."""
+    """Limits of one run with this teacher. A run stops cleanly at a limit; its completions are kept, and the next run
+    continues."""
 
     tokens: Annotated[int, Field(gt=0)] | None = None
-    """Prompt and completion tokens together."""
+    """Limit on prompt and completion tokens together."""
     money: Annotated[float, Field(gt=0)] | None = None
-    """By `prices`."""
+    """Limit on the cost, in the currency of `prices`."""
     seconds: Annotated[float, Field(gt=0)] | None = None
-    """From the first question on; the engine's start does not count."""
+    """Limit on the seconds since the first request; the engine's start does not count."""
 
 
 class LlmTeacherConfig(Settings):
-    """A causal language model that is asked row by row."""
+    """A causal language model that labels row by row."""
 
     model: Text
-    """A hub name, a folder, an s3:// address, pkg:package/folder; for an endpoint, the name that the server knows."""
+    """A hub name, a folder, an s3:// address or pkg:package/folder; for an endpoint, the model name on the server."""
     prompt: PromptConfig = PromptConfig()
-    """What it reads."""
+    """The prompt."""
     sampling: SamplingConfig = SamplingConfig()
-    """How it writes."""
+    """How completions are sampled."""
     constrained: bool = True
-    """Let the decoder write legal labels only, as far as the teacher can be held to them."""
+    """Constrain decoding to legal labels, as far as the teacher supports it."""
     labels: Literal["hard", "soft"] = "hard"
-    """soft: classification only; the probability of each class, from the log-probabilities of its verbalizer."""
+    """hard: one label. soft: classification only; the probability of each class, from its verbalizer's logprobs."""
     verbalizers: dict[Text, Text] = Field(default={})
-    """soft: what the teacher writes for a class, by class; left out, its name."""
+    """For labels: soft, the text that stands for a class, by class. Default: the class's name."""
     ask_again: AskAgainConfig = AskAgainConfig()
-    """What is done about a completion that gives no label."""
+    """Retries of rows whose completion yields no label."""
     min_success_ratio: Share = 0.9
-    """The stage fails if fewer of the pool's rows than this get a label; the others are asked again by the next run."""
+    """The stage fails if a smaller share of the pool's rows than this gets a label; the next run retries the others."""
     prices: PricesConfig = PricesConfig()
-    """For forecasts, budgets and reports."""
+    """Prices for forecasts, budgets and reports."""
     budget: BudgetConfig = BudgetConfig()
-    """What one run may spend."""
+    """Limits of one run."""
 
     @model_validator(mode="after")
     def _soft_labels_need_one_answer(self) -> Self:
@@ -176,37 +177,38 @@ class LlmTeacherConfig(Settings):
 
 
 class VllmConfig(LlmTeacherConfig):
-    """vLLM engines of our own, one process for each GPU (or group of `tensor_parallel`), in vLLM's environment."""
+    """Local vLLM engines, one process per GPU (or group of `tensor_parallel` GPUs), in vLLM's environment."""
 
     kind: Literal["vllm"]
     revision: Text = "main"
-    """Of a hub model; pin a commit for a repeatable run."""
+    """Revision of a hub model; pin a commit for a repeatable run."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """random: vLLM's dummy weights, for measuring speed."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """auto: as the weights are."""
+    """Data type of the computation; auto: that of the weights."""
     quantization: Text | None = None
-    """vLLM's name of a method (fp8, awq ...); left out, as the weights say."""
+    """vLLM's name of a quantization method (fp8, awq ...). Default: as the weights specify."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of sampling."""
+    """Seed of sampling."""
     batch_invariant: bool = False
-    """The same completion whatever else is in the batch, at some speed. Without, temperature 0 can differ by night."""
+    """Make completions independent of the rest of the batch, at the cost of some speed. Otherwise even completions at
+    temperature 0 can differ between runs."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """GPUs that hold one copy of the model."""
+    """Number of GPUs that hold one copy of the model."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of a GPU's memory that the engine may take; lowered by a tenth after an out-of-memory."""
+    """Share of a GPU's memory that the engine may use; reduced by a tenth after an out-of-memory error."""
     max_length: Annotated[int, Field(ge=16)] | None = None
-    """Context in tokens, prompt and completion. Left out: the model's."""
+    """Context length in tokens, prompt and completion. Default: the model's."""
     max_sequences: Annotated[int, Field(ge=1)] | None = None
-    """Completions written side by side; left out, vLLM's choice. Halved after an out-of-memory."""
+    """Completions generated concurrently. Default: vLLM's choice. Halved after an out-of-memory error."""
     prefix_caching: bool = True
-    """Compute the shared prefix once. Off only to measure what it brings."""
+    """Compute the shared prefix only once. Turn off only to measure its effect."""
     python: Address = ".venv-teacher/bin/python"
     """The interpreter of vLLM's environment, which `make teacher` builds."""
     stall_seconds: Annotated[float, Field(gt=0)] = 300
-    """An engine that gives no token for so long is taken for dead."""
+    """Seconds without a new token after which an engine is considered hung."""
     start_seconds: Annotated[float, Field(gt=0)] = 1800
-    """How long an engine may take to start: load, compile, warm up."""
+    """Seconds that an engine may take to start: load, compile, warm up."""
 
 
 _VARIABLE_ONLY = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
@@ -219,25 +221,25 @@ def _from_environment(text: str) -> str:
 
 
 class EndpointConfig(LlmTeacherConfig):
-    """Any OpenAI-compatible server: a vLLM server, or a vendor."""
+    """Any OpenAI-compatible server: a vLLM server or a vendor's."""
 
     kind: Literal["endpoint"]
     url: Address
-    """Up to and with /v1."""
+    """The server's address, up to and including /v1."""
     api_key: Annotated[Address, AfterValidator(_from_environment)] | None = None
-    """${NAME} of the environment variable that holds the key."""
+    """${NAME} of the environment variable that holds the API key."""
     constraint_style: Literal["none", "vllm", "json-schema"] = "none"
-    """How the server is told what a completion may be: not at all, vLLM's structured_outputs, or response_format."""
+    """How constraints are sent to the server: not at all, as vLLM's structured_outputs, or as response_format."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Requests under way at once."""
+    """Number of concurrent requests."""
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """The server's limit, if it has one."""
+    """The server's limit on requests per minute, if it has one."""
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """The server's limit, if it has one; prompt and completion tokens."""
+    """The server's limit on prompt and completion tokens per minute, if it has one."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120
-    """For one request."""
+    """Timeout of one request, in seconds."""
     retries: Annotated[int, Field(ge=0, le=100)] = 6
-    """Tries more for a request that met 429, 5xx, a cut connection, a timeout or nonsense; with growing pauses."""
+    """Retries of a request after 429, 5xx, a closed connection, a timeout or a malformed response, with backoff."""
 
     @model_validator(mode="after")
     def _no_top_logprobs(self) -> Self:
@@ -254,15 +256,15 @@ class TransformersConfig(LlmTeacherConfig):
 
     kind: Literal["transformers"]
     revision: Text = "main"
-    """Of a hub model; pin a commit for a repeatable run."""
+    """Revision of a hub model; pin a commit for a repeatable run."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """random: only the architecture and the tokenizer are taken from `model`."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """auto: as the weights are."""
+    """Data type of the computation; auto: that of the weights."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of sampling."""
+    """Seed of sampling."""
     batch_rows: Annotated[int, Field(ge=1)] = 8
-    """Rows computed side by side; halved after an out-of-memory."""
+    """Rows per batch; halved after an out-of-memory error."""
 
 
 Member = Annotated[
@@ -275,9 +277,9 @@ class EnsembleConfig(Settings):
 
     kind: Literal["ensemble"]
     members: Annotated[list[Member], Field(min_length=2, max_length=16)]
-    """The teachers. All are asked about every row."""
+    """The teachers. Each one labels every row."""
     merge: Literal["vote", "weighted"] = "vote"
-    """vote: one vote each. weighted: by weights learned on the labelled set, which each member then labels with the
+    """vote: one vote each. weighted: weights learned on the labeled set, each row of which a member labels with the
     other rows as demonstrations; recorded and fine-tuned members cannot do that fairly."""
 
     @model_validator(mode="after")

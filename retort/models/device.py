@@ -1,4 +1,4 @@
-"""What the machine can do."""
+"""The compute device: which one to use, at which precision, with how many threads."""
 
 import os
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class Device:
     name: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16"]
     threads: int
-    """CPU threads of this process."""
+    """CPU threads that this process uses."""
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.name, torch.bfloat16, enabled=self.precision == "bf16")
@@ -27,10 +27,10 @@ class Device:
 
 
 def choose_device(wanted: str, precision: str, siblings: int) -> Device:
-    """`siblings` processes share the machine, so each takes its part of the cores.
+    """The device for one of `siblings` processes that share the machine; each gets an equal share of the cores.
 
-    The part depends on the plan and never on the load, so a resumed run sums in the same order.
-    Raises ConfigError if a GPU is asked for and there is none.
+    The share depends on the plan and never on the load, so a resumed run adds floats in the same order.
+    Raises ConfigError if a GPU is requested and there is none.
     """
     has_gpu = torch.cuda.is_available()
     if wanted == "cuda" and not has_gpu:
@@ -44,18 +44,19 @@ def choose_device(wanted: str, precision: str, siblings: int) -> Device:
 
 
 def _computes_bf16(name: str) -> bool:
-    """Whether bf16 is faster than fp32. Read off the machine's description, never timed: a resumed run must choose the
-    same."""
+    """Whether bf16 is faster than fp32. Decided from the hardware's description, never by timing: a resumed run must
+    make the same choice."""
     if name == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return cpu_gains_from_bf16(torch.cpu.get_capabilities())
 
 
 def cpu_gains_from_bf16(capabilities: Mapping[str, Any]) -> bool:
-    """`capabilities` as torch reports them. Emulated, bf16 is three times slower than fp32.
+    """Whether a CPU computes faster in bf16; `capabilities` are as torch reports them. Emulated bf16 is three times
+    slower than fp32.
 
-    AMX multiplies bf16 much faster than AVX512 does fp32. AVX512's own bf16 instructions have twice the throughput of
-    fp32 on other makers' processors; on Intel's a matrix product runs at half of it.
+    AMX multiplies bf16 much faster than AVX512 multiplies fp32. AVX512's own bf16 instructions have twice the
+    throughput of fp32 on other vendors' processors; on Intel's, a matrix product runs at half the fp32 speed.
     """
     if capabilities.get("amx_bf16"):
         return True
@@ -63,7 +64,7 @@ def cpu_gains_from_bf16(capabilities: Mapping[str, Any]) -> bool:
 
 
 def random_states(device: Device) -> dict[str, Tensor]:
-    """Of the generators that dropout draws from."""
+    """States of the random generators that dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
     if device.name == "cuda":
         states["cuda"] = torch.cuda.get_rng_state()

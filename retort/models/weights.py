@@ -1,4 +1,4 @@
-"""Where a student's weights come from. Imports no torch: `plan` asks for identities only."""
+"""Resolves where a model's weights come from. Does not import torch, since `plan` only needs identities."""
 
 import hashlib
 import importlib.metadata
@@ -20,15 +20,15 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 @dataclass(frozen=True, slots=True)
 class Weights:
     address: str
-    """What transformers loads: a folder, or a hub name."""
+    """What transformers loads: a folder or a hub name."""
     identity: str
-    """Changes when the weights do; part of a student's key."""
+    """Changes whenever the weights change; part of a student's key."""
     revision: str | None = None
-    """Of a hub name."""
+    """The hub revision, where `address` is a hub name."""
 
 
 class Source(Protocol):
-    """A config that names a model."""
+    """Any config that names a model."""
 
     @property
     def model(self) -> str: ...
@@ -39,9 +39,10 @@ class Source(Protocol):
 
 
 def find_weights(config: Source, endpoint_url: str | None = None, field: str = "student.model") -> Weights:
-    """Resolve `field`, `config.model`. Raises ConfigError if nothing is there, or no safetensors weights are.
+    """Resolve `config.model`. Raises ConfigError if nothing is found there, or no safetensors weights.
 
-    `endpoint_url` (expanded) is that of the S3-compatible server, where it is not AWS.
+    `endpoint_url` (expanded) is the S3-compatible server's address, unless it is AWS. `field` is the config field that
+    error messages name.
     """
     model = config.model
     try:
@@ -55,7 +56,7 @@ def find_weights(config: Source, endpoint_url: str | None = None, field: str = "
         raise type(error)(f"{field} = '{model}': {error}") from error.__cause__
     if not _HUB_NAME.fullmatch(model) or model.startswith("."):
         raise ConfigError(f"{field} = '{model}': no such folder, and not the name of a model on a hub")
-    # A hub name; whether it can be had is known only by asking, which `retort doctor` does.
+    # A hub name. Only a request can tell whether it exists, and `retort doctor` makes that request.
     return Weights(model, f"hub:{model}@{config.revision}:{config.weights}", config.revision)
 
 
@@ -79,7 +80,8 @@ def _packaged(model: str, config: Source) -> Weights:
 
 @cache
 def _version(package: str) -> str | None:
-    """None for what lies on the path without having been installed. Kept, since it looks into every package."""
+    """The installed version of a package; None if it is importable without being installed. Cached, since the lookup
+    reads the metadata of every package."""
     distributions = importlib.metadata.packages_distributions().get(package)
     return importlib.metadata.version(distributions[0]) if distributions else None
 
@@ -106,7 +108,7 @@ def _from_bucket(model: str, config: Source, endpoint_url: str | None) -> Weight
 
 
 def _download(system: Any, names: list[str], folder: Path) -> None:
-    """All or nothing, so that a run that was killed, or another one at the same time, leaves no half of a model."""
+    """Download all or nothing, so that neither a killed run nor a concurrent one leaves half a model behind."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -132,7 +134,7 @@ def _folder_identity(folder: Path, config: Source) -> str:
 
 @cache
 def _digest(file: Path, num_bytes: int, modified_ns: int) -> bytes:
-    """Kept as long as the file stays as it is: every student of a run asks for it."""
+    """SHA-256 of a file, cached while its size and modification time stay the same: every student of a run needs it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 

@@ -1,1 +1,1 @@
-"""Teachers that are asked: prompts, engines, endpoints, and the ledger of every completion ever paid for."""
+"""LLM teachers: prompts, engines, endpoints, and the ledger of every completion ever paid for."""

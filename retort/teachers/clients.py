@@ -1,4 +1,4 @@
-"""Starts whatever answers for a teacher."""
+"""Opens the completion client for a teacher's configuration."""
 
 from retort.config import ExecutionConfig, expand
 from retort.config.teachers import EndpointConfig, LlmTeacherConfig, TransformersConfig, VllmConfig
@@ -9,8 +9,8 @@ from retort.teachers.requests import OpenClient
 def open_client(
     teacher: LlmTeacherConfig, attempt: int, execution: ExecutionConfig, endpoint_url: str | None
 ) -> OpenClient:
-    """`attempt` n > 0 is a retry, with less memory taken. `endpoint_url` is that of the S3-compatible server, as
-    written. Each kind's imports are its own: an endpoint needs no torch."""
+    """The client for a teacher. `attempt` n > 0 is a retry, which uses less memory. `endpoint_url` is the address of
+    the S3-compatible server, as written in the config. Imports are local to each kind: an endpoint needs no torch."""
     weights = teacher_weights(teacher, endpoint_url and expand(endpoint_url))
     match teacher:
         case EndpointConfig():

@@ -1,4 +1,4 @@
-"""Which labelled rows a teacher is shown."""
+"""Selects the labeled rows that a teacher is shown as demonstrations."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 from retort.records.base import Example
 
 _CHUNK_ROWS = 512
-"""Rows whose distances to all others are held at once."""
+"""Rows whose distances to all other rows are in memory at once."""
 
 
 def choose_demonstrations(
     examples: Sequence[Example], how_many: int | Literal["all"], choose: Literal["diverse", "first"]
 ) -> tuple[Example, ...]:
-    """`how_many` of the labelled examples, or all in their order where there are no more.
+    """Select `how_many` of the labeled examples, or all of them in their order if there are no more.
 
-    diverse: farthest-first traversal (Gonzalez 1985), a 2-approximation of the k-center problem, in the Jaccard
-    distance of word sets. It begins with the example that is closest to all; then comes, among the labels shown least
-    so far, the example farthest from those chosen. So each class is shown early; of slots, where nearly every label is
-    its own, the distance decides. What is chosen, and in which order, does not depend on the order of `examples`.
+    diverse: farthest-first traversal (Gonzalez 1985), a 2-approximation of the k-center problem, under the Jaccard
+    distance between word sets. It starts with the example closest to all others; each next one is, among the labels
+    shown least so far, the example farthest from those already chosen. So every class appears early; for slots, where
+    nearly every label is unique, the distance decides. Neither the selection nor its order depends on the order of
+    `examples`.
     """
     if how_many == "all" or how_many >= len(examples):
         return tuple(examples)
@@ -49,7 +50,7 @@ def _farthest_first(examples: Sequence[Example], how_many: int) -> list[int]:
 
 
 def _word_sets(texts: Sequence[str]) -> Any:
-    """A sparse matrix `(n, words)` of 0 and 1; words are parted by white space, their case does not count."""
+    """A sparse 0/1 matrix `(n, words)`; words are split at white space and compared without case."""
     from scipy.sparse import csr_array
 
     numbers: dict[str, int] = {}
@@ -60,7 +61,7 @@ def _word_sets(texts: Sequence[str]) -> Any:
 
 
 def _distances(words: Any, some: Any) -> NDArray[np.float64]:
-    """Jaccard distances `(some, n)` in [0, 1]: 1 - shared words / words of either; 0 of two texts without words."""
+    """Jaccard distances `(some, n)` in [0, 1]: 1 - |intersection| / |union|; 0 between two texts without words."""
     shared = (some @ words.T).toarray()
     either = some.sum(axis=1)[:, None] + words.sum(axis=1)[None] - shared
     return np.asarray(1.0 - np.divide(shared, either, out=np.ones_like(shared), where=either > 0))

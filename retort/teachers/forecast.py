@@ -1,4 +1,4 @@
-"""What labelling would cost, before anything is asked: of the rows that the ledger lacks."""
+"""Estimates what labeling would cost, before any request is sent; only rows missing from the ledger count."""
 
 import json
 import tempfile
@@ -21,40 +21,40 @@ from retort.teachers.usage import Usage, token_money
 
 
 class Forecast(Record):
-    """Of the first try of every row; what gives no label is asked again and comes on top."""
+    """The cost of the first attempt at every row. Retries of rows that get no label come on top."""
 
     kind: str
     requests: int
     known: int = 0
-    """Completions that the ledger has."""
+    """Completions that the ledger already has."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt, what a server with a prefix cache has computed before."""
+    """Prompt tokens that a server with a prefix cache has already computed."""
     completion_tokens: int = 0
     seconds: float | None = None
-    """By the pace of this teacher's last run; None before its first."""
+    """Estimated from the throughput of this teacher's last run; None before its first run."""
     money: float = 0.0
     exact_tokens: bool = True
-    """False: prompt tokens are estimated from characters. Completion tokens always are an estimate."""
+    """False if prompt tokens are estimated from characters. Completion tokens are always an estimate."""
 
 
 class Pace(Record):
-    """How a teacher worked last; kept beside its ledger."""
+    """A teacher's throughput in its last run; stored beside its ledger."""
 
     completions_per_second: float
     completion_tokens: float
-    """Of one completion, mean."""
+    """Mean tokens of one completion."""
     start_seconds: float
     num_gpus: int
 
 
-def keep_pace(store: Store, ledger: Ledger, spending: Usage) -> None:
-    if spending.completions and spending.seconds:
+def keep_pace(store: Store, ledger: Ledger, usage: Usage) -> None:
+    if usage.completions and usage.seconds:
         pace = Pace(
-            completions_per_second=spending.completions / spending.seconds,
-            completion_tokens=spending.completion_tokens / spending.completions,
-            start_seconds=spending.start_seconds,
-            num_gpus=spending.num_gpus,
+            completions_per_second=usage.completions / usage.seconds,
+            completion_tokens=usage.completion_tokens / usage.completions,
+            start_seconds=usage.start_seconds,
+            num_gpus=usage.num_gpus,
         )
         store.place.write(f"{ledger.folder}/pace.json", pace.model_dump_json().encode())
 
@@ -67,18 +67,18 @@ def read_pace(store: Store, ledger: Ledger) -> Pace | None:
 
 
 def forecast(
-    store: Store, ledger: Ledger, questions: RequestBuilder, weights: Weights | None, files: Sequence[Path]
+    store: Store, ledger: Ledger, builder: RequestBuilder, weights: Weights | None, files: Sequence[Path]
 ) -> Forecast:
-    """`files`: the Parquet files of rows that would be labelled."""
-    counter, teacher = token_counter(weights), questions.teacher
+    """Estimate the cost of labeling the rows in `files`, which are Parquet files."""
+    counter, teacher = token_counter(weights), builder.teacher
     requests = known = prompt_tokens = cached_tokens = 0
     shared_tokens: dict[int, int] = {}
     seen: Counter[int] = Counter()
     for file in files:
-        lacking, found = _lacking(ledger, questions, file)
+        missing_rows, found = _missing_rows(ledger, builder, file)
         known += found
-        for example_id, text in lacking:
-            shared = questions.shared(example_id)
+        for example_id, text in missing_rows:
+            shared = builder.shared(example_id)
             if id(shared) not in shared_tokens:
                 shared_tokens[id(shared)] = _tokens(counter, shared)
             requests += 1
@@ -86,7 +86,7 @@ def forecast(
             cached_tokens += shared_tokens[id(shared)] if seen[id(shared)] else 0
             seen[id(shared)] += 1
     pace = read_pace(store, ledger)
-    per_completion = pace.completion_tokens if pace else _demonstrated(counter, questions)
+    per_completion = pace.completion_tokens if pace else _expected_completion_tokens(counter, builder)
     completion_tokens = round(requests * per_completion)
     seconds = requests / pace.completions_per_second + pace.start_seconds if pace and requests else None
     return Forecast(
@@ -109,27 +109,27 @@ def _gpu_money(teacher: LlmTeacherConfig, pace: Pace | None, seconds: float | No
     return seconds / 3600 * pace.num_gpus * teacher.prices.gpu_hour
 
 
-def _lacking(ledger: Ledger, questions: RequestBuilder, file: Path) -> tuple[list[tuple[str, str]], int]:
-    """(id, text) for each completion that is missing, and how many are known."""
-    samples = questions.teacher.sampling.samples
+def _missing_rows(ledger: Ledger, builder: RequestBuilder, file: Path) -> tuple[list[tuple[str, str]], int]:
+    """(example_id, text) for each completion missing from the ledger, and the number of completions it has."""
+    samples = builder.teacher.sampling.samples
     with tempfile.TemporaryDirectory(prefix="retort-forecast-") as folder:
-        asked = Path(folder) / "asked.parquet"
-        total = write_rows(asked, ASKED, questions.keys(pending_rows(file), 0))
-        batches = ledger.missing(asked, questions.teacher.sampling.max_tokens)
+        keys_file = Path(folder) / "asked.parquet"
+        total = write_rows(keys_file, ASKED, builder.keys(pending_rows(file), 0))
+        batches = ledger.missing(keys_file, builder.teacher.sampling.max_tokens)
         positions = (position for batch in batches for position in batch.column(0).to_numpy())
-        missing = Counter(int(position) // samples for position in positions)
+        num_missing = Counter(int(position) // samples for position in positions)
     rows = enumerate(read_rows(file, ["example_id", "text"]))
-    lacking = [(row["example_id"], row["text"]) for at, row in rows for _ in range(missing[at])]
-    return lacking, total - len(lacking)
+    missing_rows = [(row["example_id"], row["text"]) for at, row in rows for _ in range(num_missing[at])]
+    return missing_rows, total - len(missing_rows)
 
 
 def _tokens(counter: TokenCounter, turns: Sequence[Turn]) -> int:
     return sum(counter.count(turn.content) for turn in turns)
 
 
-def _demonstrated(counter: TokenCounter, questions: RequestBuilder) -> float:
-    """Tokens of an answer, by the demonstrations' answers; 1 for soft labels, which are read off one token."""
-    if questions.verbalizers:
+def _expected_completion_tokens(counter: TokenCounter, builder: RequestBuilder) -> float:
+    """Mean tokens of the demonstrations' labels; 1 for soft labels, which are read from a single token."""
+    if builder.verbalizers:
         return 1.0
-    answers = [counter.count(turn.content) for turn in questions.everything if turn.role == "assistant"]
-    return sum(answers) / len(answers) if answers else min(32.0, questions.teacher.sampling.max_tokens)
+    lengths = [counter.count(turn.content) for turn in builder.everything if turn.role == "assistant"]
+    return sum(lengths) / len(lengths) if lengths else min(32.0, builder.teacher.sampling.max_tokens)

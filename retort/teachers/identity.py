@@ -1,4 +1,4 @@
-"""Who a teacher is: what its completions depend on, and nothing else. Starts and loads nothing."""
+"""A teacher's identity: what its completions depend on, and nothing else. Starts and loads nothing."""
 
 from typing import Any
 
@@ -9,14 +9,15 @@ FIELD = "teacher.model"
 
 
 def teacher_weights(teacher: LlmTeacherConfig, endpoint_url: str | None) -> Weights | None:
-    """Where the model is; None for an endpoint, which has it. Raises ConfigError if nothing is there."""
+    """The model's weights; None for an endpoint, which hosts its own. Raises ConfigError if there is no such model."""
     if isinstance(teacher, VllmConfig | TransformersConfig):
         return find_weights(teacher, endpoint_url, field=FIELD)
     return None
 
 
 def teacher_identity(teacher: LlmTeacherConfig, endpoint_url: str | None) -> dict[str, Any]:
-    """JSON values; the folder of its completions in the ledger. Addresses stay as they were written, with `${VAR}`."""
+    """The identity as JSON values; it determines the teacher's folder in the ledger. Addresses stay as written, with
+    `${VAR}` not expanded."""
     weights = teacher_weights(teacher, endpoint_url)
     match teacher:
         case VllmConfig():

@@ -1,9 +1,9 @@
-"""From rows to labels, asking only for what the ledger lacks.
+"""Labels rows with a teacher, requesting only the completions that are missing from the ledger.
 
-A round asks every row that has no label yet for its next try and parses what comes; tries that an earlier run paid for
-are found in the ledger and cost nothing. A row whose completion gives no label goes into the next round, until it has
-had `1 + ask_again.times` tries; then it is set aside with its raw text and the reason. A run that comes later asks
-again only for what was set aside.
+Each round makes the next attempt at every row that has no label yet and parses the completions. Attempts that an
+earlier run paid for are read from the ledger at no cost. A row whose completion yields no label goes into the next
+round until it has had `1 + ask_again.times` attempts; then it is set aside with its raw text and the reason. A later
+run retries only the rows that were set aside.
 """
 
 import tempfile
@@ -25,40 +25,40 @@ from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser, Labeled, Outcome
 from retort.teachers.request_builder import Pending, RequestBuilder
 from retort.teachers.requests import CompletionClient, CompletionRequest, OpenClient, Rejection
-from retort.teachers.top_logprobs import KEPT, TopLogprobs
+from retort.teachers.top_logprobs import STORED_TYPE, TopLogprobs
 from retort.teachers.usage import Usage
 
 Progress = Callable[[int, int, str], None]
 
 _KEYS: "list[pa.Field[Any]]" = [pa.field("position", pa.int64()), pa.field("key", pa.binary(16))]
 ASKED = pa.schema(_KEYS)
-"""The completions that a round needs, see `RequestBuilder.keys`."""
-_LABELLED: "list[pa.Field[Any]]" = [
+"""The completions that a round needs; see `RequestBuilder.keys`."""
+_LABELED: "list[pa.Field[Any]]" = [
     pa.field("label", pa.string()),
     pa.field("confidence", pa.float64()),
     pa.field("probabilities", pa.list_(pa.float64())),
-    pa.field("top", KEPT),
+    pa.field("top", STORED_TYPE),
 ]
-_OUTCOMES = pa.schema(_LABELLED)
+_OUTCOMES = pa.schema(_LABELED)
 
 
 Rows = Callable[[], Iterable[Pending]]
-"""The rows of a round, as often as they are walked through."""
+"""Returns a fresh iterable over the rows of a round, which are read more than once."""
 
 
-class _Lacking(NamedTuple):
-    """What the ledger lacks of one row."""
+class _MissingRow(NamedTuple):
+    """A row with completions that the ledger does not have."""
 
     number: int
-    """Of the row in its round, from 0."""
+    """The row's index in its round, from 0."""
     pending: Pending
     keys: dict[int, bytes]
-    """Of each sample wanted."""
+    """Ledger key of each missing sample, by the sample's number."""
 
 
 @dataclass
 class Labeler:
-    """One teacher at work; a context, inside which an engine, once started, stays up."""
+    """Labels rows with one teacher. A context manager: once started, an engine stays up until the context is left."""
 
     questions: RequestBuilder
     reader: CompletionParser
@@ -66,10 +66,10 @@ class Labeler:
     open_client: Callable[[], OpenClient]
     spending: Usage
     progress: Progress
-    _asker: CompletionClient | None = None
+    _client: CompletionClient | None = None
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
     _stopped: str | None = None
-    """The limit of the budget that was reached."""
+    """The budget limit that was reached, as part of a sentence."""
 
     def __enter__(self) -> Self:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-labelling-")))
@@ -80,13 +80,13 @@ class Labeler:
 
     @property
     def facts(self) -> dict[str, object]:
-        """What the engine says of itself, if one was started."""
-        return dict(self._asker.facts) if self._asker else {}
+        """What the client reports about itself; empty if none was started."""
+        return dict(self._client.facts) if self._client else {}
 
     def label(self, rows: Path) -> Iterator[tuple[Row, Outcome]]:
-        """Each of the `rows` (a Parquet file with example_id and text) in its order, with its label or why it has none.
+        """Each of the `rows` (a Parquet file with example_id and text) in order, with its label or why it has none.
 
-        Raises BudgetSpent, and what an asker raises; every completion that came is in the ledger by then.
+        Raises BudgetSpent and whatever the client raises; every completion received by then is in the ledger.
         """
         first, failed = self._folder / "first.parquet", dict[int, ParseFailure]()
         again: list[Pending] = []
@@ -109,108 +109,112 @@ class Labeler:
                 yield row, Labeled(**{**outcome, "top": outcome["top"] and TopLogprobs(**outcome["top"])})
 
     def _later_rounds(self, again: list[Pending], failed: dict[int, ParseFailure]) -> dict[int, Labeled]:
-        """Ask again, as often as the config says; keeps the last failure of each row in `failed`."""
-        labelled: dict[int, Labeled] = {}
+        """Retry rows as often as the config allows; keeps the last failure of each row in `failed`."""
+        labeled: dict[int, Labeled] = {}
         attempt = 1
-        while again := [pending for pending in again if self.questions.may_ask_again(pending)]:
-            still: list[Pending] = []
+        while again := [pending for pending in again if self.questions.may_retry(pending)]:
+            still_failing: list[Pending] = []
             for pending, outcome in self._round(again.copy, attempt):
                 if isinstance(outcome, Labeled):
-                    labelled[pending.position] = outcome
+                    labeled[pending.position] = outcome
                 else:
                     failed[pending.position] = outcome
-                    still.append(pending)
-            again, attempt = still, attempt + 1
-        return labelled
+                    still_failing.append(pending)
+            again, attempt = still_failing, attempt + 1
+        return labeled
 
     def _round(self, rows: Rows, attempt: int) -> Iterator[tuple[Pending, Outcome]]:
-        """Every row's try number `attempt`: the ledger's, else asked for now."""
-        samples, asked = self.questions.teacher.sampling.samples, self._folder / "asked.parquet"
-        total = write_rows(asked, ASKED, self.questions.keys(rows(), attempt))
-        was_asked = bytearray(total // samples)
-        refused = self._ask(rows, asked, attempt, was_asked)
-        entries = self.ledger.join(asked)
+        """The outcome of attempt number `attempt` for every row, from the ledger or from a new request."""
+        samples, keys_file = self.questions.teacher.sampling.samples, self._folder / "asked.parquet"
+        total = write_rows(keys_file, ASKED, self.questions.keys(rows(), attempt))
+        was_requested = bytearray(total // samples)
+        rejected = self._request_missing(rows, keys_file, attempt, was_requested)
+        entries = self.ledger.join(keys_file)
         for index, pending in enumerate(rows()):
             found = [next(entries) for _ in range(samples)]
             tried = replace(
                 pending,
                 num_tries=pending.num_tries + 1,
-                was_asked=pending.was_asked or bool(was_asked[index]),
-                is_refused=index in refused,
+                was_requested=pending.was_requested or bool(was_requested[index]),
+                is_rejected=index in rejected,
             )
-            if index in refused:
-                refusal = refused[index]
-                yield tried, ParseFailure(refusal.reason, refusal.detail, refusal.raw)
+            if index in rejected:
+                rejection = rejected[index]
+                yield tried, ParseFailure(rejection.reason, rejection.detail, rejection.raw)
             else:
-                yield tried, self.reader.read(pending.text, found)
+                yield tried, self.reader.parse(pending.text, found)
 
-    def _ask(self, rows: Rows, asked: Path, attempt: int, was_asked: bytearray) -> dict[int, Rejection]:
-        """Bring the ledger what it lacks of a round. Returns the rows that were refused, by index, and marks in
-        `was_asked` all that were asked. Starts no engine where nothing is missing."""
-        wanted = self._lacking(rows, asked)
-        first = next(wanted, None)
+    def _request_missing(
+        self, rows: Rows, keys_file: Path, attempt: int, was_requested: bytearray
+    ) -> dict[int, Rejection]:
+        """Request the completions of a round that the ledger does not have, and add them to it. Returns the rejections
+        by row index and marks in `was_requested` all rows that were requested. Starts no engine if nothing is missing.
+        """
+        missing_rows = self._missing_rows(rows, keys_file)
+        first = next(missing_rows, None)
         if first is None:
             return {}
-        under_way: dict[bytes, _Lacking] = {}
-        refused: dict[int, Rejection] = {}
+        in_flight: dict[bytes, _MissingRow] = {}
+        rejected: dict[int, Rejection] = {}
 
-        def ask_for() -> Iterator[CompletionRequest]:
-            for lacking in chain([first], wanted):
+        def new_requests() -> Iterator[CompletionRequest]:
+            for missing_row in chain([first], missing_rows):
                 self._stopped = self.spending.exhausted()
                 if self._stopped:
                     return
-                question = self.questions.question(lacking.pending, lacking.keys, attempt)
-                under_way[question.key] = lacking
-                was_asked[lacking.number] = 1
-                self.spending.asked(question)
-                yield question
+                request = self.questions.request(missing_row.pending, missing_row.keys, attempt)
+                in_flight[request.key] = missing_row
+                was_requested[missing_row.number] = 1
+                self.spending.record_request(request)
+                yield request
 
         with LedgerWriter(self.ledger) as writer:
-            for answer in self._started().ask(ask_for()):
-                lacking = under_way[answer.key]
-                if isinstance(answer, Rejection):
-                    self.spending.came(answer, len(lacking.keys))
-                    refused[lacking.number] = answer
-                    lacking.keys.clear()
+            for outcome in self._started_client().ask(new_requests()):
+                missing_row = in_flight[outcome.key]
+                if isinstance(outcome, Rejection):
+                    self.spending.record_outcome(outcome, len(missing_row.keys))
+                    rejected[missing_row.number] = outcome
+                    missing_row.keys.clear()
                 else:
-                    self.spending.came(answer)
-                    writer.add(entry_of(lacking.keys.pop(answer.sample), answer, self._max_tokens))
-                if not lacking.keys:
-                    del under_way[answer.key]
-                self._tell(len(was_asked))
+                    self.spending.record_outcome(outcome)
+                    writer.add(entry_of(missing_row.keys.pop(outcome.sample), outcome, self._max_tokens))
+                if not missing_row.keys:
+                    del in_flight[outcome.key]
+                self._report_progress(len(was_requested))
         if self._stopped:
             raise BudgetSpent(
-                f"stopped at {self._stopped} after {self.spending.told()}; what came is kept, and the next run goes on"
+                f"stopped at {self._stopped} after {self.spending.summary()}; "
+                "what came is kept, and the next run goes on"
             )
-        return refused
+        return rejected
 
-    def _lacking(self, rows: Rows, asked: Path) -> Iterator[_Lacking]:
-        """In the order of the rows."""
+    def _missing_rows(self, rows: Rows, keys_file: Path) -> Iterator[_MissingRow]:
+        """The rows with missing completions, in the order of `rows`."""
         samples = self.questions.teacher.sampling.samples
-        missing = (
+        missing_keys = (
             (position, key)
-            for batch in self.ledger.missing(asked, self._max_tokens)
+            for batch in self.ledger.missing(keys_file, self._max_tokens)
             for position, key in zip(*(column.to_pylist() for column in batch.columns), strict=True)
         )
         walk = enumerate(rows())
-        for number, found in groupby(missing, lambda completion: completion[0] // samples):
+        for number, found in groupby(missing_keys, lambda completion: completion[0] // samples):
             keys = {position % samples: key for position, key in found}
-            yield _Lacking(number, next(row for at, row in walk if at == number), keys)
+            yield _MissingRow(number, next(row for at, row in walk if at == number), keys)
 
     @property
     def _max_tokens(self) -> int:
         return self.questions.teacher.sampling.max_tokens
 
-    def _started(self) -> CompletionClient:
-        if self._asker is None:
+    def _started_client(self) -> CompletionClient:
+        if self._client is None:
             started = time.monotonic()
             self.progress(0, 1, "starting the teacher")
-            self._asker = self._stack.enter_context(self.open_client())
+            self._client = self._stack.enter_context(self.open_client())
             self.spending.start_seconds = time.monotonic() - started
-            self.spending.num_gpus = int(self._asker.facts.get("num_gpus", 0))
-        return self._asker
+            self.spending.num_gpus = int(self._client.facts.get("num_gpus", 0))
+        return self._client
 
-    def _tell(self, total: int) -> None:
+    def _report_progress(self, total: int) -> None:
         seconds = max(self.spending.seconds, 1e-9)
         self.progress(
             min(self.spending.completions, total),
@@ -220,5 +224,6 @@ class Labeler:
 
 
 def pending_rows(rows: Path) -> Iterator[Pending]:
+    """The rows of a Parquet file with example_id and text, none of them attempted yet."""
     for position, row in enumerate(read_rows(rows, ["example_id", "text"])):
         yield Pending(position, row["example_id"], row["text"])

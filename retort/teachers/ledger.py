@@ -1,7 +1,7 @@
-"""Every completion ever paid for, found by what was asked.
+"""The ledger: every completion ever paid for, looked up by the request it answers.
 
-One folder of the store for each teacher, `ledger/<digest of its identity>/`, with shards that are only ever added:
-two runs may add and read at once. The lookups run in DuckDB, in bounded memory, on the columns that they need.
+Each teacher has one folder in the store, `ledger/<digest of its identity>/`, whose shards are only ever added, so two
+runs may add and read at once. Lookups run in DuckDB, in bounded memory, and read only the columns they need.
 """
 
 import json
@@ -30,7 +30,7 @@ SHARD_ENTRIES = 5000
 
 BEST_FIRST = "finish_reason IS NOT DISTINCT FROM 'length', max_tokens DESC, asked_at, text"
 SHARDS = "read_parquet($shards, union_by_name = true)"
-"""Older shards lack the last column."""
+"""By name, because older shards lack the last column."""
 MISSING = f"""
     SELECT min(position) AS position, key FROM read_parquet($asked) AS asked WHERE NOT EXISTS (
         FROM {SHARDS} AS entry WHERE entry.key = asked.key
@@ -47,45 +47,45 @@ T = TypeVar("T")
 
 
 class Entry(NamedTuple):
-    """One completion as kept."""
+    """One completion as stored."""
 
     key: bytes
-    """16 bytes, of `ledger_key`."""
+    """16 bytes, from `ledger_key`."""
     text: str
     finish_reason: str | None
     max_tokens: int
-    """The limit it was asked under."""
+    """The token limit of the request."""
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     scores: tuple[float, ...]
     """Natural logarithms of the verbalizers' probabilities, or ()."""
     asked_at: float
-    """Unix seconds."""
+    """When the completion was received, in Unix seconds."""
     top: TopLogprobs | None = None
-    """Where they were asked for."""
+    """Top log-probabilities, if they were requested."""
 
 
-def entry_of(key: bytes, answer: Completion, max_tokens: int) -> Entry:
-    """An answer that came just now, as kept."""
+def entry_of(key: bytes, completion: Completion, max_tokens: int) -> Entry:
+    """The entry for a completion that was received just now."""
     return Entry(
         key=key,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
         max_tokens=max_tokens,
-        prompt_tokens=answer.prompt_tokens,
-        cached_tokens=answer.cached_tokens,
-        completion_tokens=answer.completion_tokens,
-        scores=answer.scores,
+        prompt_tokens=completion.prompt_tokens,
+        cached_tokens=completion.cached_tokens,
+        completion_tokens=completion.completion_tokens,
+        scores=completion.scores,
         asked_at=time.time(),
-        top=answer.top,
+        top=completion.top,
     )
 
 
 def ledger_key(shared_digest: bytes, item: str, constraint: str, attempt: int, sample: int) -> bytes:
-    """16 bytes that stand for one completion of one row.
+    """A 16-byte key that identifies one completion of one row.
 
-    `shared_digest` (at most 64 bytes) stands for what many rows share: the prefix, the sampling parameters.
+    `shared_digest` (at most 64 bytes) identifies what many rows share: the prompt prefix and the sampling parameters.
     """
     text = f"{attempt} {sample} {len(constraint)} {constraint}{item}"
     return blake2b(text.encode(), digest_size=16, key=shared_digest).digest()
@@ -94,15 +94,15 @@ def ledger_key(shared_digest: bytes, item: str, constraint: str, attempt: int, s
 class Ledger:
     """The completions of one teacher.
 
-    `teacher` is all that its completions depend on beside the key, in JSON values: kind, model, revision, engine
-    mode; not `max_tokens`, batch sizes or GPUs. Where several entries have one key, the best one counts: one that
-    was not cut (`finish_reason` is not `length`), then the one with the largest `max_tokens`, then the earliest.
-    Methods raise StoreUnavailable. A damaged shard is left out, named in `damaged`, and never deleted.
+    `teacher` holds everything its completions depend on besides the key, as JSON values: kind, model, revision, engine
+    mode; not `max_tokens`, batch sizes or GPUs. If several entries share a key, the best one counts: first one that
+    was not truncated (`finish_reason` is not `length`), then the one with the largest `max_tokens`, then the earliest.
+    Methods raise StoreUnavailable. A damaged shard is skipped, listed in `damaged`, and never deleted.
     """
 
     def __init__(self, store: Store, teacher: Mapping[str, Any]) -> None:
         self.folder = f"ledger/{digest(teacher)[:16]}"
-        """Below the store's root."""
+        """The folder, relative to the store's root."""
         self._store = store
         self._teacher = teacher
         self._shards = Shards(store, self.folder)
@@ -110,15 +110,15 @@ class Ledger:
 
     @property
     def damaged(self) -> list[str]:
-        """One sentence for each shard that the last lookup or compaction left out."""
+        """One sentence for each shard that the last lookup or compaction skipped."""
         return self._shards.damaged
 
     def files(self) -> list[str]:
-        """Names of the shards, the damaged ones too, sorted by time. Reads none."""
+        """Names of all shards, including damaged ones, sorted by time. Does not read them."""
         return self._shards.names()
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Keep them, in one shard that is durable on return. Many small shards cost time: see Writer."""
+        """Store the entries in one shard, which is durable on return. Many small shards are slow: see LedgerWriter."""
         if not entries:
             return
         self._introduce()
@@ -128,17 +128,18 @@ class Ledger:
         self._shards.write(pa.table(columns, schema=SCHEMA))
 
     def missing(self, asked: Path, max_tokens: int) -> Iterator[pa.RecordBatch]:
-        """What must be asked for: no entry, or only ones cut under a limit below `max_tokens`.
+        """What must be requested: keys without an entry, or only with entries truncated below `max_tokens`.
 
-        `asked` is a Parquet file with position (int64) and key (binary, 16 bytes); the batches have the same columns,
-        ordered by position; of equal keys only the first, as equal rows are paid for once. The texts are not read.
+        `asked` is a Parquet file with position (int64) and key (binary, 16 bytes). The batches have the same columns
+        and are ordered by position; of equal keys only the first is returned, since equal rows are paid for once. The
+        texts are not read.
         """
         return self._find(MISSING, asked=str(asked), max_tokens=max_tokens)
 
     def join(self, asked: Path) -> Iterator[Entry | None]:
-        """The best entry for each row of `asked` (see `missing`; positions differ), ordered by position.
+        """The best entry for each row of `asked` (see `missing`; positions must be unique), ordered by position.
 
-        An entry that was cut is given as well, under whatever limit; None where there is no entry.
+        Truncated entries are included, whatever their limit; None where there is no entry.
         """
         last = None
         for batch in self._find(JOIN, asked=str(asked)):
@@ -152,10 +153,10 @@ class Ledger:
                 last = position
 
     def compact(self) -> int:
-        """Merge all shards that are not full into full ones and a rest; returns how many were merged away.
+        """Merge all shards that are not full into full ones and a remainder; returns how many shards were removed.
 
-        Only the best entry of a key is kept. The old shards are removed when the new ones are durable, so that a
-        death in between leaves duplicates, which do no harm, and others may read, add and compact meanwhile.
+        Only the best entry of each key is kept. Old shards are removed once the new ones are durable, so a crash in
+        between leaves harmless duplicates, and other processes may read, add and compact meanwhile.
         """
         return self._while_shards_change(self._compact)
 
@@ -167,7 +168,7 @@ class Ledger:
         with TemporaryDirectory(prefix="retort-ledger-") as drafts:
             pieces = write_pieces(first_of_each_key(query(MERGE, small.values())), Path(drafts))
             merged = {self._shards.upload(piece, newest) for piece in pieces}
-        # A piece can be one of the small ones again: two compactions of the same shards give the same files.
+        # A piece may already exist: two compactions of the same shards produce identical files.
         removed = small.keys() - merged
         self._shards.remove(removed)
         return len(removed)
@@ -178,10 +179,10 @@ class Ledger:
             first = list(islice(batches, 1))
             return chain(first, batches)
 
-        yield from self._while_shards_change(start)  # all are sorted: with the first batch the last shard is read
+        yield from self._while_shards_change(start)  # sorted results: all shards are read before the first batch
 
     def _while_shards_change(self, read: Callable[[dict[str, Path]], T]) -> T:
-        """What `read` gives; again, with the shards as they are then, if they went or broke beneath it."""
+        """The result of `read`, which is called again with the current shards if they vanish or break meanwhile."""
         while True:
             shards = self._shards.intact()
             try:
@@ -192,7 +193,7 @@ class Ledger:
                     raise
 
     def _introduce(self) -> None:
-        """For people, and for whoever asks later what a completion was made of."""
+        """Write the teacher's identity beside its shards, so that people can see where the completions came from."""
         path = f"{self.folder}/teacher.json"
         if not self._introduced and "teacher.json" not in self._store.place.list(self.folder):
             self._store.place.write(path, json.dumps(self._teacher, ensure_ascii=False, indent=1).encode())
@@ -200,11 +201,11 @@ class Ledger:
 
 
 class LedgerWriter:
-    """A context that takes completions one by one and makes them durable, in a thread of its own.
+    """A context manager that takes completions one by one and makes them durable in a background thread.
 
-    A shard is written `delay_seconds` after its oldest entry came, or when there are `shard_entries`; leaving writes
-    the rest, also when an exception passes. With the default, and a store that takes a shard within a second, a kill
-    at any moment loses at most the completions of the last 5 s.
+    A shard is written `delay_seconds` after its oldest entry arrived, or once there are `shard_entries`; leaving the
+    context writes the rest, even after an exception. With the defaults, and a store that writes a shard within a
+    second, a kill at any moment loses at most the completions of the last 5 s.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class LedgerWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Raises what the last write fails with, though not in the place of a KeyboardInterrupt or a cancellation."""
+        """Raises the last write's error, but never in place of a KeyboardInterrupt or a cancellation."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -238,9 +239,9 @@ class LedgerWriter:
             error.add_note(f"{len(self._waiting)} completions could not be kept in the ledger: {failure}")
 
     def add(self, entry: Entry) -> None:
-        """Takes the entry in any case, then raises what a write failed with since the last call.
+        """Always accepts the entry, then raises the error of any write that failed since the last call.
 
-        The entries of a failed write are tried again after the delay, and at the exit.
+        The entries of a failed write are retried after the delay and on exit.
         """
         with self._changed:
             self._waiting.append(entry)
@@ -260,13 +261,13 @@ class LedgerWriter:
         while self._wait():
             try:
                 self._write()
-            except Exception as failure:  # of whatever kind: it belongs to the caller's thread
+            except Exception as failure:  # whatever it is, it is raised in the caller's thread
                 with self._changed:
                     self._failure = failure
                     self._set_due(self._delay_seconds)
 
     def _wait(self) -> bool:
-        """Until a shard is due; False if the writer closes."""
+        """Wait until a shard is due; False if the writer is closing."""
         with self._changed:
             while not self._closing and (seconds := self._due - time.monotonic()) > 0:
                 self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
@@ -285,5 +286,5 @@ class LedgerWriter:
 
 
 def _storable(text: str) -> str:
-    """A completion cut within a surrogate pair must not take its whole shard with it."""
+    """Replaces lone surrogates: a completion truncated inside a surrogate pair must not fail its whole shard."""
     return text if text.isascii() else text.encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""From the completions of one row to its label."""
+"""Parses the completions of one row into its label."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ MISSING = ParseFailure("missing", "The teacher gave no answer.", "")
 class Labeled(NamedTuple):
     label: Label
     confidence: float
-    """1.0 for a hard label of one completion; else the share of the samples, or the class's probability."""
+    """1.0 for a hard label from one completion; otherwise the share of agreeing samples, or the class's probability."""
     probabilities: tuple[float, ...] | None = None
-    """Of the classes, in the problem's order; None for hard labels."""
+    """Class probabilities in the problem's order; None for hard labels."""
     top: TopLogprobs | None = None
-    """Of the completion as it was written, where they were asked for."""
+    """Top log-probabilities of the raw completion, if they were requested."""
 
 
 Outcome = Labeled | ParseFailure
@@ -35,32 +35,32 @@ Outcome = Labeled | ParseFailure
 
 @dataclass
 class CompletionParser:
-    """Reads a teacher's completions, and counts what it meets."""
+    """Parses a teacher's completions and keeps counts for reports."""
 
     problem: Problem
     metric: Metric
-    """By which the least risky of several samples is found."""
+    """The metric that minimum-risk selection maximizes."""
     teacher: LlmTeacherConfig
     calibration_temperature: float = 1.0
     """Divides the log-probabilities of soft labels."""
     counts: Counter[str] = field(default_factory=Counter)
-    """`salvaged`."""
+    """`salvaged`: completions whose label had to be extracted from surrounding text."""
     outside_masses: list[float] = field(default_factory=list)
-    """Of each soft-labelled row: the probability of everything that is no label."""
+    """For each soft-labeled row, the probability mass outside the labels."""
 
-    def read(self, text: str, entries: Sequence[Entry | None]) -> Outcome:
-        """`entries`: the row's samples; None where one never came."""
-        came = [entry for entry in entries if entry is not None]
-        if not came:
+    def parse(self, text: str, entries: Sequence[Entry | None]) -> Outcome:
+        """The row's label, or why it has none. `entries` are the row's samples; None for one that never arrived."""
+        present = [entry for entry in entries if entry is not None]
+        if not present:
             return MISSING
         if self.teacher.labels == "soft":
-            return self._soft(text, came[0])
-        outcomes = [self._hard(text, entry) for entry in came]
+            return self._soft(text, present[0])
+        outcomes = [self._hard(text, entry) for entry in present]
         labels = [None if isinstance(outcome, ParseFailure) else outcome for outcome in outcomes]
         if not any(label is not None for label in labels):
             return next(outcome for outcome in outcomes if isinstance(outcome, ParseFailure))
         if len(entries) == 1:
-            return Labeled(str(labels[0]), 1.0, top=came[0].top)
+            return Labeled(str(labels[0]), 1.0, top=present[0].top)
         by_risk = self.teacher.sampling.choose == "minimum-risk"
         chosen = minimum_risk(labels, self.problem, self.metric) if by_risk else majority(labels)
         assert chosen is not None, "one of the samples has a label"

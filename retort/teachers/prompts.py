@@ -1,4 +1,4 @@
-"""What a teacher reads: instruction, schema and demonstrations, the same for every row; then the row."""
+"""Builds prompts: instruction, schema and demonstrations, identical for every row, followed by the row."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from retort.teachers.requests import Prompt, Turn
 
 
 def shared_turns(problem: Problem, config: PromptConfig, demonstrations: Sequence[Example]) -> tuple[Turn, ...]:
-    """The turns before the row. Keep the result and pass the same object for every row, so that it is sent and
-    computed once. A demonstration is the row's own form with its gold label as the answer."""
+    """The turns before the row. Pass the same returned object for every row, so that it is sent and computed only
+    once. A demonstration looks like a row, followed by its gold label as the assistant's turn."""
     instruction = config.instruction if config.instruction is not None else problem.instruction
     turns = [Turn("system", instruction.format(schema=problem.schema))]
     for example in demonstrations:
-        assert example.label is not None, "demonstrations are gold-labelled"
+        assert example.label is not None, "demonstrations are gold-labeled"
         turns.append(Turn("user", item_text(config, example.text)))
         turns.append(Turn("assistant", problem.render(example.text, example.label)))
     return tuple(turns)

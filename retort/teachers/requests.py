@@ -1,4 +1,4 @@
-"""What passes between the labelling of a pool and whatever answers: questions in, answers out, in any order."""
+"""The interface between labeling and a completion client: requests in, completions out, in any order."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -17,35 +17,35 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a teacher reads for one row."""
+    """The prompt for one row."""
 
     shared: tuple[Turn, ...]
-    """Instruction and demonstrations: the same object for every row that shares them, so that a server computes
-    them once."""
+    """Instruction and demonstrations; the same object for every row that shares them, so that they are computed only
+    once."""
     item: str
     """The last user turn: the row."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """One row, asked once."""
+    """A request for the completions of one row in one attempt."""
 
     key: bytes
-    """Of the row and the try in the ledger, 16 bytes; unique among the questions under way."""
+    """A ledger key of the row and attempt, 16 bytes; unique among the requests in flight."""
     prompt: Prompt
     constraint: Constraint | None = None
-    """What a completion may be; None: anything up to the end of the line."""
+    """What a completion may be; None allows anything up to the end of the line."""
     sampling_temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 256
     samples: tuple[int, ...] = (0,)
-    """Numbers of the completions wanted, each with a seed of its own."""
+    """Numbers of the requested samples; each has its own seed."""
     ledger_keys: tuple[bytes, ...] = ()
-    """Of each of the `samples`: under which its completion is kept, for answers that come in another run."""
+    """The ledger key of each of the `samples`, for completions that arrive in another run."""
     verbalizers: tuple[str, ...] = ()
-    """If given, nothing is written: wanted are the log-probabilities of these texts as the completion."""
+    """If given, no text is generated; the log-probability of each of these texts as the completion is requested."""
     top_logprobs: int = 0
-    """If above 0: how many of the likeliest next tokens are wanted at each token that is written."""
+    """If above 0, how many of the likeliest next tokens to return for each generated token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,53 +53,54 @@ class Completion:
     """One completion."""
 
     key: bytes
-    """The question's."""
+    """The request's key."""
     sample: int
-    """One of the question's `samples`."""
+    """One of the request's `samples`."""
     text: str
     finish_reason: str | None
-    """`stop` (it ended properly), `length` (cut at max_tokens), or what the server says."""
+    """`stop` (ended properly), `length` (truncated at max_tokens), or whatever the server reports."""
     prompt_tokens: int
     cached_tokens: int
-    """Of the prompt, those that the engine had computed before."""
+    """Prompt tokens that the engine had already computed."""
     completion_tokens: int
     scores: tuple[float, ...] = ()
-    """Where verbalizers were asked for: the natural logarithm of each one's probability as the completion, not
-    normalised over them; `text` is the most probable one."""
+    """For requests with verbalizers: the natural logarithm of each one's probability as the completion, not normalized
+    over the verbalizers; `text` is then the most probable one."""
     top: TopLogprobs | None = None
-    """Where top_logprobs were asked for."""
+    """For requests with top_logprobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A question that gets no completion, whatever is done: a prompt that is too long, a row that a server rejects.
-    Nothing was paid for it, and asking again in the same run would not help."""
+    """A request that cannot be completed: the prompt is too long, or the server rejects the row. It cost nothing, and
+    repeating it in the same run would not help."""
 
     key: bytes
     reason: str
     """A short code, counted in reports: `too-long`, `http-400`, `bad-response` ..."""
     detail: str
-    """One sentence for people."""
+    """One human-readable sentence."""
     raw: str = ""
-    """What the server said, as far as it said anything."""
+    """The server's response, if there was one."""
 
 
 class CompletionClient(Protocol):
+    """Completes requests, through an engine or a remote server."""
+
     @property
     def facts(self) -> dict[str, Any]:
-        """What an engine says of itself, for reports: `version`, `dtype`, `num_gpus` ...; empty for a server."""
+        """What an engine reports about itself: `version`, `dtype`, `num_gpus` ...; empty for a server."""
         ...
 
-    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        """Answers as they come, in any order; each question gets an Answer for each of its samples, or one Refusal.
+    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
+        """Yields results as they arrive, in any order: each request gets a Completion per sample, or one Rejection.
 
-        Takes from `questions` only as much as is needed to keep busy, and stops taking when it is exhausted; what is
-        under way then is still answered. Raises TeacherUnavailable where asking cannot go on but may later,
-        ChildOutOfMemory where less at once would help, ConfigError where the config is to blame (model not found,
-        key refused).
+        Takes from `requests` only as many as are needed to keep busy. Once it is exhausted, requests in flight are
+        still completed. Raises TeacherUnavailable if the teacher cannot continue now but may later, ChildOutOfMemory if
+        smaller batches would help, and ConfigError if the config is to blame (model not found, key rejected).
         """
         ...
 
 
 OpenClient = AbstractContextManager[CompletionClient]
-"""Entering starts what is needed (an engine, connections), leaving ends it."""
+"""Entering starts what the client needs (an engine, connections); leaving shuts it down."""

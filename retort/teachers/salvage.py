@@ -1,12 +1,13 @@
-"""A label in a completion that says more than the label. Small on purpose: what needs guessing is asked again.
+"""Extracts the label from a completion that says more than the label. Deliberately small: whatever would take guessing
+is requested again instead.
 
-Tried in this order, the first that parses counts:
+The first of these candidates that parses is the label:
 1. the completion as it is;
-2. without a model's thoughts (`<think> ... </think>`);
-3. inside a code fence or quotes;
-4. its first line that is not empty, and what follows a word and a colon there (`Label: correct`);
-5. from the first to the last bracket;
-6. what the problem can put right in it.
+2. the completion without the model's reasoning (`<think> ... </think>`);
+3. the text inside a code fence or quotes;
+4. the first line that is not empty, and what follows a word and a colon there (`Label: correct`);
+5. the text from the first to the last bracket;
+6. any of the above as repaired by the problem.
 """
 
 import re
@@ -22,7 +23,7 @@ _QUOTES = "\"'`*"
 
 
 def parse_completion(problem: Problem, text: str, completion: str) -> tuple[Label | ParseFailure, bool]:
-    """The label, or why there is none (of the completion as it is); and whether it had to be salvaged."""
+    """The label, or the parse failure of the unmodified completion; and whether the label had to be salvaged."""
     outcome = problem.parse(text, completion)
     if not isinstance(outcome, ParseFailure):
         return outcome, False
@@ -35,16 +36,16 @@ def parse_completion(problem: Problem, text: str, completion: str) -> tuple[Labe
 
 
 def _candidates(completion: str) -> Iterator[str]:
-    said = _THOUGHTS.sub("", completion)
-    yield said
-    if fenced := _FENCE.search(said):
+    visible = _THOUGHTS.sub("", completion)
+    yield visible
+    if fenced := _FENCE.search(visible):
         yield fenced[1]
-    yield said.strip().strip(_QUOTES)
-    first = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    yield visible.strip().strip(_QUOTES)
+    first = next((line.strip() for line in visible.splitlines() if line.strip()), "")
     yield first
     if lead := _LEAD.match(first):
         yield lead[1].strip(_QUOTES + " ")
     for opening, closing in ("[]", "()"):
-        start, end = said.find(opening), said.rfind(closing)
+        start, end = visible.find(opening), visible.rfind(closing)
         if 0 <= start < end:
-            yield said[start : end + 1]
+            yield visible[start : end + 1]

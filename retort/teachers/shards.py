@@ -1,7 +1,7 @@
-"""A ledger's files, and reading them: Parquet shards that never change, each named by a time and by what it holds.
+"""A ledger's files: immutable Parquet shards, each named by a timestamp and a content hash.
 
-A name ends in the first 16 hex digits of the sha256 of the content, so that a shard is verified without anything
-beside it, and a downloaded one can be kept. DuckDB reads a flipped bit without a word, so nothing unverified is read.
+A name ends in the first 16 hex digits of the content's SHA-256, so a shard can be verified on its own and a downloaded
+one can be cached. DuckDB does not notice flipped bits, so only verified shards are read.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from retort.io.parquet import count_rows
 from retort.records.base import digest
 from retort.store import Store
 from retort.store.folder import Folder
-from retort.teachers.top_logprobs import KEPT
+from retort.teachers.top_logprobs import STORED_TYPE
 
 _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("key", pa.binary(16)),
@@ -37,11 +37,11 @@ _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("completion_tokens", pa.int32()),
     pa.field("scores", pa.list_(pa.float64())),
     pa.field("asked_at", pa.float64()),
-    pa.field("top", KEPT),
+    pa.field("top", STORED_TYPE),
 ]
 SCHEMA = pa.schema(_COLUMNS)
 WITHOUT_TOP = pa.schema(_COLUMNS[:-1])
-"""Of shards that were written before there were top_logprobs; read as if each were null."""
+"""Schema of shards written before top_logprobs existed; the missing column is read as null."""
 PIECE_ROWS = 1_000_000
 PIECE_BYTES = 200 * 2**20
 BATCH_ROWS = 2**14
@@ -52,7 +52,7 @@ LISTINGS = 20
 
 
 class Shards:
-    """The shards in one folder of a store. Methods raise StoreUnavailable where the storage cannot be used."""
+    """The shards in one folder of a store. Methods raise StoreUnavailable if the storage cannot be used."""
 
     def __init__(self, store: Store, folder: str) -> None:
         self._place = store.place
@@ -62,28 +62,29 @@ class Shards:
         self._cache = store.cache / "ledger" / digest([store.root, folder])[:16]
         self._faults: dict[str, str | None] = {}
         self.damaged: list[str] = []
-        """A sentence for each damaged shard that was there at the last look."""
+        """One sentence for each damaged shard found by the last listing."""
 
     def names(self) -> list[str]:
-        """Sorted by time; as two listings agree: one taken while a compaction swaps shards could miss old and new."""
+        """Names of all shards, sorted by time. Lists until two listings agree: one taken while a compaction replaces
+        shards could miss both the old and the new ones."""
         before = None
         while before != (now := self._place.list(self._folder)):
             before = now
         return [name for name in now if name.endswith(".parquet")]
 
     def intact(self) -> dict[str, Path]:
-        """Every shard's name and local file, sorted by time. Each is read and verified once by this process."""
+        """Name and local file of every intact shard, sorted by time. This process verifies each shard only once."""
         for _ in range(LISTINGS):
-            with suppress(FileNotFoundError):  # another process has merged it since: what it became is listed now
+            with suppress(FileNotFoundError):  # merged by another process since; the next listing has the new shard
                 return self._look(self.names())
         raise StoreUnavailable(f"the shards of ledger {self._address} go while they are read, {LISTINGS} times now")
 
     def forget(self) -> None:
-        """Verify all of them anew at the next look."""
+        """Forget all verdicts, so that every shard is verified again."""
         self._faults.clear()
 
     def write(self, table: pa.Table) -> None:
-        """One durable shard."""
+        """Write a table as one durable shard."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         data = sink.getvalue().to_pybytes()
@@ -91,7 +92,7 @@ class Shards:
         self._place.write(f"{self._folder}/{name}", data)
 
     def upload(self, file: Path, newest: str) -> str:
-        """A durable shard made of others; its name has the time of the newest of them. Returns its name."""
+        """Upload a merged shard durably and return its name, whose timestamp is that of the shard `newest`."""
         with file.open("rb") as stream:
             name = _name(newest.rpartition("-")[0], _sha256(stream))
         self._place.upload(file, f"{self._folder}/{name}")
@@ -119,7 +120,7 @@ class Shards:
         return (self._in_place or self._cache) / name
 
     def _fault(self, name: str) -> str | None:
-        """What is wrong with a shard; None if nothing is. Raises FileNotFoundError too."""
+        """What is wrong with a shard; None if it is intact. Also raises FileNotFoundError."""
         if self._in_place:
             with self._place.open(f"{self._folder}/{name}") as stream:
                 return _fault_of(stream, name)
@@ -167,7 +168,7 @@ def _fault_of(stream: BinaryIO, name: str) -> str | None:
 
 
 def query(sql: str, shards: Iterable[Path], **parameters: Any) -> Iterator[pa.RecordBatch]:
-    """What a statement over `$shards` gives, in batches; in bounded memory, whatever the shards hold."""
+    """The result of an SQL statement over `$shards`, in batches and in bounded memory, however large the shards are."""
     with _database() as (database, none):
         files = [none, *map(str, shards)]  # DuckDB wants at least one
         yield from database.sql(sql, params={"shards": files, **parameters}).to_arrow_reader(BATCH_ROWS)
@@ -175,7 +176,7 @@ def query(sql: str, shards: Iterable[Path], **parameters: Any) -> Iterator[pa.Re
 
 @contextmanager
 def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
-    """An engine that spills to a temporary folder, and the path of a shard without rows there."""
+    """A database that spills to a temporary folder, and the path of an empty shard in that folder."""
     with TemporaryDirectory(prefix="retort-ledger-") as folder:
         none = f"{folder}/none.parquet"
         pq.write_table(SCHEMA.empty_table(), none)
@@ -196,7 +197,7 @@ def is_full(file: Path) -> bool:
 
 
 def first_of_each_key(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Of batches that are sorted by key."""
+    """The first row of each key, from batches that are sorted by key."""
     last = pa.scalar(None, SCHEMA.field("key").type)
     for batch in batches:
         batch = batch.cast(SCHEMA)
@@ -207,7 +208,7 @@ def first_of_each_key(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBa
 
 
 def write_pieces(batches: Iterator[pa.RecordBatch], folder: Path) -> list[Path]:
-    """Full shards and a rest, as drafts in the folder, which is empty."""
+    """Write batches as full shards and a remainder into `folder`, which must be empty; returns the files."""
     pieces: list[Path] = []
     for first in batches:
         pieces.append(folder / f"{len(pieces)}.parquet")

@@ -1,4 +1,4 @@
-"""How many tokens a text has, without starting anything."""
+"""Counts the tokens of a text without starting an engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,11 @@ from retort.teachers.usage import CHARACTERS_PER_TOKEN
 class TokenCounter(NamedTuple):
     count: Callable[[str], int]
     exact: bool
-    """False: an estimate from the number of characters."""
+    """False if the count is an estimate from the number of characters."""
 
 
 def token_counter(weights: Weights | None) -> TokenCounter:
-    """By the model's tokenizer, where it lies in a folder here; else by the length of the text."""
+    """Counts with the model's tokenizer if it is in a local folder; otherwise estimates from the length of the text."""
     file = Path(weights.address) / "tokenizer.json" if weights else None
     if file is None or not file.is_file():
         return TokenCounter(lambda text: round(len(text) / CHARACTERS_PER_TOKEN), exact=False)

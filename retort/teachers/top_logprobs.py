@@ -1,7 +1,7 @@
-"""What a teacher thought at each token of a completion: the k likeliest next tokens and their log-probabilities.
+"""A teacher's top log-probabilities: the k likeliest next tokens at each token of a completion.
 
-Few of a vocabulary's tokens have nearly all of its probability, so a list of k is what is kept of 150,000: in the
-ledger beside the completion, and in the artifact of pseudolabels as `teacher_tokens.parquet`. Students learn from it by
+A few tokens have nearly all of the probability, so k of a vocabulary of 150,000 are stored: in the ledger beside the
+completion, and in the artifact of pseudolabels as `teacher_tokens.parquet`. Students learn from them through
 `retort.students.losses.token_distillation`.
 """
 
@@ -20,7 +20,7 @@ from retort.errors import ConfigError
 from retort.io.parquet import BATCH_ROWS, Row
 
 TEACHER_TOKENS = "teacher_tokens.parquet"
-"""Beside the pseudolabels, where `sampling.top_logprobs` asked for it."""
+"""File beside the pseudolabels; exists if `sampling.top_logprobs` is set."""
 
 _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
@@ -30,37 +30,37 @@ _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("top_ids", pa.list_(pa.int32())),  # (tokens, k), token by token
     pa.field("top_logprobs", pa.list_(pa.float32())),  # (tokens, k)
 ]
-TOKENS = pa.schema(_COLUMNS)
+TEACHER_TOKENS_SCHEMA = pa.schema(_COLUMNS)
 
-_KEPT: "list[pa.Field[Any]]" = [
+_STORED_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("k", pa.int32()),
     pa.field("tokenizer", pa.string()),
     pa.field("token_ids", pa.binary()),
     pa.field("ids", pa.binary()),
     pa.field("logprobs", pa.binary()),
 ]
-KEPT = pa.struct(_KEPT)
-"""TopLogprobs as the ledger keeps it: bytes, since a list of Python's numbers takes ten times the memory."""
+STORED_TYPE = pa.struct(_STORED_FIELDS)
+"""Arrow type of TopLogprobs in the ledger: bytes, since lists of Python numbers take ten times the memory."""
 
 
 class TopLogprobs(NamedTuple):
-    """Of one completion, as `engine.toplogprobs.packed` makes it."""
+    """The top log-probabilities of one completion, as packed by `engine.toplogprobs.pack`."""
 
     k: int
     tokenizer: str
     """See `tokenizer_identity`."""
     token_ids: bytes
-    """int32, `(tokens,)`: what was written, with the token that ended it, if one was written."""
+    """int32, `(tokens,)`: the generated tokens, including the end token if one was generated."""
     ids: bytes
-    """int32, `(tokens, k)`: the likeliest at each, likeliest first."""
+    """int32, `(tokens, k)`: the likeliest tokens at each position, likeliest first."""
     logprobs: bytes
-    """float32, `(tokens, k)`: their natural log-probabilities at temperature 1, among all tokens that may come next:
-    the whole vocabulary, or what the decoder was held to; -inf pads a list that is shorter than k."""
+    """float32, `(tokens, k)`: their natural log-probabilities at temperature 1, over all tokens that may come next (the
+    whole vocabulary, or what the constraint allows); lists shorter than k are padded with -inf."""
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherTokens:
-    """What a student learns from."""
+    """One completion's tokens and top log-probabilities, as a student learns from them."""
 
     example_id: str
     token_ids: NDArray[np.int32]
@@ -72,7 +72,7 @@ class TeacherTokens:
 
 
 class TokensWriter:
-    """A context that writes a file of TOKENS, row by row. Without a row there is no file."""
+    """A context manager that writes a TEACHER_TOKENS file row by row. Writes no file if there are no rows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -97,17 +97,17 @@ class TokensWriter:
 
     def _write(self) -> None:
         if self._waiting:
-            self._writer = self._writer or pq.ParquetWriter(self._path, TOKENS, compression="zstd")
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=TOKENS))
+            self._writer = self._writer or pq.ParquetWriter(self._path, TEACHER_TOKENS_SCHEMA, compression="zstd")
+            self._writer.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=TEACHER_TOKENS_SCHEMA))
             self._waiting.clear()
 
 
 def read_teacher_tokens(path: Path, tokenizer: str, num_logits: int) -> Iterator[TeacherTokens]:
-    """In the order of the pseudolabels, without those that have none.
+    """The teacher's tokens in the order of the pseudolabels; rows without any are skipped.
 
-    `tokenizer` is the student's, see `tokenizer_identity`, and `num_logits` how many its model gives. Models pad their
-    vocabularies differently: of tokens that the student cannot write the log-probability becomes -inf, which leaves
-    their mass to the rest. Raises ConfigError where the teacher's tokenizer is another.
+    `tokenizer` is the student's (see `tokenizer_identity`) and `num_logits` the size of its model's output. Models pad
+    their vocabularies differently: tokens beyond the student's vocabulary get log-probability -inf, which leaves their
+    mass to the remaining tokens. Raises ConfigError if the teacher's tokenizer is a different one.
     """
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):

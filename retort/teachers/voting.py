@@ -1,4 +1,4 @@
-"""One label from several: from samples of one teacher (self-consistency), and from the teachers of an ensemble."""
+"""Combines several labels into one: samples of one teacher (self-consistency), or the teachers of an ensemble."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,27 +12,29 @@ from retort.problems.base import Floats, Problem, ratio
 from retort.records.base import Label
 
 _DECIMALS = 12
-"""Of a mean of votes. Sums differ in their last bits with the order of members, and would break ties by it."""
+"""Decimals kept of a mean of votes. Sums differ in their last bits with the order of members, which must not decide
+ties."""
 
 
 def majority(labels: Sequence[Label | None]) -> tuple[Label, float] | None:
-    """The label of most samples of one row and its share of all of them (Wang et al. 2023, self-consistency).
+    """The most frequent label among one row's samples, and its share of all samples (self-consistency, Wang et al.
+    2023).
 
-    Of equals the one seen first. A sample that could not be parsed, None, counts in the share; None if all are.
+    Ties go to the label seen first. Samples that could not be parsed (None) count toward the total; None if all are.
     """
     counts = Counter(label for label in labels if label is not None)
     if not counts:
         return None
-    (label, count) = counts.most_common(1)[0]  # equal counts keep the order in which they were seen
+    (label, count) = counts.most_common(1)[0]  # equal counts keep their first-seen order
     return label, count / len(labels)
 
 
 def minimum_risk(labels: Sequence[Label | None], problem: Problem, metric: Metric) -> tuple[Label, float] | None:
-    """The label of minimum Bayes risk (Kumar and Byrne 2004): the sample with the highest mean score against the
-    *other* samples, each taken for gold once, and that mean; 1.0 where there is no other sample.
+    """The minimum-Bayes-risk label (Kumar and Byrne 2004): the sample with the highest mean score against the *other*
+    samples, each used once as the gold label, and that mean; 1.0 if there is no other sample.
 
-    Of equals the one seen first. A sample that could not be parsed, None, is no candidate, and a score of 0 for each;
-    None if all are.
+    Ties go to the label seen first. A sample that could not be parsed (None) is not a candidate and contributes a score
+    of 0 to every candidate; None if all are.
     """
     counts = Counter(label for label in labels if label is not None)
     if not counts:
@@ -61,11 +63,11 @@ def merge_votes(
     weights: Sequence[float],
     probabilities: Sequence[Floats | None] | None = None,
 ) -> tuple[Label, float] | None:
-    """The label of an ensemble for one row, and its confidence as `Problem.decide` gives it.
+    """An ensemble's label for one row, and its confidence from `Problem.decide`.
 
-    `labels`, `weights` (>= 0, on any scale) and `probabilities` are by member. A member votes with its probabilities
-    `(units, classes)` where it has some, else with its label's classes; members without a label are left out, and None
-    is the result where none has one. Where only members of weight 0 have a label, they count alike.
+    `labels`, `weights` (>= 0, on any scale) and `probabilities` are indexed by member. A member votes with its
+    probabilities `(units, classes)` if it has any, otherwise with its label's classes. Members without a label are left
+    out; the result is None if no member has one. If only members of weight 0 have a label, they count equally.
     """
     present = [member for member, label in enumerate(labels) if label is not None]
     if not present:
@@ -87,27 +89,27 @@ def _vote(problem: Problem, text: str, label: Label | None, probabilities: Float
 
 
 class Members(NamedTuple):
-    """What the labelled set says about the members of an ensemble."""
+    """Statistics of an ensemble's members on the labeled set."""
 
     weights: Floats
     """`(members,)`, >= 0, sum 1."""
     accuracies: Floats
-    """`(members,)`: share of right units among the rows that a member gave a label for; 0 without any."""
+    """`(members,)`: share of correct units among the rows that a member labeled; 0 if it labeled none."""
     agreement: Floats
-    """`(members, members)`: share of equal labels among the rows that both gave one for; 0 without any."""
+    """`(members, members)`: share of equal labels among the rows that both members labeled; 0 if there are none."""
 
 
 def learn_weights(
     problem: Problem, texts: Sequence[str], golds: Sequence[Label], members: Sequence[Sequence[Label | None]]
 ) -> Members:
-    """Weights for `merge_votes` from gold-labelled rows. `members[m][row]` is aligned with `texts` and `golds`; None
-    where a member gave no label.
+    """Learn the weights for `merge_votes` from gold-labeled rows. `members[m][row]` is aligned with `texts` and
+    `golds`; None where a member gave no label.
 
-    Of independent voters with two choices, the most probable choice is that of a vote with the weights ln(p / (1 - p)),
-    p a voter's accuracy (Nitzan and Paroush 1982). With K wrong choices, all as likely, naive Bayes adds ln K. Teachers
-    make the same mistakes, so K is measured: how seldom two of them, both wrong about a unit, agree. p is smoothed as
-    (right + 1) / (units + 2). A member that is worse than guessing gets 0 instead of a negative weight; where all are,
-    all weights are equal.
+    For independent voters with two choices, the optimal vote uses the weights ln(p / (1 - p)), where p is a voter's
+    accuracy (Nitzan and Paroush 1982). With K equally likely wrong choices, naive Bayes adds ln K. Teachers make the
+    same mistakes, so K is measured: how rarely two of them that are both wrong about a unit agree. p is smoothed as
+    (right + 1) / (units + 2). A member that is worse than guessing gets weight 0 instead of a negative one; if all are,
+    the weights are equal.
     """
     gold = _classes(problem, texts, golds)
     choices = [_classes(problem, texts, labels, like=golds) for labels in members]  # -1: no label
@@ -122,7 +124,7 @@ def learn_weights(
 def _classes(
     problem: Problem, texts: Sequence[str], labels: Sequence[Label | None], like: Sequence[Label] = ()
 ) -> NDArray[np.int64]:
-    """The classes of the units of all rows in one array, -1 in rows without a label, which has `like`'s length."""
+    """The classes of all rows' units in one array; rows without a label have -1 per unit of their label in `like`."""
     rows = [
         problem.targets(text, label) if label is not None else [-1] * len(problem.targets(text, like[row]))
         for row, (text, label) in enumerate(zip(texts, labels, strict=True))
@@ -131,7 +133,7 @@ def _classes(
 
 
 def _wrong_choices(choices: Sequence[NDArray[np.int64]], gold: NDArray[np.int64]) -> float:
-    """Among how many wrong choices members that are both wrong spread, >= 1; 1 where nothing says more."""
+    """Effective number of wrong choices (>= 1), from how often members that are both wrong agree; 1 without data."""
     both = same = 0
     for number, one in enumerate(choices):
         for other in choices[:number]:

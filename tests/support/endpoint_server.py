@@ -1,5 +1,5 @@
-"""A real HTTP server on loopback that speaks the chat completions protocol, with faults to order. It counts what it is
-asked and what it answers by item (the last user turn), so that a test can prove that nothing answered was asked twice.
+"""A real HTTP server on loopback that speaks the chat completions protocol, with injectable faults. It counts requests
+and completions by item (the last user turn), so that a test can prove that nothing completed was requested twice.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ Fault = Callable[["EndpointServer", web.Request, Body], Awaitable[web.StreamResp
 
 
 class EndpointServer:
-    """A context. What it answers and how may be changed at any time."""
+    """A context manager. Its behavior may be changed at any time."""
 
     def __init__(self) -> None:
         self.reply: Callable[[Body], str | None] = lambda body: "food"
         """The text of a completion for a request's body."""
         self.alternatives: list[tuple[str, float]] = []
-        """(token, log-probability) of the first token, told where they are asked for; none: no log-probabilities."""
+        """(token, log-probability) of the first token, returned on request; if empty, no log-probabilities at all."""
         self.usage: Body | None = {
             "prompt_tokens": 100,
             "completion_tokens": 3,
@@ -34,11 +34,11 @@ class EndpointServer:
         }
         self.finish_reason = "stop"
         self.most_choices = 64
-        """However large `n` is."""
+        """Maximum choices of one response, however large `n` is."""
         self.delay_seconds = 0.0
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
-        """Completions that were sent to the end."""
+        """Completions that were sent completely."""
         self.bodies: list[Body] = []
         self.raw_bodies: list[bytes] = []
         self.headers: list[Any] = []
@@ -47,7 +47,7 @@ class EndpointServer:
         self._faults: list[tuple[Fault, str | None, list[int | None]]] = []
 
     def fail(self, fault: Fault, times: int | None = None, item: str | None = None) -> None:
-        """The next `times` requests (None: all) whose item holds `item` meet this fault; used up in order."""
+        """The next `times` requests (None: all) whose item contains `item` get this fault; faults apply in order."""
         self._faults.append((fault, item, [times]))
 
     def heal(self) -> None:
@@ -134,7 +134,7 @@ class EndpointServer:
 
     @staticmethod
     def error(status: int, message: str, **headers: str) -> Fault:
-        """As OpenAI and vLLM put it."""
+        """An error in the format of OpenAI and vLLM."""
         return EndpointServer.status(status, json.dumps({"error": {"message": message, "code": status}}), **headers)
 
     @staticmethod
@@ -144,7 +144,7 @@ class EndpointServer:
 
     @staticmethod
     async def cut(server: "EndpointServer", request: web.Request, body: Body) -> web.StreamResponse:
-        """The connection ends in the middle of the body."""
+        """The connection closes in the middle of the body."""
         text = json.dumps(server.completion(body)).encode()
         response = web.StreamResponse(headers={"Content-Length": str(len(text))})
         await response.prepare(request)
@@ -155,7 +155,7 @@ class EndpointServer:
 
     @staticmethod
     async def truncated(server: "EndpointServer", request: web.Request, body: Body) -> web.StreamResponse:
-        """Status and length are right, the JSON is not complete."""
+        """Status and length are correct, but the JSON is incomplete."""
         return web.Response(text=json.dumps(server.completion(body))[:-20], content_type="application/json")
 
     @staticmethod
@@ -173,13 +173,13 @@ def config(server: EndpointServer | str, **more: Any) -> EndpointConfig:
     return EndpointConfig.model_validate({"kind": "endpoint", "url": url, "model": "dummy"} | more)
 
 
-def questions(number: int, **more: Any) -> list[CompletionRequest]:
+def requests(number: int, **more: Any) -> list[CompletionRequest]:
     return [CompletionRequest(n.to_bytes(16, "big"), Prompt(SHARED, f"row {n:05d}"), **more) for n in range(number)]
 
 
 def ask(server: EndpointServer | str, asked: list[CompletionRequest], **more: Any) -> list[Completion | Rejection]:
-    with open_endpoint(config(server, **more), backoff_seconds=0.001) as asker:
-        return list(asker.ask(iter(asked)))
+    with open_endpoint(config(server, **more), backoff_seconds=0.001) as client:
+        return list(client.ask(iter(asked)))
 
 
 def texts(outcomes: list[Completion | Rejection]) -> list[str]:

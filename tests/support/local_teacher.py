@@ -1,4 +1,4 @@
-"""A tiny causal model with random weights as a teacher in this process, and by hand in plain forward passes."""
+"""The transformers teacher with a tiny causal model with random weights, and plain forward passes to check it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from retort.config.teachers import TransformersConfig
-from retort.teachers.huggingface.client import LocalAsker, open_transformers
+from retort.teachers.huggingface.client import TransformersClient, open_transformers
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
 from retort.teachers.vllm.engine.rendering import render
 
@@ -29,9 +29,9 @@ SHARED = (
 
 
 def save(folder: Path, kind: str) -> Path:
-    """`plain` and `chat` are tokenised as Qwen's. `parting`: as GPT-2's, where the tokens at the prefix's end depend on
-    what follows; and the tokenizer begins and ends a text with tokens of its own. `sliding`: the same, and attention
-    through a window that is shorter than the prompt."""
+    """`plain` and `chat` are tokenized like Qwen. `parting` is tokenized like GPT-2, where the tokens at the prefix's
+    end depend on what follows, and the tokenizer adds special tokens before and after a text. `sliding` is the same
+    with sliding-window attention over a window shorter than the prompt."""
     qwen = kind in ("plain", "chat")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -57,13 +57,13 @@ def save(folder: Path, kind: str) -> Path:
 
 
 @contextmanager
-def opened(folder: Path, attempt: int = 0, **fields: Any) -> Iterator[LocalAsker]:
+def opened(folder: Path, attempt: int = 0, **fields: Any) -> Iterator[TransformersClient]:
     config = TransformersConfig(kind="transformers", model=str(folder), **fields)
-    with open_transformers(config, attempt, str(folder), None, "cpu") as asker:
-        yield asker
+    with open_transformers(config, attempt, str(folder), None, "cpu") as client:
+        yield client
 
 
-def questions(rows: Sequence[dict[str, str]] = ROWS[6:22], **fields: Any) -> list[CompletionRequest]:
+def requests(rows: Sequence[dict[str, str]] = ROWS[6:22], **fields: Any) -> list[CompletionRequest]:
     fields = {"max_tokens": 12, **fields}
     return [
         CompletionRequest(key=number.to_bytes(16), prompt=Prompt(SHARED, row["text"]), **fields)
@@ -71,15 +71,19 @@ def questions(rows: Sequence[dict[str, str]] = ROWS[6:22], **fields: Any) -> lis
     ]
 
 
-def asked(asker: LocalAsker, wanted: Sequence[CompletionRequest]) -> dict[tuple[bytes, int], Completion]:
-    answers = list(asker.ask(iter(wanted)))
-    found = {(answer.key, answer.sample): answer for answer in answers if isinstance(answer, Completion)}
-    assert len(found) == len(answers) == sum(len(question.samples) for question in wanted)
+def asked(client: TransformersClient, wanted: Sequence[CompletionRequest]) -> dict[tuple[bytes, int], Completion]:
+    completions = list(client.ask(iter(wanted)))
+    found = {
+        (completion.key, completion.sample): completion
+        for completion in completions
+        if isinstance(completion, Completion)
+    }
+    assert len(found) == len(completions) == sum(len(request.samples) for request in wanted)
     return found
 
 
-def texts(answers: dict[tuple[bytes, int], Completion]) -> dict[tuple[bytes, int], str]:
-    return {key: answer.text for key, answer in answers.items()}
+def texts(completions: dict[tuple[bytes, int], Completion]) -> dict[tuple[bytes, int], str]:
+    return {key: completion.text for key, completion in completions.items()}
 
 
 class ByHand:
@@ -92,10 +96,10 @@ class ByHand:
         end = self.tokenizer.encode("<|im_end|>" if self.chat else "x\n\nx", add_special_tokens=False)
         self.end = end[0] if self.chat else end[1]
 
-    def prompt(self, question: CompletionRequest) -> list[int]:
-        shared = [{"role": turn.role, "content": turn.content} for turn in question.prompt.shared]
+    def prompt(self, request: CompletionRequest) -> list[int]:
+        shared = [{"role": turn.role, "content": turn.content} for turn in request.prompt.shared]
         prefix, before, after = render(self.tokenizer, shared)
-        text = prefix + before + question.prompt.item + after
+        text = prefix + before + request.prompt.item + after
         if self.chat:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         token_ids = self.tokenizer.encode(text)
@@ -106,15 +110,15 @@ class ByHand:
         logits: torch.Tensor = self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
         return logits
 
-    def score(self, question: CompletionRequest, text: str, *, ended: bool) -> float:
-        prompt = self.prompt(question)
+    def score(self, request: CompletionRequest, text: str, *, ended: bool) -> float:
+        prompt = self.prompt(request)
         own = self.tokenizer.encode(text, add_special_tokens=False) + [self.end] * ended
         logs = self.logits(prompt + own).log_softmax(-1)
         return sum(float(logs[len(prompt) - 1 + at, token]) for at, token in enumerate(own))
 
-    def completion(self, question: CompletionRequest) -> str:
-        token_ids, prompt = list[int](), self.prompt(question)
-        while len(token_ids) < question.max_tokens:
+    def completion(self, request: CompletionRequest) -> str:
+        token_ids, prompt = list[int](), self.prompt(request)
+        while len(token_ids) < request.max_tokens:
             token = int(self.logits(prompt + token_ids)[-1].argmax())
             token_ids.append(token)
             text = str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
@@ -122,11 +126,11 @@ class ByHand:
                 break
         return text if self.chat else text.partition("\n")[0]
 
-    def choice(self, question: CompletionRequest, choices: Sequence[str]) -> str:
-        """Token by token, the likeliest of those that go on to a choice."""
+    def choice(self, request: CompletionRequest, choices: Sequence[str]) -> str:
+        """Token by token, the likeliest of those that continue a choice."""
         bare = {text: self.tokenizer.encode(text, add_special_tokens=False) for text in choices}
         ended = {text: [*ids, self.end] if text == "correct" else ids for text, ids in bare.items()}
-        token_ids, prompt = list[int](), self.prompt(question)
+        token_ids, prompt = list[int](), self.prompt(request)
         while len(left := [text for text, ids in ended.items() if ids[: len(token_ids)] == token_ids]) > 1:
             logits = self.logits(prompt + token_ids)[-1]
             token_ids.append(

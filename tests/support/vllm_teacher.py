@@ -1,4 +1,4 @@
-"""A real vLLM teacher: its environment, its settings for a tiny model, and what it is asked."""
+"""A real vLLM teacher: its environment, its settings for a tiny model, and its requests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def config_for(model: Path, **changes: Any) -> VllmConfig:
     return VllmConfig.model_validate({"kind": "vllm", **given, **changes})
 
 
-def question(number: int | str, text: str = "play westbam", **changes: Any) -> CompletionRequest:
+def new_request(number: int | str, text: str = "play westbam", **changes: Any) -> CompletionRequest:
     prompt = Prompt(SHARED, f"Input: {text}\nOutput:")
     return CompletionRequest(**{"key": str(number).encode(), "prompt": prompt, "max_tokens": 12, **changes})
 
@@ -31,4 +31,4 @@ def endless() -> Iterator[CompletionRequest]:
     number = 0
     while True:
         number += 1
-        yield question(number, f"song {number}", max_tokens=1 + number % 64)
+        yield new_request(number, f"song {number}", max_tokens=1 + number % 64)

@@ -1,4 +1,4 @@
-"""Batch files: what is written is what an endpoint is sent, and answers find back to their questions."""
+"""Batch files: they hold the bodies that an endpoint is sent, and completions are matched to their requests."""
 
 import gzip
 import io
@@ -14,7 +14,7 @@ from retort.data.completions import BadLine
 from retort.errors import ConfigError, DataError
 from retort.problems import Constraint
 from retort.teachers.endpoint.batchfile import read_answers, write_requests
-from retort.teachers.endpoint.chat import Bodies
+from retort.teachers.endpoint.chat import BodyWriter
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
 
 ENDPOINT = EndpointConfig(kind="endpoint", url="http://unused/v1", model="dummy", constraint_style="json-schema")
@@ -23,9 +23,9 @@ CHOICE = Constraint(choice=("food", "drink"))
 KEYS = [bytes([0xA0 + n]) * 16 for n in range(10)]
 
 
-def requests(questions: list[CompletionRequest], config: LlmTeacherConfig = ENDPOINT) -> list[dict[str, Any]]:
+def batch_lines(requests: list[CompletionRequest], config: LlmTeacherConfig = ENDPOINT) -> list[dict[str, Any]]:
     stream = io.BytesIO()
-    number = write_requests(config, questions, stream)
+    number = write_requests(config, requests, stream)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(lines) == number
     return lines
@@ -44,13 +44,13 @@ def write(path: Path, lines: list[Any]) -> str:
 
 
 def test_a_request_is_what_the_endpoint_is_sent() -> None:
-    question = CompletionRequest(KEYS[1], PROMPT, CHOICE)
-    (line,) = requests([question])
+    request = CompletionRequest(KEYS[1], PROMPT, CHOICE)
+    (line,) = batch_lines([request])
     assert line == {
         "custom_id": KEYS[1].hex(),
         "method": "POST",
         "url": "/v1/chat/completions",
-        "body": json.loads(Bodies("dummy", "json-schema").body(question, (0,))),
+        "body": json.loads(BodyWriter("dummy", "json-schema").body(request, (0,))),
     }
 
 
@@ -63,7 +63,7 @@ def test_a_request_is_what_the_endpoint_is_sent() -> None:
     ],
 )
 def test_the_constraint_is_written_for_whoever_answers(config: LlmTeacherConfig, field: str | None) -> None:
-    (line,) = requests([CompletionRequest(KEYS[1], PROMPT, CHOICE)], config)
+    (line,) = batch_lines([CompletionRequest(KEYS[1], PROMPT, CHOICE)], config)
     assert line["body"]["model"] == config.model
     assert {"response_format", "structured_outputs"} & line["body"].keys() == ({field} if field else set())
 
@@ -71,7 +71,7 @@ def test_the_constraint_is_written_for_whoever_answers(config: LlmTeacherConfig,
 def test_each_sample_has_a_line_and_a_seed_and_comes_back(tmp_path: Path) -> None:
     several = CompletionRequest(KEYS[1], PROMPT, samples=(0, 1, 2), sampling_temperature=1.0)
     late = CompletionRequest(KEYS[2], PROMPT, samples=(3,), sampling_temperature=1.0)
-    lines = requests([several, late, CompletionRequest(KEYS[3], PROMPT)])
+    lines = batch_lines([several, late, CompletionRequest(KEYS[3], PROMPT)])
     hexes = [key.hex() for key in KEYS]
     assert [line["custom_id"] for line in lines] == [f"{hexes[1]}-{n}" for n in range(3)] + [f"{hexes[2]}-3", hexes[3]]
     assert len({line["body"].get("seed") for line in lines}) == 5
@@ -83,10 +83,14 @@ def test_each_sample_has_a_line_and_a_seed_and_comes_back(tmp_path: Path) -> Non
     ]
 
 
-def test_a_json_schema_s_answer_is_unwrapped(tmp_path: Path) -> None:
-    lines = requests([CompletionRequest(KEYS[1], PROMPT, CHOICE), CompletionRequest(KEYS[2], PROMPT, CHOICE)])
+def test_a_json_schema_completion_is_unwrapped(tmp_path: Path) -> None:
+    lines = batch_lines([CompletionRequest(KEYS[1], PROMPT, CHOICE), CompletionRequest(KEYS[2], PROMPT, CHOICE)])
     output = write(tmp_path / "o.jsonl", [answered(lines[0], '{"label": "food"}'), answered(lines[1], "drink")])
-    assert [answer.text for answer in read_answers(output, None, "json-schema") if isinstance(answer, Completion)] == [
+    assert [
+        completion.text
+        for completion in read_answers(output, None, "json-schema")
+        if isinstance(completion, Completion)
+    ] == [
         "food",
         "drink",
     ]
@@ -95,8 +99,8 @@ def test_a_json_schema_s_answer_is_unwrapped(tmp_path: Path) -> None:
     assert first.text == '{"label": "food"}'
 
 
-def test_what_is_no_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
-    lines = requests([CompletionRequest(key, PROMPT) for key in KEYS])
+def test_bad_lines_are_reported_and_end_nothing(tmp_path: Path) -> None:
+    lines = batch_lines([CompletionRequest(key, PROMPT) for key in KEYS])
     failed = answered(lines[1], "", response={"status_code": 500, "body": {}})
     expired = answered(lines[2], "", response=None, error={"code": "batch_expired"})
     unknown = [f"row-{KEYS[0].hex()}", KEYS[0].hex().upper(), f"{KEYS[0].hex()}-", f"{KEYS[0].hex()}-01", "7"]
@@ -129,7 +133,7 @@ def test_what_is_no_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
 
 def test_soft_labels_do_not_go_through_batch_files() -> None:
     with pytest.raises(ConfigError, match="labels: soft does not go through batch files"):
-        requests([CompletionRequest(KEYS[0], PROMPT, verbalizers=("a", "b"))])
+        batch_lines([CompletionRequest(KEYS[0], PROMPT, verbalizers=("a", "b"))])
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

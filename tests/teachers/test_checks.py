@@ -1,4 +1,4 @@
-"""What is seen of an endpoint before a token is paid for: a real server that answers about its models."""
+"""Checks of an endpoint before a token is paid for, against a real server that lists its models."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ KEY = "a-key-that-nobody-may-see"
 
 @pytest.fixture
 def server() -> Iterator[Callable[[Answer], str]]:
-    """Starts a server that answers `/v1/models` so; gives the address up to /v1."""
+    """Starts a server that gives this answer to `/v1/models`; returns its address up to /v1."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(answer: Answer) -> str:

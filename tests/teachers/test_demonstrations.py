@@ -1,4 +1,4 @@
-"""Which labelled rows are shown."""
+"""Selection of demonstrations from the labeled rows."""
 
 import random
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from endpoint_server import SHARED, EndpointServer, all_answered_once, ask, config, questions, texts
+from endpoint_server import SHARED, EndpointServer, all_answered_once, ask, config, requests, texts
 from retort.errors import ConfigError
 from retort.problems import Constraint
 from retort.teachers.endpoint.chat import seed
@@ -26,11 +26,11 @@ CHOICE = Constraint(choice=("food", "drink", 'so-called "food"'))
 GRAMMAR = Constraint(grammar='root ::= "a" | "b"')
 
 
-# What is sent and what is read
+# Requests and responses
 
 
-def test_every_question_is_answered_once_over_few_connections(endpoint_server: EndpointServer) -> None:
-    outcomes = ask(endpoint_server, questions(300), concurrency=8)
+def test_every_request_is_completed_once_over_few_connections(endpoint_server: EndpointServer) -> None:
+    outcomes = ask(endpoint_server, requests(300), concurrency=8)
     all_answered_once(endpoint_server, outcomes, 300)
     assert sum(endpoint_server.asked.values()) == 300
     assert 1 < endpoint_server.most_under_way <= 8
@@ -38,16 +38,16 @@ def test_every_question_is_answered_once_over_few_connections(endpoint_server: E
     assert outcomes[0] == Completion(outcomes[0].key, 0, "food", "stop", 100, 90, 3)
 
 
-def test_an_asker_can_be_asked_again_and_about_nothing(endpoint_server: EndpointServer) -> None:
-    with open_endpoint(config(endpoint_server)) as asker:
-        assert asker.facts == {}
-        assert list(asker.ask(iter(()))) == []
-        assert len(list(asker.ask(iter(questions(3))))) == 3
-        assert len(list(asker.ask(iter(questions(5))))) == 5
+def test_a_client_can_be_used_again_and_with_no_requests(endpoint_server: EndpointServer) -> None:
+    with open_endpoint(config(endpoint_server)) as client:
+        assert client.facts == {}
+        assert list(client.ask(iter(()))) == []
+        assert len(list(client.ask(iter(requests(3))))) == 3
+        assert len(list(client.ask(iter(requests(5))))) == 5
 
 
 def test_the_body_is_the_protocol_s_and_its_start_the_same_for_all(endpoint_server: EndpointServer) -> None:
-    asked = questions(2, sampling_temperature=0.5, top_p=0.9, max_tokens=17)
+    asked = requests(2, sampling_temperature=0.5, top_p=0.9, max_tokens=17)
     other = CompletionRequest(b"o" * 16, Prompt((Turn("user", "other"),), "lone \ud800 surrogate"))
     ask(endpoint_server, [*asked, other], concurrency=1)
     first, _, last = endpoint_server.bodies
@@ -86,7 +86,7 @@ def test_seeds_differ_by_row_and_sample_and_repeat() -> None:
 def test_constraints_are_sent_in_the_server_s_style(
     endpoint_server: EndpointServer, style: str, constraint: Constraint | None, sent: tuple[str, Any] | None
 ) -> None:
-    ask(endpoint_server, questions(1, constraint=constraint), constraint_style=style)
+    ask(endpoint_server, requests(1, constraint=constraint), constraint_style=style)
     (body,) = endpoint_server.bodies
     assert {name: body[name] for name in ("structured_outputs", "response_format") if name in body} == dict(
         [sent] if sent else []
@@ -104,41 +104,41 @@ def test_constraints_are_sent_in_the_server_s_style(
         ('{"label": "a", "b": 2}', '{"label": "a", "b": 2}'),
     ],
 )
-def test_a_json_schema_s_answer_is_unwrapped(endpoint_server: EndpointServer, written: str, read: str) -> None:
+def test_a_json_schema_completion_is_unwrapped(endpoint_server: EndpointServer, written: str, read: str) -> None:
     endpoint_server.reply = lambda body: written
-    assert texts(ask(endpoint_server, questions(1, constraint=CHOICE), constraint_style="json-schema")) == [read]
+    assert texts(ask(endpoint_server, requests(1, constraint=CHOICE), constraint_style="json-schema")) == [read]
     schema = endpoint_server.bodies[0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["label"]["enum"] == list(CHOICE.choice or ())
 
 
 @pytest.mark.parametrize("most", [64, 2, 1])
-def test_samples_are_asked_for_together_or_as_the_server_gives_them(endpoint_server: EndpointServer, most: int) -> None:
+def test_samples_are_requested_together_or_as_the_server_gives_them(endpoint_server: EndpointServer, most: int) -> None:
     endpoint_server.most_choices = most
     number = itertools.count()
     endpoint_server.reply = lambda body: f"text {next(number)}"
-    (question,) = questions(1, samples=(0, 1, 2, 7), sampling_temperature=1.0)
-    answers = [answer for answer in ask(endpoint_server, [question]) if isinstance(answer, Completion)]
-    assert [(answer.sample, answer.text) for answer in answers] == [
+    (request,) = requests(1, samples=(0, 1, 2, 7), sampling_temperature=1.0)
+    completions = [completion for completion in ask(endpoint_server, [request]) if isinstance(completion, Completion)]
+    assert [(completion.sample, completion.text) for completion in completions] == [
         (0, "text 0"),
         (1, "text 1"),
         (2, "text 2"),
         (7, "text 3"),
     ]
-    requests = math.ceil(4 / most)
-    assert len(endpoint_server.bodies) == requests
+    num_requests = math.ceil(4 / most)
+    assert len(endpoint_server.bodies) == num_requests
     assert endpoint_server.bodies[0]["n"] == 4
-    assert sum(answer.prompt_tokens for answer in answers) == 100 * requests
-    assert sum(answer.cached_tokens for answer in answers) == 90 * requests
-    assert sum(answer.completion_tokens for answer in answers) == 3 * requests
+    assert sum(completion.prompt_tokens for completion in completions) == 100 * num_requests
+    assert sum(completion.cached_tokens for completion in completions) == 90 * num_requests
+    assert sum(completion.completion_tokens for completion in completions) == 3 * num_requests
 
 
 def test_usage_and_texts_may_be_missing(endpoint_server: EndpointServer) -> None:
     endpoint_server.usage, endpoint_server.reply, endpoint_server.finish_reason = None, lambda body: None, "length"
-    (answer,) = ask(endpoint_server, questions(1))
-    assert answer == Completion(answer.key, 0, "", "length", 0, 0, 0)
+    (completion,) = ask(endpoint_server, requests(1))
+    assert completion == Completion(completion.key, 0, "", "length", 0, 0, 0)
     endpoint_server.usage = {"prompt_tokens": "7", "prompt_tokens_details": None, "completion_tokens": -1}
-    (answer,) = ask(endpoint_server, questions(1))
-    assert answer == Completion(answer.key, 0, "", "length", 0, 0, 0)
+    (completion,) = ask(endpoint_server, requests(1))
+    assert completion == Completion(completion.key, 0, "", "length", 0, 0, 0)
 
 
 # Verbalizers
@@ -147,11 +147,11 @@ def test_usage_and_texts_may_be_missing(endpoint_server: EndpointServer) -> None
 def test_verbalizers_are_scored_by_the_first_token(endpoint_server: EndpointServer) -> None:
     shares = {"fo": 0.5, " food": 0.2, "dr": 0.1, "f": 0.05, "\n": 0.05, "gas": 0.01, "foo": 0.01}
     endpoint_server.alternatives = [(token, math.log(share)) for token, share in shares.items()]
-    (answer,) = ask(endpoint_server, questions(1, verbalizers=("food", "drink", "fad", "gas")))
-    assert isinstance(answer, Completion)
-    # `f` begins two of them and is no one's; nothing that is listed begins `fad`, so it gets the floor.
-    assert [math.exp(score) for score in answer.scores] == pytest.approx([0.71, 0.1, 0.01, 0.01])
-    assert (answer.text, answer.finish_reason, answer.sample) == ("food", "stop", 0)
+    (completion,) = ask(endpoint_server, requests(1, verbalizers=("food", "drink", "fad", "gas")))
+    assert isinstance(completion, Completion)
+    # `f` begins two verbalizers and counts for neither; no listed token begins `fad`, so it gets the floor.
+    assert [math.exp(score) for score in completion.scores] == pytest.approx([0.71, 0.1, 0.01, 0.01])
+    assert (completion.text, completion.finish_reason, completion.sample) == ("food", "stop", 0)
     (body,) = endpoint_server.bodies
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
 
@@ -167,25 +167,25 @@ def test_the_floor_is_no_more_than_what_is_not_listed() -> None:
 
 
 @pytest.mark.parametrize("pair", [("correct", "correct but incomplete"), ("a", " a "), ("", "x")])
-def test_verbalizers_that_begin_alike_are_refused_before_anything_is_asked(
+def test_verbalizers_that_begin_alike_are_refused_before_anything_is_sent(
     endpoint_server: EndpointServer, pair: tuple[str, str]
 ) -> None:
     with pytest.raises(ConfigError, match=r"teacher.verbalizers: .* begins with .* labels: hard"):
-        ask(endpoint_server, questions(3, verbalizers=(*pair, "zebra")))
+        ask(endpoint_server, requests(3, verbalizers=(*pair, "zebra")))
     assert not endpoint_server.bodies
 
 
 def test_a_server_without_log_probabilities_is_the_config_s_fault(endpoint_server: EndpointServer) -> None:
     with pytest.raises(ConfigError, match=r"teacher.url = .* no use for labels: soft, since it holds no log-prob"):
-        ask(endpoint_server, questions(50, verbalizers=("food", "drink")))
+        ask(endpoint_server, requests(50, verbalizers=("food", "drink")))
 
 
-def test_a_row_without_log_probabilities_is_refused(endpoint_server: EndpointServer) -> None:
+def test_a_row_without_log_probabilities_is_rejected(endpoint_server: EndpointServer) -> None:
     endpoint_server.alternatives = [("food", -0.1), ("drink", -3.0)]
-    with open_endpoint(config(endpoint_server)) as asker:
-        assert isinstance(next(asker.ask(iter(questions(1, verbalizers=("food", "drink"))))), Completion)
+    with open_endpoint(config(endpoint_server)) as client:
+        assert isinstance(next(client.ask(iter(requests(1, verbalizers=("food", "drink"))))), Completion)
         endpoint_server.alternatives = []
-        (refusal,) = asker.ask(iter(questions(1, verbalizers=("food", "drink"))))
+        (refusal,) = client.ask(iter(requests(1, verbalizers=("food", "drink"))))
     assert isinstance(refusal, Rejection)
     assert refusal.reason == "no-logprobs"
     assert "choices" in refusal.raw
@@ -196,7 +196,7 @@ def test_a_row_without_log_probabilities_is_refused(endpoint_server: EndpointSer
 
 def test_requests_per_minute(endpoint_server: EndpointServer) -> None:
     start = time.monotonic()
-    ask(endpoint_server, questions(20), requests_per_minute=600)
+    ask(endpoint_server, requests(20), requests_per_minute=600)
     # The first second's share is free.
     assert 0.8 < time.monotonic() - start < 4
 
@@ -204,7 +204,7 @@ def test_requests_per_minute(endpoint_server: EndpointServer) -> None:
 def test_tokens_per_minute_are_corrected_by_usage(endpoint_server: EndpointServer) -> None:
     endpoint_server.usage = {"prompt_tokens": 1990, "completion_tokens": 10}
     start = time.monotonic()
-    ask(endpoint_server, questions(5), tokens_per_minute=240_000, concurrency=1)
+    ask(endpoint_server, requests(5), tokens_per_minute=240_000, concurrency=1)
     assert 0.8 < time.monotonic() - start < 4
 
 
@@ -217,22 +217,22 @@ def test_tokens_per_minute_are_estimated_from_characters(endpoint_server: Endpoi
     assert endpoint_server.most_under_way < 5
 
 
-def test_few_questions_are_taken_ahead_and_answers_do_not_wait_for_questions(endpoint_server: EndpointServer) -> None:
+def test_few_requests_are_taken_ahead_and_completions_do_not_wait_for_requests(endpoint_server: EndpointServer) -> None:
     taken = itertools.count()
 
     def slowly() -> Iterator[CompletionRequest]:
-        for question in questions(10_000):
+        for request in requests(10_000):
             next(taken)
             time.sleep(0.02)
-            yield question
+            yield request
 
-    with open_endpoint(config(endpoint_server, concurrency=50)) as asker:
-        next(asker.ask(slowly()))
+    with open_endpoint(config(endpoint_server, concurrency=50)) as client:
+        next(client.ask(slowly()))
         assert next(taken) <= 3
     endpoint_server.fail(endpoint_server.hang)
-    with open_endpoint(config(endpoint_server, concurrency=5, timeout_seconds=0.3, retries=0)) as asker:
-        quick = iter(questions(10_000))
-        next(asker.ask(quick))
+    with open_endpoint(config(endpoint_server, concurrency=5, timeout_seconds=0.3, retries=0)) as client:
+        quick = iter(requests(10_000))
+        next(client.ask(quick))
         assert int.from_bytes(next(quick).key, "big") <= 11
 
 
@@ -259,24 +259,24 @@ def test_closing_in_the_middle_leaves_nothing_behind(endpoint_server: EndpointSe
     endpoint_server.fail(endpoint_server.hang, times=5)
 
     def asked() -> Iterator[CompletionRequest]:
-        yield from questions(50)
+        yield from requests(50)
         raise KeyError("questions")
 
     if way == "closed":
-        with open_endpoint(config(endpoint_server, concurrency=10)) as asker:
-            outcomes: Any = asker.ask(asked())
+        with open_endpoint(config(endpoint_server, concurrency=10)) as client:
+            outcomes: Any = client.ask(asked())
             next(outcomes)
             outcomes.close()
             assert sum(endpoint_server.asked.values()) - sum(endpoint_server.answered.values()) >= 5
-            assert len(list(asker.ask(iter(questions(5))))) == 5
+            assert len(list(client.ask(iter(requests(5))))) == 5
     elif way == "broken":
-        with open_endpoint(config(endpoint_server, concurrency=10)) as asker:
-            outcomes = asker.ask(asked())
+        with open_endpoint(config(endpoint_server, concurrency=10)) as client:
+            outcomes = client.ask(asked())
             next(outcomes)
         outcomes.close()
     else:
-        with pytest.raises(KeyError, match=way), open_endpoint(config(endpoint_server, concurrency=10)) as asker:
-            consume(asker.ask(asked()), way)
+        with pytest.raises(KeyError, match=way), open_endpoint(config(endpoint_server, concurrency=10)) as client:
+            consume(client.ask(asked()), way)
     assert threading.active_count() == threads
     assert eventually(lambda: open_descriptors() <= before)
 
@@ -284,8 +284,8 @@ def test_closing_in_the_middle_leaves_nothing_behind(endpoint_server: EndpointSe
 def test_closing_just_as_requests_time_out(endpoint_server: EndpointServer) -> None:
     endpoint_server.fail(endpoint_server.hang)
     for _ in range(20):
-        with open_endpoint(config(endpoint_server, concurrency=20, timeout_seconds=0.02, retries=0)) as asker:
-            next(asker.ask(iter(questions(100))))
+        with open_endpoint(config(endpoint_server, concurrency=20, timeout_seconds=0.02, retries=0)) as client:
+            next(client.ask(iter(requests(100))))
 
 
 def test_what_is_no_address_is_the_config_s_fault() -> None:
@@ -309,7 +309,7 @@ def test_more_requests_at_once_than_open_files(endpoint_server: EndpointServer) 
             ConfigError, match=r"teacher.concurrency = 401 needs more than the 500 open .* at most 400$"
         ):
             ask(endpoint_server, [], concurrency=401)
-        all_answered_once(endpoint_server, ask(endpoint_server, questions(1000), concurrency=150), 1000)
+        all_answered_once(endpoint_server, ask(endpoint_server, requests(1000), concurrency=150), 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -323,13 +323,13 @@ def test_the_key_is_sent_and_appears_nowhere_else(
     caplog.set_level(0)
     secret = config("${RETORT_TEST_URL}", api_key="${RETORT_TEST_KEY}", retries=0)
     endpoint_server.fail(endpoint_server.error(400, f"bad {key} for row"), times=1)
-    with open_endpoint(secret) as asker:
-        (refusal,) = asker.ask(iter(questions(1)))
-        assert key not in repr((asker, vars(asker), refusal))
+    with open_endpoint(secret) as client:
+        (refusal,) = client.ask(iter(requests(1)))
+        assert key not in repr((client, vars(client), refusal))
         assert "bad *** for row" in repr(refusal)
     endpoint_server.fail(endpoint_server.error(401, f"Incorrect API key provided: {key}"))
-    with pytest.raises(ConfigError) as caught, open_endpoint(secret) as asker:
-        list(asker.ask(iter(questions(1))))
+    with pytest.raises(ConfigError) as caught, open_endpoint(secret) as client:
+        list(client.ask(iter(requests(1))))
     assert str(caught.value) == (
         "teacher.api_key: ${RETORT_TEST_URL} refuses the key in ${RETORT_TEST_KEY} "
         "(HTTP 401: Incorrect API key provided: ***)"

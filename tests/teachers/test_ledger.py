@@ -1,4 +1,4 @@
-"""The ledger on a folder and in buckets of real S3 servers, with writers in processes of their own."""
+"""The ledger in a folder and in buckets of real S3 servers, with writers in separate processes."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ def entry(number: int, text: str = "a label", finish_reason: str | None = "stop"
 
 @dataclass
 class Lookup:
-    """A ledger as a fresh process sees it, asked for rows by their numbers."""
+    """A ledger as a fresh process sees it; looks up rows by their numbers."""
 
     ledger: Ledger
     folder: Path

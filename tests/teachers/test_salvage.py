@@ -1,4 +1,4 @@
-"""What a label may be wrapped in, and what is not guessed at."""
+"""What a label may be wrapped in, and what is deliberately not salvaged."""
 
 import pytest
 

@@ -58,7 +58,7 @@ def test_probabilities_are_products_and_never_sum_to_more_than_1(texts: list[tup
 
 
 def spaced() -> PreTrainedTokenizerFast:
-    """As SentencePiece does, it puts a space before a text."""
+    """Like SentencePiece, puts a space before a text."""
     pieces = ["<unk>", "▁", "\n", "▁good", "good", "x", "\n\n", "</s>"]
     tokenizer = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, [], unk_token="<unk>"))
     tokenizer = Tokenizer(

@@ -1,4 +1,4 @@
-"""A teacher's likeliest next tokens: from forward passes by hand through the ledger to the artifact and the loss."""
+"""A teacher's top log-probabilities: from manual forward passes through the ledger to the artifact and the loss."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from local_teacher import ByHand, asked, opened, questions, save
+from local_teacher import ByHand, asked, opened, requests, save
 from retort.config import MckdConfig
 from retort.config.teachers import SamplingConfig
 from retort.errors import ConfigError
@@ -30,7 +30,7 @@ from retort.teachers.ledger import Entry, Ledger
 from retort.teachers.requests import Completion, CompletionRequest
 from retort.teachers.shards import WITHOUT_TOP
 from retort.teachers.top_logprobs import TEACHER_TOKENS, TokensWriter, TopLogprobs, read_teacher_tokens
-from retort.teachers.vllm.engine.toplogprobs import packed, tokenizer_identity
+from retort.teachers.vllm.engine.toplogprobs import pack, tokenizer_identity
 
 K = 5
 LABELS = ("correct", "correct but incomplete", "wrong")
@@ -50,14 +50,14 @@ def unpacked(top: TopLogprobs) -> tuple[list[int], np.ndarray[Any, Any], np.ndar
 
 
 def test_the_likeliest_come_first_and_short_lists_are_padded() -> None:
-    """The token that was written is listed by an engine beside the k likeliest, and is not one of them."""
+    """An engine also lists the generated token, even if it is not one of the k likeliest."""
     listed = [{7: -0.5, 3: -0.25, 9: -20.0}, {4: -0.125}]
-    top = TopLogprobs(2, "abc", *packed([9, 4], listed, 2))
+    top = TopLogprobs(2, "abc", *pack([9, 4], listed, 2))
     token_ids, ids, logprobs = unpacked(top)
     assert token_ids == [9, 4]
     assert ids.tolist() == [[3, 7], [4, 0]]
     assert logprobs.tolist() == [[-0.25, -0.5], [-0.125, -np.inf]]
-    assert packed([], [], 3) == (b"", b"", b"")
+    assert pack([], [], 3) == (b"", b"", b"")
 
 
 def test_the_identity_is_of_what_ids_mean(teacher: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_identity_is_of_what_ids_mean(teacher: Path, tmp_path: Path) -> None
 
 
 def held_to(by_hand: ByHand, token_ids: list[int], logits: torch.Tensor) -> None:
-    """-inf for the tokens with which no label can go on, in `(tokens, vocab)`."""
+    """A mask `(tokens, vocab)`: -inf for the tokens that no label can continue with."""
     bare = [by_hand.tokenizer.encode(label, add_special_tokens=False) for label in LABELS]
     paths = [ids + [by_hand.end] * (label == "correct") for ids, label in zip(bare, LABELS, strict=True)]
     for at in range(len(token_ids)):
@@ -91,22 +91,24 @@ def held_to(by_hand: ByHand, token_ids: list[int], logits: torch.Tensor) -> None
     ],
 )
 def test_lists_are_those_of_plain_forward_passes(teacher: Path, fields: dict[str, Any]) -> None:
-    """At whatever temperature, of the model's own distribution, or of it among what a choice allows. A student with the
-    teacher's weights that is given the same prompt has then nothing to learn."""
+    """At any temperature, they are of the model's own distribution, or of that distribution restricted to what a choice
+    allows. A student with the teacher's weights and the same prompt then has nothing to learn."""
     by_hand = ByHand(teacher)
-    with opened(teacher) as asker:
-        plain = asked(asker, questions(**fields))
-        found: dict[tuple[bytes, int], Completion] = asked(asker, questions(**fields, top_logprobs=K))
-    assert {key: answer.text for key, answer in found.items()} == {key: answer.text for key, answer in plain.items()}
-    assert all(answer.top is None for answer in plain.values())
-    by_key: dict[bytes, CompletionRequest] = {question.key: question for question in questions()}
-    for (key, _), answer in found.items():
-        assert answer.top
-        token_ids, ids, logprobs = unpacked(answer.top)
-        assert answer.top.tokenizer == tokenizer_identity(by_hand.tokenizer)
-        assert len(token_ids) == answer.completion_tokens == len(ids)
+    with opened(teacher) as client:
+        plain = asked(client, requests(**fields))
+        found: dict[tuple[bytes, int], Completion] = asked(client, requests(**fields, top_logprobs=K))
+    assert {key: completion.text for key, completion in found.items()} == {
+        key: completion.text for key, completion in plain.items()
+    }
+    assert all(completion.top is None for completion in plain.values())
+    by_key: dict[bytes, CompletionRequest] = {request.key: request for request in requests()}
+    for (key, _), completion in found.items():
+        assert completion.top
+        token_ids, ids, logprobs = unpacked(completion.top)
+        assert completion.top.tokenizer == tokenizer_identity(by_hand.tokenizer)
+        assert len(token_ids) == completion.completion_tokens == len(ids)
         written = by_hand.tokenizer.decode(token_ids, skip_special_tokens=True)
-        assert written.startswith(answer.text) or answer.text.startswith(written)
+        assert written.startswith(completion.text) or completion.text.startswith(written)
         prompt = by_hand.prompt(by_key[key])
         logits = by_hand.logits([*prompt, *token_ids])[None, len(prompt) - 1 : -1].clone()
         if "constraint" in fields:
@@ -120,9 +122,9 @@ def test_lists_are_those_of_plain_forward_passes(teacher: Path, fields: dict[str
 
 
 def test_more_than_the_vocabulary(teacher: Path) -> None:
-    with opened(teacher) as asker:
-        (answer,) = asked(asker, questions(top_logprobs=10_000)[:1]).values()
-    _, ids, logprobs = unpacked(answer.top)
+    with opened(teacher) as client:
+        (completion,) = asked(client, requests(top_logprobs=10_000)[:1]).values()
+    _, ids, logprobs = unpacked(completion.top)
     vocabulary = AutoModelForCausalLM.from_pretrained(teacher).config.vocab_size
     assert np.isneginf(logprobs[:, vocabulary:]).all()
     np.testing.assert_allclose(np.exp(logprobs.astype(np.float64)).sum(-1), 1.0, atol=1e-5)
@@ -132,7 +134,7 @@ def test_more_than_the_vocabulary(teacher: Path) -> None:
 # ---- the ledger
 
 TEACHER = {"kind": "transformers", "model": "tiny"}
-TOP = TopLogprobs(2, "abc", *packed([9, 4], [{7: -0.5, 3: -0.25}, {4: -0.125}], 2))
+TOP = TopLogprobs(2, "abc", *pack([9, 4], [{7: -0.5, 3: -0.25}, {4: -0.125}], 2))
 
 
 def entry(number: int, text: str, top: TopLogprobs | None = None) -> Entry:
@@ -140,7 +142,7 @@ def entry(number: int, text: str, top: TopLogprobs | None = None) -> Entry:
 
 
 def old_shard(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    """As it was written before there were top_logprobs."""
+    """A shard in the format from before top_logprobs."""
     columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
     sink = pa.BufferOutputStream()
     table = pa.table({name: columns[name] for name in WITHOUT_TOP.names}, schema=WITHOUT_TOP)
@@ -218,7 +220,7 @@ def test_the_artifact_holds_what_the_teacher_thought_of_each_label(build: Build,
     for tokens, row in zip(found, rows, strict=True):
         assert tokenizer.decode(tokens.token_ids) == row["label"]
         assert tokens.ids.shape == tokens.logprobs.shape == (len(tokens.token_ids), K)
-        # Held to two labels, the teacher has no more than two tokens to choose from.
+        # Constrained to two labels, the teacher has at most two tokens to choose from.
         assert (tokens.logprobs[:, 0] >= tokens.logprobs[:, 1]).all()
         assert np.isneginf(tokens.logprobs[:, 2:]).all()
         assert np.exp(tokens.logprobs).sum(-1) == pytest.approx(1, abs=1e-5)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retort.teachers.vllm.client import VllmAsker, open_vllm
+from retort.teachers.vllm.client import VllmClient, open_vllm
 from vllm_teacher import CONTEXT, PYTHON, ROOT, config_for
 
 END = "<|end|>"
@@ -61,6 +61,6 @@ def tiny_causal(snips_lines: list[str], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def asker(tiny_causal: Path) -> Iterator[VllmAsker]:
+def client(tiny_causal: Path) -> Iterator[VllmClient]:
     with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as opened:
         yield opened

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Stands for the interpreter of vLLM's environment: says that vLLM is there, and plays the engine as FAKE_ENGINE says.
+"""A stand-in for the interpreter of vLLM's environment: reports that vLLM is installed, and plays the engine as
+FAKE_ENGINE says.
 
-It answers each question with the GPUs that it sees.
+It completes each request with the GPUs that it sees.
 """
 
 import json

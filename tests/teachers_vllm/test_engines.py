@@ -1,4 +1,4 @@
-"""Retort's side of the vLLM teacher, with a fake engine that speaks the same lines."""
+"""Retort's side of the vLLM teacher, with a fake engine that speaks the same protocol."""
 
 import time
 from collections import Counter
@@ -11,19 +11,19 @@ import pytest
 from retort.config import VllmConfig
 from retort.errors import ChildOutOfMemory, ConfigError, TeacherUnavailable
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
-from retort.teachers.vllm.client import VllmAsker, open_vllm
+from retort.teachers.vllm.client import VllmClient, open_vllm
 from retort.teachers.vllm.engine import failures
 
 FAKE = Path(__file__).with_name("fake_python.py")
 SHARED = (Turn("system", "Label it."),)
 
 
-def opened(attempt: int = 0, **changes: Any) -> AbstractContextManager[VllmAsker]:
+def opened(attempt: int = 0, **changes: Any) -> AbstractContextManager[VllmClient]:
     config = VllmConfig.model_validate({"kind": "vllm", "model": "fake", "python": str(FAKE), **changes})
     return open_vllm(config, attempt, "fake", None)
 
 
-def question(number: int, samples: tuple[int, ...] = (0,)) -> CompletionRequest:
+def new_request(number: int, samples: tuple[int, ...] = (0,)) -> CompletionRequest:
     return CompletionRequest(number.to_bytes(16, "big"), Prompt(SHARED, f"row {number}"), samples=samples)
 
 
@@ -33,24 +33,26 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_gpu_has_an_engine_and_its_share() -> None:
-    with opened() as asker:
-        found = list(asker.ask(question(number, samples=(0, 1)) for number in range(200)))
-        assert asker.facts["num_gpus"] == asker.facts["num_engines"] == 2
-        pids = [engine.pid for engine in asker.engines]
-    answers = [answer for answer in found if isinstance(answer, Completion)]
-    assert Counter((answer.key, answer.sample) for answer in answers).total() == len({*answers}) == 400
-    shares = Counter(answer.text for answer in answers)
+    with opened() as client:
+        found = list(client.ask(new_request(number, samples=(0, 1)) for number in range(200)))
+        assert client.facts["num_gpus"] == client.facts["num_engines"] == 2
+        pids = [engine.pid for engine in client.engines]
+    completions = [completion for completion in found if isinstance(completion, Completion)]
+    assert (
+        Counter((completion.key, completion.sample) for completion in completions).total() == len({*completions}) == 400
+    )
+    shares = Counter(completion.text for completion in completions)
     assert shares.keys() == {"4", "5"}
     assert min(shares.values()) > 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_an_engine_takes_a_group_of_gpus() -> None:
-    with opened(tensor_parallel=2) as asker:
-        (answer,) = asker.ask(iter([question(0)]))
-        assert isinstance(answer, Completion)
-        assert answer.text == "4,5"
-        assert asker.facts["num_gpus"] == 2
+    with opened(tensor_parallel=2) as client:
+        (completion,) = client.ask(iter([new_request(0)]))
+        assert isinstance(completion, Completion)
+        assert completion.text == "4,5"
+        assert client.facts["num_gpus"] == 2
 
 
 @pytest.mark.parametrize(
@@ -68,8 +70,8 @@ def test_too_few_gpus(visible: str, tensor_parallel: int, sentence: str, monkeyp
 
 
 def test_a_retry_takes_less() -> None:
-    with opened(attempt=2, max_sequences=6, memory_share=0.5, tensor_parallel=2) as asker:
-        options = asker.facts["options"]
+    with opened(attempt=2, max_sequences=6, memory_share=0.5, tensor_parallel=2) as client:
+        options = client.facts["options"]
     assert options["memory_share"] == pytest.approx(0.5 * 0.81)
     assert (options["max_sequences"], options["halvings"]) == (1, 2)
 
@@ -91,8 +93,8 @@ def test_a_context_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_engine_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ENGINE", "dies")
-    with opened(tensor_parallel=2) as asker:
-        answering, found = asker.ask(question(number) for number in range(100)), []
+    with opened(tensor_parallel=2) as client:
+        answering, found = client.ask(new_request(number) for number in range(100)), []
         with pytest.raises(TeacherUnavailable, match=r"ended with exit code 7; its last words: .*while it lasted"):
             found += answering
         assert len(found) == 4
@@ -100,13 +102,16 @@ def test_an_engine_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_engine_that_gives_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ENGINE", "spins")
-    with opened(stall_seconds=1) as asker, pytest.raises(TeacherUnavailable, match=r"hung.*teacher\.stall_seconds = 1"):
-        list(asker.ask(iter([question(0)])))
+    with (
+        opened(stall_seconds=1) as client,
+        pytest.raises(TeacherUnavailable, match=r"hung.*teacher\.stall_seconds = 1"),
+    ):
+        list(client.ask(iter([new_request(0)])))
 
 
 def test_a_caller_may_take_its_time() -> None:
-    with opened(stall_seconds=0.6, tensor_parallel=2) as asker:
-        answering = asker.ask(question(number) for number in range(20))
+    with opened(stall_seconds=0.6, tensor_parallel=2) as client:
+        answering = client.ask(new_request(number) for number in range(20))
         found = [next(answering)]
         for _ in range(2):
             time.sleep(1.0)
@@ -123,22 +128,22 @@ def test_an_engine_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_leaving_early_and_asking_again() -> None:
-    with opened() as asker:
-        answering = asker.ask(question(number) for number in range(100))
+    with opened() as client:
+        answering = client.ask(new_request(number) for number in range(100))
         next(answering)
         answering.close()
-        keys = {answer.key for answer in asker.ask(question(number) for number in range(1000, 1040))}
-        assert keys == {question(number).key for number in range(1000, 1040)}
+        keys = {completion.key for completion in client.ask(new_request(number) for number in range(1000, 1040))}
+        assert keys == {new_request(number).key for number in range(1000, 1040)}
 
 
-def test_what_is_shared_is_told_once_and_forgotten() -> None:
-    """Rows that may not see themselves among the demonstrations have turns of their own."""
-    with opened() as asker:
+def test_what_is_shared_is_sent_once_and_forgotten() -> None:
+    """Rows that are demonstrations themselves have shared turns of their own."""
+    with opened() as client:
         asked = (
             CompletionRequest(number.to_bytes(16, "big"), Prompt((Turn("system", str(number // 2)),), "row"))
             for number in range(200)
         )
-        assert len(list(asker.ask(asked))) == 200
+        assert len(list(client.ask(asked))) == 200
 
 
 @pytest.mark.parametrize(

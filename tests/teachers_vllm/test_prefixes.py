@@ -1,4 +1,4 @@
-"""A prompt in parts has the tokens of the whole. Without an engine: the modules are imported as the engine does."""
+"""A prompt tokenized in parts has the tokens of the whole. Needs no engine; imports the modules as the engine does."""
 
 import importlib
 from pathlib import Path

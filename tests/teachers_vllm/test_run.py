@@ -63,7 +63,7 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def manifest_of(store: Path, name: str) -> tuple[dict[str, Any], Path]:
-    """Of the artifact that a stage gave, with the folder of its files."""
+    """The manifest of a stage's artifact, with the folder of its files."""
     found = [path for path in store.glob("*/??/*/manifest.json") if json.loads(path.read_text())["name"] == name]
     (path,) = found
     manifest = json.loads(path.read_text())
@@ -82,7 +82,7 @@ def with_teacher(values: dict[str, Any], store: Path, model: Path, **teacher: An
 def test_a_run_survives_the_deaths_of_engine_worker_and_itself(
     tiny_slots: dict[str, Any], tiny_causal: Path, start: Start, tmp_path: Path
 ) -> None:
-    """And ends with a student, trained in stages on legal labels; nothing that was kept is asked about again."""
+    """The run ends with a student trained in stages on legal labels; nothing in the ledger is requested again."""
     store, pool = tmp_path / "store", tmp_path / "pool.jsonl"
     rows = [json.loads(line) for line in Path(tiny_slots["data"]["unlabeled"]).read_text().splitlines()]
     texts = [{"id": f"{row['id']}-{n}", "text": f"{row['text']} {n}"} for n in range(4) for row in rows]
@@ -116,8 +116,8 @@ def test_a_run_survives_the_deaths_of_engine_worker_and_itself(
 
 
 def kill(process: subprocess.Popen[str], store: Path, what: str, before: int) -> int:
-    """SIGKILL in mid-labelling; returns how many completions the ledger has after it. The last were kept at most 5 s
-    before, with a second for a busy machine."""
+    """SIGKILL in the middle of labeling; returns how many completions the ledger has after it. The last ones were
+    stored at most 5 s before, plus a second for a busy machine."""
     end = time.monotonic() + 150
     while in_ledger(store) < before + 30 or not engines_of(process):
         assert time.monotonic() < end, f"before {what}: {in_ledger(store)} completions"
@@ -212,7 +212,7 @@ def by_hand(values: dict[str, Any], model_folder: Path, texts: list[str], temper
 
 
 def prompt_of(values: dict[str, Any]) -> tuple[str, str]:
-    """What stands before and after the row, as `retort prompt` prints it."""
+    """The prompt before and after the row, as `retort prompt` prints it."""
     path = Path(values["store"]["root"]).parent / "config.yaml"
     shown = subprocess.run(
         [RETORT, "prompt", str(path), "--json"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -18,46 +18,52 @@ from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
 from retort.records.base import ParseFailure
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
-from retort.teachers.vllm.client import VllmAsker, open_vllm
-from vllm_teacher import CONTEXT, DEMONSTRATIONS, ROOT, config_for, endless, question
+from retort.teachers.vllm.client import VllmClient, open_vllm
+from vllm_teacher import CONTEXT, DEMONSTRATIONS, ROOT, config_for, endless, new_request
 
 pytestmark = pytest.mark.teacher
 
 
-def answers(asker: VllmAsker, *questions: CompletionRequest) -> list[Completion]:
-    found = list(asker.ask(iter(questions)))
-    assert all(isinstance(answer, Completion) for answer in found), found
-    return sorted((answer for answer in found if isinstance(answer, Completion)), key=lambda a: (a.key, a.sample))
+def completions(client: VllmClient, *requests: CompletionRequest) -> list[Completion]:
+    found = list(client.ask(iter(requests)))
+    assert all(isinstance(completion, Completion) for completion in found), found
+    return sorted(
+        (completion for completion in found if isinstance(completion, Completion)), key=lambda a: (a.key, a.sample)
+    )
 
 
-def test_facts(asker: VllmAsker) -> None:
-    assert asker.facts["version"].startswith("vllm 0.")
+def test_facts(client: VllmClient) -> None:
+    assert client.facts["version"].startswith("vllm 0.")
     known = {
-        name: asker.facts[name] for name in ("dtype", "num_gpus", "max_model_len", "max_num_seqs", "chat_template")
+        name: client.facts[name] for name in ("dtype", "num_gpus", "max_model_len", "max_num_seqs", "chat_template")
     }
     expected = {"dtype": "float32", "num_gpus": 0, "max_model_len": CONTEXT, "max_num_seqs": 64, "chat_template": False}
     assert known == expected
-    assert asker.facts["start_seconds"] > 0
+    assert client.facts["start_seconds"] > 0
 
 
-def test_a_choice_gives_legal_labels_only(asker: VllmAsker) -> None:
+def test_a_choice_gives_legal_labels_only(client: VllmClient) -> None:
     labels = ("GetWeather", "PlayMusic", 'a "quoted" one', "Play")
     asked = [
-        question(n, f"song {n}", constraint=Constraint(choice=labels), sampling_temperature=1.0) for n in range(20)
+        new_request(n, f"song {n}", constraint=Constraint(choice=labels), sampling_temperature=1.0) for n in range(20)
     ]
-    found = answers(asker, *asked)
-    assert {answer.text for answer in found} <= set(labels)
-    assert {answer.finish_reason for answer in found} == {"stop"}
+    found = completions(client, *asked)
+    assert {completion.text for completion in found} <= set(labels)
+    assert {completion.finish_reason for completion in found} == {"stop"}
     assert len(found) == 20
 
 
-def test_a_grammar_gives_parses(asker: VllmAsker) -> None:
-    """A random model opens slots until its tokens are used up, or takes a word twice; the form it cannot break."""
+def test_a_grammar_gives_parses(client: VllmClient) -> None:
+    """A random model opens slots until its tokens are used up, or uses a word twice; but its syntax stays legal."""
     problem = problem_for(load_config(str(ROOT / "examples/snips.yaml")).problem)
     text = "play westbam"
-    asked = question(0, text, constraint=problem.constraint(text), sampling_temperature=1.0, samples=tuple(range(24)))
+    asked = new_request(
+        0, text, constraint=problem.constraint(text), sampling_temperature=1.0, samples=tuple(range(24))
+    )
     whole = [
-        answer.text for answer in answers(asker, asked_with(asked, max_tokens=200)) if answer.finish_reason == "stop"
+        completion.text
+        for completion in completions(client, asked_with(asked, max_tokens=200))
+        if completion.finish_reason == "stop"
     ]
     parsed = [problem.parse(text, completion) for completion in whole]
     failures = {label.reason for label in parsed if isinstance(label, ParseFailure)}
@@ -69,73 +75,76 @@ def asked_with(asked: CompletionRequest, **changes: Any) -> CompletionRequest:
     return CompletionRequest(**{**{name: getattr(asked, name) for name in CompletionRequest.__slots__}, **changes})
 
 
-def test_unconstrained_completions_end_with_the_line(asker: VllmAsker) -> None:
+def test_unconstrained_completions_end_with_the_line(client: VllmClient) -> None:
     limits = [3, 400] * 12
-    asked = [question(n, f"song {n}", max_tokens=most, sampling_temperature=1.0) for n, most in enumerate(limits)]
-    found = answers(asker, *asked)
-    assert all("\n" not in answer.text for answer in found)
-    assert {answer.finish_reason for answer in found} == {"stop", "length"}
-    assert all(answer.completion_tokens in (3, 400) for answer in found if answer.finish_reason == "length")
+    asked = [new_request(n, f"song {n}", max_tokens=most, sampling_temperature=1.0) for n, most in enumerate(limits)]
+    found = completions(client, *asked)
+    assert all("\n" not in completion.text for completion in found)
+    assert {completion.finish_reason for completion in found} == {"stop", "length"}
+    assert all(completion.completion_tokens in (3, 400) for completion in found if completion.finish_reason == "length")
 
 
-def test_samples_differ_and_repeat(asker: VllmAsker) -> None:
+def test_samples_differ_and_repeat(client: VllmClient) -> None:
     def once() -> list[str]:
-        return [answer.text for answer in answers(asker, question(0, sampling_temperature=1.0, samples=(0, 1, 2)))]
+        return [
+            completion.text
+            for completion in completions(client, new_request(0, sampling_temperature=1.0, samples=(0, 1, 2)))
+        ]
 
     first = once()
     assert len(set(first)) == 3
     assert once() == first
-    (third,) = answers(asker, question(1, sampling_temperature=1.0, samples=(2,)))
+    (third,) = completions(client, new_request(1, sampling_temperature=1.0, samples=(2,)))
     assert third.text == first[2]
 
 
-def test_what_cannot_be_answered_is_refused_alone(asker: VllmAsker) -> None:
+def test_what_cannot_be_completed_is_rejected_alone(client: VllmClient) -> None:
     asked = [
-        question("a"),
-        question("long", "word " * 2 * CONTEXT),
-        question("bad", constraint=Constraint(grammar="root ::= nowhere")),
-        question("surrogate", "song \ud800"),
-        question("empty", ""),
-        question("z"),
+        new_request("a"),
+        new_request("long", "word " * 2 * CONTEXT),
+        new_request("bad", constraint=Constraint(grammar="root ::= nowhere")),
+        new_request("surrogate", "song \ud800"),
+        new_request("empty", ""),
+        new_request("z"),
     ]
-    found = list(asker.ask(iter(asked)))
-    refused = {answer.key: answer for answer in found if isinstance(answer, Rejection)}
+    found = list(client.ask(iter(asked)))
+    refused = {completion.key: completion for completion in found if isinstance(completion, Rejection)}
     assert refused[b"long"].reason == "too-long"
     assert str(CONTEXT) in refused[b"long"].detail
     assert refused[b"bad"].reason == "bad-constraint"
     assert refused[b"surrogate"].reason == "rejected"
-    assert {answer.key for answer in found if isinstance(answer, Completion)} == {b"a", b"empty", b"z"}
+    assert {completion.key for completion in found if isinstance(completion, Completion)} == {b"a", b"empty", b"z"}
     assert len(found) == 6
 
 
-def test_the_shared_prefix_is_computed_once(asker: VllmAsker) -> None:
-    answers(asker, question("first"))
-    found = answers(asker, *(question(n, f"the song {n}") for n in range(20)))
-    assert all(answer.cached_tokens >= 128 for answer in found)  # a block, on the CPU
-    assert all(answer.prompt_tokens > answer.cached_tokens for answer in found)
+def test_the_shared_prefix_is_computed_once(client: VllmClient) -> None:
+    completions(client, new_request("first"))
+    found = completions(client, *(new_request(n, f"the song {n}") for n in range(20)))
+    assert all(completion.cached_tokens >= 128 for completion in found)  # a block, on the CPU
+    assert all(completion.prompt_tokens > completion.cached_tokens for completion in found)
 
 
-def test_questions_are_taken_as_they_are_needed(asker: VllmAsker) -> None:
+def test_requests_are_taken_as_they_are_needed(client: VllmClient) -> None:
     taken = 0
 
     def many() -> Iterator[CompletionRequest]:
         nonlocal taken
         for number in range(5000):
             taken += 1
-            yield question(number, f"song {number}", max_tokens=4)
+            yield new_request(number, f"song {number}", max_tokens=4)
 
-    answering = asker.ask(many())
+    answering = client.ask(many())
     next(answering)
-    assert taken <= asker.facts["window"] + 64
+    assert taken <= client.facts["window"] + 64
     answering.close()
-    assert [answer.key for answer in answers(asker, question("after"))] == [b"after"]
+    assert [completion.key for completion in completions(client, new_request("after"))] == [b"after"]
 
 
 VERBALIZERS = ("a", "play", "play westbam", "SearchCreativeWork")
 
 
-def test_scores_match_transformers(asker: VllmAsker, tiny_causal: Path) -> None:
-    """`play` is one token, the last is several, and `play` begins another, so that it is ended by the empty line."""
+def test_scores_match_transformers(client: VllmClient, tiny_causal: Path) -> None:
+    """`play` is one token, the last label is several; `play` is a prefix of another, so the empty line ends it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_causal)
@@ -148,11 +157,11 @@ def test_scores_match_transformers(asker: VllmAsker, tiny_causal: Path) -> None:
     plain = "".join(f"{item}\n{label}\n\n" for item, label in DEMONSTRATIONS)
     prompt = tokenizer.encode(f"Label the request.\n\n{plain}Input: play westbam\nOutput:\n")
     expected = by_hand(tiny_causal, prompt, paths)
-    (answer,) = answers(asker, question(0, verbalizers=VERBALIZERS))
-    assert answer.scores == pytest.approx(expected, abs=1e-2)
-    assert [math.exp(score) for score in answer.scores] == pytest.approx([math.exp(x) for x in expected], abs=1e-2)
-    assert answer.text == VERBALIZERS[expected.index(max(expected))]
-    assert answer.prompt_tokens == len(prompt)
+    (completion,) = completions(client, new_request(0, verbalizers=VERBALIZERS))
+    assert completion.scores == pytest.approx(expected, abs=1e-2)
+    assert [math.exp(score) for score in completion.scores] == pytest.approx([math.exp(x) for x in expected], abs=1e-2)
+    assert completion.text == VERBALIZERS[expected.index(max(expected))]
+    assert completion.prompt_tokens == len(prompt)
 
 
 def by_hand(model: Path, prompt: list[int], paths: Sequence[Sequence[int]]) -> list[float]:
@@ -173,8 +182,8 @@ LETTERS = ("a", "b", "c", "d", "e")  # one token each
 
 
 @pytest.mark.parametrize("fields", [{}, {"constraint": Constraint(choice=LETTERS)}])
-def test_top_logprobs_match_transformers(asker: VllmAsker, tiny_causal: Path, fields: dict[str, Any]) -> None:
-    """At temperature 1 whatever it samples at, and among what the constraint allows."""
+def test_top_logprobs_match_transformers(client: VllmClient, tiny_causal: Path, fields: dict[str, Any]) -> None:
+    """They are at temperature 1, whatever the sampling temperature, and among what the constraint allows."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -184,11 +193,11 @@ def test_top_logprobs_match_transformers(asker: VllmAsker, tiny_causal: Path, fi
     tokenizer = AutoTokenizer.from_pretrained(tiny_causal)
     plain = "".join(f"{item}\n{label}\n\n" for item, label in DEMONSTRATIONS)
     prompt = tokenizer.encode(f"Label the request.\n\n{plain}Input: play westbam\nOutput:\n")
-    (answer,) = answers(asker, question(0, sampling_temperature=0.9, top_logprobs=4, **fields))
-    assert answer.top
-    assert (answer.top.k, answer.top.tokenizer) == (4, tokenizer_identity(tokenizer))
-    token_ids = np.frombuffer(answer.top.token_ids, "<i4").tolist()
-    assert len(token_ids) == answer.completion_tokens
+    (completion,) = completions(client, new_request(0, sampling_temperature=0.9, top_logprobs=4, **fields))
+    assert completion.top
+    assert (completion.top.k, completion.top.tokenizer) == (4, tokenizer_identity(tokenizer))
+    token_ids = np.frombuffer(completion.top.token_ids, "<i4").tolist()
+    assert len(token_ids) == completion.completion_tokens
     causal = AutoModelForCausalLM.from_pretrained(tiny_causal, dtype=torch.float32)
     with torch.no_grad():
         logits = causal(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1]
@@ -200,43 +209,43 @@ def test_top_logprobs_match_transformers(asker: VllmAsker, tiny_causal: Path, fi
             forbidden[at, tokens] = False
         logits = logits.masked_fill(forbidden, -torch.inf)
     expected = logits.log_softmax(-1).topk(4)
-    logprobs = np.frombuffer(answer.top.logprobs, "<f4").reshape(-1, 4)
+    logprobs = np.frombuffer(completion.top.logprobs, "<f4").reshape(-1, 4)
     np.testing.assert_allclose(logprobs, expected.values.numpy(), atol=2e-2)
-    likeliest = np.frombuffer(answer.top.ids, "<i4").reshape(-1, 4)[:, 0]
+    likeliest = np.frombuffer(completion.top.ids, "<i4").reshape(-1, 4)[:, 0]
     assert (likeliest == expected.indices[:, 0].numpy()).mean() > 0.9
-    (without,) = answers(asker, question(1, **fields))
+    (without,) = completions(client, new_request(1, **fields))
     assert without.top is None
 
 
-def test_hundreds_of_verbalizers(asker: VllmAsker) -> None:
+def test_hundreds_of_verbalizers(client: VllmClient) -> None:
     """More than vLLM takes in one request."""
     many = tuple(f"{first}{second}" for first in "abcdefghijklm" for second in "ABCDEFGHIJKLMNOPQRST")
-    (answer,) = answers(asker, question(0, verbalizers=many))
-    assert len(answer.scores) == len(many)
-    assert sum(math.exp(score) for score in answer.scores) < 1
+    (completion,) = completions(client, new_request(0, verbalizers=many))
+    assert len(completion.scores) == len(many)
+    assert sum(math.exp(score) for score in completion.scores) < 1
 
 
 def test_a_killed_engine(tiny_causal: Path) -> None:
-    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as asker:
-        answering = asker.ask(endless())
+    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as client:
+        answering = client.ask(endless())
         found = [next(answering) for _ in range(20)]
-        os.kill(asker.engines[0].pid, signal.SIGKILL)
+        os.kill(client.engines[0].pid, signal.SIGKILL)
         with pytest.raises(TeacherUnavailable, match="SIGKILL"):
             found += answering
-        assert len({answer.key for answer in found}) == len(found)
-    assert gone(asker.engines[0].pid)
+        assert len({completion.key for completion in found}) == len(found)
+    assert gone(client.engines[0].pid)
 
 
 def test_an_engine_that_hangs(tiny_causal: Path) -> None:
-    with open_vllm(config_for(tiny_causal, stall_seconds=3), 0, str(tiny_causal), None) as asker:
-        answering = asker.ask(endless())
+    with open_vllm(config_for(tiny_causal, stall_seconds=3), 0, str(tiny_causal), None) as client:
+        answering = client.ask(endless())
         next(answering)
-        os.kill(asker.engines[0].pid, signal.SIGSTOP)
+        os.kill(client.engines[0].pid, signal.SIGSTOP)
         stopped = time.monotonic()
         with pytest.raises(TeacherUnavailable, match=r"teacher\.stall_seconds = 3"):
             list(answering)
         assert 2 < time.monotonic() - stopped < 10
-    assert gone(asker.engines[0].pid)
+    assert gone(client.engines[0].pid)
 
 
 PARENT = """
@@ -245,9 +254,9 @@ from pathlib import Path
 from retort.teachers.vllm.client import open_vllm
 from vllm_teacher import config_for, endless
 model = Path(sys.argv[1])
-with open_vllm(config_for(model), 0, str(model), None) as asker:
-    for answer in asker.ask(endless()):
-        print(asker.engines[0].pid, flush=True)
+with open_vllm(config_for(model), 0, str(model), None) as client:
+    for _ in client.ask(endless()):
+        print(client.engines[0].pid, flush=True)
 """
 
 
@@ -265,7 +274,7 @@ def test_a_killed_parent(tiny_causal: Path) -> None:
 
 
 def gone(pid: int) -> bool:
-    """A process that ended and that nobody has asked about yet counts as gone."""
+    """Whether a process has ended; a zombie counts as gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True

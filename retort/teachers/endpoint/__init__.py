@@ -1,1 +1,1 @@
-"""Any OpenAI-compatible server: asked over HTTP, or through batch files."""
+"""Teachers behind any OpenAI-compatible server, over HTTP or through batch files."""

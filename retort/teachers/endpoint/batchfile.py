@@ -1,6 +1,6 @@
-"""Questions and answers as OpenAI batch files: for vendors that answer overnight for less, and vLLM's run-batch.
+"""Requests and completions as OpenAI batch files, for vendors' discounted overnight batches and vLLM's run-batch.
 
-A line's `custom_id` is the question's key in hexadecimal; of several samples, each has its own line, `<key>-<sample>`.
+A line's `custom_id` is the request's key in hexadecimal. Several samples have one line each, named `<key>-<sample>`.
 """
 
 import re
@@ -11,25 +11,25 @@ from retort.config import EndpointConfig, VllmConfig
 from retort.config.teachers import LlmTeacherConfig
 from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError
-from retort.teachers.endpoint.chat import Bodies, ConstraintStyle, unwrapped
+from retort.teachers.endpoint.chat import BodyWriter, ConstraintStyle, unwrap_label
 from retort.teachers.requests import Completion, CompletionRequest
 
 _ID = re.compile(r"([0-9a-f]{32})(?:-(0|[1-9][0-9]{0,8}))?")
 
 
-def write_requests(config: LlmTeacherConfig, questions: Iterable[CompletionRequest], stream: BinaryIO) -> int:
-    """One line for each sample of each question; returns how many.
+def write_requests(config: LlmTeacherConfig, requests: Iterable[CompletionRequest], stream: BinaryIO) -> int:
+    """Write one line per sample of each request; returns the number of lines.
 
-    Raises ConfigError for questions with verbalizers: what is read back holds no log-probabilities.
+    Raises ConfigError for requests with verbalizers, since batch output files are read without log-probabilities.
     """
-    bodies, lines = Bodies(config.model, constraint_style(config)), 0
-    for question in questions:
-        if question.verbalizers:
+    bodies, lines = BodyWriter(config.model, constraint_style(config)), 0
+    for request in requests:
+        if request.verbalizers:
             raise ConfigError("labels: soft does not go through batch files; use labels: hard, or ask the endpoint")
-        for sample in question.samples:
-            name = custom_id(question.key, sample, alone=question.samples == (0,))
+        for sample in request.samples:
+            name = custom_id(request.key, sample, alone=request.samples == (0,))
             start = f'{{"custom_id": "{name}", "method": "POST", "url": "/v1/chat/completions", "body": '
-            stream.write(start.encode() + bodies.body(question, (sample,)) + b"}\n")
+            stream.write(start.encode() + bodies.body(request, (sample,)) + b"}\n")
             lines += 1
     return lines
 
@@ -37,11 +37,12 @@ def write_requests(config: LlmTeacherConfig, questions: Iterable[CompletionReque
 def read_answers(
     address: str, endpoint_url: str | None, style: ConstraintStyle = "none"
 ) -> Iterator[Completion | BadLine]:
-    """The answers in batch output files, in their order; `style` is the one that the requests were written with.
+    """The completions in batch output files, in order; `style` must be the one the requests were written with.
 
-    What is no answer is told as a BadLine: the reasons of `read_completions`; `unknown-id`, a custom_id that no export
-    wrote; `duplicate`, after the first answer to the same one. Whether a key was ever asked for is not known here.
-    Keeps about 100 bytes for each answer. Raises DataError for a file that is missing, cut or damaged.
+    A line without a usable completion becomes a BadLine, with one of the reasons of `read_completions`, `unknown-id`
+    (a custom_id that no export wrote) or `duplicate` (not the first completion of its custom_id). Whether a key was
+    ever requested is not known here. Keeps about 100 bytes in memory per completion. Raises DataError for a file that
+    is missing, truncated or damaged.
     """
     seen: set[bytes] = set()
     for line in read_completions(address, endpoint_url):
@@ -56,12 +57,12 @@ def read_answers(
             yield BadLine(address, line.text, reason, f"{address}: {detail}", line.example_id)
             continue
         seen.add(key + sample.to_bytes(4, "big"))
-        text = unwrapped(line.text) if style == "json-schema" else line.text
+        text = unwrap_label(line.text) if style == "json-schema" else line.text
         yield Completion(key, sample, text, line.finish_reason, line.prompt_tokens, 0, line.completion_tokens)
 
 
 def constraint_style(config: LlmTeacherConfig) -> ConstraintStyle:
-    """How a batch tells whoever answers it what a completion may be."""
+    """How a teacher's batch requests express constraints."""
     if isinstance(config, EndpointConfig):
         return config.constraint_style
     return "vllm" if isinstance(config, VllmConfig) else "none"
@@ -72,7 +73,7 @@ def custom_id(key: bytes, sample: int, *, alone: bool) -> str:
 
 
 def _fault(name: str, key: bytes, seen: bool) -> tuple[str, str] | None:
-    """(reason, detail) of a completion that is no new answer."""
+    """(reason, detail) for a completion that is unknown or a duplicate; None for a new one."""
     if not key:
         return "unknown-id", f"custom_id '{name[:80]}' was not written by retort batch export"
     return ("duplicate", f"custom_id '{name}' was answered before; the first answer counts") if seen else None

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a teacher: many requests at once in a thread of its own, an iterator outside."""
+"""Client for any OpenAI-compatible server: concurrent requests in a background thread behind a plain iterator."""
 
 import asyncio
 from collections import deque
@@ -11,139 +11,140 @@ from typing import Any, TypeVar
 from retort.config import EndpointConfig
 from retort.teachers.endpoint.connection import Connection
 from retort.teachers.endpoint.firsttoken import check_first_tokens
-from retort.teachers.endpoint.tries import Outcome, Tries
+from retort.teachers.endpoint.sender import Outcome, RequestSender
 from retort.teachers.requests import CompletionClient, CompletionRequest
 
-MOST_AHEAD = 256
-"""Questions taken beyond those under way."""
+MAX_QUEUED = 256
+"""Most requests taken from the caller beyond those in flight."""
 
 T = TypeVar("T")
 
 
 @contextmanager
 def open_endpoint(config: EndpointConfig, backoff_seconds: float = 1.0) -> Iterator[CompletionClient]:
-    """Sends nothing before it is asked. `backoff_seconds`: the pause after a first failure, doubled with each further.
+    """A client for the endpoint. Sends nothing until `ask` is called. `backoff_seconds` is the pause after a first
+    failure; it doubles with each further one.
 
-    Raises ConfigError for an address that is none, or a key that the environment does not hold.
+    Raises ConfigError for an invalid address, or a key that is not in the environment.
     """
     connection = Connection(config)
     with _loop_thread() as loop:
         _run(loop, connection.open())
         try:
-            yield Endpoint(loop, Tries(config, connection.post, backoff_seconds), config.concurrency)
+            yield EndpointClient(loop, RequestSender(config, connection.post, backoff_seconds), config.concurrency)
         finally:
             _run(loop, _cancel_all())
             _run(loop, connection.close())
 
 
-class Endpoint:
+class EndpointClient:
     """See `CompletionClient`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tries: Tries, concurrency: int) -> None:
-        self._loop, self._tries, self._concurrency = loop, tries, concurrency
+    def __init__(self, loop: asyncio.AbstractEventLoop, sender: RequestSender, concurrency: int) -> None:
+        self._loop, self._sender, self._concurrency = loop, sender, concurrency
 
     @property
     def facts(self) -> dict[str, Any]:
         return {}
 
-    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Outcome]:
-        """See `CompletionClient.ask`. Where a server gives fewer samples than it was asked for, the rest is asked for
-        again; a Rejection may then follow some Completions.
+    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Outcome]:
+        """See `CompletionClient.ask`. If a server returns fewer samples than requested, the rest is requested again; a
+        Rejection may then follow some Completions.
 
-        Raises ConfigError before anything is sent where two verbalizers begin alike.
+        Raises ConfigError before anything is sent if two verbalizers begin alike.
         """
-        asking = Asking(self._loop, self._tries, self._concurrency)
+        pool = WorkerPool(self._loop, self._sender, self._concurrency)
         try:
-            yield from asking.outcomes(questions)
+            yield from pool.outcomes(requests)
         finally:
-            asking.close()
+            pool.close()
 
 
-class Asking:
-    """One call of `ask`: workers in the event loop, which share a queue; in the caller's thread, the iterator."""
+class WorkerPool:
+    """Serves one call of `ask`: workers in the event loop share a queue; the iterator runs in the caller's thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tries: Tries, concurrency: int) -> None:
-        self._loop, self._tries, self._concurrency = loop, tries, concurrency
-        self._ahead: deque[CompletionRequest] = deque()
-        self._waking = False
+    def __init__(self, loop: asyncio.AbstractEventLoop, sender: RequestSender, concurrency: int) -> None:
+        self._loop, self._sender, self._concurrency = loop, sender, concurrency
+        self._queued: deque[CompletionRequest] = deque()
+        self._wake_scheduled = False
         self._pending: asyncio.Queue[CompletionRequest] = asyncio.Queue()
-        self._arrived: SimpleQueue[tuple[list[Outcome], bool] | BaseException] = SimpleQueue()
-        tries.stopped = False
+        self._results: SimpleQueue[tuple[list[Outcome], bool] | BaseException] = SimpleQueue()
+        sender.stopped = False
         self._task = _run(loop, self._start())
 
-    def outcomes(self, questions: Iterator[CompletionRequest]) -> Iterator[Outcome]:
-        most = self._concurrency + min(self._concurrency, MOST_AHEAD)
-        in_hand, more = 0, True
+    def outcomes(self, requests: Iterator[CompletionRequest]) -> Iterator[Outcome]:
+        limit = self._concurrency + min(self._concurrency, MAX_QUEUED)
+        in_flight, more = 0, True
         while True:
-            while more and in_hand < most:
-                question = next(questions, None)
-                if question is None:
+            while more and in_flight < limit:
+                request = next(requests, None)
+                if request is None:
                     more = False
                     break
-                self._put(question)
-                in_hand += 1
-                if not self._arrived.empty():
-                    # What is there goes out first, however slowly questions come.
+                self._enqueue(request)
+                in_flight += 1
+                if not self._results.empty():
+                    # Results that are ready go out first, however slowly requests come.
                     break
-            if not in_hand:
+            if not in_flight:
                 return
-            arrived = self._arrived.get()
-            if isinstance(arrived, BaseException):
-                raise arrived
-            outcomes, settled = arrived
-            # One that met an error stays in hand until the error comes, so that the end is not taken for a good one.
-            in_hand -= settled
+            result = self._results.get()
+            if isinstance(result, BaseException):
+                raise result
+            outcomes, done = result
+            # A request that raised stays in flight until its error arrives, so that the loop cannot end without it.
+            in_flight -= done
             yield from outcomes
 
     def close(self) -> None:
         if not self._loop.is_closed():
             _run(self._loop, self._cancel())
 
-    def _put(self, question: CompletionRequest) -> None:
-        check_first_tokens(question.verbalizers)
-        self._ahead.append(question)
-        if not self._waking:
-            # Waking the loop costs a system call: once for all that has been put since it last looked.
-            self._waking = True
+    def _enqueue(self, request: CompletionRequest) -> None:
+        check_first_tokens(request.verbalizers)
+        self._queued.append(request)
+        if not self._wake_scheduled:
+            # Waking the loop costs a system call, so it is done once for all requests queued since the last wake-up.
+            self._wake_scheduled = True
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        self._waking = False
-        while self._ahead:
-            self._pending.put_nowait(self._ahead.popleft())
+        self._wake_scheduled = False
+        while self._queued:
+            self._pending.put_nowait(self._queued.popleft())
 
     async def _start(self) -> asyncio.Task[None]:
         return asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        """Ends by an error, or by being cancelled."""
+        """Run the workers; ends with an error or by being canceled."""
         workers = {asyncio.create_task(self._work()) for _ in range(self._concurrency)}
         error: BaseException | None = None
         try:
             ended, others = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             error = next(iter(ended)).exception()
-            self._tries.stopped = True
-            for worker in others - self._tries.sending:
+            self._sender.stopped = True
+            for worker in others - self._sender.in_flight:
                 worker.cancel()
             if others:
-                # What is under way may have been paid for.
+                # Requests in flight may have been paid for.
                 await asyncio.wait(others)
         finally:
-            # A cancellation that meets a request's timeout is lost in it: then the worker sees that it is to stop.
-            self._tries.stopped = True
+            # A cancellation that coincides with a request's timeout is swallowed; then this flag stops the worker.
+            self._sender.stopped = True
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            self._arrived.put(error or RuntimeError("the endpoint was closed"))
+            self._results.put(error or RuntimeError("the endpoint was closed"))
 
     async def _work(self) -> None:
-        while not self._tries.stopped:
-            question, outcomes, settled = await self._pending.get(), list[Outcome](), False
+        while not self._sender.stopped:
+            request, outcomes, done = await self._pending.get(), list[Outcome](), False
             try:
-                await self._tries.settle(question, outcomes)
-                settled = True
+                await self._sender.send(request, outcomes)
+                done = True
             finally:
-                self._arrived.put((outcomes, settled))
+                self._results.put((outcomes, done))
 
     async def _cancel(self) -> None:
         self._task.cancel()

@@ -1,4 +1,4 @@
-"""HTTP to an endpoint: its address, its key, and what comes of one request."""
+"""The HTTP connection to an endpoint: its address, its key, and the result of a single request."""
 
 import os
 import resource
@@ -15,15 +15,15 @@ from retort.errors import ConfigError
 from retort.teachers.endpoint.pacing import retry_after
 
 KEEP_ALIVE_SECONDS = 4.0
-"""Less than the 5 s after which vLLM's server closes an idle connection: one closed just then is a lost try."""
+"""Less than the 5 s after which vLLM's server closes an idle connection: a request sent just then would fail."""
 
-OTHER_FILES = 100
-"""What the process may have open beside."""
+RESERVED_FILES = 100
+"""Open files that the rest of the process may need."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What came over HTTP, complete. The key does not occur in it, even if the server repeats it."""
+class Response:
+    """A complete HTTP response. The API key is redacted from it, even if the server repeats it."""
 
     status: int
     raw: bytes
@@ -31,34 +31,35 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Setback:
-    """A try that brought nothing, while the next one may."""
+class FailedAttempt:
+    """An attempt that failed but may succeed if repeated."""
 
-    kind: Literal["failed", "nonsense", "busy", "unreachable", "foreign"]
-    """busy: HTTP 429. unreachable: nothing serves there for now (nothing listens, HTTP 503, a path that was there), so
-    no row can be the cause. foreign: it speaks no HTTP, or another TLS."""
-    told: str
-    """A clause about the server: `it answered HTTP 503`."""
+    kind: Literal["failed", "malformed", "busy", "unreachable", "incompatible"]
+    """busy: HTTP 429. unreachable: nothing serves there at the moment (nothing listens, HTTP 503, or a path that
+    existed is gone), so no row can be the cause. malformed: the response holds no completion. incompatible: not HTTP,
+    or TLS fails. failed: anything else."""
+    message: str
+    """A clause about the server, such as `it answered HTTP 503`."""
     raw: str = ""
     wait_seconds: float | None = None
-    """By Retry-After."""
+    """Seconds to wait according to Retry-After."""
 
 
 class Connection:
-    """Raises ConfigError for an address that is none, a key that the environment does not hold, or more requests at
-    once than this process may have files open."""
+    """Posts chat completion requests. Raises ConfigError for an invalid address, a key that is not in the environment,
+    or more concurrent requests than this process may have open files."""
 
     def __init__(self, config: EndpointConfig) -> None:
-        self._url, self._hide, self._config = _address(config), _hiding(config), config
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if most != resource.RLIM_INFINITY and config.concurrency + OTHER_FILES > most:
+        self._url, self._redact, self._config = _address(config), _redactor(config), config
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit != resource.RLIM_INFINITY and config.concurrency + RESERVED_FILES > limit:
             raise ConfigError(
-                f"teacher.concurrency = {config.concurrency} needs more than the {most} open files that this process "
-                f"may have (ulimit -n); at most {max(most - OTHER_FILES, 1)}"
+                f"teacher.concurrency = {config.concurrency} needs more than the {limit} open files that this process "
+                f"may have (ulimit -n); at most {max(limit - RESERVED_FILES, 1)}"
             )
 
     async def open(self) -> None:
-        """Connects nothing yet: a request does, and leaves its connection to the next one."""
+        """Create the session. Connections are opened by the first requests and reused by later ones."""
         key = _key(self._config)
         self._session = aiohttp.ClientSession(
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
@@ -71,23 +72,23 @@ class Connection:
     async def close(self) -> None:
         await self._session.close()
 
-    async def post(self, body: bytes) -> Reply | Setback:
-        """Sends one request for chat completions, once."""
+    async def post(self, body: bytes) -> Response | FailedAttempt:
+        """Send one chat completion request, without retries."""
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 raw = await response.read()
-                return Reply(response.status, self._hide(raw), retry_after(response.headers.get("Retry-After")))
+                return Response(response.status, self._redact(raw), retry_after(response.headers.get("Retry-After")))
         except TimeoutError:
             within = f"within {self._config.timeout_seconds:g} s (teacher.timeout_seconds)"
-            return Setback("failed", f"it did not answer {within}")
+            return FailedAttempt("failed", f"it did not answer {within}")
         except aiohttp.ClientSSLError as error:
-            return Setback("foreign", f"its TLS is refused ({_cause(error.os_error)})")
+            return FailedAttempt("incompatible", f"its TLS is refused ({_cause(error.os_error)})")
         except aiohttp.ClientConnectorError as error:
-            return Setback("unreachable", f"it cannot be reached ({_cause(error.os_error)})")
+            return FailedAttempt("unreachable", f"it cannot be reached ({_cause(error.os_error)})")
         except aiohttp.ClientResponseError:
-            return Setback("foreign", "it does not speak HTTP")
+            return FailedAttempt("incompatible", "it does not speak HTTP")
         except (aiohttp.ClientError, OSError):
-            return Setback("failed", "it cut the connection")
+            return FailedAttempt("failed", "it cut the connection")
 
 
 def _address(config: EndpointConfig) -> URL:
@@ -108,7 +109,7 @@ def _address(config: EndpointConfig) -> URL:
 
 
 def _key(config: EndpointConfig) -> str | None:
-    """Kept in no variable of a frame that a traceback may show with its values."""
+    """The API key. Callers do not keep it in local variables, whose values a traceback may show."""
     if config.api_key is None:
         return None
     key = expand(config.api_key).strip()
@@ -117,14 +118,14 @@ def _key(config: EndpointConfig) -> str | None:
     return key
 
 
-def _hiding(config: EndpointConfig) -> Callable[[bytes], bytes]:
-    """What takes the key out of what a server says."""
+def _redactor(config: EndpointConfig) -> Callable[[bytes], bytes]:
+    """A function that redacts the API key from a server's response."""
     key = (_key(config) or "").encode()
     return (lambda raw: raw.replace(key, b"***")) if key else (lambda raw: raw)
 
 
 def _cause(error: OSError) -> str:
-    """Without the address, which may be a secret."""
+    """The reason for a connection error, without the address, which may be a secret."""
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or type(error).__name__

@@ -1,4 +1,4 @@
-"""The probability of each of a few texts as a completion, where a server lists only the likeliest first tokens."""
+"""Scores verbalizers as completions when a server lists only the likeliest first tokens."""
 
 import math
 from collections import Counter
@@ -8,13 +8,13 @@ from itertools import accumulate, pairwise
 
 from retort.errors import ConfigError
 
-LEAST_REST = 1e-7
-"""What rounding may leave of the mass that is not listed."""
+MIN_REST = 1e-7
+"""Lower bound on the mass that is not listed, which rounding may otherwise make zero or negative."""
 
 
 @lru_cache(maxsize=8)
 def check_first_tokens(verbalizers: tuple[str, ...]) -> None:
-    """Raises ConfigError where two verbalizers cannot be told apart by how they begin."""
+    """Raises ConfigError if one verbalizer is a prefix of another, since first tokens cannot tell them apart."""
     texts = sorted(text.strip() for text in verbalizers)
     for text, next_text in pairwise(texts):
         if not text or next_text.startswith(text):
@@ -25,11 +25,11 @@ def check_first_tokens(verbalizers: tuple[str, ...]) -> None:
 
 
 def first_token_scores(verbalizers: tuple[str, ...], alternatives: Sequence[tuple[str, float]]) -> tuple[float, ...]:
-    """Natural logarithm of each verbalizer's probability, from the listed `(token, log-probability)`s.
+    """Natural logarithm of each verbalizer's probability, from the listed `(token, log-probability)` pairs.
 
-    A token counts for the verbalizer that begins with it (outer white space apart), if only one does; such tokens'
-    probabilities are added. A verbalizer without any gets the floor, which is the most it can have: the probability of
-    the least listed token, or an equal share of the mass that is not listed (at least 1e-7), whichever is smaller.
+    A token counts for the verbalizer that begins with it (ignoring outer white space), if only one does; the
+    probabilities of such tokens are added. A verbalizer without any gets an upper bound: the probability of the least
+    likely listed token, or an equal share of the mass that is not listed (at least 1e-7), whichever is smaller.
     """
     owners = _owners(verbalizers)
     found: dict[int, list[float]] = {}
@@ -37,7 +37,7 @@ def first_token_scores(verbalizers: tuple[str, ...], alternatives: Sequence[tupl
         owner = owners.get(token.strip())
         if owner is not None:
             found.setdefault(owner, []).append(log_probability)
-    rest = max(1 - sum(math.exp(value) for _, value in alternatives), LEAST_REST)
+    rest = max(1 - sum(math.exp(value) for _, value in alternatives), MIN_REST)
     share = math.log(rest / max(len(verbalizers) - len(found), 1))
     floor = min(share, *(value for _, value in alternatives))
     return tuple(_log_sum(found[index]) if index in found else floor for index in range(len(verbalizers)))
@@ -45,13 +45,13 @@ def first_token_scores(verbalizers: tuple[str, ...], alternatives: Sequence[tupl
 
 @lru_cache(maxsize=8)
 def _owners(verbalizers: tuple[str, ...]) -> Mapping[str, int]:
-    """The index of the verbalizer that begins with a text, for texts with which exactly one begins."""
+    """For each text that exactly one verbalizer begins with, that verbalizer's index."""
     beginnings = [[beginning.rstrip() for beginning in set(accumulate(text.strip()))] for text in verbalizers]
     counts = Counter(beginning for own in beginnings for beginning in set(own))
     return {beginning: index for index, own in enumerate(beginnings) for beginning in own if counts[beginning] == 1}
 
 
 def _log_sum(values: Sequence[float]) -> float:
-    """log of the sum of exp; at most 0."""
+    """log-sum-exp, capped at 0."""
     most = max(values)
     return min(most + math.log(sum(math.exp(value - most) for value in values)), 0.0)

@@ -1,4 +1,4 @@
-"""When a request may be sent: server limits a minute, pauses that a server asks for, growing waits after failures."""
+"""Rate limiting: limits per minute, pauses that a server asks for, and exponential backoff after failures."""
 
 import asyncio
 import random
@@ -6,71 +6,73 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 BURST_SECONDS = 1.0
-"""What was not used of a limit is kept for so long."""
-LONGEST_BACKOFF_SECONDS = 60.0
+"""How long an unused part of a limit is kept."""
+MAX_BACKOFF_SECONDS = 60.0
 
 
-class Limit:
-    """So many units a minute, evenly: each take moves the next one by its size."""
+class RateLimit:
+    """A limit on units per minute, spread evenly: each reservation delays the next one in proportion to its size."""
 
     def __init__(self, per_minute: int) -> None:
         self._seconds_per_unit = 60 / per_minute
         self._free_at = 0.0
 
-    def take(self, units: int) -> float:
-        """Seconds to wait before using them."""
+    def reserve(self, units: int) -> float:
+        """Reserve units and return the seconds to wait before using them."""
         now = asyncio.get_running_loop().time()
         wait = max(self._free_at - now, 0)
         self._free_at = max(self._free_at, now - BURST_SECONDS) + units * self._seconds_per_unit
         return wait
 
     def correct(self, units: int) -> None:
-        """So many more (or fewer, if negative) were used than taken."""
+        """Account for this many more units (fewer, if negative) used than reserved."""
         self._free_at += units * self._seconds_per_unit
 
     def hold(self, until: float) -> None:
-        """Nothing is free before this time of the loop."""
+        """Allow nothing before this time of the event loop."""
         self._free_at = max(self._free_at, until)
 
 
-class Gate:
-    """Every request of a server passes here."""
+class RateLimiter:
+    """Limits all requests to one server."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
-        self._requests = Limit(requests_per_minute) if requests_per_minute else None
-        self._tokens = Limit(tokens_per_minute) if tokens_per_minute else None
-        self._open_at = 0.0
-        """Time of the loop."""
+        self._requests = RateLimit(requests_per_minute) if requests_per_minute else None
+        self._tokens = RateLimit(tokens_per_minute) if tokens_per_minute else None
+        self._paused_until = 0.0
+        """Time of the event loop."""
 
-    async def enter(self, tokens: int) -> None:
-        """Waits until a request of so many tokens may be sent."""
-        wait = max(self._requests.take(1) if self._requests else 0, self._tokens.take(tokens) if self._tokens else 0)
+    async def acquire(self, tokens: int) -> None:
+        """Wait until a request of this many tokens may be sent."""
+        wait = max(
+            self._requests.reserve(1) if self._requests else 0, self._tokens.reserve(tokens) if self._tokens else 0
+        )
         if wait > 0:
             await asyncio.sleep(wait)
-        while (wait := self._open_at - asyncio.get_running_loop().time()) > 0:
-            # Not all at once: those who waited would only meet the next refusal together.
+        while (wait := self._paused_until - asyncio.get_running_loop().time()) > 0:
+            # With jitter: if all waiting requests resumed at once, they would only hit the limit together again.
             await asyncio.sleep(wait * random.uniform(1, 1.1))
 
     def pause(self, seconds: float) -> None:
-        self._open_at = max(self._open_at, asyncio.get_running_loop().time() + seconds)
+        self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
         for limit in (self._requests, self._tokens):
             if limit:
-                limit.hold(self._open_at)
+                limit.hold(self._paused_until)
 
     def correct(self, tokens: int) -> None:
-        """So many more tokens were used than said at `enter`."""
+        """Account for this many more tokens used than passed to `acquire`."""
         if self._tokens:
             self._tokens.correct(tokens)
 
 
 def backoff(base_seconds: float, failures: int) -> float:
-    """Seconds to wait after the n-th failure in a row, n >= 1: doubled each time, up to a minute, half of it random."""
-    # 2.0**1024 is no float; long before, the minute is reached.
-    return min(base_seconds * 2.0 ** min(failures - 1, 30), LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1)
+    """Seconds to wait after the n-th consecutive failure, n >= 1: doubles each time, up to a minute; half is random."""
+    # The exponent is capped because 2.0**1024 overflows; the limit of a minute is reached long before.
+    return min(base_seconds * 2.0 ** min(failures - 1, 30), MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1)
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds >= 0 that a Retry-After header asks for, in seconds or as a date; None where it says neither."""
+    """Seconds (>= 0) that a Retry-After header asks for, given in seconds or as a date; None if it is neither."""
     if value is None:
         return None
     try:

@@ -1,1 +1,1 @@
-"""A causal model in this process, through transformers."""
+"""Teachers that run in this process through Hugging Face transformers."""

@@ -1,11 +1,11 @@
-"""A causal language model in this process, through transformers: a teacher for laptops.
+"""Completion client for a causal language model in this process, through transformers: a teacher for laptops.
 
-The keys and values of the shared prefix are computed once and kept for as long as rows with the same turns come, so a
-row costs only its own tokens.
+The keys and values of the shared prefix are computed once and kept while rows with the same turns arrive, so a row
+costs only its own tokens.
 
-At temperature 0, float32 gives the same completions in whatever batch; in bfloat16 the last bits depend on the batch,
-and near-ties can fall either way. Of sampled completions each has a random generator of its own, seeded by the config's
-seed, the question's key and the sample's number, so they do not depend on the batch either.
+At temperature 0, float32 gives the same completions regardless of the batch; in bfloat16 the last bits depend on the
+batch, and near-ties can fall either way. Each sampled completion has its own random generator, seeded by the config's
+seed, the request's key and the sample's number, so sampling does not depend on the batch either.
 """
 
 import inspect
@@ -32,8 +32,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from retort.config.teachers import TransformersConfig
 from retort.errors import ConfigError
 from retort.models.device import choose_device
-from retort.teachers.huggingface.contexts import Reader, known_beginning
-from retort.teachers.huggingface.decoding import BatchRow, Writing, seed_of
+from retort.teachers.huggingface.contexts import CachedModel, common_prefix
+from retort.teachers.huggingface.decoding import BatchRow, Generation, sample_seed
 from retort.teachers.requests import Completion, CompletionRequest, Rejection, Turn
 from retort.teachers.vllm.engine import scoring
 from retort.teachers.vllm.engine.rendering import has_chat_template, render
@@ -43,11 +43,11 @@ transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 _WINDOW_ROWS = 128
-"""Rows that are sorted by length together."""
+"""Rows that are sorted by length at a time."""
 _OWN_TOKENS = 256
-"""Tokens of a row, without the shared prefix, for which a batch is meant; of longer rows it takes fewer."""
-_READS = {"past_key_values", "position_ids", "logits_to_keep"}
-"""What a model must take, to go on from a prefix that it has read."""
+"""Tokens per row, without the shared prefix, that a full batch is sized for; batches of longer rows have fewer rows."""
+_REQUIRED_PARAMETERS = {"past_key_values", "position_ids", "logits_to_keep"}
+"""Parameters that a model's forward pass needs in order to continue from a cached prefix."""
 
 
 @contextmanager
@@ -57,19 +57,19 @@ def open_transformers(
     address: str,
     revision: str | None,
     device: Literal["auto", "cpu", "cuda"],
-) -> Iterator["LocalAsker"]:
-    """Load `address` (what transformers takes) and answer with it. `attempt` counts from 0; each one halves the batch.
+) -> Iterator["TransformersClient"]:
+    """Load the model at `address` (anything transformers accepts). `attempt` counts from 0; each one halves the batch.
 
-    Raises ConfigError where there is no such model, it is no causal one, or its chat template cannot be used.
+    Raises ConfigError if there is no such model, it is not causal, or its chat template cannot be used.
     """
     with _as_config_error(config.model):
         settings = AutoConfig.from_pretrained(address, revision=revision)
         _check_causal(config.model, settings)
         tokenizer = AutoTokenizer.from_pretrained(address, revision=revision)
         model = _load(config, settings, address, revision)
-        asker = LocalAsker(config, model, tokenizer, batch_rows=max(1, config.batch_rows >> attempt))
+        client = TransformersClient(config, model, tokenizer, batch_rows=max(1, config.batch_rows >> attempt))
     model.to(choose_device(device, "fp32", siblings=1).name).eval()  # type: ignore[arg-type]
-    yield asker
+    yield client
 
 
 def _load(config: TransformersConfig, settings: Any, address: str, revision: str | None) -> PreTrainedModel:
@@ -88,15 +88,16 @@ def _load(config: TransformersConfig, settings: Any, address: str, revision: str
 
 
 def _check_causal(model: str, settings: Any) -> None:
-    """Encoders such as BERT are in transformers' causal mapping too: as decoders, which must be asked for."""
+    """Check that the architecture is a causal model. transformers' causal mapping also lists encoders such as BERT,
+    which are decoders only if their config says so."""
     kind, found = type(settings), f"teacher.model = '{model}': is no causal language model"
     architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(settings, "is_decoder", False)
     if architecture is None or encoder or settings.is_encoder_decoder:
         raise ConfigError(f"{found} (its type is '{settings.model_type}'); allowed: GPT, Llama, Qwen and their like")
-    if lacking := _READS - inspect.signature(architecture.forward).parameters.keys():
+    if missing := _REQUIRED_PARAMETERS - inspect.signature(architecture.forward).parameters.keys():
         raise ConfigError(
-            f"{found} that can be asked here (of type '{settings.model_type}', it takes no {sorted(lacking)[0]}); use "
+            f"{found} that can be asked here (of type '{settings.model_type}', it takes no {sorted(missing)[0]}); use "
             "kind: vllm"
         )
 
@@ -110,8 +111,8 @@ def _as_config_error(model: str) -> Iterator[None]:
         raise ConfigError(f"teacher.model = '{model}': cannot be loaded: {reason}") from None
 
 
-class LocalAsker:
-    """See `Asker`. Grammars are not enforced: completions are free then, and the parser decides."""
+class TransformersClient:
+    """See `CompletionClient`. Grammars are not enforced: such completions are unconstrained and left to the parser."""
 
     def __init__(
         self, config: TransformersConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_rows: int
@@ -120,13 +121,13 @@ class LocalAsker:
         self._name, self._seed, self._batch_rows = config.model, config.seed, batch_rows
         self._chat = has_chat_template(tokenizer)
         self._opening = [] if self._chat else _opening(tokenizer)
-        self._ends = _end_ids(model, tokenizer)
+        self._end_tokens = _end_ids(model, tokenizer)
         self._end = scoring.end_token(tokenizer, chat=self._chat)
-        self._paths = lru_cache(maxsize=64)(self._tokenised)
+        self._paths = lru_cache(maxsize=64)(self._tokenize)
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self._limit = int(limit) if limit else 2**31
-        self._reader = Reader(model)
-        if self._reader.one_row_only:
+        self._cached_model = CachedModel(model)
+        if self._cached_model.one_row_only:
             self._batch_rows = 1
 
     @property
@@ -140,40 +141,40 @@ class LocalAsker:
             "batch_rows": self._batch_rows,
         }
 
-    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        while window := list(islice(questions, _WINDOW_ROWS)):
+    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
+        while window := list(islice(requests, _WINDOW_ROWS)):
             groups: dict[tuple[Turn, ...], list[CompletionRequest]] = {}
-            for question in window:
-                groups.setdefault(question.prompt.shared, []).append(question)
+            for request in window:
+                groups.setdefault(request.prompt.shared, []).append(request)
             for shared, members in groups.items():
-                yield from self._answers(shared, members)
+                yield from self._complete(shared, members)
 
-    def _answers(
-        self, shared: tuple[Turn, ...], questions: list[CompletionRequest]
+    def _complete(
+        self, shared: tuple[Turn, ...], requests: list[CompletionRequest]
     ) -> Iterator[Completion | Rejection]:
         prefix, before, after = self._render(shared)
-        prompts = self._token_ids([f"{prefix}{before}{question.prompt.item}{after}" for question in questions])
+        prompts = self._token_ids([f"{prefix}{before}{request.prompt.item}{after}" for request in requests])
         (prefix_ids,) = self._token_ids([prefix])
         rows: dict[tuple[str, ...], list[BatchRow]] = {}
-        for question, token_ids in zip(questions, prompts, strict=True):
-            needed = max(map(len, self._paths(question.verbalizers, after)), default=1)
+        for request, token_ids in zip(requests, prompts, strict=True):
+            needed = max(map(len, self._paths(request.verbalizers, after)), default=1)
             if len(token_ids) + needed > self._limit:
                 detail = f"The prompt has {len(token_ids)} tokens, and the model's context is {self._limit}."
-                yield Rejection(question.key, "too-long", detail)
+                yield Rejection(request.key, "too-long", detail)
                 continue
-            alike = question.sampling_temperature == 0 or question.verbalizers
-            for samples in [question.samples] if alike else [(sample,) for sample in question.samples]:
-                rows.setdefault(question.verbalizers, []).append(BatchRow(question, samples, token_ids))
+            alike = request.sampling_temperature == 0 or request.verbalizers
+            for samples in [request.samples] if alike else [(sample,) for sample in request.samples]:
+                rows.setdefault(request.verbalizers, []).append(BatchRow(request, samples, token_ids))
         for verbalizers, members in rows.items():
             for batch in self._batches(members, len(prefix_ids)):
-                known = known_beginning(prefix_ids, [row.token_ids for row in batch])
+                known = common_prefix(prefix_ids, [row.token_ids for row in batch])
                 if verbalizers:
-                    yield from self._scored(batch, known, verbalizers, after)
+                    yield from self._score(batch, known, verbalizers, after)
                 else:
-                    yield from self._written(batch, known, after)
+                    yield from self._generate(batch, known, after)
 
     def _batches(self, rows: list[BatchRow], num_shared: int) -> Iterator[list[BatchRow]]:
-        """Longest first, so that a batch that does not fit fails at once."""
+        """Batches of rows, longest first, so that a batch that does not fit into memory fails right away."""
         rows = sorted(rows, key=lambda row: -len(row.token_ids))
         while rows:
             own = max(1, len(rows[0].token_ids) - num_shared)
@@ -191,50 +192,52 @@ class LocalAsker:
         found: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [self._opening + token_ids for token_ids in found]
 
-    def _tokenised(self, texts: tuple[str, ...], after: str) -> list[scoring.Path]:
-        """Of texts that are a completion, after a prompt that ends with `after`."""
+    def _tokenize(self, texts: tuple[str, ...], after: str) -> list[scoring.Path]:
+        """The tokens of each text as a completion of a prompt that ends with `after`."""
         return scoring.ended([scoring.continuation(self._tokenizer, after, text) for text in texts], self._end)
 
-    def _written(self, batch: list[BatchRow], known: list[int], after: str) -> Iterator[Completion]:
-        context, logits, cached = self._reader.start([row.token_ids for row in batch], known)
-        writing = {number: self._writing(row, cached[number], after) for number, row in enumerate(batch)}
+    def _generate(self, batch: list[BatchRow], known: list[int], after: str) -> Iterator[Completion]:
+        context, logits, cached = self._cached_model.prefill([row.token_ids for row in batch], known)
+        generations = {number: self._new_generation(row, cached[number], after) for number, row in enumerate(batch)}
         while True:
-            for number, completion in writing.items():
-                completion.add(logits[number][-1])
-                if completion.finish_reason:
-                    yield from completion.answers()
-            writing = {number: completion for number, completion in writing.items() if not completion.finish_reason}
-            if not writing:
+            for number, generation in generations.items():
+                generation.add(logits[number][-1])
+                if generation.finish_reason:
+                    yield from generation.completions()
+            generations = {
+                number: generation for number, generation in generations.items() if not generation.finish_reason
+            }
+            if not generations:
                 return
-            last = {number: completion.token_ids[-1:] for number, completion in writing.items()}
-            logits = self._reader.read(context, last)
+            last = {number: generation.token_ids[-1:] for number, generation in generations.items()}
+            logits = self._cached_model.extend(context, last)
 
-    def _writing(self, row: BatchRow, num_cached: int, after: str) -> Writing:
-        question = row.question
-        choice = question.constraint.choice if question.constraint else None
+    def _new_generation(self, row: BatchRow, num_cached: int, after: str) -> Generation:
+        request = row.request
+        choice = request.constraint.choice if request.constraint else None
         paths = self._paths(choice or (), after)
-        return Writing(
+        return Generation(
             row,
             num_cached,
             self._tokenizer,
-            limit=min(question.max_tokens, self._limit - len(row.token_ids)),
-            ends=self._ends,
+            limit=min(request.max_tokens, self._limit - len(row.token_ids)),
+            end_ids=self._end_tokens,
             one_line=not self._chat,
             choices=dict(zip(paths, choice or (), strict=True)),
-            generator=torch.Generator().manual_seed(seed_of(self._seed, question.key, row.samples[0])),
+            generator=torch.Generator().manual_seed(sample_seed(self._seed, request.key, row.samples[0])),
         )
 
-    def _scored(
+    def _score(
         self, batch: list[BatchRow], known: list[int], verbalizers: tuple[str, ...], after: str
     ) -> Iterator[Completion]:
         paths = self._paths(verbalizers, after)
-        context, logits, cached = self._reader.start([row.token_ids for row in batch], known)
+        context, logits, cached = self._cached_model.prefill([row.token_ids for row in batch], known)
         nodes = scoring.nodes(paths)
         after_node: dict[scoring.Path, dict[int, Tensor]] = {(): {number: part[0] for number, part in logits.items()}}
         for stem in (node for node in nodes if node and sum(node == other[: len(node)] for other in nodes) == 1):
-            read = self._reader.read(context.copied(), dict.fromkeys(logits, stem), every=True)
+            steps = self._cached_model.extend(context.copy(), dict.fromkeys(logits, stem), every=True)
             after_node |= {
-                stem[: at + 1]: {number: part[at] for number, part in read.items()} for at in range(len(stem))
+                stem[: at + 1]: {number: part[at] for number, part in steps.items()} for at in range(len(stem))
             }
         for number, row in enumerate(batch):
             next_token = {
@@ -243,7 +246,7 @@ class LocalAsker:
             scores = tuple(scoring.log_probabilities(paths, next_token))
             best = verbalizers[scores.index(max(scores))]
             for sample in row.samples:
-                yield Completion(row.question.key, sample, best, "stop", len(row.token_ids), cached[number], 0, scores)
+                yield Completion(row.request.key, sample, best, "stop", len(row.token_ids), cached[number], 0, scores)
 
 
 def _log_probabilities(logits: Tensor, token_ids: list[int]) -> dict[int, float]:
@@ -251,14 +254,14 @@ def _log_probabilities(logits: Tensor, token_ids: list[int]) -> dict[int, float]
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a plain text; what it would put after it would end the prompt before the answer.
-    A chat template writes its own."""
+    """The special tokens that the tokenizer puts before a plain text. Those it puts after a text are left out, since
+    they would end the prompt before the completion. A chat template writes its own."""
     token_ids, bare = tokenizer.encode("x"), tokenizer.encode("x", add_special_tokens=False)
     return next(token_ids[:at] for at in range(len(token_ids)) if token_ids[at : at + len(bare)] == bare)
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """A model can have several: the end of a text, and of a chat's turn."""
+    """The ids of all end tokens; a model can have several, such as the end of a text and of a chat turn."""
     named = getattr(model.generation_config, "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
     return frozenset(int(token) for token in [*several, tokenizer.eos_token_id] if token is not None)

@@ -1,1 +1,1 @@
-"""Engines of our own: Retort's side here, the side that runs in vLLM's environment in `engine/`."""
+"""Teachers on local vLLM engines. This package is Retort's side; `engine/` runs in vLLM's own environment."""

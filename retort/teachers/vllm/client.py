@@ -1,6 +1,7 @@
-"""The vLLM teacher: engines of our own, one process for each GPU or group of GPUs, in vLLM's environment.
+"""Completion client for local vLLM engines, one process per GPU or group of GPUs, in vLLM's own environment.
 
-Here is Retort's side; `engine/` runs on the other one, with another interpreter, and says what passes between them.
+This is Retort's side. `engine/` is the other side, which runs in another interpreter; its `__main__` documents the
+protocol between them.
 """
 
 import json
@@ -22,28 +23,28 @@ from retort.problems import Constraint
 from retort.teachers.requests import Completion, CompletionRequest, Rejection, Turn
 from retort.teachers.top_logprobs import TopLogprobs
 from retort.teachers.vllm.machine import Place, find_interpreter, places
-from retort.teachers.vllm.process import EngineChild, Message
+from retort.teachers.vllm.process import EngineProcess, Message
 
 ENGINE = Path(__file__).parent / "engine"
-_LESS_MEMORY = 0.9
-"""Factor on memory_share for each out-of-memory before."""
-_HAND_OUT = 64
-"""Questions taken from the caller at once, between two looks at what came."""
-_KEPT_PREFIXES = 32
+_MEMORY_FACTOR = 0.9
+"""Factor applied to memory_share for each previous out-of-memory error."""
+_DISPATCH_BATCH = 64
+"""Most requests taken from the caller before received messages are handled again."""
+_MAX_PREFIXES = 32
 _POLL_SECONDS = 0.25
 
-Events = queue.SimpleQueue[tuple[EngineChild, Message | None]]
+Events = queue.SimpleQueue[tuple[EngineProcess, Message | None]]
 
 
 @contextmanager
 def open_vllm(
     config: VllmConfig, attempt: int, address: str, revision: str | None, *, ignore_end: bool = False
-) -> Iterator["VllmAsker"]:
-    """Start the engines for the model at `address` (a folder, or a hub name with its revision); leaving ends them.
+) -> Iterator["VllmClient"]:
+    """Start the engines for the model at `address` (a folder, or a hub name with its revision); leaving stops them.
 
-    `attempt` n > 0 takes less memory and fewer sequences, for a retry after an out-of-memory. `ignore_end` is for
-    measuring speed: each completion takes all of max_tokens. Raises ConfigError where the environment, the GPUs, the
-    model or an option is to blame, ChildOutOfMemory, or TeacherUnavailable where an engine does not start.
+    `attempt` n > 0 is a retry after an out-of-memory error and uses less memory and fewer sequences. `ignore_end` is
+    for measuring speed: each completion then uses all of max_tokens. Raises ConfigError if the environment, the GPUs,
+    the model or an option is to blame, ChildOutOfMemory, or TeacherUnavailable if an engine does not start.
     """
     python, built_for = find_interpreter(config)
     options = _options(config, attempt, address, revision, ignore_end)
@@ -52,12 +53,12 @@ def open_vllm(
         engines = []
         for place in places(config, built_for):
             command = [python, str(ENGINE), json.dumps({**options, "device": place.device})]
-            engines.append(EngineChild(command, _environment(config, place), events, place.title))
+            engines.append(EngineProcess(command, _environment(config, place), events, place.title))
             stack.callback(engines[-1].close)
-        asker = VllmAsker(config, engines, events)
+        client = VllmClient(config, engines, events)
         try:
-            asker.wait_until_ready()
-            yield asker
+            client.wait_until_ready()
+            yield client
         except BaseException:
             for engine in engines:
                 engine.kill()
@@ -72,7 +73,7 @@ def _options(config: VllmConfig, attempt: int, address: str, revision: str | Non
         "parent": os.getpid(),
         "model": address,
         "revision": revision,
-        "memory_share": config.memory_share * _LESS_MEMORY**attempt,
+        "memory_share": config.memory_share * _MEMORY_FACTOR**attempt,
         "max_sequences": sequences and max(1, sequences >> attempt),
         "halvings": attempt,
         "ignore_end": ignore_end,
@@ -90,24 +91,24 @@ def _environment(config: VllmConfig, place: Place) -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class _UnderWay:
-    question: CompletionRequest
-    engine: EngineChild
-    answers_left: int
+class _InFlight:
+    request: CompletionRequest
+    engine: EngineProcess
+    samples_left: int
 
 
-class VllmAsker:
-    """See `Asker`."""
+class VllmClient:
+    """See `CompletionClient`."""
 
-    def __init__(self, config: VllmConfig, engines: list[EngineChild], events: Events) -> None:
+    def __init__(self, config: VllmConfig, engines: list[EngineProcess], events: Events) -> None:
         self._config = config
         self.engines = engines
         self._events = events
-        self._fatal: dict[EngineChild, Message] = {}
+        self._fatal: dict[EngineProcess, Message] = {}
         self._numbers = count()
         self._prefixes = {engine: _Prefixes(engine) for engine in engines}
         self.facts: dict[str, Any] = {}
-        """What the first engine said of itself when it was ready; `num_gpus` of all, `start_seconds` of the last."""
+        """The first engine's facts, with the total `num_gpus` and the longest `start_seconds` of all engines."""
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + self._config.start_seconds
@@ -116,76 +117,77 @@ class VllmAsker:
                 raise TeacherUnavailable(
                     f"{waiting[0].title} was not ready after teacher.start_seconds = {self._config.start_seconds:g}"
                 )
-            for engine, message in self._heard(wait=True):
+            for engine, message in self._received(wait=True):
                 engine.facts = message["ready"]
-        told = [engine.facts for engine in self.engines]
+        all_facts = [engine.facts for engine in self.engines]
         self.facts = {
-            **told[0],
-            "num_engines": len(told),
-            "num_gpus": sum(facts["num_gpus"] for facts in told),
-            "start_seconds": max(facts["start_seconds"] for facts in told),
+            **all_facts[0],
+            "num_engines": len(all_facts),
+            "num_gpus": sum(facts["num_gpus"] for facts in all_facts),
+            "start_seconds": max(facts["start_seconds"] for facts in all_facts),
         }
 
-    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        under_way: dict[int, _UnderWay] = {}
-        for engine in self.engines:  # of an iterator that was left early nobody wants the rest
-            engine.num_under_way = 0
+    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
+        in_flight: dict[int, _InFlight] = {}
+        for engine in self.engines:  # results of an abandoned iterator are dropped
+            engine.num_in_flight = 0
         more = True
-        while more or under_way:
-            more = more and self._hand_out(questions, under_way)
+        while more or in_flight:
+            more = more and self._dispatch(requests, in_flight)
             caller_seconds = 0.0
-            # Where the caller has more and an engine has room, only look whether something came.
-            for _, message in self._heard(wait=not (more and self._roomiest())):
-                for answer in _answers(message, under_way):
+            # If the caller has more requests and an engine has room, poll without waiting.
+            for _, message in self._received(wait=not (more and self._least_loaded())):
+                for outcome in _outcomes(message, in_flight):
                     given_at = time.monotonic()
-                    yield answer
+                    yield outcome
                     caller_seconds += time.monotonic() - given_at
             self._check_progress(caller_seconds)
 
-    def _hand_out(self, questions: Iterator[CompletionRequest], under_way: dict[int, _UnderWay]) -> bool:
-        """False when there are no more."""
-        for _ in range(_HAND_OUT):
-            if not (engine := self._roomiest()):
+    def _dispatch(self, requests: Iterator[CompletionRequest], in_flight: dict[int, _InFlight]) -> bool:
+        """Send requests to the engines while they have room; returns False once `requests` is exhausted."""
+        for _ in range(_DISPATCH_BATCH):
+            if not (engine := self._least_loaded()):
                 return True
-            if not (question := next(questions, None)):
+            if not (request := next(requests, None)):
                 return False
             number = next(self._numbers)
-            shared = self._prefixes[engine].number(question.prompt.shared)
-            if not engine.num_under_way:
+            shared = self._prefixes[engine].number(request.prompt.shared)
+            if not engine.num_in_flight:
                 engine.progress_at = time.monotonic()
-            engine.num_under_way += 1
-            under_way[number] = _UnderWay(question, engine, len(question.samples))
-            engine.tell(_asked(question, number, shared))
+            engine.num_in_flight += 1
+            in_flight[number] = _InFlight(request, engine, len(request.samples))
+            engine.send(_request_message(request, number, shared))
         return True
 
-    def _roomiest(self) -> EngineChild | None:
-        engine = min(self.engines, key=lambda engine: engine.num_under_way)
-        return engine if engine.num_under_way < engine.facts["window"] else None
+    def _least_loaded(self) -> EngineProcess | None:
+        engine = min(self.engines, key=lambda engine: engine.num_in_flight)
+        return engine if engine.num_in_flight < engine.facts["window"] else None
 
-    def _heard(self, wait: bool) -> Iterator[tuple[EngineChild, Message]]:
-        """What engines have said by now, or the first of it where there is nothing yet; nothing after a while.
+    def _received(self, wait: bool) -> Iterator[tuple[EngineProcess, Message]]:
+        """The messages received so far. If there are none and `wait` is set, waits briefly for the first one.
 
-        Raises what ended an engine.
+        Raises the error that ended an engine.
         """
         try:
-            heard = [self._events.get(timeout=_POLL_SECONDS) if wait else self._events.get_nowait()]
+            events = [self._events.get(timeout=_POLL_SECONDS) if wait else self._events.get_nowait()]
         except queue.Empty:
             return
-        heard += [self._events.get_nowait() for _ in range(self._events.qsize())]
-        for engine, message in heard:
+        events += [self._events.get_nowait() for _ in range(self._events.qsize())]
+        for engine, message in events:
             if message and "fatal" in message:
                 self._fatal[engine] = message["fatal"]
             elif message:
                 yield engine, message
-        for engine, message in heard:
+        for engine, message in events:
             if message is None:
-                raise engine.death(self._config, self._fatal.get(engine))
+                raise engine.exit_error(self._config, self._fatal.get(engine))
 
     def _check_progress(self, caller_seconds: float) -> None:
-        """An engine may have been idle while the caller was busy with what it got."""
+        """Kill an engine that has stalled. Time spent in the caller does not count, since the engine may have been idle
+        meanwhile."""
         for engine in self.engines:
             engine.progress_at += caller_seconds
-            if engine.num_under_way and engine.stalled_seconds() > self._config.stall_seconds and self._events.empty():
+            if engine.num_in_flight and engine.stalled_seconds() > self._config.stall_seconds and self._events.empty():
                 engine.kill()
                 raise TeacherUnavailable(
                     f"{engine.title} hung and was ended: no token for teacher.stall_seconds = "
@@ -193,20 +195,20 @@ class VllmAsker:
                 )
 
 
-def _answers(message: Message, under_way: dict[int, _UnderWay]) -> Iterator[Completion | Rejection]:
-    asked = under_way.get(message["id"])
-    if not asked:
-        return  # of an iterator that was left early
-    refused = message.get("refused")
-    asked.answers_left -= 1
-    if refused or not asked.answers_left:
-        del under_way[message["id"]]
-        asked.engine.num_under_way -= 1
-    if refused:
-        yield Rejection(asked.question.key, refused, message["detail"])
+def _outcomes(message: Message, in_flight: dict[int, _InFlight]) -> Iterator[Completion | Rejection]:
+    pending = in_flight.get(message["id"])
+    if not pending:
+        return  # belongs to an abandoned iterator
+    reason = message.get("refused")
+    pending.samples_left -= 1
+    if reason or not pending.samples_left:
+        del in_flight[message["id"]]
+        pending.engine.num_in_flight -= 1
+    if reason:
+        yield Rejection(pending.request.key, reason, message["detail"])
         return
     yield Completion(
-        key=asked.question.key,
+        key=pending.request.key,
         sample=message["sample"],
         text=message["text"],
         finish_reason=message["finish_reason"],
@@ -224,18 +226,18 @@ def _top(message: Message) -> TopLogprobs | None:
     return TopLogprobs(top["k"], top["tokenizer"], *map(b64decode, top["packed"]))
 
 
-def _asked(question: CompletionRequest, number: int, shared: int) -> Message:
+def _request_message(request: CompletionRequest, number: int, shared: int) -> Message:
     return {
         "id": number,
         "shared": shared,
-        "item": question.prompt.item,
-        "constraint": _constraint(question.constraint),
-        "temperature": question.sampling_temperature,
-        "top_p": question.top_p,
-        "max_tokens": question.max_tokens,
-        "samples": list(question.samples),
-        "verbalizers": list(question.verbalizers),
-        "top_logprobs": question.top_logprobs,
+        "item": request.prompt.item,
+        "constraint": _constraint(request.constraint),
+        "temperature": request.sampling_temperature,
+        "top_p": request.top_p,
+        "max_tokens": request.max_tokens,
+        "samples": list(request.samples),
+        "verbalizers": list(request.verbalizers),
+        "top_logprobs": request.top_logprobs,
     }
 
 
@@ -248,23 +250,24 @@ def _constraint(constraint: Constraint | None) -> Message | None:
 
 
 class _Prefixes:
-    """The shared turns that an engine knows by number: those used last."""
+    """Assigns numbers to shared turns and sends them to an engine, which keeps the most recently used ones."""
 
-    def __init__(self, engine: EngineChild) -> None:
+    def __init__(self, engine: EngineProcess) -> None:
         self._engine = engine
         self._known: OrderedDict[int, tuple[int, tuple[Turn, ...]]] = OrderedDict()
         self._numbers = count()
 
     def number(self, shared: tuple[Turn, ...]) -> int:
-        """By identity, as hashing a thousand demonstrations for each row would take its time."""
+        """The number of the shared turns, looked up by object identity, since hashing a thousand demonstrations for
+        each row would be slow."""
         if known := self._known.get(id(shared)):
             self._known.move_to_end(id(shared))
             return known[0]
         number = next(self._numbers)
-        self._known[id(shared)] = (number, shared)  # kept, so that no other tuple gets its id
+        self._known[id(shared)] = (number, shared)  # holds a reference, so that no other tuple gets the same id
         turns = [{"role": turn.role, "content": turn.content} for turn in shared]
-        self._engine.tell({"shared": number, "turns": turns})
-        if len(self._known) > _KEPT_PREFIXES:
+        self._engine.send({"shared": number, "turns": turns})
+        if len(self._known) > _MAX_PREFIXES:
             _, (oldest, _) = self._known.popitem(last=False)
-            self._engine.tell({"forget": oldest})
+            self._engine.send({"forget": oldest})
         return number

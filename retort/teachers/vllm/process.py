@@ -1,4 +1,4 @@
-"""One vLLM engine as a child process in a group of its own: what it is told, what it says, and how it ended."""
+"""One vLLM engine as a child process in its own process group: messages to it, messages from it, and how it ended."""
 
 import contextlib
 import json
@@ -19,32 +19,32 @@ from retort.teachers.vllm.engine import failures
 
 Message = dict[str, Any]
 
-_KEPT_LINES, _SHOWN_LINES = 400, 3
+_MAX_LINES, _SHOWN_LINES = 400, 3
 _CLOSE_SECONDS = 5.0
-"""For an idle engine to end by itself, and for the kernel to end a killed group."""
+"""How long to wait for an idle engine to exit by itself, and for a killed process group to be gone."""
 _log = logging.getLogger("retort.teachers.vllm")
 
 
-class EngineChild:
-    """`events` gets (this engine, message) for all that it says beside heartbeats, and (this engine, None) when it has
-    ended; what it said before comes first."""
+class EngineProcess:
+    """A running engine. `events` receives (this engine, message) for every message except heartbeats, and finally
+    (this engine, None) once the engine has ended."""
 
     def __init__(
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        events: "queue.SimpleQueue[tuple[EngineChild, Message | None]]",
+        events: "queue.SimpleQueue[tuple[EngineProcess, Message | None]]",
         title: str,
     ) -> None:
         self.title = title
-        """Names it in messages: `the vLLM engine (GPU 0)`."""
+        """The engine's name in messages, such as `the vLLM engine (GPU 0)`."""
         self.facts: Message = {}
-        """What it said when it was ready."""
-        self.num_under_way = 0
-        """Questions that it has and has not answered, as its user counts them."""
+        """What the engine reported when it was ready."""
+        self.num_in_flight = 0
+        """Requests that the engine has not completed, as counted by the client."""
         self.progress_at = time.monotonic()
-        """When it last said something new."""
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        """time.monotonic() of the last sign of progress."""
+        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._events = events
         pipe = subprocess.PIPE
@@ -65,13 +65,13 @@ class EngineChild:
         thread.start()
         return thread
 
-    def tell(self, message: Message) -> None:
-        """Never waits, so that an engine that hangs does not hang its user."""
+    def send(self, message: Message) -> None:
+        """Send a message without blocking, so that an engine that hangs does not hang the client."""
         self._outbox.put(json.dumps(message).encode() + b"\n")
 
     @property
     def pid(self) -> int:
-        """Of the process, and of its group."""
+        """Id of the process and of its process group."""
         return self._process.pid
 
     def stalled_seconds(self) -> float:
@@ -90,7 +90,7 @@ class EngineChild:
             for line in stdout:
                 try:
                     message = json.loads(line)
-                except ValueError:  # cut off by its death
+                except ValueError:  # truncated because the engine died
                     continue
                 if alive := message.get("alive"):
                     if alive["tokens"] == tokens:
@@ -113,7 +113,7 @@ class EngineChild:
                     _log.info("%s", text)
 
     def _wait(self) -> None:
-        """Its own processes hold its pipes open, so that without it they would keep us waiting for more."""
+        """Kill the process group once the engine has ended: its child processes would keep the pipes open forever."""
         self._process.wait()
         self._kill_group()
 
@@ -122,7 +122,7 @@ class EngineChild:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
-        """End it and all that it started, and wait until it is gone."""
+        """Kill the engine and everything it started, and wait until they are gone."""
         self._outbox.put(None)
         if self._process.returncode is None:
             self._kill_group()
@@ -130,22 +130,22 @@ class EngineChild:
             thread.join(_CLOSE_SECONDS)
 
     def close(self) -> None:
-        """Let it end by itself if nothing is under way, so that vLLM gives back what it shares; then end it anyhow."""
+        """Let the engine exit by itself if nothing is in flight, so that vLLM frees shared resources; then kill it."""
         self._outbox.put(None)
-        if not self.num_under_way:
+        if not self.num_in_flight:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_CLOSE_SECONDS)
         self.kill()
 
-    def death(self, config: VllmConfig, fatal: Message | None) -> RetortError:
-        """Why it ended, after it has. `fatal` is what it said last, if it could."""
+    def exit_error(self, config: VllmConfig, fatal: Message | None) -> RetortError:
+        """The reason why the engine has ended. `fatal` is its last message, if it could send one."""
         detail = fatal["detail"] if fatal else ""
         reason, field = (fatal["reason"], fatal["field"]) if fatal else ("engine", "")
-        if reason == "engine" and (heard := failures.raised(self._lines)):
-            # Of the process of vLLM's that failed, whose user only learns that it did.
-            told, told_field = failures.classify(heard)
-            if told == "out-of-memory" or (told in ("model", "config") and not self.facts):
-                reason, field, detail = told, told_field, heard
+        if reason == "engine" and (exception := failures.last_exception(self._lines)):
+            # The log has the exception of the vLLM process that failed; its parent only reports that it failed.
+            log_reason, log_field = failures.classify(exception)
+            if log_reason == "out-of-memory" or (log_reason in ("model", "config") and not self.facts):
+                reason, field, detail = log_reason, log_field, exception
         match reason:
             case "out-of-memory":
                 return ChildOutOfMemory(f"{self.title} ran out of memory: {detail}")
@@ -156,9 +156,9 @@ class EngineChild:
                 value = getattr(config, field) if field else None
                 name = f"teacher{field and '.'}{field}" + (f" = {value}" if value is not None else "")
                 return ConfigError(f"{name}: vLLM refuses it: {detail}")
-        return TeacherUnavailable(f"{self.title} {self._ending()}{self._last_words(detail)}")
+        return TeacherUnavailable(f"{self.title} {self._exit_description()}{self._log_tail(detail)}")
 
-    def _ending(self) -> str:
+    def _exit_description(self) -> str:
         code = self._process.returncode
         if code is None:
             return "closed its pipe"
@@ -166,7 +166,7 @@ class EngineChild:
             return f"was ended by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
-    def _last_words(self, detail: str) -> str:
+    def _log_tail(self, detail: str) -> str:
         if detail:
             return f": {detail}"
         lines = [line[-300:] for line in list(self._lines)[-_SHOWN_LINES:]]

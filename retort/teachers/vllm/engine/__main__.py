@@ -1,23 +1,24 @@
 """The vLLM teacher's engine: `PYTHON retort/teachers/vllm/engine OPTIONS`, with the interpreter of vLLM's environment.
 
-Retort is not installed there: the modules of this folder import each other by their plain names, and nothing else of
-Retort. OPTIONS is a JSON object, which `retort.teachers.vllm` writes. On standard input come JSON lines:
+Retort is not installed there, so the modules in this folder import each other by plain name and nothing else of Retort.
+For the same reason, none of them may have the name of a package that vLLM imports (such as `requests`).
+OPTIONS is a JSON object written by `retort.teachers.vllm`. Standard input carries JSON lines:
 
-    {"shared": 1, "turns": [{"role", "content"}, ...]}   turns that questions refer to; {"forget": 1} ends it
+    {"shared": 1, "turns": [{"role", "content"}, ...]}   turns that requests refer to, until {"forget": 1}
     {"id", "shared": 1, "item", "constraint": {"choice": [...]} | {"grammar": "..."} | null,
      "temperature", "top_p", "max_tokens", "samples": [0, ...], "verbalizers": [...],
      "top_logprobs": k}
 
-and on standard output go
+Standard output carries
 
-    {"ready": {...}}                                      once: what the engine says of itself
+    {"ready": {...}}                                      once: the engine's facts
     {"id", "sample", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores"},
-        and, where they were asked for, "top": {"k", "tokenizer", "packed": [three in base64]}, see toplogprobs.py
-    {"id", "refused": REASON, "detail"}                   in the place of all of a question's answers
-    {"alive": {"unfinished", "tokens"}}                   twice a second, as long as anything is under way
-    {"fatal": {"reason", "field", "detail"}}              the last one, see `failures.fatal`
+        and, if requested, "top": {"k", "tokenizer", "packed": [three in base64]}, see toplogprobs.py
+    {"id", "refused": REASON, "detail"}                   instead of all completions of a request
+    {"alive": {"unfinished", "tokens"}}                   twice a second while anything is in flight
+    {"fatal": {"reason", "field", "detail"}}              the last message, see `failures.fatal`
 
-When standard input ends, what is under way is finished, and the engine ends. When Retort is gone, it ends at once.
+When standard input ends, the engine finishes what is in flight and exits. When Retort dies, it exits at once.
 """
 
 import json
@@ -44,8 +45,8 @@ def main() -> None:
     phase: failures.Phase = "config"
     try:
         if options["device"] == "cpu":
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its own processes take 50 s more to start there
-        if not TYPE_CHECKING:  # late, as it imports vLLM
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # vLLM's child processes take 50 s longer to start there
+        if not TYPE_CHECKING:  # imported late because it imports vLLM
             from session import Session, engine_config
         config = engine_config(options)
         phase = "start"
@@ -54,31 +55,31 @@ def main() -> None:
         wire.send({"ready": {**session.facts(), "start_seconds": round(time.monotonic() - started, 3)}})
         _serve(session, wire)
         session.close()
-    except Exception as error:  # whatever it was, it is told, and then the process ends
+    except Exception as error:  # whatever it is, it is reported before the process exits
         traceback.print_exc()
         wire.send({"fatal": failures.fatal(error, phase)})
         os._exit(1)
-    os._exit(0)  # vLLM's threads would take their time
+    os._exit(0)  # a regular exit would wait for vLLM's threads
 
 
 def _serve(session: "Session", wire: Wire) -> None:
     wire.beat(session.alive)
     open_ended = True
     while open_ended or session.unfinished:
-        answers: list[Message] = []
+        replies: list[Message] = []
         while open_ended and session.unfinished < session.window:
             try:
-                message = wire.inbox.get(block=not (session.unfinished or answers))
+                message = wire.inbox.get(block=not (session.unfinished or replies))
             except queue.Empty:
                 break
             if message is None:
                 open_ended = False
             else:
-                answers += session.admit(message)
+                replies += session.admit(message)
         if session.unfinished:
-            answers += session.step()
-        if answers:
-            wire.send(*answers)
+            replies += session.step()
+        if replies:
+            wire.send(*replies)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Why an engine did not start or died, from what it said. Imports the standard library alone: both sides read it."""
+"""Classifies why an engine did not start or died. Imports only the standard library, since both sides use it."""
 
 import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
 Phase = Literal["config", "start", "work"]
-"""vLLM reads the model's config and ours; it loads and compiles; it answers."""
+"""config: vLLM reads the model's config and its options. start: it loads and compiles. work: it serves requests."""
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|less than desired|less than requested memory for kv|can(no|')t allocate memory",
@@ -18,7 +18,7 @@ _FIELDS = {
     "tensor_parallel": r"tensor.parallel|attention heads|divisible by",
     "dtype": r"\bdtype\b|bfloat16|float16",
 }
-"""Of the teacher's config, and how vLLM speaks of them."""
+"""Fields of the teacher's config, and patterns of vLLM's error messages about them."""
 _MODEL = re.compile(
     r"runner|architecture|not supported for now|local folder|valid model|config\.json|model_type|couldn't connect"
     r"|repository|safetensors|weights|tokenizer|can't load|unrecognized model|revision|recognize|header",
@@ -34,8 +34,8 @@ class BadTemplate(Exception):
 
 
 def fatal(error: BaseException, phase: Phase) -> dict[str, str]:
-    """What Retort is told before the engine ends: `reason` and `field` as `classify` gives them, `detail` one line."""
-    detail = told(error)
+    """The engine's last message to Retort: `reason` and `field` as in `classify`, and `detail`, one line."""
+    detail = describe(error)
     reason, field = classify(detail)
     if isinstance(error, BadTemplate):
         reason, field = "model", ""
@@ -47,8 +47,8 @@ def fatal(error: BaseException, phase: Phase) -> dict[str, str]:
 
 
 def classify(text: str) -> tuple[str, str]:
-    """(reason, field): `out-of-memory`; `config` with the field of the teacher's config that it is about; `model`; or
-    `engine` where nothing tells."""
+    """(reason, field) for an error text: `out-of-memory`; `config`, with the field of the teacher's config that is to
+    blame; `model`; or `engine` if the cause is unknown."""
     if _OUT_OF_MEMORY.search(text):
         return "out-of-memory", ""
     for field, pattern in _FIELDS.items():
@@ -58,12 +58,12 @@ def classify(text: str) -> tuple[str, str]:
 
 
 def is_other_kind(detail: str) -> bool:
-    """Whether what was told of a model is that it is no causal language model."""
+    """Whether the error says that the model is not a causal language model."""
     return bool(re.search("runner|architecture|decoder|not supported for now", detail))
 
 
-def told(error: BaseException) -> str:
-    """An exception as one line. Of pydantic's the first reason, without the wrapping, which repeats all settings."""
+def describe(error: BaseException) -> str:
+    """An exception as one line; for pydantic's, only the first reason, since the full text repeats all settings."""
     listed: Any = getattr(error, "errors", None)
     if callable(listed):
         return str(listed()[0]["msg"]).removeprefix("Value error, ")[:_MOST_CHARACTERS]
@@ -72,9 +72,9 @@ def told(error: BaseException) -> str:
     return ": ".join(part for part in (name, first) if part)[:_MOST_CHARACTERS]
 
 
-def raised(lines: Iterable[str]) -> str:
-    """The exception that a log ends with, as one line, or before it one about memory; "" where there is none. What
-    another process only heard of does not count."""
+def last_exception(lines: Iterable[str]) -> str:
+    """The last exception in a log, as one line, or the last one about memory if there is any; "" if there is none.
+    Exceptions that only report the failure of another process are ignored."""
     found = [match[0].strip()[:_MOST_CHARACTERS] for line in lines if (match := _RAISED.search(line))]
     own = [text for text in found if not _HEARSAY.search(text)]
     memory = [text for text in own if _OUT_OF_MEMORY.search(text)]

@@ -1,4 +1,4 @@
-"""Prompts as token ids: of the turns that rows share once, of each row only its own part."""
+"""Tokenizes prompts: the turns that rows share only once, and for each row only its own part."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ else:
 
 
 class Prefix:
-    """Shared turns, for one tokenizer. Raises ValueError where its chat template cannot take them."""
+    """Tokenized shared turns. Raises ValueError if the tokenizer's chat template does not accept them."""
 
     def __init__(self, tokenizer: Any, shared: "rendering.Chat") -> None:
         self._tokenizer = tokenizer
@@ -21,8 +21,8 @@ class Prefix:
     def prompt(self, item: str) -> list[int]:
         """The token ids of a row's whole prompt.
 
-        The first row's are computed both ways: a tokenizer can join what stands on both sides of the cut, and then
-        every row's prompt is tokenised as a whole.
+        The first row is tokenized both in parts and as a whole: if the results differ, because the tokenizer merges
+        characters across the boundary, every row's prompt is tokenized as a whole.
         """
         row = f"{self._before}{item}{self.after}"
         in_parts = self._token_ids + self._tokenizer.encode(row, add_special_tokens=False)
@@ -31,8 +31,9 @@ class Prefix:
         return in_parts if self._parts else self._beginning(self._text + row)
 
     def _beginning(self, text: str) -> list[int]:
-        """A chat template has written its own special tokens. Elsewhere the tokenizer adds those that begin a text;
-        one that it adds at the end would end the prompt before the answer."""
+        """The token ids of a text that begins a prompt. A chat template has written its own special tokens; otherwise
+        the tokenizer adds those that begin a text. One that it adds at the end is removed, since it would end the
+        prompt before the completion."""
         token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not self._chat)
         if not self._chat:
             end = self._tokenizer.eos_token_id

@@ -1,7 +1,7 @@
-"""vLLM's engine and the questions under way in it. Runs in vLLM's environment only.
+"""A vLLM engine and the tasks in flight in it. Runs only in vLLM's environment.
 
-Rows join and leave the batch as they come and finish. Requests are vLLM's: one for each sample of a question, or for
-each node of its verbalizers' trie.
+Rows join the batch as they arrive and leave it as they finish. A task consists of vLLM requests: one per sample, or one
+per node of the verbalizers' trie.
 """
 
 import os
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from retort.teachers.vllm.engine.failures import BadTemplate
     from retort.teachers.vllm.engine.prefixes import Prefix
     from retort.teachers.vllm.engine.rendering import has_chat_template
-    from retort.teachers.vllm.engine.requests import Asked, Message, Scored, Written
+    from retort.teachers.vllm.engine.vllm_tasks import CompletionTask, Message, ScoringTask, Task
 else:
     from failures import BadTemplate
     from prefixes import Prefix
-    from questions import Asked, Message, Scored, Written
     from rendering import has_chat_template
+    from vllm_tasks import CompletionTask, Message, ScoringTask, Task
 
 WINDOW_BATCHES = 3
-"""Requests that the engine holds, in terms of those it computes side by side: the others wait to take their places."""
+"""Requests that the engine holds, in multiples of those it computes concurrently; the others wait to replace them."""
 CPU_CACHE_BYTES = 4 * 2**30
-"""Most that keys and values take of a machine's memory where there is no GPU."""
+"""Most memory for keys and values on a machine without a GPU."""
 
 
 def engine_config(options: Mapping[str, Any]) -> Any:
-    """vLLM's whole configuration. Raises whatever vLLM does where the model or an option does not fit."""
+    """vLLM's complete configuration. Raises whatever vLLM raises if the model or an option does not fit."""
     config = _arguments(options).create_engine_config(UsageContext.LLM_CLASS)
     if options["halvings"] and not options["max_sequences"]:
         halved = max(1, config.scheduler_config.max_num_seqs >> options["halvings"])
@@ -60,13 +60,13 @@ def _arguments(options: Mapping[str, Any]) -> Any:
     if options["weights"] == "random":
         given["load_format"] = "dummy"
     if options["device"] == "cpu":
-        given["enforce_eager"] = True  # else it compiles for a minute, and needs a compiler
+        given["enforce_eager"] = True  # otherwise it compiles for a minute, and needs a compiler
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             most = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 2)
             given["kv_cache_memory_bytes"] = int(most * options["memory_share"])
     return EngineArgs(
         model=options["model"],
-        runner="generate",  # else an encoder is taken as well, for embeddings
+        runner="generate",  # otherwise vLLM would also accept an encoder, for embeddings
         tokenizer_mode="hf",
         dtype=options["dtype"],
         seed=options["seed"],
@@ -85,7 +85,7 @@ class Session:
         self._options = options
         self._tokenizer = self._engine.get_tokenizer()
         self._prefixes: dict[int, Prefix] = {}
-        self._under_way: dict[str, Asked] = {}
+        self._in_flight: dict[str, Task] = {}
         self._finished_tokens = self._tokens = 0
         self._counted_at = 0.0
         self.window = WINDOW_BATCHES * config.scheduler_config.max_num_seqs
@@ -111,15 +111,15 @@ class Session:
 
     @property
     def unfinished(self) -> int:
-        return len(self._under_way)
+        return len(self._in_flight)
 
     def alive(self) -> Message | None:
-        """Of the last step: the main thread counts, since the engine is its own."""
-        return {"unfinished": self.unfinished, "tokens": self._tokens} if self._under_way else None
+        """The heartbeat's content, as counted after the last step: only the main thread may access the engine."""
+        return {"unfinished": self.unfinished, "tokens": self._tokens} if self._in_flight else None
 
     def admit(self, message: Message) -> list[Message]:
-        """Take one message; what there is to answer at once. Raises BadTemplate for turns that the model's
-        chat template refuses."""
+        """Handle one message and return immediate replies. Raises BadTemplate for turns that the model's chat template
+        rejects."""
         if "turns" in message:
             try:
                 self._prefixes[message["shared"]] = Prefix(self._tokenizer, message["turns"])
@@ -130,31 +130,31 @@ class Session:
             del self._prefixes[message["forget"]]
             return []
         try:
-            asked = self._asked(message)
-            if needed := asked.too_long(self._config.model_config.max_model_len):
-                return [{"id": message["id"], "refused": "too-long", "detail": needed}]
-            for name, request in asked.requests.items():
+            task = self._new_task(message)
+            if problem := task.too_long(self._config.model_config.max_model_len):
+                return [{"id": message["id"], "refused": "too-long", "detail": problem}]
+            for name, request in task.vllm_requests.items():
                 prompt, parameters = {"prompt_token_ids": request.token_ids}, SamplingParams(**request.parameters)
                 self._engine.add_request(name, prompt, parameters)
-                self._under_way[name] = asked
-        except (VLLMValidationError, ValueError, TypeError) as error:  # text that is no Unicode is among them
+                self._in_flight[name] = task
+        except (VLLMValidationError, ValueError, TypeError) as error:  # also raised for text that is not valid Unicode
             reason = "bad-constraint" if message["constraint"] else "rejected"
             return [{"id": message["id"], "refused": reason, "detail": f"vLLM refuses it: {error}"}]
         return []
 
-    def _asked(self, message: Message) -> Asked:
-        kind = Scored if message["verbalizers"] else Written
+    def _new_task(self, message: Message) -> Task:
+        kind = ScoringTask if message["verbalizers"] else CompletionTask
         return kind(message, self._prefixes[message["shared"]], self._tokenizer, self._options)
 
     def step(self) -> list[Message]:
-        """Let the engine compute once; what came to an end."""
-        answers: list[Message] = []
+        """Let the engine compute one step and return the replies of the requests that finished."""
+        replies: list[Message] = []
         for output in self._engine.step():
-            asked = self._under_way.pop(output.request_id)
+            task = self._in_flight.pop(output.request_id)
             self._finished_tokens += len(output.outputs[0].token_ids)
-            answers += asked.take(output)
+            replies += task.take(output)
         self._count()
-        return answers
+        return replies
 
     def _count(self) -> None:
         if time.monotonic() - self._counted_at > 0.25:
@@ -163,5 +163,5 @@ class Session:
             self._counted_at = time.monotonic()
 
     def close(self) -> None:
-        """End vLLM's own processes, which gives back what they share."""
+        """Stop vLLM's child processes, which frees the resources they share."""
         self._engine.engine_core.shutdown()

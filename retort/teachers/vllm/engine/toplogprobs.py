@@ -1,5 +1,5 @@
-"""A completion's likeliest next tokens, token by token, in bytes. Imports the standard library alone, as `rendering`
-imports nothing: vLLM's environment runs it too."""
+"""Packs a completion's top log-probabilities into bytes. Imports only the standard library, since it also runs in
+vLLM's environment."""
 
 import hashlib
 import json
@@ -10,23 +10,26 @@ from functools import lru_cache
 from typing import Any
 
 PADDING = (0, -math.inf)
-"""In the place of a token that is not there: a vocabulary can be smaller than k."""
+"""Fills lists with fewer than k tokens, since a vocabulary can be smaller than k."""
 
 
 @lru_cache(maxsize=8)
 def tokenizer_identity(tokenizer: Any) -> str:
-    """16 hex digits that stand for what each id means: the vocabulary with its added tokens.
+    """16 hex digits that identify what each token id means: a digest of the vocabulary with its added tokens.
 
-    How a text is parted into tokens is not in it, for whoever learns from the ids takes them as they were written.
+    How the tokenizer splits text is not part of it, since a student learns from the ids as they were generated.
     """
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
 
-def packed(token_ids: Sequence[int], listed: Iterable[Mapping[int, float]], k: int) -> tuple[bytes, bytes, bytes]:
-    """`token_ids` `(tokens,)` as int32; the k likeliest of `listed`, ids as int32 and natural log-probabilities as
-    float32, both `(tokens, k)`, likeliest first. All little-endian. `listed` holds, for each of the tokens,
-    log-probabilities by id; more than k or fewer."""
+def pack(token_ids: Sequence[int], listed: Iterable[Mapping[int, float]], k: int) -> tuple[bytes, bytes, bytes]:
+    """Pack a completion as (token ids, top ids, top log-probabilities), all little-endian.
+
+    The token ids are int32 `(tokens,)`; the k likeliest of `listed` are int32 ids and float32 natural
+    log-probabilities, both `(tokens, k)`, likeliest first. `listed` holds log-probabilities by id for each token,
+    possibly more or fewer than k.
+    """
     rows = [sorted(at.items(), key=lambda one: (-one[1], one[0]))[:k] for at in listed]
     flat = [one for row in rows for one in [*row, *[PADDING] * (k - len(row))]]
     return (

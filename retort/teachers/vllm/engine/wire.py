@@ -1,6 +1,6 @@
-"""The engine's side of the pipe to Retort: JSON lines in and out, a heartbeat, and the end of all when Retort is gone.
+"""The engine's end of the pipe to Retort: JSON lines in and out, a heartbeat, and a shutdown when Retort dies.
 
-Imports the standard library alone, as it must be at work before vLLM is imported, which prints to standard output.
+Imports only the standard library, since it must be set up before vLLM is imported, which prints to standard output.
 """
 
 import json
@@ -19,8 +19,8 @@ _PARENT_EVERY_SECONDS = 0.5
 
 
 class Wire:
-    """Takes standard input and output for itself: what anything else prints goes to standard error from here on, and
-    processes that vLLM forks find neither a pipe to read from nor a lock on one that a thread held."""
+    """Takes over standard input and output: from here on, other code's prints go to standard error, and processes that
+    vLLM forks inherit neither the input pipe nor a lock on it held by a thread."""
 
     def __init__(self, parent: int) -> None:
         """`parent` is Retort's process id."""
@@ -31,7 +31,7 @@ class Wire:
         os.close(nothing)
         self._lock = threading.Lock()
         self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        """What Retort said; None at its end."""
+        """Messages from Retort; None at the end of standard input."""
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -45,7 +45,7 @@ class Wire:
             end_all()
 
     def beat(self, state: Callable[[], Message | None]) -> None:
-        """Say `{"alive": state()}` from now on, in a thread of its own; nothing where the state is None."""
+        """Send `{"alive": state()}` periodically from a background thread, except while the state is None."""
 
         def beating() -> None:
             while True:
@@ -62,14 +62,15 @@ class Wire:
 
 
 def _end_with(parent: int) -> None:
-    """Standard input ends too when Retort dies, but that is also how it says that nothing more will come."""
+    """Exit once the parent is gone. The end of standard input does not tell, since it also means that no more requests
+    will come."""
     while os.getppid() == parent:
         time.sleep(_PARENT_EVERY_SECONDS)
     end_all()
 
 
 def end_all() -> None:
-    """This process and those that vLLM started, however busy they are."""
+    """Kill this process and those that vLLM started, however busy they are."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -1,4 +1,5 @@
-"""The rounds: what is asked, what is found, what is set aside. The teacher is scripted; ledger and store are real."""
+"""The labeler's rounds: what is requested, what is in the ledger, what is set aside. The teacher is scripted; ledger
+and store are real."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,17 +22,17 @@ from retort.teachers.request_builder import request_builder
 from retort.teachers.requests import Completion, CompletionClient, CompletionRequest, OpenClient, Rejection
 from retort.teachers.usage import Usage
 
-LABELLED = [Example(f"l{n}", f"gold {n}", ["bad", "good"][n % 2]) for n in range(4)]
+LABELED = [Example(f"l{n}", f"gold {n}", ["bad", "good"][n % 2]) for n in range(4)]
 Script = Callable[[CompletionRequest, int], str | Rejection]
 
 
 class Scripted:
-    """Answers by a script, and counts what it was asked."""
+    """A client that completes requests by a script and counts them."""
 
     def __init__(self, script: Script, die_after: int | None = None) -> None:
         self.script, self.die_after = script, die_after
         self.asked: Counter[str] = Counter()
-        self.questions: list[CompletionRequest] = []
+        self.requests: list[CompletionRequest] = []
         self.starts = 0
         self.facts: dict[str, Any] = {"num_gpus": 2}
 
@@ -40,18 +41,18 @@ class Scripted:
         self.starts += 1
         yield self
 
-    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        for number, question in enumerate(questions):
+    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
+        for number, request in enumerate(requests):
             if number == self.die_after:
                 raise TeacherUnavailable("the engine died")
-            self.questions.append(question)
-            for sample in question.samples:
-                self.asked[question.prompt.item] += 1
-                said = self.script(question, sample)
+            self.requests.append(request)
+            for sample in request.samples:
+                self.asked[request.prompt.item] += 1
+                said = self.script(request, sample)
                 if isinstance(said, Rejection):
                     yield said
                     break
-                yield Completion(question.key, sample, said, "stop", 100, 90, 2)
+                yield Completion(request.key, sample, said, "stop", 100, 90, 2)
 
 
 class Desk:
@@ -63,22 +64,22 @@ class Desk:
         rows = ({"example_id": f"u{n}", "text": text} for n, text in enumerate(texts))
         write_rows(self.rows, EXAMPLES, rows)
 
-    def label(self, asker: Scripted, **settings: Any) -> list[Outcome]:
+    def label(self, client: Scripted, **settings: Any) -> list[Outcome]:
         base = {"kind": "endpoint", "url": "http://localhost", "model": "m"}
         teacher = EndpointConfig.model_validate({**base, **settings})
         problem = Classification(["bad", "good"])
         self.spent = Usage(teacher.prices, teacher.budget)
-        opened: OpenClient = asker.open()
-        labelling = Labeler(
-            questions=request_builder(problem, teacher, LABELLED),
+        opened: OpenClient = client.open()
+        labeler = Labeler(
+            questions=request_builder(problem, teacher, LABELED),
             reader=CompletionParser(problem, "accuracy", teacher),
             ledger=Ledger(self.store, {"kind": "scripted"}),
             open_client=lambda: opened,
             spending=self.spent,
             progress=lambda *_: None,
         )
-        with labelling:
-            return [outcome for _, outcome in labelling.label(self.rows)]
+        with labeler:
+            return [outcome for _, outcome in labeler.label(self.rows)]
 
 
 @pytest.fixture
@@ -86,8 +87,8 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-def good_or_bad(question: CompletionRequest, sample: int) -> str:
-    return "good" if "fine" in question.prompt.item else "bad"
+def good_or_bad(request: CompletionRequest, sample: int) -> str:
+    return "good" if "fine" in request.prompt.item else "bad"
 
 
 def reasons(outcomes: list[Outcome]) -> list[str]:
@@ -104,21 +105,21 @@ def test_a_second_run_asks_nothing_and_starts_nothing(desk: Desk) -> None:
     assert (second.starts, second.asked.total()) == (0, 0)
 
 
-def test_only_new_rows_are_asked(desk: Desk) -> None:
+def test_only_new_rows_are_requested(desk: Desk) -> None:
     desk.pool("fine day", "grim day")
     desk.label(Scripted(good_or_bad))
     desk.pool("new fine day", "grim day", "fine day")
-    asker = Scripted(good_or_bad)
-    assert reasons(desk.label(asker)) == ["good", "bad", "good"]
-    assert list(asker.asked) == ["Input: new fine day\nOutput:"]
+    client = Scripted(good_or_bad)
+    assert reasons(desk.label(client)) == ["good", "bad", "good"]
+    assert list(client.asked) == ["Input: new fine day\nOutput:"]
 
 
 def test_a_larger_limit_keeps_what_ended_properly(desk: Desk) -> None:
     desk.pool("fine day")
     desk.label(Scripted(good_or_bad), sampling={"max_tokens": 8})
-    asker = Scripted(good_or_bad)
-    desk.label(asker, sampling={"max_tokens": 64}, concurrency=3)
-    assert asker.starts == 0
+    client = Scripted(good_or_bad)
+    desk.label(client, sampling={"max_tokens": 64}, concurrency=3)
+    assert client.starts == 0
 
 
 @pytest.mark.parametrize(
@@ -131,24 +132,24 @@ def test_a_larger_limit_keeps_what_ended_properly(desk: Desk) -> None:
         {"constrained": False},
     ],
 )
-def test_what_changes_an_answer_is_asked_anew(desk: Desk, change: dict[str, Any]) -> None:
+def test_what_changes_a_completion_is_requested_anew(desk: Desk, change: dict[str, Any]) -> None:
     desk.pool("fine day")
     desk.label(Scripted(good_or_bad))
-    asker = Scripted(good_or_bad)
-    desk.label(asker, **change)
-    assert asker.asked.total() == 1
+    client = Scripted(good_or_bad)
+    desk.label(client, **change)
+    assert client.asked.total() == 1
 
 
-def test_a_row_without_a_label_is_asked_again_and_then_set_aside(desk: Desk) -> None:
+def test_a_row_without_a_label_is_retried_and_then_set_aside(desk: Desk) -> None:
     desk.pool("fine day", "riddle", "grim day")
-    script = lambda question, _: "who knows" if "riddle" in question.prompt.item else good_or_bad(question, 0)  # noqa: E731
-    asker = Scripted(script)
-    outcomes = desk.label(asker, ask_again={"times": 2})
+    script = lambda request, _: "who knows" if "riddle" in request.prompt.item else good_or_bad(request, 0)  # noqa: E731
+    client = Scripted(script)
+    outcomes = desk.label(client, ask_again={"times": 2})
     assert reasons(outcomes) == ["good", "unknown-label", "bad"]
     assert isinstance(outcomes[1], ParseFailure)
     assert outcomes[1].raw == "who knows"
-    assert asker.asked["Input: riddle\nOutput:"] == 3
-    temperatures = [question.sampling_temperature for question in asker.questions if "riddle" in question.prompt.item]
+    assert client.asked["Input: riddle\nOutput:"] == 3
+    temperatures = [request.sampling_temperature for request in client.requests if "riddle" in request.prompt.item]
     assert temperatures == [0.0, 0.7, 0.7]
     later = Scripted(good_or_bad)
     assert reasons(desk.label(later, ask_again={"times": 2})) == ["good", "bad", "bad"]
@@ -157,37 +158,37 @@ def test_a_row_without_a_label_is_asked_again_and_then_set_aside(desk: Desk) -> 
 
 def test_a_retry_is_constrained_though_the_first_try_was_not(desk: Desk) -> None:
     desk.pool("riddle")
-    asker = Scripted(lambda question, _: "good" if question.constraint else "hm")
-    assert reasons(desk.label(asker, constrained=False)) == ["good"]
-    assert [question.constraint is None for question in asker.questions] == [True, False]
+    client = Scripted(lambda request, _: "good" if request.constraint else "hm")
+    assert reasons(desk.label(client, constrained=False)) == ["good"]
+    assert [request.constraint is None for request in client.requests] == [True, False]
 
 
-def test_a_refused_row_is_not_asked_again_in_this_run(desk: Desk) -> None:
+def test_a_rejected_row_is_not_retried_in_this_run(desk: Desk) -> None:
     desk.pool("long", "fine day")
     script = lambda q, _: Rejection(q.key, "too-long", "9 tokens, 8 fit") if "long" in q.prompt.item else "good"  # noqa: E731
-    asker = Scripted(script)
-    assert reasons(desk.label(asker)) == ["too-long", "good"]
-    assert asker.asked["Input: long\nOutput:"] == 1
+    client = Scripted(script)
+    assert reasons(desk.label(client)) == ["too-long", "good"]
+    assert client.asked["Input: long\nOutput:"] == 1
 
 
 def test_a_death_keeps_what_came(desk: Desk) -> None:
     desk.pool(*(f"fine day {n}" for n in range(10)))
     with pytest.raises(TeacherUnavailable):
         desk.label(Scripted(good_or_bad, die_after=6))
-    asker = Scripted(good_or_bad)
-    assert reasons(desk.label(asker)) == ["good"] * 10
-    assert asker.asked.total() == 4
+    client = Scripted(good_or_bad)
+    assert reasons(desk.label(client)) == ["good"] * 10
+    assert client.asked.total() == 4
 
 
 def test_samples_vote_and_their_share_is_the_confidence(desk: Desk) -> None:
     desk.pool("fine day")
-    asker = Scripted(lambda _, sample: ["good", "bad", "good", "nonsense"][sample])
-    (outcome,) = desk.label(asker, sampling={"samples": 4, "sampling_temperature": 1.0})
+    client = Scripted(lambda _, sample: ["good", "bad", "good", "nonsense"][sample])
+    (outcome,) = desk.label(client, sampling={"samples": 4, "sampling_temperature": 1.0})
     assert outcome[:2] == ("good", 0.5)
     more = Scripted(lambda _, sample: "good")
     (outcome,) = desk.label(more, sampling={"samples": 6, "sampling_temperature": 1.0})
     assert outcome[:2] == ("good", pytest.approx(4 / 6))
-    assert [question.samples for question in more.questions] == [(4, 5)], "the first four were paid for"
+    assert [request.samples for request in more.requests] == [(4, 5)], "the first four were paid for"
 
 
 @pytest.mark.parametrize(
@@ -198,15 +199,15 @@ def test_a_budget_stops_before_it_is_passed_and_the_next_run_goes_on(
     desk: Desk, budget: dict[str, float], prices: dict[str, float]
 ) -> None:
     desk.pool(*(f"fine day {n}" for n in range(30)))
-    asker = Scripted(good_or_bad)
+    client = Scripted(good_or_bad)
     with pytest.raises(BudgetSpent, match=r"stopped at budget\.\w+ = "):
-        desk.label(asker, budget=budget, prices=prices)
+        desk.label(client, budget=budget, prices=prices)
     assert desk.spent is not None
-    assert 0 < asker.asked.total() < 30
+    assert 0 < client.asked.total() < 30
     assert desk.spent.prompt_tokens + desk.spent.completion_tokens <= 1100
     done = Scripted(good_or_bad)
     assert len(desk.label(done, prices=prices)) == 30
-    assert done.asked.total() == 30 - asker.asked.total()
+    assert done.asked.total() == 30 - client.asked.total()
 
 
 def test_money_counts_cached_tokens_and_gpu_hours(desk: Desk) -> None:
@@ -218,11 +219,11 @@ def test_money_counts_cached_tokens_and_gpu_hours(desk: Desk) -> None:
 
 
 def test_a_demonstration_does_not_see_itself(desk: Desk) -> None:
-    write_rows(desk.rows, EXAMPLES, ({"example_id": e.example_id, "text": e.text} for e in LABELLED))
-    asker = Scripted(good_or_bad)
-    desk.label(asker)
-    for question, example in zip(asker.questions, LABELLED, strict=True):
-        shown = [turn.content for turn in question.prompt.shared]
-        assert question.prompt.item == f"Input: {example.text}\nOutput:"
-        assert question.prompt.item not in shown
-        assert len(shown) == 1 + 2 * (len(LABELLED) - 1)
+    write_rows(desk.rows, EXAMPLES, ({"example_id": e.example_id, "text": e.text} for e in LABELED))
+    client = Scripted(good_or_bad)
+    desk.label(client)
+    for request, example in zip(client.requests, LABELED, strict=True):
+        shown = [turn.content for turn in request.prompt.shared]
+        assert request.prompt.item == f"Input: {example.text}\nOutput:"
+        assert request.prompt.item not in shown
+        assert len(shown) == 1 + 2 * (len(LABELED) - 1)

@@ -1,0 +1,214 @@
+"""Sends one request to an endpoint with retries: what is retried, what is rejected, and what ends the run."""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from retort.config import EndpointConfig
+from retort.errors import ConfigError, TeacherUnavailable
+from retort.teachers.endpoint.chat import BodyWriter, MalformedResponse, MissingLogprobs, parse_response
+from retort.teachers.endpoint.connection import FailedAttempt, Response
+from retort.teachers.endpoint.pacing import RateLimiter, backoff
+from retort.teachers.requests import Completion, CompletionRequest, Rejection
+
+Outcome = Completion | Rejection
+
+MAX_EARLY_REJECTIONS = 20
+"""If the server rejects this many rows before completing one, the rows are not to blame."""
+FREE_WAITS = 10
+"""How many 429s in a row one request may get, while no other completes, before each further one counts as a failure."""
+MAX_PAUSE_SECONDS = 600.0
+"""A server that demands a longer pause counts as unavailable for this run."""
+MAX_MESSAGE_CHARACTERS, MAX_RAW_BYTES = 300, 10_000
+"""How much of a server's response is shown in a sentence, and how much is kept as raw text."""
+
+
+class RequestSender:
+    """Sends requests to one endpoint. Shared by all requests, so that each retry takes the others' outcomes into
+    account."""
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        post: Callable[[bytes], Awaitable[Response | FailedAttempt]],
+        backoff_seconds: float,
+    ) -> None:
+        self._config, self._post, self._backoff_seconds = config, post, backoff_seconds
+        self._body_writer = BodyWriter(config.model, config.constraint_style)
+        self._limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute)
+        self._num_completed = self._num_rejected = self._consecutive_failures = 0
+        self._early_rejections: set[int] = set()
+        """HTTP statuses of the rejections before the first completion."""
+        self.in_flight: set[asyncio.Task[object] | None] = set()
+        """Tasks with a request in flight, which may have been paid for."""
+        self.stopped = False
+        """If set, no request is attempted again."""
+
+    async def send(self, request: CompletionRequest, outcomes: list[Outcome]) -> None:
+        """Append a Completion per sample to `outcomes`, or one Rejection after those received; fewer only once stopped.
+
+        Raises ConfigError, TeacherUnavailable.
+        """
+        missing, failures, waits, progress = request.samples, 0, 0, self._progress
+        while missing and not self.stopped:
+            result = await self._attempt(request, missing)
+            if isinstance(result, Rejection):
+                outcomes.append(result)
+                return
+            if isinstance(result, list):
+                outcomes += result
+                missing, failures, waits = missing[len(result) :], 0, 0
+                continue
+            if self.stopped:
+                return
+            if result.kind == "busy":
+                waits = waits + 1 if progress == self._progress else 1
+                progress = self._progress
+                self._limiter.pause(result.wait_seconds or backoff(self._backoff_seconds, waits))
+                if waits <= FREE_WAITS:
+                    continue
+            failures += 1
+            if failures > self._config.retries:
+                outcomes.append(self._give_up(request, result))
+                return
+            await asyncio.sleep(max(backoff(self._backoff_seconds, failures), result.wait_seconds or 0))
+
+    @property
+    def _progress(self) -> int:
+        """A counter that grows whenever the server handles a row."""
+        return self._num_completed + self._num_rejected
+
+    async def _attempt(
+        self, request: CompletionRequest, samples: tuple[int, ...]
+    ) -> list[Completion] | Rejection | FailedAttempt:
+        tokens = self._body_writer.num_tokens(request)
+        await self._limiter.acquire(tokens)
+        task = asyncio.current_task()
+        self.in_flight.add(task)
+        try:
+            response = await self._post(self._body_writer.body(request, samples))
+        finally:
+            self.in_flight.discard(task)
+        result = self._interpret(request, samples, response)
+        if isinstance(result, list):
+            self._num_completed += 1
+            self._limiter.correct(
+                sum(completion.prompt_tokens + completion.completion_tokens for completion in result) - tokens
+            )
+        if not isinstance(result, FailedAttempt):
+            self._consecutive_failures = 0
+        elif result.kind != "busy":
+            self._consecutive_failures += 1
+        return result
+
+    def _interpret(
+        self, request: CompletionRequest, samples: tuple[int, ...], response: Response | FailedAttempt
+    ) -> list[Completion] | Rejection | FailedAttempt:
+        if isinstance(response, FailedAttempt):
+            if response.kind == "incompatible" and not self._num_completed:
+                raise ConfigError(f"{self._not_compatible}: {response.message}")
+            return response
+        if response.status != 200:
+            return self._interpret_error(request, response)
+        try:
+            return parse_response(response.raw, request, samples, self._config.constraint_style)
+        except MissingLogprobs as error:
+            why = f"the answer of '{self._config.model}' is of no use for labels: soft, since {error}"
+            if not self._num_completed:
+                raise ConfigError(f"teacher.url = '{self._config.url}': {why}") from None
+            return Rejection(request.key, "no-logprobs", why, _raw_text(response))
+        except MalformedResponse as error:
+            if response.raw.lstrip().startswith(b"<") and not self._num_completed:
+                raise ConfigError(f"{self._not_compatible}: it answered a page: {_server_message(response)}") from None
+            return FailedAttempt("malformed", f"its answer is no chat completion: {error}", _raw_text(response))
+
+    def _interpret_error(self, request: CompletionRequest, response: Response) -> Rejection | FailedAttempt:
+        server_message = _server_message(response)
+        summary = f"HTTP {response.status}: {server_message}" if server_message else f"HTTP {response.status}"
+        match response.status:
+            case 429:
+                return self._failed_attempt("busy", response, summary)
+            case 401 | 403:
+                raise ConfigError(f"teacher.api_key: {self._config.url} refuses {self._key_description} ({summary})")
+            case 402:
+                raise TeacherUnavailable(f"the teacher at {self._config.url} wants to be paid first ({summary})")
+            case 404 if not self._num_completed:
+                raise ConfigError(
+                    f"teacher.url = '{self._config.url}' knows no model '{self._config.model}' (teacher.model), or the "
+                    f"address is not the one up to and with /v1 ({summary})"
+                )
+            case 400 | 413 | 422:
+                return self._reject(request, response, summary)
+            case 404 | 503:
+                return self._failed_attempt("unreachable", response, summary)
+            case 408 | 409 | 425 | 500 | 502 | 504:
+                return self._failed_attempt("failed", response, summary)
+            case status if status > 505:
+                return self._failed_attempt("failed", response, summary)
+        if not self._num_completed:
+            raise ConfigError(f"{self._not_compatible}: it answered {summary}")
+        return self._reject(request, response, summary)
+
+    def _failed_attempt(
+        self, kind: Literal["failed", "busy", "unreachable"], response: Response, summary: str
+    ) -> FailedAttempt:
+        """Raises TeacherUnavailable if the server demands a longer pause than a run should wait."""
+        wait = response.retry_after_seconds
+        if wait is not None and wait > MAX_PAUSE_SECONDS:
+            raise TeacherUnavailable(f"the teacher at {self._config.url} asks to wait for {wait:.0f} s ({summary})")
+        return FailedAttempt(kind, f"it answered {summary}", _raw_text(response), wait)
+
+    def _reject(self, request: CompletionRequest, response: Response, summary: str) -> Rejection:
+        self._num_rejected += 1
+        if not self._num_completed:
+            self._early_rejections.add(response.status)
+            if self._num_rejected == MAX_EARLY_REJECTIONS and len(self._early_rejections) == 1:
+                raise ConfigError(
+                    f"teacher.url = '{self._config.url}' refuses all rows, "
+                    f"the first {MAX_EARLY_REJECTIONS} with {summary}"
+                )
+        return Rejection(
+            request.key, f"http-{response.status}", f"The server refused the row ({summary})", _raw_text(response)
+        )
+
+    def _give_up(self, request: CompletionRequest, failure: FailedAttempt) -> Rejection:
+        """Reject the row after its last attempt. Raises TeacherUnavailable if the server is to blame, not the row."""
+        tries = f"{self._config.retries + 1} tries"
+        is_server_fault = failure.kind == "busy" or (
+            failure.kind == "unreachable" and self._consecutive_failures > self._config.retries
+        )
+        if is_server_fault or self._consecutive_failures >= 2 * self._config.concurrency + 20:
+            raise TeacherUnavailable(f"the teacher at {self._config.url} is not available: {failure.message} ({tries})")
+        reason = "bad-response" if failure.kind == "malformed" else "unavailable"
+        return Rejection(request.key, reason, f"The server failed in {tries}: {failure.message}", failure.raw)
+
+    @property
+    def _not_compatible(self) -> str:
+        return f"teacher.url = '{self._config.url}' is no OpenAI-compatible server (the address up to and with /v1)"
+
+    @property
+    def _key_description(self) -> str:
+        return f"the key in {self._config.api_key}" if self._config.api_key else "a request without a key"
+
+
+def _raw_text(response: Response) -> str:
+    return response.raw[:MAX_RAW_BYTES].decode(errors="replace")
+
+
+def _server_message(response: Response) -> str:
+    """The server's error message, as part of a sentence."""
+    text = " ".join(re.sub(r"<[^<>]*>", " ", _error_message(response.raw.decode(errors="replace"))).split())
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS] + " ..."
+
+
+def _error_message(text: str) -> str:
+    """The message in an error's JSON, in any of the usual fields; otherwise the whole text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    while isinstance(value, dict):
+        value = value.get("error") or value.get("message") or value.get("detail") or json.dumps(value)
+    return value if isinstance(value, str) else text
