@@ -187,14 +187,14 @@ def ask(what: str, rows: int, prefix_caching: bool) -> None:
     from retort.teachers.vllm.client import open_vllm
 
     settings = {"model": str(given.folder), "python": sys.executable, "max_length": CONTEXT_TOKENS}
-    measured = {"weights": "random", "memory_share": MEMORY_SHARE, "prefix_caching": prefix_caching}
+    measured = {"weights": "random", "memory_share": MEMORY_SHARE}
     config = VllmConfig.model_validate({"kind": "vllm", **settings, **measured})
     shared, numbers = turns(), itertools.count()
     requests = (
         CompletionRequest(next(numbers).to_bytes(16, "big"), Prompt(shared, item), max_tokens=COMPLETION_TOKENS)
         for item in items()
     )
-    with open_vllm(config, 0, str(given.folder), None, ignore_end=True) as client:
+    with open_vllm(config, 0, str(given.folder), None, ignore_end=True, prefix_caching=prefix_caching) as client:
         for _ in client.ask(itertools.islice(requests, WARM_UP_ROWS)):
             pass
         done = total = cached = 0

@@ -2,9 +2,18 @@
 
 import os
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from retort.errors import ConfigError
 
@@ -51,9 +60,36 @@ Metric = Literal[
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
-class Settings(BaseModel):
-    """Base of all parts of the config: immutable, and unknown fields are errors."""
+class Retired(NamedTuple):
+    """A field that is gone."""
 
+    value: object
+    """What it is now, always. Dumps still hold it, since they are part of artifacts' keys."""
+    instead: str
+    """What to do where a file says something else."""
+
+
+RetiredFields = Mapping[str, Retired]
+"""By name."""
+
+
+class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+    retired: ClassVar[RetiredFields] = {}
+    """Fields of earlier versions: a file that gives one its only value still loads."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        for name, field in cls.retired.items():
+            if values.get(name, field.value) != field.value:
+                raise ValueError(f"{name} = {values[name]}: this field is gone; {field.instead}")
+        return {name: value for name, value in values.items() if name not in cls.retired}
+
+    @model_serializer(mode="wrap")
+    def _keep_retired(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**handler(self), **{name: field.value for name, field in self.retired.items()}}

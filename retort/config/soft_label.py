@@ -2,11 +2,11 @@
 2312.15842)."""
 
 from collections import Counter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from retort.config.base import Address, Metric, Name, Settings, Text
+from retort.config.base import Address, Metric, Name, Retired, RetiredFields, Settings, Text
 from retort.config.data import ColumnsConfig, HubConfig, Source
 from retort.config.gate import GateConfig
 from retort.config.infrastructure import RecipeConfig
@@ -154,6 +154,11 @@ AnswerTeacher = Annotated[
 class TinyTrainingConfig(Settings):
     """How tiny students are trained."""
 
+    retired: ClassVar[RetiredFields] = {
+        "weight_decay": Retired(0.01, "it is always 0.01"),
+        "word_dropout": Retired(0.1, "a tenth of the words is always read as unknown in training"),
+    }
+
     epochs: Annotated[int, Field(ge=1, le=1000)] = 40
     """At most; each student keeps the weights of its best epoch on the dev rows."""
     patience: Annotated[int, Field(ge=1)] = 8
@@ -162,14 +167,14 @@ class TinyTrainingConfig(Settings):
     """Rows of one optimizer step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
     """AdamW's."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """AdamW's."""
-    word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of words that are read as unknown in training."""
 
 
 class TinyConfig(Settings):
     """Word embeddings, attention and dense layers: about 30,000 parameters, embeddings included."""
+
+    retired: ClassVar[RetiredFields] = {
+        "overlap": Retired(True, "each word always says in which other fields it occurs"),
+    }
 
     kind: Literal["tiny"]
     vocabulary_size: Annotated[int, Field(ge=100, le=100_000)] = 1200
@@ -180,8 +185,6 @@ class TinyConfig(Settings):
     """Numbers that a word is read into, and of the layer before the classes."""
     max_words: Annotated[int, Field(ge=4, le=1024)] = 48
     """Words read of each field; the rest is cut off."""
-    overlap: bool = True
-    """Whether each word says in which other fields it occurs, too: of an answer, whether the reference has it."""
     pooling: Literal["mean", "mean-and-max"] = "mean-and-max"
     """What a text is of its words: their mean, weighted by attention, and beside it the greatest of each number."""
     training: TinyTrainingConfig = TinyTrainingConfig()
@@ -194,6 +197,10 @@ DistillationTemperature = Annotated[float, Field(gt=0, le=100)]
 
 class GridConfig(Settings):
     """What is tried, all at once: every lambda with every temperature, each from the same seeds."""
+
+    retired: ClassVar[RetiredFields] = {
+        "label_smoothing": Retired(0.1, "the arm of this name always spreads a tenth"),
+    }
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
 
@@ -208,8 +215,6 @@ class GridConfig(Settings):
     """T, by which both sides' logarithms are divided."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 5
     """Students of each setting: their initial weights and the order of batches."""
-    label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Of the arm of this name: the share of each row's label that is spread over all classes."""
 
     @field_validator("lambdas", "distillation_temperature")
     @classmethod

@@ -2,11 +2,11 @@
 
 import re
 from string import Formatter
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from retort.config.base import Address, Settings, Text
+from retort.config.base import Address, Retired, RetiredFields, Settings, Text
 from retort.config.training import GoldTrainingConfig, TrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -179,6 +179,10 @@ class LlmTeacherConfig(Settings):
 class VllmConfig(LlmTeacherConfig):
     """Local vLLM engines, one process per GPU (or group of `tensor_parallel` GPUs), in vLLM's environment."""
 
+    retired: ClassVar[RetiredFields] = {
+        "prefix_caching": Retired(True, "the shared prefix is always computed once"),
+    }
+
     kind: Literal["vllm"]
     revision: Text = "main"
     """Revision of a hub model; pin a commit for a repeatable run."""
@@ -201,8 +205,6 @@ class VllmConfig(LlmTeacherConfig):
     """Context length in tokens, prompt and completion. Default: the model's."""
     max_sequences: Annotated[int, Field(ge=1)] | None = None
     """Completions generated concurrently. Default: vLLM's choice. Halved after an out-of-memory error."""
-    prefix_caching: bool = True
-    """Compute the shared prefix only once. Turn off only to measure its effect."""
     python: Address = ".venv-teacher/bin/python"
     """The interpreter of vLLM's environment, which `make teacher` builds."""
     stall_seconds: Annotated[float, Field(gt=0)] = 300

@@ -1,10 +1,10 @@
 """Settings of training."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from retort.config.base import Settings
+from retort.config.base import Retired, RetiredFields, Settings
 
 
 class DistillationConfig(Settings):
@@ -39,6 +39,10 @@ class StoppingConfig(Settings):
 class TrainingConfig(Settings):
     """How a student is trained."""
 
+    retired: ClassVar[RetiredFields] = {
+        "max_grad_norm": Retired(1.0, "gradients are always clipped to a norm of 1"),
+    }
+
     epochs: Annotated[float, Field(gt=0, le=1000)] = 6
     """Number of passes over the training rows, which may be fractional; with `stopping`, the maximum."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
@@ -51,8 +55,6 @@ class TrainingConfig(Settings):
     """Maximum number of tokens in an optimizer step, padding included; batches contain rows of similar length."""
     max_length: Annotated[int, Field(ge=8)] = 128
     """Maximum number of tokens of a row; longer rows are truncated, counted and reported."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm."""
     freeze_embeddings: bool = True
     """Keep the word embeddings as pretrained: twice as fast, and rare words keep their meaning."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

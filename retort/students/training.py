@@ -26,6 +26,9 @@ from retort.students.encoder import EncodedRow, Encoder
 from retort.students.losses import cross_entropy
 from retort.students.training_data import IGNORED, Inputs, PaddedTrainingData, TrainingData, padded
 
+MAX_GRAD_NORM = 1.0
+"""Gradients are clipped to this norm."""
+
 
 def fit(
     model: torch.nn.Module,
@@ -66,7 +69,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * rate(step - 1)
         run.add(gradients.add(batch), data, batch)
-        torch.nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
         optimizer.step()
         gradients.clear()
         run.step, run.parts = step, gradients.parts

@@ -4,13 +4,14 @@ import asyncio
 from typing import Any
 
 import pytest
-from retort.recipes.mckd.challenge import challenge
 
 from mckd_order import Recorder, config_of, data_of
 from retort.config import MckdConfig
 from retort.errors import ConfigError
-from retort.recipes.mckd.pipeline import distil
-from retort.records.base import Champion, MckdResult, Step
+from retort.recipes.mckd.pipeline import distill
+from retort.recipes.mckd.recipe import MckdRecipe
+from retort.records.mckd import MckdResult
+from retort.records.result import Champion
 
 
 def tracked(warm: bool = False, **student: Any) -> MckdConfig:
@@ -22,15 +23,15 @@ def tracked(warm: bool = False, **student: Any) -> MckdConfig:
 
 def night(do: Recorder, config: MckdConfig, reigning: Champion | None = None, pool: str = "pool") -> MckdResult:
     async def run() -> MckdResult:
-        distilled = await distil(config, data_of(pool), do, reigning)
-        return await challenge(config, distilled, reigning, do)
+        distilled = await distill(config, data_of(pool), do, reigning)
+        return await MckdRecipe().challenge(config, distilled, do, reigning)
 
     return asyncio.run(run())
 
 
 def crowned(do: Recorder, distilled: MckdResult, version: str = "1") -> Champion:
-    stage: Step = do.of(distilled.final_student)
-    return Champion(model="order", version=version, student=distilled.final_student, made_of=stage.made_of)
+    student = distilled.final_student
+    return Champion(model="order", version=version, student=student, fingerprint=do.of(student).fingerprint)
 
 
 def test_without_tracking_there_is_nothing_to_promote_in() -> None:
@@ -43,10 +44,10 @@ def test_without_tracking_there_is_nothing_to_promote_in() -> None:
 def test_without_a_champion_the_gate_looks_at_the_final_student_alone() -> None:
     do = Recorder()
     distilled = night(do, tracked())
-    (stage,) = do.made("gate")
-    assert stage.inputs == {"challenger": (distilled.final_scores,), "student": (distilled.final_student,)}
-    assert stage == do.stages[-1]
-    assert (distilled.reigning, distilled.reigning_scores) == (None, None)
+    (step,) = do.made("gate")
+    assert step.inputs == {"challenger": (distilled.final_scores,), "student": (distilled.final_student,)}
+    assert step == do.steps[-1]
+    assert (distilled.champion, distilled.champion_scores) == (None, ())
     assert distilled.verdict in distilled.refs()
 
 
@@ -54,20 +55,21 @@ def test_the_champion_is_scored_on_tonights_test_rows() -> None:
     before, do = Recorder(), Recorder()
     reigning = crowned(before, night(before, tracked()))
     distilled = night(do, tracked(), reigning, pool="pool-of-tomorrow")
-    scored, gate = do.stages[-2:]
-    assert (scored.name, scored.verb, gate.verb) == ("champion/test", "evaluate", "gate")
+    scored, gate = do.steps[-2:]
+    assert (scored.name, scored.kind, gate.kind) == ("champion/test", "evaluate", "gate")
     assert (scored.input("student"), scored.input("gold")) == (reigning.student, distilled.data.test)
-    assert gate.input("reigning") == distilled.reigning_scores
-    assert gate.input("challenger") == distilled.final_scores != distilled.reigning_scores
-    assert distilled.reigning == reigning
-    assert all(ref in distilled.refs() for ref in (distilled.verdict, distilled.reigning_scores))
+    (champion_scores,) = distilled.champion_scores
+    assert gate.input("reigning") == champion_scores
+    assert gate.input("challenger") == distilled.final_scores != champion_scores
+    assert distilled.champion == reigning
+    assert all(ref in distilled.refs() for ref in (distilled.verdict, champion_scores))
 
 
 def test_the_champion_reads_rows_as_long_as_it_was_trained_for() -> None:
     before, do = Recorder(), Recorder()
     reigning = crowned(before, night(before, tracked()))
     night(do, tracked(training={"max_length": 32}), reigning)
-    assert [stage.params["max_length"] for stage in do.stages if stage.name in ("final/test", "champion/test")] == [
+    assert [step.params["max_length"] for step in do.steps if step.name in ("final/test", "champion/test")] == [
         32,
         128,
     ]
@@ -77,15 +79,15 @@ def test_a_night_without_news_meets_itself() -> None:
     first, second, third = Recorder(), Recorder(), Recorder()
     reigning = crowned(first, night(first, tracked()))
     distilled = night(second, tracked(), reigning)
-    assert distilled.reigning_scores == distilled.final_scores.model_copy(update={"uri": "champion/test"})
-    assert {stage.key for stage in second.stages} - {stage.key for stage in first.stages} == {second.stages[-1].key}
+    assert distilled.champion_scores == (distilled.final_scores.model_copy(update={"uri": "champion/test"}),)
+    assert {step.key for step in second.steps} - {step.key for step in first.steps} == {second.steps[-1].key}
     night(third, tracked(), reigning)
-    assert {stage.key for stage in third.stages} == {stage.key for stage in second.stages}
+    assert {step.key for step in third.steps} == {step.key for step in second.steps}
 
 
 def starts(do: Recorder) -> dict[str, str]:
     """The students that were given a start."""
-    return {stage.name: stage.input("start").key for stage in do.stages if "start" in stage.inputs}
+    return {step.name: step.input("start").key for step in do.steps if "start" in step.inputs}
 
 
 def test_only_the_final_student_starts_warm() -> None:
@@ -135,10 +137,11 @@ def test_news_start_from_whoever_reigns_now(change: dict[str, Any]) -> None:
 def test_a_champion_of_another_problem_is_refused_before_anything_is_made() -> None:
     before, do = Recorder(), Recorder()
     reigning = crowned(before, night(before, tracked()))
-    made_of = {**reigning.made_of, "params": {**reigning.made_of["params"], "problem": {"kind": "slots"}}}
+    params = {**reigning.fingerprint["params"], "problem": {"kind": "slots"}}
+    fingerprint = {**reigning.fingerprint, "params": params}
     with pytest.raises(ConfigError, match="the champion of this name, version 1, solves 'slots' and not"):
-        night(do, tracked(), reigning.model_copy(update={"made_of": made_of}))
-    assert do.stages == []
+        night(do, tracked(), reigning.model_copy(update={"fingerprint": fingerprint}))
+    assert do.steps == []
 
 
 def test_a_slice_of_a_class_that_there_is_not_is_refused_before_anything_is_made() -> None:
@@ -147,4 +150,4 @@ def test_a_slice_of_a_class_that_there_is_not_is_refused_before_anything_is_made
     values["gate"]["slices"] = [{"name": "part", "label": "c", "floor": 0.5}]
     with pytest.raises(ConfigError, match=r"gate\.slices\.0\.label = 'c': no such class; allowed: a, b"):
         night(do, MckdConfig.model_validate(values))
-    assert do.stages == []
+    assert do.steps == []

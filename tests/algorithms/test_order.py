@@ -7,23 +7,26 @@ import pytest
 from mckd_order import Recorder, config_of, data_of
 from retort.config import MckdConfig
 from retort.errors import StageFailed
+from retort.recipes.base import together
 from retort.recipes.mckd.baselines import compare_baselines
-from retort.recipes.mckd.pipeline import distil, together
-from retort.records.base import ArtifactRef, Data, MckdResult, Step
+from retort.recipes.mckd.pipeline import distill
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data, MckdResult
+from retort.steps.base import Step
 
 BASELINES = ["vanilla-kd", "compute-matched-kd", "same-partition", "self-relabelling", "early-stopped", "supervised"]
 
 
 def distilled_by(do: Recorder, config: MckdConfig, data: Data | None = None) -> MckdResult:
     async def run() -> MckdResult:
-        return await compare_baselines(config, await distil(config, data or data_of(), do), do)
+        return await compare_baselines(config, await distill(config, data or data_of(), do), do)
 
     return asyncio.run(run())
 
 
 def students(do: Recorder) -> list[Step]:
     """All but the fine-tuned teacher."""
-    return [stage for stage in do.made("train-student") if not stage.name.startswith("teacher")]
+    return [step for step in do.made("train-student") if not step.name.startswith("teacher")]
 
 
 @pytest.mark.parametrize("scheme", ["disjoint", "leave-one-out"])
@@ -73,8 +76,8 @@ def test_labels_of_a_rejected_stage_are_never_trained_on_again() -> None:
     do = Recorder([True, False])
     distilled = distilled_by(do, config_of(stages=4, selection="better"))
     rejected = distilled.labels[2]
-    trained = [stage for stage in do.stages if stage.verb == "train-student" and stage.input("labels") == rejected]
-    assert {stage.name.partition("/")[0] for stage in trained} == {"stage3"}
+    trained = [step for step in do.steps if step.kind == "train-student" and step.input("labels") == rejected]
+    assert {step.name.partition("/")[0] for step in trained} == {"stage3"}
     assert do.of(distilled.final_student).input("labels") == distilled.labels[1]
 
 
@@ -87,8 +90,8 @@ def test_students_of_two_stages_differ_in_their_labels_alone(scheme: str) -> Non
         one, two, three = first[index], second[index], third[index]
         assert one.params == two.params == three.params
         assert one.siblings == two.siblings == 3
-        assert len({stage.input("labels").key for stage in (one, two, three)}) == 3
-    assert len({stage.params["seed"] for stage in first}) == 3
+        assert len({step.input("labels").key for step in (one, two, three)}) == 3
+    assert len({step.params["seed"] for step in first}) == 3
 
 
 @pytest.mark.parametrize("scheme", ["disjoint", "leave-one-out"])
@@ -96,14 +99,14 @@ def test_students_of_two_stages_differ_in_their_labels_alone(scheme: str) -> Non
 def test_nothing_is_labelled_by_a_student_that_saw_it(partitions: int, scheme: str) -> None:
     do = Recorder()
     distilled_by(do, config_of(stages=3, partitions=partitions, scheme=scheme))
-    for stage in do.made("cross-label"):
-        if stage.name.startswith("stage0"):
+    for step in do.made("cross-label"):
+        if step.name.startswith("stage0"):
             continue
-        student = do.of(stage.input("student"))
-        seen, labelled = set(student.params["cells"]["only"]), set(stage.params["cells"]["only"])
+        student = do.of(step.input("student"))
+        seen, labelled = set(student.params["cells"]["only"]), set(step.params["cells"]["only"])
         assert not seen & labelled
         assert seen | labelled == set(range(partitions))
-        assert student.params["cells"]["seed"] == stage.params["cells"]["seed"]
+        assert student.params["cells"]["seed"] == step.params["cells"]["seed"]
     for merge in do.made("merge-labels"):
         cells = [cell for ref in merge.inputs["cross_labels"] for cell in do.of(ref).params["cells"]["only"]]
         times = partitions - 1 if scheme == "disjoint" else 1
@@ -113,12 +116,12 @@ def test_nothing_is_labelled_by_a_student_that_saw_it(partitions: int, scheme: s
 def test_the_pools_gold_is_only_ever_scored() -> None:
     do = Recorder([True, True])
     distilled = distilled_by(do, config_of(BASELINES, stages=3, selection="better"))
-    for stage in do.stages:
-        if stage.verb == "train-student" and not stage.name.startswith(("teacher", "supervised")):
-            assert stage.input("labels").kind == "pseudolabels"
-        judged = [ref for role in ("reigning", "challenger") for ref in stage.inputs.get(role, ())]
+    for step in do.steps:
+        if step.kind == "train-student" and not step.name.startswith(("teacher", "supervised")):
+            assert step.input("labels").kind == "pseudolabels"
+        judged = [ref for role in ("reigning", "challenger") for ref in step.inputs.get(role, ())]
         assert all(do.of(ref).input("gold") == distilled.data.judge for ref in judged)
-    assert not [s for s in do.stages if s.verb != "evaluate" and distilled.data.test in sum(s.inputs.values(), ())]
+    assert not [s for s in do.steps if s.kind != "evaluate" and distilled.data.test in sum(s.inputs.values(), ())]
 
 
 def test_soft_labels_begin_with_the_second_stage() -> None:
@@ -175,19 +178,19 @@ def test_every_baseline_is_what_it_says(scheme: str) -> None:
         labels = do.of(do.of(labels).input("student")).input("labels")
         chain += 1
     assert chain == 2
-    assert all(stage.params["cells"] is None for name, stage in student.items())
+    assert all(step.params["cells"] is None for name, step in student.items())
 
 
 @pytest.mark.parametrize("scheme", ["disjoint", "leave-one-out"])
 def test_same_partition_lets_each_row_be_labelled_by_one_student_that_saw_it(scheme: str) -> None:
     do = Recorder()
     distilled_by(do, config_of(["same-partition"], stages=2, partitions=3, scheme=scheme))
-    own = [stage for stage in do.stages if stage.name.startswith("same-partition/stage1/labels")]
+    own = [step for step in do.steps if step.name.startswith("same-partition/stage1/labels")]
     assert len(own) == 3
-    for stage in own:
-        seen = set(do.of(stage.input("student")).params["cells"]["only"])
-        assert set(stage.params["cells"]["only"]) <= seen
-    assert sorted(cell for stage in own for cell in stage.params["cells"]["only"]) == [0, 1, 2]
+    for step in own:
+        seen = set(do.of(step.input("student")).params["cells"]["only"])
+        assert set(step.params["cells"]["only"]) <= seen
+    assert sorted(cell for step in own for cell in step.params["cells"]["only"]) == [0, 1, 2]
 
 
 def test_same_partition_is_soft_where_the_main_run_is() -> None:
@@ -204,7 +207,7 @@ def test_baselines_share_the_students_of_the_first_stage() -> None:
     alone, beside = Recorder(), Recorder()
     distilled_by(alone, config_of(stages=2))
     distilled_by(beside, config_of(["same-partition", "vanilla-kd"], stages=2))
-    assert {s.key for s in alone.stages} <= {s.key for s in beside.stages}
+    assert {s.key for s in alone.steps} <= {s.key for s in beside.steps}
     # vanilla-kd, and same-partition's last: its two of stage 1 are the main run's
     assert len(students(beside)) == len(students(alone)) + 2
 
@@ -214,8 +217,8 @@ def test_names_are_unique_in_a_run(method: dict[str, str]) -> None:
     do = Recorder()
     distilled_by(do, config_of(BASELINES, stages=3, partitions=3, **method))
     by_name: dict[str, set[str]] = {}
-    for stage in do.stages:
-        by_name.setdefault(stage.name, set()).add(stage.key)
+    for step in do.steps:
+        by_name.setdefault(step.name, set()).add(step.key)
     assert [name for name, keys in by_name.items() if len(keys) > 1] == []
 
 
@@ -224,17 +227,17 @@ def test_a_pool_that_grew_keeps_what_does_not_depend_on_it() -> None:
     config = config_of(["supervised"], stages=2)
     distilled_by(before, config)
     distilled_by(after, config, data_of("pool-of-tomorrow"))
-    kept = {s.key for s in before.stages} & {s.key for s in after.stages}
-    names = {s.name for s in after.stages if s.key in kept}
+    kept = {s.key for s in before.steps} & {s.key for s in after.steps}
+    names = {s.name for s in after.steps if s.key in kept}
     assert names == {"teacher/student", "teacher/test", "supervised/student", "supervised/test"}
-    old, new = ({s.name: s for s in do.stages} for do in (before, after))
+    old, new = ({s.name: s for s in do.steps} for do in (before, after))
     assert all(old[name].params == new[name].params for name in old)  # rows keep their cells, students their seeds
 
 
 def test_a_student_that_is_asked_for_under_other_names_has_one_key() -> None:
     do = Recorder()
     distilled = distilled_by(do, config_of(["vanilla-kd"], stages=1))
-    assert [s.name for s in do.stages if s.key == distilled.final_student.key] == [
+    assert [s.name for s in do.steps if s.key == distilled.final_student.key] == [
         "final/student",
         "vanilla-kd/student",
     ]

@@ -8,31 +8,41 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from retort.artifacts.reports import Report
 from retort.config import ClassificationConfig
+from retort.metrics.format import p_text, percent, seconds_text, signed
 from retort.metrics.scores import mean_score, score
 from retort.problems.classification import Classification
 from retort.report.mckd.mistakes import NOTHING, error_tables
-from retort.report.mckd.summary import Summary, p_text, percent, read_summary, seconds_text, signed, table
+from retort.report.mckd.summary import MckdSummary, table
 from retort.report.mckd.terminal import render_terminal
-from synthetic_run import crowned, synthetic
+from synthetic_run import Run, crowned, synthetic
+
+
+def report_of(run: Run) -> Report:
+    return Report.open(run.store, run.report)
+
+
+def summary_of(run: Run) -> MckdSummary:
+    return report_of(run).summary(MckdSummary)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return synthetic(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
-def folder(run: Any) -> Path:
-    return Path(run.store.fetch(run.report))
+def folder(run: Run) -> Path:
+    return report_of(run).folder
 
 
 @pytest.fixture(scope="module")
-def summary(folder: Path) -> Summary:
-    return read_summary(folder)
+def summary(run: Run) -> MckdSummary:
+    return summary_of(run)
 
 
-def test_rows_are_in_order_with_what_they_were_measured_on(summary: Summary) -> None:
+def test_rows_are_in_order_with_what_they_were_measured_on(summary: MckdSummary) -> None:
     rows = [(row.name, row.role, row.measured_on, row.num_students, row.rejected) for row in summary.systems]
     assert rows == [
         ("teacher", "teacher", "pool", 1, False),
@@ -44,7 +54,7 @@ def test_rows_are_in_order_with_what_they_were_measured_on(summary: Summary) -> 
     ]
 
 
-def test_scores_are_means_over_students(summary: Summary) -> None:
+def test_scores_are_means_over_students(summary: MckdSummary) -> None:
     stage1 = summary.systems[1].scores
     assert stage1["slot_f1"].value == pytest.approx((3 / 4 + 1) / 2)  # one student errs on one of four spans
     assert stage1["exact_match"].value == pytest.approx((3 / 4 + 1) / 2)
@@ -56,14 +66,14 @@ def test_scores_are_means_over_students(summary: Summary) -> None:
     assert summary.systems[2].judge_scores["slot_f1"].value == 0.0
 
 
-def test_teacher_is_measured_by_its_labels_where_rows_without_one_are_wrong(summary: Summary) -> None:
+def test_teacher_is_measured_by_its_labels_where_rows_without_one_are_wrong(summary: MckdSummary) -> None:
     # 9 pool rows have gold; p1 p4 p6 are labelled wrong, p8 p9 not at all.
     teacher = summary.systems[0].scores
     assert teacher["exact_match"].n == 9
     assert teacher["exact_match"].value == pytest.approx(4 / 9)
 
 
-def test_changes_are_counted_against_gold(summary: Summary) -> None:
+def test_changes_are_counted_against_gold(summary: MckdSummary) -> None:
     teacher, stage1 = summary.labels
     assert teacher.change is None
     assert teacher.rows == stage1.rows == 8
@@ -75,7 +85,7 @@ def test_changes_are_counted_against_gold(summary: Summary) -> None:
     assert stage1.changed_share == 0.5
 
 
-def test_examples_that_changed_most_come_first(summary: Summary) -> None:
+def test_examples_that_changed_most_come_first(summary: MckdSummary) -> None:
     change = summary.labels[1].change
     assert change is not None
     assert change.order == "parts-changed"
@@ -89,7 +99,7 @@ def test_examples_that_changed_most_come_first(summary: Summary) -> None:
 
 def test_with_probabilities_the_least_probable_old_label_comes_first(tmp_path: Path) -> None:
     soft = synthetic(tmp_path, method={"stages": 2, "scheme": "leave-one-out", "cross_labels": "soft"}, baselines=[])
-    change = read_summary(soft.store.fetch(soft.report)).labels[1].change
+    change = summary_of(soft).labels[1].change
     assert change is not None
     assert change.order == "old-label-probability"
     # Of three units (the intent and two words), p7 differs in one and p4 in two. What a unit gives to classes that it
@@ -108,7 +118,7 @@ def test_with_probabilities_the_least_probable_old_label_comes_first(tmp_path: P
     assert probabilities == sorted(probabilities)
 
 
-def test_the_reason_of_a_rejection(summary: Summary) -> None:
+def test_the_reason_of_a_rejection(summary: MckdSummary) -> None:
     assert summary.kept_stage == 1
     assert summary.reason.startswith(
         "The labels of stage 1 were rejected: students trained on them scored 0.0 slot F1 against 100.0 of those "
@@ -130,20 +140,20 @@ def test_the_reason_of_a_rejection(summary: Summary) -> None:
 )
 def test_the_reason_without_a_verdict(tmp_path: Path, method: dict[str, Any], beginning: str) -> None:
     other = synthetic(tmp_path, method=method, baselines=[])
-    assert read_summary(other.store.fetch(other.report)).reason.startswith(beginning)
+    assert summary_of(other).reason.startswith(beginning)
 
 
 def test_the_reason_of_an_acceptance(tmp_path: Path) -> None:
     wrong = {"stage1/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"}}
     other = synthetic(tmp_path, wrong, method={"stages": 2}, baselines=[])
-    summary = read_summary(other.store.fetch(other.report))
+    summary = summary_of(other)
     assert summary.kept_stage == 2
     assert summary.reason.startswith("The labels of stage 1 were accepted: students trained on them scored 100.0")
     assert summary.reason.endswith("So the final student is trained on them.")
     assert [labels.used for labels in summary.labels] == ["replaced", "final student"]
 
 
-def test_the_final_student_is_compared_with_each_other_baseline(summary: Summary, folder: Path) -> None:
+def test_the_final_student_is_compared_with_each_other_baseline(summary: MckdSummary, folder: Path) -> None:
     vanilla, supervised = summary.systems[4], summary.systems[5]
     assert vanilla.final_gain is None  # the same student
     assert summary.rivals == (supervised,)
@@ -157,13 +167,13 @@ def test_the_final_student_is_compared_with_each_other_baseline(summary: Summary
     assert "-42.9 <span" in (folder / "report.html").read_text()
 
 
-def test_failures_keep_reason_and_raw_text(summary: Summary) -> None:
+def test_failures_keep_reason_and_raw_text(summary: MckdSummary) -> None:
     assert summary.failures.reasons == {"missing": 1, "words-not-in-request": 1}
     raws = {failure.example_id: failure.raw for failure in summary.failures.examples}
     assert raws == {"p9": "", "p8": "[IN:PLAY [SL:ARTIST <b>bowie</b> ] ]"}
 
 
-def test_slot_errors_of_the_final_student(summary: Summary) -> None:
+def test_slot_errors_of_the_final_student(summary: MckdSummary) -> None:
     slots, intents = summary.errors
     assert {row.name: (row.support, row.predicted, row.f1) for row in slots.names} == {
         "ARTIST": (1, 2, pytest.approx(2 / 3)),  # t0 right; t1's track taken for one
@@ -174,7 +184,7 @@ def test_slot_errors_of_the_final_student(summary: Summary) -> None:
     assert intents.matrix == ((2, 0, 0), (1, 1, 0))
 
 
-def test_cost_counts_each_artifact_once(summary: Summary) -> None:
+def test_cost_counts_each_artifact_once(summary: MckdSummary) -> None:
     """One second each: 3 data sets; labels and quality; 10 of stage 1; 7 of stage 2; 2 final; 2 supervised."""
     assert summary.compute_seconds == 26.0
     assert [row.seconds for row in summary.systems] == [2, 10, 7, 2, 0, 2]
@@ -188,7 +198,7 @@ def test_cost_counts_each_artifact_once(summary: Summary) -> None:
 
 def test_a_finetuned_teacher_is_measured_on_the_test_rows(tmp_path: Path) -> None:
     other = synthetic(tmp_path, teacher={"kind": "finetuned"}, method={"stages": 1}, baselines=[])
-    summary = read_summary(other.store.fetch(other.report))
+    summary = summary_of(other)
     assert (summary.systems[0].measured_on, summary.systems[0].scores["exact_match"].value) == ("test", 1.0)
     assert summary.failures.reasons == {}
 
@@ -207,14 +217,14 @@ def test_pictures_are_there(folder: Path) -> None:
     assert "<svg" in (folder / "scores.svg").read_text()
 
 
-def test_markdown_has_the_table(folder: Path, summary: Summary) -> None:
+def test_markdown_has_the_table(folder: Path, summary: MckdSummary) -> None:
     text = (folder / "report.md").read_text()
     for row in table(summary).rows:
         assert f"| {' | '.join(row)} |" in text
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_terminal_shows_every_score(summary: Summary, width: int) -> None:
+def test_the_terminal_shows_every_score(summary: MckdSummary, width: int) -> None:
     console = Console(width=width, file=StringIO(), record=True)
     console.print(render_terminal(summary))
     text = console.export_text()
@@ -228,17 +238,16 @@ MUSIC = {"name": "music | <b>", "label": "PLAY", "metric": "exact_match", "floor
 
 
 @pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """The report of a second night: other labels, a champion with one mistake more, too little to be sure."""
     folder = tmp_path_factory.mktemp("nights")
     champion = crowned(synthetic(folder, **TRACKED), "4")
     other = {**TRACKED, "method": {"stages": 1, "seed": 1}, "gate": {"slices": [MUSIC], "max_latency_ms": 5}}
-    night = synthetic(folder, reigning=champion, **other)
-    return Path(night.store.fetch(night.report))
+    return report_of(synthetic(folder, reigning=champion, **other))
 
 
-def test_the_champion_has_a_row_of_its_own(refused: Path) -> None:
-    summary = read_summary(refused)
+def test_the_champion_has_a_row_of_its_own(refused: Report) -> None:
+    summary = refused.summary(MckdSummary)
     final, champion = summary.systems[-2:]
     assert (champion.role, champion.name, champion.note) == ("champion", "champion", "version 4")
     assert (final.scores["exact_match"].value, champion.scores["exact_match"].value) == (0.5, 0.25)
@@ -247,8 +256,8 @@ def test_the_champion_has_a_row_of_its_own(refused: Path) -> None:
     assert {(t.group, t.what) for t in summary.timings} >= {("champion", "test"), ("gate", "gate")}
 
 
-def test_the_summary_has_the_gates_figures(refused: Path) -> None:
-    summary = read_summary(refused)
+def test_the_summary_has_the_gates_figures(refused: Report) -> None:
+    summary = refused.summary(MckdSummary)
     verdict = summary.gate
     assert verdict is not None
     assert (summary.champion, verdict.outcome, verdict.accepted, verdict.n) == ("4", "refused", False, 4)
@@ -262,8 +271,8 @@ def test_the_summary_has_the_gates_figures(refused: Path) -> None:
     assert [reason in verdict.refusals for reason in verdict.reasons] == [True, True, False]
 
 
-def test_pages_tell_the_verdict(refused: Path) -> None:
-    markdown, html = ((refused / name).read_text() for name in ("report.md", "report.html"))
+def test_pages_tell_the_verdict(refused: Report) -> None:
+    markdown, html = ((refused.folder / name).read_text() for name in ("report.md", "report.html"))
     sentence = (
         "The gate does not let the final student take the place of the champion, version 4: 2 of 3 checks failed."
     )
@@ -277,15 +286,15 @@ def test_pages_tell_the_verdict(refused: Path) -> None:
     assert '<tr class="champion"><td>champion</td>' in html
 
 
-def test_the_terminal_tells_the_verdict(refused: Path) -> None:
+def test_the_terminal_tells_the_verdict(refused: Report) -> None:
     console = Console(width=200, file=StringIO(), record=True)
-    console.print(render_terminal(read_summary(refused)))
+    console.print(render_terminal(refused.summary(MckdSummary)))
     text = " ".join(console.export_text().split())
     assert "champion, version 4: 2 of 3 checks failed. - The final student scores 57.1 slot F1 against" in text
     assert "version 4" in text
 
 
-def test_without_a_registry_nothing_is_said_of_a_gate(folder: Path, summary: Summary) -> None:
+def test_without_a_registry_nothing_is_said_of_a_gate(folder: Path, summary: MckdSummary) -> None:
     assert (summary.gate, summary.champion) == (None, None)
     assert "## Gate" not in (folder / "report.md").read_text()
     assert "<h2>Gate</h2>" not in (folder / "report.html").read_text()
@@ -293,11 +302,11 @@ def test_without_a_registry_nothing_is_said_of_a_gate(folder: Path, summary: Sum
 
 def test_a_champion_that_is_the_final_student_is_told_once(tmp_path: Path) -> None:
     first = synthetic(tmp_path, **TRACKED)
-    told = read_summary(Path(first.store.fetch(first.report)))
+    told = summary_of(first)
     assert told.gate is not None
     assert (told.gate.outcome, told.champion) == ("first", None)
     second = synthetic(tmp_path, reigning=crowned(first, "1"), **TRACKED)
-    summary = read_summary(Path(second.store.fetch(second.report)))
+    summary = summary_of(second)
     assert summary.gate is not None
     assert summary.gate.outcome == "reigns"
     assert summary.systems[-1].note == "version 1, the same student as the final one"
@@ -307,13 +316,13 @@ def test_a_champion_that_is_the_final_student_is_told_once(tmp_path: Path) -> No
     assert "The final student is the champion already, version 1." in console.export_text()
 
 
-def test_a_report_made_again_is_the_same(run: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_report_made_again_is_the_same(run: Run, folder: Path, tmp_path: Path) -> None:
     from retort.config import ExecutionConfig
-    from retort.report.step import make_report, report
+    from retort.recipes.mckd.steps import report
     from retort.steps.context import StepContext
 
-    stage = report(run.config, run.distilled)
-    make_report(StepContext(stage, run.store, tmp_path, ExecutionConfig(), 0, lambda done, total, note: None))
+    step = report(run.config, run.distilled)
+    step.run(StepContext(run.store, tmp_path, ExecutionConfig(), 0, lambda done, total, note: None))
     for name in ("summary.json", "report.html", "report.md", "scores.svg"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 

@@ -11,20 +11,19 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
+from retort.artifacts.pseudolabels import TEACHER_TOKENS
+from retort.artifacts.students import HISTORY
 from retort.config import MckdConfig
-from retort.config.loading import parse_config
 from retort.errors import ConfigError
 from retort.io.parquet import read_rows
-from retort.recipes.execute import make, open_store
+from retort.recipes import parse_config
+from retort.recipes.execute import made_or_found, make
 from retort.recipes.mckd.checks import check
-from retort.records.base import ArtifactRef, Data, Step
-from retort.steps.cross_label import cross_label
-from retort.steps.ingest import ingest
-from retort.steps.merge_labels import merge_labels
-from retort.steps.pseudolabel_llm import pseudolabel_asked
-from retort.steps.train_student import HISTORY, train_student
+from retort.recipes.mckd.steps import cross_label, ingest, label_by_llm, merge_labels, train_student
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data
 from retort.store import Manifest
-from retort.teachers.top_logprobs import TEACHER_TOKENS
+from retort.store.opening import open_store
 
 Build = Callable[..., dict[str, Any]]
 TRAINING = {"epochs": 2, "learning_rate": 3e-3, "batch_tokens": 512, "precision": "fp32", "freeze_embeddings": False}
@@ -71,12 +70,6 @@ def build(tiny_causal: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFac
     return values
 
 
-def made(config: MckdConfig, stage: Step) -> ArtifactRef:
-    store = open_store(config.store)
-    manifest = store.find(stage.kind, stage.key)
-    return store.ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
-
-
 def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
     manifest = open_store(config.store).find(ref.kind, ref.key)
     assert manifest is not None
@@ -84,9 +77,9 @@ def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
 
 
 def taught(config: MckdConfig) -> ArtifactRef:
-    refs = {role: made(config, ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
+    refs = {role: made_or_found(config, ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
     data = Data(**refs, judge=refs["labeled"])
-    return made(config, pseudolabel_asked(config, "stage0/pseudolabels", config.teacher, data))  # type: ignore[arg-type]
+    return made_or_found(config, label_by_llm(config, "stage0/pseudolabels", config.teacher, data))  # type: ignore[arg-type]
 
 
 def losses(config: MckdConfig, ref: ArtifactRef) -> list[float]:
@@ -103,17 +96,17 @@ def test_from_the_teachers_artifact_to_a_student_of_its_tokenizer(build: Build, 
     cells = [train_student(c, "stage1/student-0", labels, cells=(0,), index=0) for c in (plain, config)]
     assert cells[0].key != cells[1].key
     assert "distillation" not in cells[0].params["training"], "keys of students without it stay as they were"
-    without, student = (made(config, stage) for stage in cells)
+    without, student = (made_or_found(config, step) for step in cells)
     counts = manifest_of(config, student).counts
     assert counts["distilled"] == manifest_of(config, student).rows > 0
     assert "distilled" not in manifest_of(config, without).counts
     assert losses(config, student) != losses(config, without)
 
     # Rows that a student relabelled have no list of the teacher's: they are learnt as labels.
-    crossed = made(config, cross_label(config, "stage1/cross-labels-0", student, labels))
-    merged = made(config, merge_labels(config, "stage1/pseudolabels", labels, (crossed,)))
+    crossed = made_or_found(config, cross_label(config, "stage1/cross-labels-0", student, labels))
+    merged = made_or_found(config, merge_labels(config, "stage1/pseudolabels", labels, (crossed,)))
     later = [train_student(c, "final/student", merged) for c in (plain, config)]
-    by_labels, by_tokens = (made(config, stage) for stage in later)
+    by_labels, by_tokens = (made_or_found(config, step) for step in later)
     assert manifest_of(config, by_tokens).counts["distilled"] == 0
     assert losses(config, by_tokens) == losses(config, by_labels)
 

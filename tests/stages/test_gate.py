@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from any_step import AnyStep
+from retort.artifacts.scores import PREDICTED, PREDICTIONS
+from retort.artifacts.students import MODEL
+from retort.artifacts.verdicts import GateVerdict, Verdict
 from retort.config import ExecutionConfig, GateConfig, MckdConfig
 from retort.errors import ConfigError
 from retort.io.parquet import write_rows
-from retort.records.base import ArtifactRef, Data, MckdResult, Step
-from retort.report.mckd.summary import Verdict, verdict_text
+from retort.recipes.mckd.steps import gate
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data, MckdResult
+from retort.report.base import verdict_text
 from retort.steps.context import StepContext
-from retort.steps.evaluate import _SCHEMA, PREDICTIONS
-from retort.steps.gate import check_slices, gate, make_gate, outcome_of, read_verdict
-from retort.steps.train_student import MODEL
+from retort.steps.gate import check_slices, outcome_of
 from retort.store import StepOutput, Store
 
 GOLD = ["up", "up", "down", "down"]
@@ -54,8 +58,8 @@ def student(store: Store, tiny_encoder: Path, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("student")
     encoder.model.save_pretrained(folder / MODEL)
     encoder.tokenizer.save_pretrained(folder / MODEL)
-    stage = Step(name="final/student", verb="train-student", version=1, kind="students", params={})
-    return store.publish(stage, folder, StepOutput(rows=1), 1.0, "gated")
+    step = AnyStep(name="final/student", made="students")
+    return store.publish(step, folder, StepOutput(rows=1), 1.0, "gated")
 
 
 Scored = Callable[..., ArtifactRef]
@@ -66,17 +70,15 @@ def scored(store: Store, tmp_path: Path) -> Scored:
     """The scores of a student that says this, each time as the fourfold test set repeated."""
 
     def publish(said: Sequence[str | None], times: int = 1) -> ArtifactRef:
-        stage = Step(
-            name="scores", verb="evaluate", version=1, kind="scores", params={"said": list(said), "times": times}
-        )
+        step = AnyStep(name="scores", values={"said": list(said), "times": times}, made="scores")
         rows = zip([f"t{n}" for n in range(4 * times)], TEXTS * times, GOLD * times, [*said] * times, strict=True)
         names = ("example_id", "text", "gold", "predicted")
-        folder = tmp_path / stage.key
+        folder = tmp_path / step.key
         folder.mkdir(exist_ok=True)
         write_rows(
-            folder / PREDICTIONS, _SCHEMA, ({**dict(zip(names, row, strict=True)), "confidence": 0.9} for row in rows)
+            folder / PREDICTIONS, PREDICTED, ({**dict(zip(names, row, strict=True)), "confidence": 0.9} for row in rows)
         )
-        return store.publish(stage, folder, StepOutput(rows=4 * times), 1.0, "gated")
+        return store.publish(step, folder, StepOutput(rows=4 * times), 1.0, "gated")
 
     return publish
 
@@ -106,12 +108,12 @@ def judge(store: Store, student: ArtifactRef, tmp_path: Path) -> Judge:
     def decide(
         config: MckdConfig, new: ArtifactRef, old: ArtifactRef | None, latency_ms: float = 3.0
     ) -> tuple[Verdict, ArtifactRef]:
-        stage = gate(config, distilled_with(student, new), old)
-        folder = tmp_path / f"gate-{stage.key}"
+        step = gate(config, distilled_with(student, new), (old,) if old else ())
+        folder = tmp_path / f"gate-{step.key}"
         folder.mkdir()
-        work = StepContext(stage, store, folder, ExecutionConfig(), 0, lambda *_: None)
-        ref = store.publish(stage, folder, make_gate(work, lambda *_: (latency_ms, "a machine")), 1.0, "gated")
-        return read_verdict(store, ref), ref
+        context = StepContext(store, folder, ExecutionConfig(), 0, lambda *_: None)
+        ref = store.publish(step, folder, step.judge(context, lambda *_: (latency_ms, "a machine")), 1.0, "gated")
+        return GateVerdict.open(store, ref).verdict(), ref
 
     return decide
 
@@ -242,9 +244,9 @@ def test_a_large_student_is_refused(judge: Judge, scored: Scored, store: Store, 
 def test_latency_is_taken_on_one_thread(store: Store, student: ArtifactRef, scored: Scored, tmp_path: Path) -> None:
     import torch
 
-    stage = gate(configured(), distilled_with(student, scored(RIGHT, 3)), None)
+    step = gate(configured(), distilled_with(student, scored(RIGHT, 3)))
     threads = torch.get_num_threads()
-    make_gate(StepContext(stage, store, tmp_path, ExecutionConfig(), 0, lambda *_: None))
+    step.run(StepContext(store, tmp_path, ExecutionConfig(), 0, lambda *_: None))
     verdict = Verdict.model_validate_json((tmp_path / "verdict.json").read_text())
     assert torch.get_num_threads() == threads
     assert 0.1 < verdict.cost.latency_ms < 1000
@@ -255,7 +257,7 @@ def test_the_key_holds_what_the_verdict_rests_on(scored: Scored, student: Artifa
     new, old = scored(RIGHT), scored(ONE_WRONG)
 
     def key(config: MckdConfig, reigning: ArtifactRef | None = old, scores: ArtifactRef = new) -> str:
-        return gate(config, distilled_with(student, scores), reigning).key
+        return gate(config, distilled_with(student, scores), (reigning,) if reigning else ()).key
 
     plain = key(configured())
     assert plain == key(configured(name="other", execution={"device": "cpu"}, tracking={"uri": "http://host"}))
@@ -290,4 +292,4 @@ def test_slices_that_make_no_sense_are_refused(slices: list[dict[str, Any]], sen
 def test_a_slice_of_a_class_that_there_is_not_is_refused() -> None:
     config = configured({"slices": [{"name": "a", "label": "sideways", "floor": 0.5}]})
     with pytest.raises(ConfigError, match=r"gate\.slices\.0\.label = 'sideways': no such class; allowed: down, up"):
-        check_slices(config)
+        check_slices(config.problem, config.gate)

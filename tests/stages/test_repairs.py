@@ -8,19 +8,19 @@ import pytest
 from retort.config import MckdConfig
 from retort.io.parquet import read_rows
 from retort.problems import problem_for
-from retort.recipes.execute import make, open_store
-from retort.recipes.mckd.checks import ingest_role, resolve
-from retort.records.base import ArtifactRef, Step
-from retort.report.mckd.facts import _invalid
-from retort.steps.context import StepContext
-from retort.steps.cross_label import cross_label
-from retort.steps.evaluate import evaluate_labels, evaluate_student
-from retort.steps.train_student import train_student
+from retort.recipes.execute import made_or_found, make
+from retort.recipes.mckd.checks import resolve
+from retort.recipes.mckd.steps import cross_label, evaluate_labels, evaluate_student, ingest, train_student
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data, MckdResult
+from retort.report.mckd.facts import Run, _invalid
+from retort.steps.base import Step
 from retort.store import Manifest
+from retort.store.opening import open_store
 
 
-def made(config: MckdConfig, stage: Step) -> ArtifactRef:
-    return make(config, stage, 0, lambda *_: None)
+def made(config: MckdConfig, step: Step) -> ArtifactRef:
+    return make(config, step, 0, lambda *_: None)
 
 
 def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
@@ -44,7 +44,7 @@ def test_a_students_invalid_outputs_are_counted(tiny_slots: dict[str, Any], tmp_
     values = {**tiny_slots, "student": student, "store": {"root": str(tmp_path)}}
     config = resolve(MckdConfig.model_validate(values))
     store = open_store(config.store)
-    labeled, test = (ingest_role(config, store, role) for role in ("labeled", "test"))
+    labeled, test = (made_or_found(config, ingest(config, role)) for role in ("labeled", "test"))
     trained = made(config, train_student(config, "final/student", labeled))
     crossed = made(config, cross_label(config, "crossed", trained, test, probabilities=True))
     scores = made(config, evaluate_student(config, "final/test", trained, test))
@@ -65,7 +65,16 @@ def test_a_students_invalid_outputs_are_counted(tiny_slots: dict[str, Any], tmp_
     given = made(config, evaluate_labels(config, "quality", crossed, test))
     assert "invalid_share" not in manifest_of(config, given).metrics, "labels that lie there are no outputs"
 
-    stage = evaluate_student(config, "final/test", trained, test)
-    work = StepContext(stage, store, tmp_path, config.execution, 0, lambda *_: None)
-    assert _invalid(work, (scores,)) == f"; {sum(invalid) / 20:.1%} repaired"
-    assert _invalid(work, (given,)) == ""
+    result = MckdResult(
+        data=Data(labeled=labeled, unlabeled=test, test=test, judge=labeled),
+        labels=(crossed,),
+        label_scores=(given,),
+        teacher_scores=None,
+        rounds=(),
+        kept_stage=1,
+        final_student=trained,
+        final_scores=scores,
+    )
+    run = Run(config, problem, result, store)
+    assert _invalid(run, (scores,)) == f"; {sum(invalid) / 20:.1%} repaired"
+    assert _invalid(run, (given,)) == ""

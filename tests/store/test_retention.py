@@ -11,8 +11,10 @@ from uuid import uuid4
 import boto3  # type: ignore[import-untyped]
 import pytest
 
+from any_step import AnyStep
 from retort.errors import DamagedArtifact, StoreUnavailable
-from retort.records.base import ArtifactRef, Step
+from retort.records.base import ArtifactRef
+from retort.steps.base import Step
 from retort.store import StepOutput, Store
 from retort.store.ancestry import ancestors
 from retort.store.folder import Folder
@@ -31,18 +33,18 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 @pytest.fixture
 def publish(tmp_path: Path) -> Callable[..., ArtifactRef]:
     def put(store: Store, kind: str, name: str, **inputs: list[ArtifactRef]) -> ArtifactRef:
-        stage = stage_of(kind, name, **inputs)
+        step = step_of(kind, name, **inputs)
         folder = tmp_path / "made" / uuid4().hex
         (folder / "model").mkdir(parents=True)
         (folder / "model" / "config.json").write_text(name)
-        return store.publish(stage, folder, StepOutput(rows=1), 1.0, "tiny")
+        return store.publish(step, folder, StepOutput(rows=1), 1.0, "tiny")
 
     return put
 
 
-def stage_of(kind: str, name: str, **inputs: list[ArtifactRef]) -> Step:
+def step_of(kind: str, name: str, **inputs: list[ArtifactRef]) -> Step:
     refs = {role: tuple(of) for role, of in inputs.items()}
-    return Step(name=name, verb="train-student", version=1, kind=kind, params={"name": name}, inputs=refs)
+    return AnyStep(name=name, values={"name": name}, refs=refs, made=kind)
 
 
 def names(store: Store, ref: ArtifactRef) -> list[str]:
@@ -86,7 +88,7 @@ def test_manifests_without_kinds_of_inputs_still_work(store: Store, publish: Cal
         assert manifest is not None
         assert manifest.input_kinds
         path = f"{ref.kind}/{ref.key[:2]}/{ref.key}/manifest.json"
-        store.place.write(path, manifest.model_dump_json(exclude={"input_kinds"}).encode())
+        store.place.write(path, manifest.model_dump_json(by_alias=True, exclude={"input_kinds"}).encode())
     assert names(store, student) == ["pool", "labels", "student"]
 
 
@@ -151,15 +153,15 @@ def test_finding_an_artifact_counts_as_use(store: Store, publish: Callable[..., 
     ref = publish(store, "students", "one")
     before = holding_of(store, ref).last_used
     time.sleep(1.1)  # S3 tells whole seconds
-    assert store.reuse("tiny", stage_of("students", "one")) == store.find("students", ref.key)
+    assert store.reuse("tiny", step_of("students", "one")) == store.find("students", ref.key)
     assert holding_of(store, ref).last_used > before
-    assert store.reuse("tiny", stage_of("students", "none")) is None
+    assert store.reuse("tiny", step_of("students", "none")) is None
 
 
 def test_strays_are_old_files_beside_the_artifacts_own(publish: Callable[..., ArtifactRef], tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     ref = publish(store, "students", "one")
-    store.point("tiny", stage_of("students", "one"))
+    store.point("tiny", step_of("students", "one"))
     folder = f"students/{ref.key[:2]}/{ref.key}"
     store.place.write(f"{folder}/000000000000/model/config.json", b"a later writer's")
     (tmp_path / "store" / folder / ".manifest.json.1234").write_bytes(b"a killed writer's")
@@ -191,7 +193,7 @@ def test_what_a_run_finds_under_the_sweep_stays(publish: Callable[..., ArtifactR
     make_old(Store(root), ref)
     sweeper, found = Store(root), []
     run = Store(root)
-    sweeper._place = Interrupted(root, 0, lambda: found.append(run.reuse("tiny", stage_of("students", "one"))))
+    sweeper._place = Interrupted(root, 0, lambda: found.append(run.reuse("tiny", step_of("students", "one"))))
     assert retire(sweeper, holding_of(sweeper, ref), time.time() - 3600) == 0
     assert found[0] is not None
     assert (run.fetch(ref) / "model" / "config.json").read_text() == "one"
@@ -205,12 +207,12 @@ def test_a_run_that_marks_too_late_sees_a_miss(
     make_old(store, ref)
     point = store.point
 
-    def swept_before(run_name: str, stage: Step) -> None:
+    def swept_before(run_name: str, step: Step) -> None:
         assert retire(Store(store.root), holding_of(store, ref), time.time() - 3600) > 0
-        point(run_name, stage)
+        point(run_name, step)
 
     monkeypatch.setattr(store, "point", swept_before)
-    assert store.reuse("tiny", stage_of("students", "one")) is None
+    assert store.reuse("tiny", step_of("students", "one")) is None
     monkeypatch.undo()
     publish(store, "students", "one")
     assert (store.fetch(ref) / "model" / "config.json").read_text() == "one"
@@ -219,7 +221,7 @@ def test_a_run_that_marks_too_late_sees_a_miss(
 def test_readers_and_a_sweep_at_the_same_time(publish: Callable[..., ArtifactRef], tmp_path: Path) -> None:
     """Whatever a run is told to be there can be read, however the two fall together."""
     store = Store(str(tmp_path / "store"))
-    stage, read, missed = stage_of("students", "one"), 0, 0
+    step, read, missed = step_of("students", "one"), 0, 0
     for number in range(60):
         ref = publish(store, "students", "one")
         make_old(store, ref)
@@ -233,7 +235,7 @@ def test_readers_and_a_sweep_at_the_same_time(publish: Callable[..., ArtifactRef
         thread.start()
         start.wait()
         time.sleep((number % 12) * 1e-3)
-        if store.reuse("tiny", stage) is None:
+        if store.reuse("tiny", step) is None:
             missed += 1
         else:
             read += (store.fetch(ref) / "model" / "config.json").read_text() == "one"

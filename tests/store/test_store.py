@@ -21,16 +21,18 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 import s3fs
 
+from any_step import AnyStep
 from retort.errors import ConfigError, DamagedArtifact, StoreUnavailable
-from retort.records.base import ArtifactRef, Step
+from retort.records.base import ArtifactRef
+from retort.steps.base import Step
 from retort.store import StepOutput, Store
 
 FILES = {"rows.parquet": b"rows" * 1000, "model/config.json": b"{}", "empty": b""}
 Alter = Callable[[str, bytes | None], None]
 
 
-def stage(name: str = "stage1/student-0", **params: object) -> Step:
-    return Step(name=name, verb="train-student", version=1, kind="students", params=params or {"seed": 0})
+def student_step(name: str = "stage1/student-0", **params: object) -> Step:
+    return AnyStep(name=name, values=params or {"seed": 0}, made="students")
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
@@ -42,7 +44,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
 
 def publish(store: Store, folder: Path, files: dict[str, bytes] = FILES, of: Step | None = None) -> ArtifactRef:
     product = StepOutput(rows=3, counts={"failures": 1}, metrics={"slot_f1": 0.9}, details={"device": "cpu"})
-    return store.publish(of or stage(), write_files(folder, files), product, 1.5, "snips")
+    return store.publish(of or student_step(), write_files(folder, files), product, 1.5, "snips")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -87,16 +89,16 @@ def manifest_path(ref: ArtifactRef) -> str:
 
 
 def test_publish_find_fetch(store: Store, tmp_path: Path) -> None:
-    assert store.find("students", stage().key) is None
+    assert store.find("students", student_step().key) is None
     ref = publish(store, tmp_path / "made")
-    key = stage().key
+    key = student_step().key
     assert ref == ArtifactRef(
         uri=f"{store.root}/students/{key[:2]}/{key}", kind="students", key=key, rows=3, metrics={"slot_f1": 0.9}
     )
     manifest = store.find("students", key)
     assert manifest is not None
     assert store.ref(manifest) == ref
-    assert manifest.made_of == stage().made_of
+    assert manifest.fingerprint == student_step().fingerprint
     assert (manifest.name, manifest.seconds, manifest.details) == ("stage1/student-0", 1.5, {"device": "cpu"})
     assert {"python", "torch", "transformers", "numpy", "pyarrow"} <= manifest.versions.keys()
     assert contents(store.fetch(ref)) == FILES
@@ -155,7 +157,7 @@ def test_manifest_cannot_write_outside_the_cache(store: Store, tmp_path: Path, a
     manifest = store.find(ref.kind, ref.key)
     assert manifest is not None
     files = (manifest.files[0].model_copy(update={"path": path}),)
-    alter(manifest_path(ref), manifest.model_copy(update={"files": files}).model_dump_json().encode())
+    alter(manifest_path(ref), manifest.model_copy(update={"files": files}).model_dump_json(by_alias=True).encode())
     with pytest.raises(DamagedArtifact, match="outside its artifact"):
         store.fetch(ref)
 
@@ -169,27 +171,27 @@ def test_first_writer_wins(store: Store, tmp_path: Path) -> None:
 def test_latest_follows_the_config_and_the_stage(store: Store, tmp_path: Path) -> None:
     assert store.latest("snips", "stage1/student-0") is None
     publish(store, tmp_path / "a")
-    second = publish(store, tmp_path / "a", of=stage(seed=1))
+    second = publish(store, tmp_path / "a", of=student_step(seed=1))
     latest = store.latest("snips", "stage1/student-0")
     assert latest is not None
     assert latest.key == second.key
     assert store.latest("snips", "stage1/student-1") is None
-    store.point("snips", stage())
-    assert store.latest("snips", "stage1/student-0") == store.find("students", stage().key)
+    store.point("snips", student_step())
+    assert store.latest("snips", "stage1/student-0") == store.find("students", student_step().key)
 
 
 def test_discard(store: Store, tmp_path: Path) -> None:
-    kept, ref = publish(store, tmp_path / "a"), publish(store, tmp_path / "b", of=stage(seed=1))
+    kept, ref = publish(store, tmp_path / "a"), publish(store, tmp_path / "b", of=student_step(seed=1))
     store.discard(ref.kind, ref.key)
     store.discard(ref.kind, ref.key)
     assert store.find(ref.kind, ref.key) is None
     assert contents(store.fetch(kept)) == FILES
-    assert publish(store, tmp_path / "b", of=stage(seed=1)) == ref
+    assert publish(store, tmp_path / "b", of=student_step(seed=1)) == ref
 
 
 def test_metric_that_is_not_a_number_survives(store: Store, tmp_path: Path) -> None:
     product = StepOutput(metrics={"kappa": math.nan})
-    ref = store.publish(stage(), write_files(tmp_path / "a", FILES), product, 1, "snips")
+    ref = store.publish(student_step(), write_files(tmp_path / "a", FILES), product, 1, "snips")
     manifest = store.find(ref.kind, ref.key)
     assert manifest is not None
     assert math.isnan(manifest.metrics["kappa"])
@@ -215,7 +217,7 @@ def test_writers_in_several_processes_do_no_harm(store: Store, tmp_path: Path) -
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0, 0]
-    manifest = store.find("students", stage().key)
+    manifest = store.find("students", student_step().key)
     assert manifest is not None
     store.verify(manifest)
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from retort.config import CausalConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
-from retort.config.loading import parse_config
 from retort.errors import ConfigError
 from retort.models.device import Device
 from retort.models.weights import find_weights
 from retort.problems.classification import Classification
+from retort.recipes import parse_config
 from retort.records.base import ParseFailure
 from retort.students.base import Prediction, TrainingRow
 from retort.students.generative import GenerativeStudent, new_generative_student

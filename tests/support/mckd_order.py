@@ -4,27 +4,29 @@ from collections.abc import Iterable
 from typing import Any
 
 from retort.config import MckdConfig
-from retort.records.base import ArtifactRef, Data, Step
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data
+from retort.steps.base import Step
 
 
 class Recorder:
     """A `do` that makes nothing and remembers everything. `verdicts` are those of the selections, in order."""
 
     def __init__(self, verdicts: Iterable[bool] = ()) -> None:
-        self.stages: list[Step] = []
+        self.steps: list[Step] = []
         self._verdicts = iter(verdicts)
 
-    async def __call__(self, stage: Step) -> ArtifactRef:
-        self.stages.append(stage)
-        metrics = {"accepted": float(next(self._verdicts))} if stage.verb == "select" else {}
-        return ArtifactRef(uri=stage.name, kind=stage.kind, key=stage.key, rows=60, metrics=metrics)
+    async def __call__(self, step: Step) -> ArtifactRef:
+        self.steps.append(step)
+        metrics = {"accepted": float(next(self._verdicts))} if step.kind == "select" else {}
+        return ArtifactRef(uri=step.name, kind=step.artifact_kind, key=step.key, rows=60, metrics=metrics)
 
-    def made(self, verb: str) -> list[Step]:
-        """Each key once: a second stage of the same key is found in the store."""
-        return list({stage.key: stage for stage in self.stages if stage.verb == verb}.values())
+    def made(self, kind: str) -> list[Step]:
+        """Each key once: a second step of the same key is found in the store."""
+        return list({step.key: step for step in self.steps if step.kind == kind}.values())
 
     def of(self, ref: ArtifactRef) -> Step:
-        return next(stage for stage in self.stages if stage.key == ref.key)
+        return next(step for step in self.steps if step.key == ref.key)
 
 
 def config_of(baselines: Iterable[str] = (), teacher: str = "finetuned", **method: Any) -> MckdConfig:

@@ -1,31 +1,34 @@
-"""A whole run of ten pool rows through the real algorithm and the real makers; only students are hand-written."""
+"""A whole run of ten pool rows through the real algorithm and the real steps; only students are hand-written."""
 
 import asyncio
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from retort.recipes.mckd.challenge import challenge
 
+from retort.artifacts.examples import ROWS, Examples
+from retort.artifacts.pseudolabels import open_rows
+from retort.artifacts.scores import PREDICTED, PREDICTIONS, SCORES
+from retort.artifacts.students import HISTORY, MODEL
 from retort.config import ExecutionConfig, MckdConfig
-from retort.io.parquet import PSEUDOLABELS, read_rows, write_rows
+from retort.data.partitions import in_cells
+from retort.io.parquet import PSEUDOLABELS, write_rows
 from retort.metrics.scores import score
-from retort.recipes.mckd.baselines import compare_baselines
-from retort.recipes.mckd.pipeline import distil
-from retort.recipes.mckd.teacher import make_pseudolabels
-from retort.records.base import ArtifactRef, Champion, Data, MckdResult, Step
-from retort.report.step import make_report, report
+from retort.problems import problem_for
+from retort.recipes.mckd.recipe import MckdRecipe
+from retort.recipes.mckd.steps import report
+from retort.records.base import ArtifactRef
+from retort.records.mckd import MckdResult
+from retort.records.result import Champion
+from retort.steps.base import Step
 from retort.steps.context import StepContext
-from retort.steps.evaluate import _SCHEMA, PREDICTIONS, SCORES, make_scores
-from retort.steps.gate import make_gate
-from retort.steps.ingest import ROWS, ingest, make_examples, read_gold
-from retort.steps.merge_labels import make_merged_labels
-from retort.steps.select import make_selection
-from retort.steps.train_student import HISTORY, MODEL, in_cells
+from retort.steps.cross_label import CrossLabel
+from retort.steps.evaluate import EvaluateStudent
+from retort.steps.gate import Gate
+from retort.steps.train_student import TrainStudent
 from retort.store import StepOutput, Store
 
 PLAY_ARTIST, PLAY_TRACK = "[IN:PLAY [SL:ARTIST {} ] ]", "[IN:PLAY [SL:TRACK {} ] ]"
@@ -91,24 +94,18 @@ def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Champion | None = 
     config = MckdConfig.model_validate({**_config(tmp_path), **changes})
     store = Store(config.store.root)
 
-    def perform(stage: Step) -> ArtifactRef:
-        found = store.find(stage.kind, stage.key)
+    def perform(step: Step) -> ArtifactRef:
+        found = store.find(step.artifact_kind, step.key)
         if found:
             return store.ref(found)
         with tempfile.TemporaryDirectory() as folder:
-            work = StepContext(stage, store, Path(folder), ExecutionConfig(), 0, lambda done, total, note: None)
-            return store.publish(stage, Path(folder), _maker(stage, wrong)(work), 1.0, config.name)
+            context = StepContext(store, Path(folder), ExecutionConfig(), 0, lambda done, total, note: None)
+            return store.publish(step, Path(folder), _made(step, context, wrong), 1.0, config.name)
 
-    async def do(stage: Step) -> ArtifactRef:
-        return perform(stage)
+    async def do(step: Step) -> ArtifactRef:
+        return perform(step)
 
-    async def everything() -> MckdResult:
-        refs = {role: await do(ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
-        data = Data(**refs, judge=refs["labeled"])
-        distilled = await compare_baselines(config, await distil(config, data, do, reigning), do)
-        return await challenge(config, distilled, reigning, do)
-
-    distilled = asyncio.run(everything())
+    distilled = asyncio.run(MckdRecipe().run(config, do, reigning))
     return Run(config, store, distilled, perform(report(config, distilled)), perform)
 
 
@@ -117,7 +114,7 @@ def crowned(run: Run, version: str) -> Champion:
     student = run.distilled.final_student
     manifest = run.store.find(student.kind, student.key)
     assert manifest is not None
-    return Champion(model=run.config.name, version=version, student=student, made_of=manifest.made_of)
+    return Champion(model=run.config.name, version=version, student=student, fingerprint=manifest.fingerprint)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -152,26 +149,24 @@ def _completion(name: str, text: str) -> dict[str, Any]:
     return {"custom_id": name, "response": {"status_code": 200, "body": {"choices": [message]}}, "error": None}
 
 
-def _maker(stage: Step, wrong: Wrong) -> Callable[[StepContext], StepOutput]:
-    makers: dict[str, Callable[[StepContext], StepOutput]] = {
-        "ingest": make_examples,
-        "pseudolabel": make_pseudolabels,
-        "train-student": _make_student,
-        "cross-label": _make_cross_labels,
-        "merge-labels": make_merged_labels,
-        "evaluate": partial(_make_student_scores, wrong) if "student" in stage.inputs else make_scores,
-        "select": make_selection,
-        "gate": partial(make_gate, measure=lambda work, texts: (2.5, "a machine")),
-        "report": make_report,
-    }
-    return makers[stage.verb]
+def _made(step: Step, context: StepContext, wrong: Wrong) -> StepOutput:
+    match step:
+        case TrainStudent():
+            return _make_student(context)
+        case CrossLabel():
+            return _make_cross_labels(step, context)
+        case EvaluateStudent():
+            return _make_student_scores(wrong, step, context)
+        case Gate():
+            return step.judge(context, lambda gate, context, texts: (2.5, "a machine"))
+    return step.run(context)
 
 
-def _make_student(work: StepContext) -> StepOutput:
-    (work.folder / MODEL).mkdir()
-    (work.folder / MODEL / "model.safetensors").write_bytes(b"weights")
+def _make_student(context: StepContext) -> StepOutput:
+    (context.folder / MODEL).mkdir()
+    (context.folder / MODEL / "model.safetensors").write_bytes(b"weights")
     history = {"steps": [1, 2, 3], "losses": [2.0, 1.0, 0.5], "learning_rates": [1e-4, 5e-5, 0.0], "seconds": 0.5}
-    (work.folder / HISTORY).write_text(json.dumps(history))
+    (context.folder / HISTORY).write_text(json.dumps(history))
     return StepOutput(
         rows=8,
         metrics={"loss": 0.5, "examples_per_second": 250.0},
@@ -179,36 +174,38 @@ def _make_student(work: StepContext) -> StepOutput:
     )
 
 
-def _make_cross_labels(work: StepContext) -> StepOutput:
+def _make_cross_labels(step: CrossLabel, context: StepContext) -> StepOutput:
     """The students' part is in `CROSS`; with probabilities, 0.9 for what they say and the rest for all else."""
+    problem = problem_for(step.problem)
 
     def labelled(row: dict[str, Any]) -> dict[str, Any]:
-        label = work.problem.parse(row["text"], CROSS[row["example_id"]])
+        label = problem.parse(row["text"], CROSS[row["example_id"]])
         assert isinstance(label, str), label
         probabilities = None
-        if work.stage.params["probabilities"]:
-            classes = len(work.problem.classes)
+        if step.probabilities:
+            classes = len(problem.classes)
             sure = 0.99 if row["example_id"] == "p7" else 0.9
-            units = np.eye(classes)[work.problem.targets(row["text"], label)]
+            units = np.eye(classes)[problem.targets(row["text"], label)]
             probabilities = (units * sure + (1 - units) * (1 - sure) / (classes - 1)).astype(np.float16).ravel()
-        return {**row, "label": label, "confidence": 0.9, "labeler": work.stage.name, "probabilities": probabilities}
+        return {**row, "label": label, "confidence": 0.9, "labeler": step.name, "probabilities": probabilities}
 
-    rows = in_cells(read_rows(work.fetch("rows") / ROWS, ["example_id", "text"]), work.stage.params["cells"])
+    rows = in_cells(open_rows(context.store, step.rows).rows(["example_id", "text"]), step.cells)
     named = (row for row in rows if row["example_id"] in CROSS)
-    return StepOutput(rows=write_rows(work.folder / ROWS, PSEUDOLABELS, map(labelled, named)))
+    return StepOutput(rows=write_rows(context.folder / ROWS, PSEUDOLABELS, map(labelled, named)))
 
 
-def _make_student_scores(wrong: Wrong, work: StepContext) -> StepOutput:
-    said = next((labels for name, labels in wrong.items() if work.stage.name.startswith(name)), {})
+def _make_student_scores(wrong: Wrong, step: EvaluateStudent, context: StepContext) -> StepOutput:
+    problem = problem_for(step.problem)
+    said = next((labels for name, labels in wrong.items() if step.name.startswith(name)), {})
     rows: list[dict[str, Any]] = []
-    for example in read_gold(work, "gold"):
+    for example in Examples.open(context.store, step.gold).gold():
         predicted = example.label
         if example.example_id in said:
-            predicted = work.problem.parse(example.text, said[example.example_id])  # type: ignore[assignment]
+            predicted = problem.parse(example.text, said[example.example_id])  # type: ignore[assignment]
         row = {"example_id": example.example_id, "text": example.text, "gold": example.label, "predicted": predicted}
         rows.append({**row, "confidence": 0.9})
-    write_rows(work.folder / PREDICTIONS, _SCHEMA, rows)
+    write_rows(context.folder / PREDICTIONS, PREDICTED, rows)
     golds, labels = [row["gold"] for row in rows], [row["predicted"] for row in rows]
-    scores = [score(work.problem, metric, golds, labels, 200, 0) for metric in work.stage.params["metrics"]]
-    (work.folder / SCORES).write_text(json.dumps([item.model_dump() for item in scores]))
+    scores = [score(problem, metric, golds, labels, 200, 0) for metric in step.metrics]
+    (context.folder / SCORES).write_text(json.dumps([item.model_dump() for item in scores]))
     return StepOutput(rows=len(rows), metrics={item.metric: item.value for item in scores})

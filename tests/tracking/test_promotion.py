@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
+from any_step import AnyStep
 from retort.config import MckdConfig
 from retort.errors import ConfigError, GateRefused
-from retort.records.base import Step
 from retort.store import StepOutput, Store
 from retort.tracking import mlflow_runs as runs
 from retort.tracking.champion import reigning_student
@@ -285,20 +285,20 @@ def test_who_is_user_and_host_unless_told(nights: Nights, monkeypatch: pytest.Mo
 
 
 def test_the_reigning_student_is_found_in_the_store(nights: Nights, tmp_path: Path) -> None:
-    stage = Step(name="final/student", verb="train-student", version=1, kind="students", params={"seed": 1})
+    step = AnyStep(name="final/student", values={"seed": 1}, made="students")
     store, files = Store(str(tmp_path / "store")), tmp_path / "files"
     files.mkdir()
     (files / "weights").write_bytes(b"1")
     assert reigning_student(nights.config.model_copy(update={"tracking": None}), store) is None
     assert reigning_student(nights.config, store) is None
-    address = store.publish(stage, files, StepOutput(), 1.0, nights.name).uri
+    address = store.publish(step, files, StepOutput(), 1.0, nights.name).uri
     tags = {"gate.outcome": "first", "retort.artifact": address}
-    version = runs.register(nights.client, nights.name, stage.key, address, "", tags)
+    version = runs.register(nights.client, nights.name, step.key, address, "", tags)
     nights.crown(version)
     reigning = reigning_student(nights.config, store)
     assert reigning is not None
-    assert (reigning.model, reigning.version, reigning.made_of) == (nights.name, version, stage.made_of)
+    assert (reigning.model, reigning.version, reigning.fingerprint) == (nights.name, version, step.fingerprint)
     assert store.fetch(reigning.student).is_dir()
-    store.discard("students", stage.key)
-    with pytest.raises(ConfigError, match=f"version 1 of .* reigns, but its artifact students/{stage.key}"):
+    store.discard("students", step.key)
+    with pytest.raises(ConfigError, match=f"version 1 of .* reigns, but its artifact students/{step.key}"):
         reigning_student(nights.config, store)

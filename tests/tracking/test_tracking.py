@@ -9,17 +9,23 @@ from typing import Any
 
 import pytest
 
-from retort.config import ExecutionConfig, TrackingConfig
+from retort.artifacts.reports import TRACKED
+from retort.config import ExecutionConfig, MckdConfig, TrackingConfig
 from retort.errors import TrackingUnavailable
-from retort.records.base import Step
+from retort.recipes.mckd.steps import track
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 from retort.tracking.address import check_reachable, is_current, without_secrets
-from retort.tracking.mckd import flattened, is_projected
-from retort.tracking.step import TRACKED, make_tracking, track
-from synthetic_run import crowned, synthetic
+from retort.tracking.logging import flattened
+from retort.tracking.step import Track
+from synthetic_run import Run, crowned, synthetic
 
 ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "run-1", "started_at": "2026-01-02T03:04:05+00:00"}
+
+
+def track_step(run: Run, uri: str, origin: dict[str, str] = ORIGIN) -> Track:
+    config: MckdConfig = run.config.model_copy(update={"tracking": TrackingConfig(uri=uri)})
+    return track(config, run.distilled, run.report, origin)
 
 
 class Tracking:
@@ -29,14 +35,10 @@ class Tracking:
         self.folder, self.run = folder, synthetic(folder)
         self.uri = f"sqlite:///{folder}/db/mlflow.db"
 
-    def stage(self, origin: dict[str, str] = ORIGIN) -> Step:
-        return track(self.run.config, TrackingConfig(uri=self.uri), self.run.distilled, self.run.report, origin)
-
     def project(self, name: str, origin: dict[str, str] = ORIGIN) -> StepOutput:
         (self.folder / name).mkdir()
-        return make_tracking(
-            StepContext(self.stage(origin), self.run.store, self.folder / name, ExecutionConfig(), 0, lambda *_: None)
-        )
+        context = StepContext(self.run.store, self.folder / name, ExecutionConfig(), 0, lambda *_: None)
+        return track_step(self.run, self.uri, origin).run(context)
 
     @property
     def client(self) -> Any:
@@ -175,15 +177,13 @@ def test_a_projection_that_was_killed_is_finished_by_the_next(tracking: Tracking
 
 
 def test_is_current_until_the_run_or_the_database_is_gone(tracking: Tracking, tmp_path: Path) -> None:
-    tracked = tracking.folder / "first" / TRACKED
-    assert is_current(tracking.uri, tracked)
-    assert not is_current(f"sqlite:///{tmp_path}/none.db", tracked)
+    run_id = _tracked(tracking)["run_id"]
+    assert is_current(tracking.uri, run_id)
+    assert not is_current(f"sqlite:///{tmp_path}/none.db", run_id)
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "empty.db").write_bytes(b"")
-    assert not is_current(f"sqlite:///{tmp_path}/empty.db", tracked)
-    other = tmp_path / TRACKED
-    other.write_text(json.dumps({**json.loads(tracked.read_text()), "run_id": "0" * 32}))
-    assert not is_current(tracking.uri, other)
+    assert not is_current(f"sqlite:///{tmp_path}/empty.db", run_id)
+    assert not is_current(tracking.uri, "0" * 32)
 
 
 @pytest.fixture
@@ -207,28 +207,24 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("run_id", "current"), [("known", True), ("known-deleted", False), ("other", False)])
-def test_is_current_on_a_server(server: str, tmp_path: Path, run_id: str, current: bool) -> None:
-    (tmp_path / TRACKED).write_text(json.dumps({"run_id": run_id}))
-    assert is_current(server, tmp_path / TRACKED) is current
+def test_is_current_on_a_server(server: str, run_id: str, current: bool) -> None:
+    assert is_current(server, run_id) is current
 
 
-def test_a_server_that_is_away_is_one_sentence_without_the_password(tmp_path: Path) -> None:
+def test_a_server_that_is_away_is_one_sentence_without_the_password() -> None:
     uri = "http://user:secret@127.0.0.1:9"
     with pytest.raises(TrackingUnavailable, match=r"tracking.uri = 'http://127.0.0.1:9' cannot be reached") as caught:
         check_reachable(uri)
     assert "secret" not in str(caught.value)
-    (tmp_path / TRACKED).write_text(json.dumps({"run_id": "known"}))
-    assert not is_current(uri, tmp_path / TRACKED)
+    assert not is_current(uri, "known")
 
 
 def test_a_file_that_is_no_database_is_one_sentence(tracking: Tracking, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, but a text that is long enough to look at" * 20)
-    run = tracking.run
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    stage = track(run.config, config, run.distilled, run.report, {})
+    step = track_step(tracking.run, f"sqlite:///{tmp_path}/mlflow.db", {})
     (tmp_path / "out").mkdir()
     with pytest.raises(TrackingUnavailable, match=r"tracking\.uri = 'sqlite:///.*mlflow\.db'"):
-        make_tracking(StepContext(stage, run.store, tmp_path / "out", ExecutionConfig(), 0, lambda *_: None))
+        step.run(StepContext(tracking.run.store, tmp_path / "out", ExecutionConfig(), 0, lambda *_: None))
 
 
 class Nights:
@@ -236,6 +232,7 @@ class Nights:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._uri = folder, f"sqlite:///{folder}/nights.db"
+        self._tracked: dict[str, tuple[Run, Track]] = {}
 
     @property
     def client(self) -> Any:
@@ -245,15 +242,18 @@ class Nights:
 
     def stands(self, name: str) -> bool:
         """Whether a later run would find the night tracked, and not track it again."""
-        return is_projected(self._uri, self._folder / name / TRACKED)
+        run, step = self._tracked[name]
+        return step.is_projected(run.store)
 
-    def night(self, name: str, seed: int, reigning: Any = None) -> tuple[Any, dict[str, str]]:
+    def night(self, name: str, seed: int, reigning: Any = None) -> tuple[Run, dict[str, str]]:
         settings = {"name": "nights", "method": {"stages": 1, "seed": seed}, "baselines": []}
         run = synthetic(self._folder, reigning=reigning, tracking={"uri": self._uri}, **settings)
-        stage = track(run.config, TrackingConfig(uri=self._uri), run.distilled, run.report, ORIGIN)
+        step = track_step(run, self._uri)
+        step.refresh(run.store)
         (self._folder / name).mkdir()
-        work = StepContext(stage, run.store, self._folder / name, ExecutionConfig(), 0, lambda *_: None)
-        tracked = make_tracking(work).details
+        output = step.run(StepContext(run.store, self._folder / name, ExecutionConfig(), 0, lambda *_: None))
+        run.store.publish(step, self._folder / name, output, 1.0, run.config.name)
+        self._tracked[name], tracked = (run, step), output.details
         tags = self.client.get_model_version("nights", tracked["version"]).tags
         told = {tag.removeprefix("gate."): value for tag, value in tags.items() if tag.startswith("gate.")}
         metrics = self.client.get_run(tracked["run_id"]).data.metrics

@@ -38,16 +38,23 @@ Events = queue.SimpleQueue[tuple[EngineProcess, Message | None]]
 
 @contextmanager
 def open_vllm(
-    config: VllmConfig, attempt: int, address: str, revision: str | None, *, ignore_end: bool = False
+    config: VllmConfig,
+    attempt: int,
+    address: str,
+    revision: str | None,
+    *,
+    ignore_end: bool = False,
+    prefix_caching: bool = True,
 ) -> Iterator["VllmClient"]:
     """Start the engines for the model at `address` (a folder, or a hub name with its revision); leaving stops them.
 
-    `attempt` n > 0 is a retry after an out-of-memory error and uses less memory and fewer sequences. `ignore_end` is
-    for measuring speed: each completion then uses all of max_tokens. Raises ConfigError if the environment, the GPUs,
-    the model or an option is to blame, ChildOutOfMemory, or TeacherUnavailable if an engine does not start.
+    `attempt` n > 0 is a retry after an out-of-memory error and uses less memory and fewer sequences. `ignore_end`
+    (each completion uses all of max_tokens) and no `prefix_caching` are for measuring speed. Raises ConfigError if the
+    environment, the GPUs, the model or an option is to blame, ChildOutOfMemory, or TeacherUnavailable if an engine does
+    not start.
     """
     python, built_for = find_interpreter(config)
-    options = _options(config, attempt, address, revision, ignore_end)
+    options = _options(config, attempt, address, revision, ignore_end=ignore_end, prefix_caching=prefix_caching)
     events: Events = queue.SimpleQueue()
     with ExitStack() as stack:
         engines = []
@@ -65,11 +72,13 @@ def open_vllm(
             raise
 
 
-def _options(config: VllmConfig, attempt: int, address: str, revision: str | None, ignore_end: bool) -> dict[str, Any]:
+def _options(
+    config: VllmConfig, attempt: int, address: str, revision: str | None, *, ignore_end: bool, prefix_caching: bool
+) -> dict[str, Any]:
     sequences = config.max_sequences
-    taken = {"weights", "dtype", "quantization", "seed", "tensor_parallel", "max_length", "prefix_caching"}
+    taken = {"weights", "dtype", "quantization", "seed", "tensor_parallel", "max_length"}
     return {
-        **config.model_dump(include=taken),
+        **{name: getattr(config, name) for name in taken},
         "parent": os.getpid(),
         "model": address,
         "revision": revision,
@@ -77,6 +86,7 @@ def _options(config: VllmConfig, attempt: int, address: str, revision: str | Non
         "max_sequences": sequences and max(1, sequences >> attempt),
         "halvings": attempt,
         "ignore_end": ignore_end,
+        "prefix_caching": prefix_caching,
         "top_logprobs": config.sampling.top_logprobs,
     }
 
