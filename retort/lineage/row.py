@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from retort.artifacts.examples import GOLD_ROWS, ROWS
+from retort.artifacts.probabilities import PREDICTIONS, Probabilities
 from retort.artifacts.pseudolabels import FAILED_ROWS
 from retort.data import fingerprint
 from retort.data.completions import BadLine, read_completions
@@ -17,6 +18,9 @@ from retort.lineage.teacher import RawCompletion, completions_of, prompt_of
 from retort.records.base import Record
 from retort.store import Manifest
 from retort.store.ancestry import input_keys
+
+ROWS_LEARNED = {"students": ("labels",), "grids": ("train", "pool")}
+"""By the kind of artifact: the inputs whose rows its students learn."""
 
 
 class RowLabel(Record):
@@ -81,7 +85,7 @@ def history(traced: Traced, example_id: str) -> RowHistory:
         example_id=example_id,
         text=row["text"],
         sets=tuple(found),
-        unknown_sets=tuple(role for role in ("unlabeled", "labeled", "test") if role not in traced.data),
+        unknown_sets=tuple(role for role in _roles(traced.student) if role not in traced.data),
         gold=next(iter(golds), None),
         demonstrated_by=tuple(looker.demonstrated()),
         said=tuple(looker.said(row["text"])),
@@ -89,6 +93,11 @@ def history(traced: Traced, example_id: str) -> RowHistory:
         set_aside=tuple(looker.set_aside()),
         trained=tuple(looker.trained()),
     )
+
+
+def _roles(student: Manifest) -> tuple[str, ...]:
+    """Roles of rows that a student of its kind has, whatever its test sets are called."""
+    return ("train", "dev") if student.fingerprint["verb"] == "export-student" else ("unlabeled", "labeled", "test")
 
 
 class _Looker:
@@ -113,6 +122,12 @@ class _Looker:
                     stage=manifest.name, label=row["label"], confidence=row["confidence"], labeler=row["labeler"]
                 )
 
+        for manifest in self._traced.manifests:
+            if manifest.kind == Probabilities.kind and (row := self.row(manifest, PREDICTIONS)):
+                classes, shares = manifest.fingerprint["params"]["problem"]["labels"], row["probabilities"]
+                best = max(range(len(classes)), key=lambda at: shares[at])
+                yield RowLabel(stage=manifest.name, label=classes[best], confidence=shares[best], labeler=manifest.name)
+
     def set_aside(self) -> Iterator[SetAside]:
         for manifest in self._labels:
             if row := self.row(manifest, FAILED_ROWS):
@@ -135,13 +150,14 @@ class _Looker:
     def trained(self) -> Iterator[str]:
         by_key = {manifest.key: manifest for manifest in self._traced.manifests}
         for student in self._traced.manifests:
-            if student.kind != "students":
-                continue
-            for key in input_keys(student, "labels"):
-                labels = by_key.get(key)
-                row = labels and (self.row(labels, GOLD_ROWS if labels.kind == "examples" else ROWS))
-                if row and any(in_cells(iter([row]), _cells(student))):
+            roles = ROWS_LEARNED.get(student.kind, ())
+            learned = [by_key[key] for role in roles for key in input_keys(student, role) if key in by_key]
+            cells = _cells(student)
+            for rows in learned:
+                row = self.row(rows, GOLD_ROWS if rows.kind == "examples" and "pool" not in roles else ROWS)
+                if row and any(in_cells(iter([row]), cells)):
                     yield student.name
+                    break
 
     def _teachers(self, kind: str) -> list[Manifest]:
         return [manifest for manifest in self._labels if manifest.fingerprint["params"].get("teacher") == kind]
@@ -166,5 +182,5 @@ class _Looker:
 
 def _cells(student: Manifest) -> Cells | None:
     """Of the pool, that the student was trained on; None is all of it."""
-    cells = student.fingerprint["params"]["cells"]
+    cells = student.fingerprint["params"].get("cells")
     return cells and Cells.model_validate(cells)

@@ -1,7 +1,6 @@
 """Which events trigger the notifications of infra/setup_server.py, according to the Prefect server's own code."""
 
 import argparse
-import runpy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from prefect.events import SendNotification
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 
+from infra import setup_server
+
 ROOT = Path(__file__).parents[2]
-setup = runpy.run_path(str(ROOT / "infra" / "setup_server.py"), run_name="setup_server")
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
 
 
@@ -24,8 +24,8 @@ async def triggers(monkeypatch: pytest.MonkeyPatch) -> dict[str, EventTrigger]:
     async def actions(*_: object) -> list[SendNotification]:
         return [SendNotification(block_document_id=uuid4(), subject="", body="")]
 
-    monkeypatch.setitem(setup["messages"].__globals__, "send_actions", actions)
-    made = await setup["messages"](argparse.Namespace(webhook=None, notify="email/team"))
+    monkeypatch.setattr(setup_server, "send_actions", actions)
+    made = await setup_server.messages(argparse.Namespace(webhook=None, notify="email/team"))
     return {one.name: EventTrigger.model_validate(one.trigger.model_dump(mode="json")) for one in made}
 
 
@@ -71,4 +71,4 @@ def test_flows_are_those_of_the_projects_deployments(tmp_path: Path) -> None:
         "  - {name: piece, tags: [retort, step]}\n"
         "  - {name: untagged}\n"
     )
-    assert setup["flow_names"](tmp_path / "prefect.yaml") == ["new"]
+    assert setup_server.flow_names(tmp_path / "prefect.yaml") == ["new"]
