@@ -29,7 +29,7 @@ STUDENTS = ("stage1/student-0", "stage1/student-1")
 
 
 def run(config: str, sets: Sequence[str], *options: str) -> tuple[dict[str, Any], float]:
-    """What `retort run` prints, and its seconds."""
+    """Return (the JSON that `retort run` prints, its seconds)."""
     command = [RETORT, "run", config, "--json", *options]
     for one in sets:
         command += ["--set", one]
@@ -53,7 +53,7 @@ def children_of(run_id: str) -> list[dict[str, Any]]:
 
 
 def on_pools(config: str, sets: Sequence[str], folder: Path) -> None:
-    """Two students on two workers, then one of them alone, each in a store of its own."""
+    """Run two students on two workers, then one of them alone, each time in a fresh store."""
     both, alone = folder / "both", folder / "alone"
     pools = [*sets, "execution.student_pool=gpu-student"]
     finished, seconds = run(config, [*pools, f"store.root={both}"])
@@ -81,7 +81,7 @@ def on_pools(config: str, sets: Sequence[str], folder: Path) -> None:
 
 
 def taken_at(run_id: str) -> datetime:
-    """When a worker took a run; it may have waited before for one to be free."""
+    """When a worker took the run, which excludes the time that it waited for a free worker."""
     states = httpx.get(f"{os.environ['PREFECT_API_URL']}/flow_run_states/", params={"flow_run_id": run_id}).json()
     return min(moment(state["timestamp"]) for state in states if state["type"] == "PENDING")
 
@@ -91,8 +91,8 @@ def name_of(root: Path) -> str:
     return folder.name
 
 
-def training_seconds(root: Path, name: str, stage: str) -> float:
-    manifest = Store(str(root)).latest(name, stage)
+def training_seconds(root: Path, name: str, step: str) -> float:
+    manifest = Store(str(root)).latest(name, step)
     assert manifest is not None
     return float(manifest.details["training_seconds"])
 

@@ -78,9 +78,9 @@ def predicted(source: list[str], count: int) -> float:
             process = subprocess.Popen(command, stderr=stream)
             _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        told = re.search(r"([\d,]+) rows/s", log.read_text())
-        assert told is not None, log.read_text()
-        rate = float(told[1].replace(",", ""))
+        reported = re.search(r"([\d,]+) rows/s", log.read_text())
+        assert reported is not None, log.read_text()
+        rate = float(reported[1].replace(",", ""))
         print(f"retort predict, {count:9,} rows {rate:8.0f} rows/s   peak {usage.ru_maxrss / 1024:6.0f} MiB")
         return rate
 
@@ -102,9 +102,9 @@ def pipeline_rate(found: FoundStudent, texts: list[str], batch_size: int) -> flo
     return len(texts) / timed(lambda: label(texts, batch_size=batch_size))
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(function: Callable[[], object]) -> float:
     started = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - started
 
 

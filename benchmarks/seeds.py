@@ -1,13 +1,13 @@
-"""Does each stage gain? An algorithm's scores over several seeds, where one run is within the noise of its seed.
+"""Benchmark: does each stage help? Scores over several seeds, since a single run is within the noise of its seed.
 
     .venv/bin/python benchmarks/seeds.py examples/snips-finetuned.yaml --seeds 5 [--parallel 2] [--set FIELD=VALUE ...]
 
-Runs `method.seed`, `method.seed` + 1, ... of a config, without Prefect, each in one process of a pool; what is in the
-store already is not made again. Printed: mean and standard deviation over seeds of each metric, and the paired
-difference of the final student to vanilla distillation with the standard error of its mean.
+Runs a config with `method.seed`, `method.seed` + 1, ..., without Prefect, each in a process of its own. Steps that are
+already in the store are not made again. Prints the mean and standard deviation of each metric over seeds, and the
+paired difference between the final student and vanilla distillation with the standard error of its mean.
 
-`--independent-intent` is another arm of the study: students decide the intent and each tag by themselves, so that a
-wrong intent does not forbid right slots. No key tells the two arms apart, so its store is one of its own, beside.
+`--independent-intent` is another arm of the study: students decide the intent and each tag independently, so that a
+wrong intent does not rule out right slots. Both arms have the same keys, so this one uses a separate store.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from retort.report.mckd.summary import TITLES
 
 VANILLA, FINAL = "vanilla-kd", "final student"
 Scores = Mapping[str, float]
-"""By metric."""
+"""Scores by metric."""
 Systems = dict[str, Scores]
-"""What one seed gave, by system, in the order of the table."""
+"""The scores of one seed by system, in the order of the table."""
 
 
 def main() -> None:
@@ -45,9 +45,9 @@ def main() -> None:
     config = resolve(load_config(given.config, given.set))
     if given.independent_intent:
         config = in_store(config, f"{config.store.root}-independent-intent")
-    asyncio.run(ingest_data(config, doing(config, given.parallel)))  # once, not by every seed at the same time
+    asyncio.run(ingest_data(config, doing(config, given.parallel)))  # once, instead of by all seeds at the same time
     configs = [seeded(config, config.method.seed + number) for number in range(given.seeds)]
-    # As in a run: threads that spin while they wait for each other stall a machine that is shared.
+    # As in a run: threads that spin while they wait for each other stall a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ProcessPoolExecutor(given.parallel, get_context("spawn")) as pool:
         jobs = [pool.submit(run_seed, one, given.parallel, given.independent_intent) for one in configs]
@@ -112,7 +112,7 @@ def doing(config: MckdConfig, parallel: int) -> Do:
 
 
 def decide_each_unit(problem: Slots, text: str, probabilities: Floats) -> tuple[Label, float]:
-    """`Slots.decide` without the legality of intent and tags together: every unit's most probable class."""
+    """`Slots.decide` without joint constraints on intent and tags: every unit's most probable class."""
     legal = probabilities * problem.allowed(len(probabilities))
     intent, *tags = (problem.classes[index] for index in legal.argmax(axis=1).tolist())
     shares = legal.max(axis=1) / legal.sum(axis=1)
@@ -140,8 +140,8 @@ def mean_of(scores: list[Scores]) -> Scores:
 
 
 def table(metrics: Iterable[str], runs: list[Systems]) -> Iterable[str]:
-    """A line for each system, and one for the final student's gain. A rejected stage ends a seed's run, so some
-    systems may have fewer seeds than others."""
+    """One line per system, and one for the final student's gain. Since a rejected stage ends a seed's run, some systems
+    may have fewer seeds than others."""
     metrics, names = tuple(metrics), list(dict.fromkeys(name for run in runs for name in run))
     yield line("", (TITLES[metric] for metric in metrics), "seeds")
     for name in names:
@@ -154,7 +154,7 @@ def table(metrics: Iterable[str], runs: list[Systems]) -> Iterable[str]:
 
 
 def spread(values: list[float], divisor: float = 1.0, signed: str = "") -> str:
-    """`50.5 ± 1.2`: mean and standard deviation (by `divisor`), in percent."""
+    """`50.5 ± 1.2`: mean and standard deviation (divided by `divisor`), in percent."""
     deviation = f"{100 * statistics.stdev(values) / divisor:.2f}" if len(values) > 1 else "-"
     return f"{100 * statistics.mean(values):{signed}.2f} ± {deviation}"
 

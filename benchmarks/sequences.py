@@ -1,25 +1,27 @@
-"""Training and relabelling speed of a seq2seq student, against transformers' own trainer and `generate`.
+"""Benchmark training and relabeling with a seq2seq student against transformers' own trainer and `generate`.
 
     .venv/bin/python benchmarks/sequences.py [--shape small|base] [--rows 512] [--only train|relabel] [--json]
 
-A T5 with random weights learns to write the parses of SNIPS, stretched to 64 tokens of source and 128 of target on
-average with the spread that they have; then it labels texts. Side by side, in one process, interleaved:
+A T5 with random weights learns to write the parses of SNIPS, stretched to 64 source tokens and 128 target tokens on
+average while keeping their spread; then it labels texts. All run in one process, interleaved. Training:
 
-    retort   steps of about 32 rows by tokens, rows of similar length together, fused AdamW; on a GPU as CUDA graphs
-    paper    Seq2SeqTrainer as in arXiv 2311.08640: 2 rows on the device, 16 accumulated, fp32, padding to the longest,
-             on a part of the rows
-    trainer  Seq2SeqTrainer set well: 32 rows, the same precision as retort, rows grouped by length, fused AdamW; on a
-             GPU with workers that load, and torch.compile of the layers (of the whole model it took over 3 minutes)
+    retort   steps of about 32 rows by tokens, batches of rows of similar length, fused AdamW; on a GPU as CUDA graphs
+    paper    Seq2SeqTrainer as in arXiv 2311.08640: 2 rows on the device, 16 accumulated, fp32, padding to the longest
+             row, on a part of the rows
+    trainer  Seq2SeqTrainer with good settings: 32 rows, the same precision as retort, rows grouped by length, fused
+             AdamW; on a GPU with data loader workers and torch.compile for the layers (compiling the whole model took
+             over 3 minutes)
 
-The rates are of the second half of the steps; what a first half takes longer is printed apart, in seconds.
+The rates are those of the second half of the steps. How much longer the first half takes is printed separately, in
+seconds. Relabeling:
 
-    retort   the decoding engine, in batches as a student has them
+    retort   the decoding engine, in batches as in a student
     generate `model.generate`, greedy, 32 rows in the order of the file, its default cache, the same precision
-    half     the same with weights in bf16, where that is the precision
+    half     the same with bf16 weights, if that is the precision
 
-Random weights never write an end, so both write as many tokens for a row as its parse has: ours is told each row's
-number, as it is for a student that writes classes, and `generate` goes on to the longest of its 32 rows, as it must.
-Printed: the median of the repeats in examples/s, ratios, the padding shares, and on a GPU the share of its peak that
+Random weights never produce an end token, so each row gets as many tokens as its parse has. Our engine is given each
+row's number, as for a student that writes classes, and `generate` has to continue to the longest of its 32 rows. Prints
+the median of the repeats in examples/s, ratios, the padding shares, and on a GPU the share of peak performance that
 training uses.
 """
 
@@ -63,7 +65,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "base": {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12, "vocab_size": 32128},
 }
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-"""bf16, dense, as the maker gives them."""
+"""For dense bf16, according to the manufacturer."""
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--shape", choices=SHAPES, default="small")
@@ -115,7 +117,7 @@ def main() -> None:
 
 
 def rows_of(number: int) -> tuple[PreTrainedTokenizerFast, list[Pair]]:
-    """Requests of the SNIPS test set, repeated, and their parses."""
+    """Return (tokenizer, pairs of request and parse from the SNIPS test set, repeated)."""
     config = load_config("examples/snips.yaml", [])
     problem = problem_for(config.problem)
     examples = list(read_examples(config.data.test, config.data.columns, problem, gold="required"))
@@ -137,7 +139,7 @@ def rows_of(number: int) -> tuple[PreTrainedTokenizerFast, list[Pair]]:
 
 
 def stretched(rows: list[list[int]], mean: int) -> list[Any]:
-    """Each row begun anew until it is so many times longer; with an end, of so many tokens on average."""
+    """Repeat each row's tokens by the same factor, so that rows with their end token have `mean` tokens on average."""
     factor = (mean - 1) * len(rows) / sum(map(len, rows))
     return [np.append(np.resize(row, round(factor * len(row))), 1) for row in rows]
 
@@ -149,7 +151,7 @@ def new_model() -> T5ForConditionalGeneration:
 
 
 def rates(rivals: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, dict[str, float]]:
-    """Median examples/s of each and seconds before that speed, interleaved so that a noisy moment hits all."""
+    """Median examples/s of each rival and its startup seconds. They run in turn, so that noise affects all."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
     for _ in range(given.repeats):
         for name, run in rivals.items():
@@ -160,7 +162,7 @@ def rates(rivals: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, dic
 
 
 class Halves:
-    """Of a training of so many rows in all."""
+    """Measures both halves of a training run that processes `rows` rows in all."""
 
     def __init__(self, rows: float) -> None:
         self._rows, self._share = rows, 1.0
@@ -173,7 +175,7 @@ class Halves:
             self._half, self._share = time.monotonic(), 1 - done / total
 
     def end(self) -> tuple[float, float]:
-        """(examples/s of the second, seconds that the first took longer)."""
+        """Return (examples/s of the second half, how many seconds longer the first half took)."""
         now = time.monotonic()
         first, second = self._half - self._started, now - self._half
         return self._rows * self._share / second, max(0.0, first - second * (1 - self._share) / self._share)
@@ -207,7 +209,7 @@ class Look(TrainerCallback):
 
 def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool) -> tuple[float, float]:
     model = new_model()
-    model.config.use_cache = False  # for its layers to be compiled once
+    model.config.use_cache = False  # so that its layers are compiled only once
     rows = [{"input_ids": pair.source.tolist(), "labels": pair.target.tolist()} for pair in pairs]
     settings: dict[str, Any] = (
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 16}
@@ -243,7 +245,7 @@ def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool
 
 
 def padding(pairs: list[Pair], sides: Any, budget: int) -> dict[str, float]:
-    """Share of computed tokens that are padding: retort's, and of 32 and of 2 rows in any order."""
+    """Share of computed tokens that are padding: retort's, and for batches of 32 and of 2 rows in random order."""
     lessons = Seq2SeqTrainingData(torch.nn.Identity(), pairs, pad=0, start=0, columns=slice(None))
     generator = np.random.default_rng(0)
     counted = np.array([lessons.tokens(batch) for batch in lessons.batches(budget, generator)]).sum(axis=0)
@@ -256,7 +258,8 @@ def padding(pairs: list[Pair], sides: Any, budget: int) -> dict[str, float]:
 
 
 def utilisation(model: T5ForConditionalGeneration, sides: Any, rate: float) -> float | None:
-    """6 x parameters x tokens: each side has its own stack, and embeddings are looked up, not multiplied."""
+    """Share of peak FLOPS, counting 6 x parameters x tokens. Each side has its own stack, and embeddings are looked up,
+    not multiplied."""
     peak = next((value for name, value in PEAK_TFLOPS.items() if name in torch.cuda.get_device_name()), None)
     if peak is None:
         return None
@@ -281,7 +284,7 @@ def write(model: Any, pairs: list[Pair], outputs: dict[str, list[list[int]]]) ->
 
 @torch.inference_mode()
 def generate(model: Any, pairs: list[Pair], outputs: dict[str, list[list[int]]]) -> float:
-    """Each batch until its longest row is written, as without knowing the lengths."""
+    """Generate each batch until its longest row is done, as if the lengths were unknown."""
     started, outputs["generate"] = time.monotonic(), []
     for at in range(0, len(pairs), 32):
         batch = pairs[at : at + 32]

@@ -1,8 +1,8 @@
-"""How long the command takes to answer: the median of five, and its ratio to `python -c pass` of the same venv.
+"""Benchmark the command's startup: the median of five runs, and its ratio to `python -c pass` in the same venv.
 
     .venv/bin/python benchmarks/startup.py
 
-The ratio is what to compare between machines. Run it from the checkout, with nothing else running.
+Compare the ratio, not the seconds, between machines. Run it from the checkout, with nothing else running.
 """
 
 import statistics
@@ -29,7 +29,7 @@ def seconds(command: list[str]) -> float:
 def main() -> None:
     bare = 0.0
     for name, command in COMMANDS.items():
-        seconds(command)  # the first one reads the files from disk and compiles them
+        seconds(command)  # the first run reads the files from disk and compiles them
         median = statistics.median(seconds(command) for _ in range(REPEATS))
         bare = bare or median
         print(f"{name:32} {median:6.2f} s {median / bare:6.1f} x")

@@ -1,11 +1,11 @@
-"""Training and prediction speed of the token-classification student, against transformers' own Trainer.
+"""Benchmark training and prediction of the token-classification student against transformers' own Trainer.
 
     .venv/bin/python benchmarks/tagger.py [--rows 700] [--repeats 3] [--set student.weights=random ...]
 
-One run, one process, side by side: the 700 SNIPS test rows as training rows (repeated up to --rows), the packaged 23
-M-parameter encoder, batches of about 32 rows, all cores or one GPU. The Trainer is set as well as it lets itself be
-set: the same precision and optimizer, embeddings frozen as well, padding to the longest row of each batch. Printed:
-the median of the repeats in examples/s, and the ratio to the rival.
+Both run in the same process: the 700 SNIPS test rows as training rows (repeated up to --rows), the packaged 23
+M-parameter encoder, batches of about 32 rows, all cores or one GPU. The Trainer is configured as well as it can be: the
+same precision and optimizer, frozen embeddings, and padding to the longest row of each batch. Prints the median of the
+repeats in examples/s, and the ratio to the rival.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(what: str, examples: list[Example], repeats: int, rivals: dict[str, Callable[[], float]]) -> None:
-    """Interleaved, so that a noisy moment hits both; each rival returns its seconds."""
+    """Run the rivals, which return their seconds, in turn, so that noise affects both."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(repeats):
         for name, run in rivals.items():

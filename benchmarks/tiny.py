@@ -1,15 +1,15 @@
-"""Tiny students trained side by side against one at a time, and what scoring an answer costs, against larger encoders.
+"""Benchmark tiny students: training side by side or one at a time, scoring speed against larger encoders, and accuracy.
 
     .venv/bin/python benchmarks/tiny.py [--data examples/scientsbank] [--epochs 2] [--only train|speed|accuracy]
 
-`train`: 5 seeds x 12 settings (lambda x T) on the training rows of SciEntsBank, all at once, then each by itself by the
-same function; both for a few epochs without early stopping, each of which costs the same. The teacher is the smoothed
-gold label, since other probabilities cost as much. Printed, too: how far the two come out apart.
-`speed`: latency of one row and rows/s in batches of 256, from text to probabilities, on one thread: the exported
-student, an untrained BERT of TinyBERT's size, and the 23 M-parameter encoder that teaches.
-`accuracy`: on gold labels alone, means of 5 seeds at each one's best epoch on the dev rows: the student, without
-overlap, with the mean alone for pooling, and with a BiLSTM in its place (the paper's network, fed the same), whose
-latency is printed as well.
+`train`: 5 seeds x 12 settings (lambda x T) on the training rows of SciEntsBank, all at once, then one at a time with
+the same function. Both train for a few epochs without early stopping, all of which cost the same. The teacher is the
+smoothed gold label, since any other probabilities would cost as much. Also prints how far the two results differ.
+`speed`: latency of one row and rows/s in batches of 256, from text to probabilities, on one thread, for the exported
+student, an untrained BERT of TinyBERT's size, and the 23 M-parameter encoder that serves as teacher.
+`accuracy`: means of 5 seeds trained on gold labels alone, at each seed's best epoch on the dev rows: the student, the
+student without overlap, the student with only the mean for pooling, and a BiLSTM (the paper's network, with the same
+input), whose latency is printed as well.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; what else runs here is not delayed
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # read when torch is imported; keeps waiting threads from slowing down others
 import torch
 import transformers
 from torch import Tensor
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 class Lesson:
-    """Encoded once, whoever learns from it."""
+    """Training and dev rows, encoded once for all students."""
 
     def __init__(self, train: Answers, dev: Answers, **options: Any) -> None:
         self.shape = TinyShape(fields=FIELDS, **options)
@@ -154,7 +156,7 @@ def compare_speed(train: Answers, dev: Answers) -> None:
 
 
 def encoder(model: Any, tokenizer: Any) -> Callable[[Sequence[Sequence[str]]], Tensor]:
-    """Scores rows whose fields are put together as pairs."""
+    """A function that scores rows whose two fields the encoder reads as a pair."""
     model.eval()
 
     @torch.inference_mode()
@@ -203,7 +205,7 @@ def show(name: str, parameters: int, dev: list[float], tests: dict[str, list[flo
 
 
 class BiLSTM(torch.nn.Module):
-    """The paper's network: embedding (1,000 x 16), BiLSTM (32 each way), dense; with the student's word features."""
+    """The paper's network, with the student's word features: embedding (1,000 x 16), BiLSTM (2 x 32), dense."""
 
     def __init__(self, vocabulary_size: int, num_features: int) -> None:
         super().__init__()
@@ -224,8 +226,10 @@ class BiLSTM(torch.nn.Module):
 def train_bilstm(
     seed: int, train: Answers, dev: Answers, tests: dict[str, Answers]
 ) -> tuple[float, dict[str, float], int, float]:
-    """(dev accuracy, test accuracies, parameters, ms for one row on one thread), with the student's training: batches,
-    optimizer, words dropped and choice of the epoch, at a rate that suits it."""
+    """Return (dev accuracy, test accuracies, parameters, ms for one row on one thread).
+
+    Trained like the student: batches, optimizer, dropped words and choice of the epoch.
+    """
     training, shape = TinyTraining(epochs=20), TinyShape(fields=FIELDS, vocabulary_size=1000)
     vocabulary = Vocabulary.fit(train.fields, shape)
     unknown, generator = torch.from_numpy(vocabulary.as_unknown()), torch.Generator().manual_seed(seed)
@@ -244,9 +248,9 @@ def train_bilstm(
             torch.nn.functional.cross_entropy(logits, gold[batch]).backward()
             optimizer.param_groups[0]["lr"] = training.learning_rate * (1 - epoch / training.epochs)
             optimizer.step()
-        accuracy = right(*judged(model, vocabulary, dev))
+        accuracy = right(*predictions(model, vocabulary, dev))
         if accuracy > best:
-            best, found = accuracy, {test: right(*judged(model, vocabulary, rows)) for test, rows in tests.items()}
+            best, found = accuracy, {test: right(*predictions(model, vocabulary, rows)) for test, rows in tests.items()}
     torch.set_num_threads(1)
     speed = measure(lambda rows: model(*tensors(vocabulary.encode(rows))).softmax(-1), dev.fields)
     torch.set_num_threads(2)
@@ -254,7 +258,7 @@ def train_bilstm(
 
 
 def tensors(texts: TinyTexts) -> tuple[Tensor, Tensor]:
-    """Word numbers, and for each word its field and in which fields else it occurs, 0 or 1."""
+    """Return (word ids, word features). Features are 0 or 1: the word's field, and the other fields that contain it."""
     fields = np.arange(len(FIELDS))
     elsewhere, own = np.divmod(word_traits(texts, len(FIELDS), overlap=True)[..., None], len(FIELDS))
     features = np.concatenate([own == fields, elsewhere >> fields & 1], axis=-1)
@@ -262,7 +266,7 @@ def tensors(texts: TinyTexts) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def judged(model: BiLSTM, vocabulary: Vocabulary, rows: Answers) -> tuple[Tensor, Tensor]:
+def predictions(model: BiLSTM, vocabulary: Vocabulary, rows: Answers) -> tuple[Tensor, Tensor]:
     model.eval()
     words, features = tensors(vocabulary.encode(rows.fields))
     found = [model(*parts) for parts in zip(words.split(256), features.split(256), strict=True)]

@@ -1,13 +1,14 @@
-"""`retort run` lands here: check, start the flow in this process, show bars and the table, print what machines read.
+"""The program behind `retort run`: checks, runs the flow in this process, shows progress bars and the result table, and
+prints JSON for other programs.
 
     python -m flows.launch CONFIG OPTIONS_AS_JSON
 
-Checks come before Prefect is imported, which takes 3 s, and before its server is started, which takes 15 s.
+Checks come before importing Prefect, which takes 3 s, and before starting its server, which takes 15 s.
 """
 
 import gc
 
-gc.disable()  # what imports make stays for good; looking through it again and again meanwhile costs half a second
+gc.disable()  # imported objects live forever; scanning them again and again during the imports costs half a second
 
 import asyncio
 import importlib
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # here, errors are told once, in a sentence; the UI has logs
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are printed once, as a sentence; the UI has logs
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default of 20 s is too short for a slow disk
 }
 
@@ -56,7 +57,7 @@ def main() -> None:
                 print(f"made again: {fault}", file=sys.stderr)
         config = recipe_of(config).check(config)
         if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
-            warm_up()  # torch is imported there while Prefect is imported here
+            warm_up()  # imports torch in the server process while this process imports Prefect
         finished = run(config, path, options)
     except RetortError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,12 +65,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    tell(config, finished, options, time.monotonic() - started)
-    gc.freeze()  # nor need it be looked through once more at the end
+    print_result(config, finished, options, time.monotonic() - started)
+    gc.freeze()  # spares a last scan at exit
 
 
 def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
-    """The flow, with progress bars on standard error."""
+    """Run the flow with progress bars on standard error."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from rich.console import Console
@@ -93,7 +94,7 @@ def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
 
 
 def flow_of(config: RecipeConfig) -> Callable[..., Any]:
-    """The flow of the config's recipe, which need not load and check it once more."""
+    """The flow of the config's recipe. The flow will not load and check the config again."""
     from flows import run
 
     run.CHECKED.set(config)
@@ -104,28 +105,28 @@ def flow_of(config: RecipeConfig) -> Callable[..., Any]:
 
 
 def thaw() -> None:
-    """From here on garbage is collected, but not looked for in what was imported."""
+    """Turn garbage collection on, but exclude everything that was imported."""
     gc.freeze()
     gc.enable()
 
 
-def tell(config: RecipeConfig, finished: "Finished", options: RunOptions, seconds: float) -> None:
+def print_result(config: RecipeConfig, finished: "Finished", options: RunOptions, seconds: float) -> None:
     from rich.console import Console
 
     console = Console(stderr=True)
     made = sum(stage.status == "MADE" for stage in finished.stages)
-    told = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
-    told += f"in {seconds:.0f} s."
+    sentence = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
+    sentence += f"in {seconds:.0f} s."
     if finished.summary:
         console.print(recipe_of(config).render(finished.summary))
-        told += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
-    console.print(told, highlight=False)
+        sentence += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
+    console.print(sentence, highlight=False)
     if options.json_output:
         print(json.dumps(as_json(finished, seconds)))
 
 
 def as_json(finished: "Finished", seconds: float) -> dict[str, object]:
-    """The shape that other programs may rely on (README, `run --json`)."""
+    """The output of `run --json`. Other programs rely on its shape (see README)."""
     return {
         "run_id": finished.run_id,
         "status": "COMPLETED",

@@ -1,4 +1,4 @@
-"""Cleaning up: what no registered model and none of the last nights rests on. `retort maintain` does the same."""
+"""Cleanup of what neither a registered model nor a recent run needs. `retort maintain` does the same."""
 
 import asyncio
 from typing import Annotated
@@ -31,12 +31,12 @@ async def maintain(
     done = await asyncio.to_thread(
         maintenance.maintain, settings, nights=nights, grace_hours=grace_hours, delete=delete
     )
-    await acreate_markdown_artifact(told(done), key="maintenance")
+    await acreate_markdown_artifact(as_markdown(done), key="maintenance")
     return done
 
 
-def told(done: Maintained) -> str:
-    """What was freed, or would be, and what is kept, for this run's page."""
+def as_markdown(done: Maintained) -> str:
+    """What was (or would be) freed and what is kept, for this run's page."""
     freed = sum(amount.bytes for amount in done.freed.values())
     lines = [
         f"# {'Freed' if done.deleted else 'Would free'} {freed / 1e6:,.1f} MB",

@@ -1,13 +1,13 @@
 """Multistage collaborative knowledge distillation as a Prefect flow.
 
     data   = ingest_data(config)            labeled set, pool, test rows
-    result = distill(config, data)          the teacher's labels, then for each stage: train k students on disjoint
-                                            partitions, let each label what it has not seen, keep the new labels if
-                                            they prove better; the final student
-    result = compare_baselines(result)      what the config asks for
-    result = challenge(result)              the final student against the reigning one
+    result = distill(config, data)          the teacher labels the pool; in each stage, k students are trained on
+                                            disjoint partitions, each labels the rows that it has not seen, and the new
+                                            labels are kept if they prove better; then the final student
+    result = compare_baselines(result)      the baselines in the config
+    result = challenge(result)              the final student against the champion
 
-The algorithm itself is `retort/recipes/mckd/pipeline.py`; what all runs share is `flows/run.py`.
+The algorithm itself is in `retort/recipes/mckd/pipeline.py`, and the code that all runs share is in `flows/run.py`.
 """
 
 from typing import Annotated
@@ -22,7 +22,7 @@ from retort.recipes.scope import Scope
 @flow(name="mckd", flow_run_name=run_name, persist_result=False)
 async def mckd(
     config: Annotated[str, Field(min_length=1)],
-    # 0 and not None, since of a union the form in the UI only says that a value is wrong, not what is allowed.
+    # 0 instead of None: for a union, the form in the UI says only that a value is wrong, not what is allowed.
     stages: Annotated[int, Field(ge=0, le=20)] = 0,
     partitions: Annotated[int, Field(ge=0, le=64)] = 0,
     limit: Annotated[int, Field(ge=0)] = 0,

@@ -1,7 +1,7 @@
-"""What a schedule starts: distill what is new, and promote the final student if it beats the reigning one.
+"""The scheduled flow: distill what is new, and promote the final student if it beats the champion.
 
-Nothing is asked, trained or evaluated twice: rows that the teacher's ledger knows are not asked again, steps whose
-inputs and settings are the same are found in the store. A night without news finds everything and ends in seconds.
+Nothing is labeled, trained or evaluated twice: the teacher's ledger has the rows that it already labeled, and the store
+has the steps whose inputs and settings are unchanged. A night without new data ends in seconds.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from flows.run import Finished, carry_out, run_name
+from flows.run import Finished, run_name, run_steps
 from retort.artifacts.examples import Examples
 from retort.config import RecipeConfig
 from retort.data.changes import PoolDiff, compare_rows
@@ -20,17 +20,17 @@ from retort.recipes.scope import Scope
 from retort.records.base import Record
 from retort.store.opening import open_store
 from tasks.artifacts import show_night
-from tasks.promotion import Judged, promote
+from tasks.promotion import PromotionResult, promote
 
 
 class Night(Record):
-    """What a night returns."""
+    """The result of a nightly run."""
 
     finished: Finished
     changes: dict[str, PoolDiff]
-    """What is new in each role's rows that the teacher labels."""
-    promotion: Judged | None
-    """None where the config has no registry, or promotion was not asked for."""
+    """Changes since the last run, for each role whose rows the teacher labels."""
+    promotion: PromotionResult | None
+    """None if the config has no registry or `promote_if_better` is off."""
 
 
 @flow(name="nightly", flow_run_name=run_name, persist_result=False)
@@ -50,7 +50,7 @@ async def nightly(
     recipe = recipe_of(settings)
     before = await asyncio.to_thread(latest_rows, settings)
     settings = await asyncio.to_thread(recipe.check, settings)
-    finished = await carry_out(settings, Scope())
+    finished = await run_steps(settings, Scope())
     changes = await asyncio.to_thread(changes_since, before, settings)
     promotion = await promote(settings) if settings.tracking and promote_if_better else None
     await show_night(settings, finished.stages, changes, promotion)
@@ -58,7 +58,7 @@ async def nightly(
 
 
 def latest_rows(config: RecipeConfig) -> dict[str, Path | None]:
-    """The rows of each role in the run before, or after a run in that; None if there was none."""
+    """The file of each role's rows in the most recent run; None if there is none."""
     return {role: _latest(config, role) for role in recipe_of(config).pools(config)}
 
 

@@ -1,4 +1,4 @@
-"""Promotion by hand: from the Prefect UI, what `retort promote` does on the command line."""
+"""Manual promotion from the Prefect UI, like `retort promote` on the command line."""
 
 import asyncio
 from typing import Annotated
@@ -9,7 +9,7 @@ from prefect.states import Failed
 from pydantic import Field
 
 from retort.recipes import load_config
-from tasks.promotion import Judged, promote
+from tasks.promotion import PromotionResult, promote
 
 
 @flow(name="promote", persist_result=False)
@@ -17,7 +17,7 @@ async def promote_challenger(
     config: Annotated[str, Field(min_length=1)],
     force: bool = False,
     reason: str | None = None,
-) -> Judged | State[Judged]:
+) -> PromotionResult | State[PromotionResult]:
     """Make the challenger the champion, if the gate let it pass.
 
     Args:
@@ -26,5 +26,5 @@ async def promote_challenger(
         reason: Why; kept with the model version, with your name and the time.
     """
     settings = await asyncio.to_thread(load_config, config)
-    judged = await promote(settings, (reason or "") if force else None)
-    return Failed(message=judged.text) if judged.outcome == "refused" else judged
+    result = await promote(settings, (reason or "") if force else None)
+    return Failed(message=result.text) if result.outcome == "refused" else result

@@ -1,10 +1,10 @@
-"""One run of any recipe: its steps as tasks, report, tracking, record.
+"""One run of any recipe: its steps as tasks, then report, tracking and run record.
 
-    result = recipe.run(config, do, champion)      what the recipe says, each step made or found by `do`
+    result = recipe.run(config, do, champion)      the recipe's steps, each made or found by `do`
     page   = recipe.report(config, result)
     recipe.track(config, result, page)             MLflow
 
-Shown as artifacts on this run's page.
+The report is shown as artifacts on this run's page.
 """
 
 import asyncio
@@ -42,16 +42,16 @@ from tasks.steps import task_of
 from tasks.work_pools import check_work_pools, work_pool_of
 
 CHECKED: ContextVar[RecipeConfig | None] = ContextVar("CHECKED", default=None)
-"""Set by whoever has loaded and checked the config before Prefect was started."""
+"""A config that was already loaded and checked, before Prefect was started."""
 
 
 class Finished(Record):
-    """What a run returns."""
+    """The result of a run."""
 
     run_id: str
     stages: tuple[Performed, ...]
     summary: SerializeAsAny[Summary] | None = None
-    """None after a run of some steps only."""
+    """None if only some steps were run."""
 
 
 def run_name() -> str:
@@ -80,17 +80,17 @@ async def run(
 
 
 async def run_config(address: str, overrides: list[str], kind: str | None, scope: Scope) -> Finished:
-    """Load, check and carry out a config. `kind` is the recipe that the flow is for; None is any.
+    """Load, check and run a config. `kind` is the flow's recipe; None means any.
 
-    Raises ConfigError, DataError or StoreUnavailable for whatever is wrong and cheap to see.
+    Raises ConfigError, DataError or StoreUnavailable if a check fails.
     """
     config = CHECKED.get()
     if config is None:
-        config = await asyncio.to_thread(checked, address, overrides, kind)
-    return await carry_out(config, scope)
+        config = await asyncio.to_thread(load_and_check, address, overrides, kind)
+    return await run_steps(config, scope)
 
 
-def checked(address: str, overrides: list[str], kind: str | None) -> RecipeConfig:
+def load_and_check(address: str, overrides: list[str], kind: str | None) -> RecipeConfig:
     config = load_config(address, overrides)
     recipe = recipe_of(config)
     if kind not in (None, recipe.kind):
@@ -99,12 +99,13 @@ def checked(address: str, overrides: list[str], kind: str | None) -> RecipeConfi
     return resolved
 
 
-async def carry_out(config: RecipeConfig, scope: Scope) -> Finished:
-    """Do what the scope says of the run, and show it on this run's page, in MLflow and in the store."""
+async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
+    """Run the part of the config that `scope` selects. Record a whole run on this run's page, in MLflow and in the
+    store."""
     await check_work_pools(config.execution)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
-    do = again(scope, store, first_started() or started, doing(config, performed))
+    do = again(scope, store, first_started() or started, task_runner(config, performed))
     champion = await asyncio.to_thread(reigning_student, config, store)
     if scope != Scope():
         steps = await steps_of(recipe, config, store, champion)
@@ -119,9 +120,11 @@ async def carry_out(config: RecipeConfig, scope: Scope) -> Finished:
     return Finished(run_id=run_id(), stages=tuple(performed), summary=summary)
 
 
-def doing(config: RecipeConfig, performed: list[Performed]) -> Do:
-    """Each step as a task of this run, as many side by side as the machine has slots. A step on a work pool takes
-    none of them: how many run at once there is the pool's and its workers' affair.
+def task_runner(config: RecipeConfig, performed: list[Performed]) -> Do:
+    """A `do` that runs each step as a task of this run, and appends it to `performed`.
+
+    At most as many steps run at once as the machine has slots. Steps on a work pool take no slot; the pool and its
+    workers limit those.
     """
     settings, slots = config.run_settings, asyncio.Semaphore(num_slots(config.execution))
 
@@ -147,7 +150,7 @@ def num_slots(execution: ExecutionConfig) -> int:
 
 
 def record(settings: RunSettings, started: str, refs: Iterable[ArtifactRef]) -> RunRecord:
-    """What this run rests on, for whoever cleans up."""
+    """The artifacts that this run needs, for `retort maintain`."""
     return RunRecord(
         name=settings.name,
         run_id=run_id(),
@@ -163,7 +166,7 @@ def run_id() -> str:
 
 
 def first_started() -> str | None:
-    """When this run, at its first attempt, began."""
+    """When the first attempt of this run started."""
     context = FlowRunContext.get()
     start = context.flow_run.start_time if context and context.flow_run else None
     return None if start is None else datetime.fromtimestamp(start.timestamp(), UTC).isoformat(timespec="milliseconds")
@@ -174,7 +177,7 @@ def now() -> str:
 
 
 def origin() -> dict[str, str]:
-    """Where the run comes from, for MLflow."""
+    """Where the run comes from: MLflow tags."""
     url = url_for("flow-run", obj_id=run_id()) if run_id() else None
     known = {"prefect.flow_run_id": run_id(), "prefect.url": url or "", "git.commit": git_commit()}
     return {name: value for name, value in known.items() if value}

@@ -1,10 +1,10 @@
 """Soft-label distillation of a classifier into a tiny student as a Prefect flow.
 
-    result = distill(config)       the teacher's probabilities, out of fold; every arm on the same rows, from the same
-                                   seeds; what is best on the dev rows meets each test set once
-    result = challenge(result)     the exported student against the reigning one
+    result = distill(config)       the teacher's probabilities, out of fold; every arm trained on the same rows from the
+                                   same seeds; the best on the dev rows is tested once on each test set
+    result = challenge(result)     the exported student against the champion
 
-The algorithm itself is `retort/recipes/soft_label/pipeline.py`; what all runs share is `flows/run.py`.
+The algorithm itself is in `retort/recipes/soft_label/pipeline.py`, and the code that all runs share in `flows/run.py`.
 """
 
 from typing import Annotated

@@ -1,6 +1,6 @@
-"""One step of a run as a flow of its own, on a work pool: started by a parent run, retried from its own page.
+"""A single step as a flow on a work pool. A parent run starts it, and it can be retried from its own page.
 
-What is to be made stands in the parent's order, and the task that makes it is the one that an inline run would call.
+The parent's work order describes the step. The task that makes it is the same as in an inline run.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ async def step(name: Annotated[str, Field(min_length=1)], order: str, store: Sto
         order: Digest of the order that the parent run wrote into the store.
         store: Where the order lies, and where the artifact goes.
     """
-    warm_up()  # torch is imported there while the order is read here
+    warm_up()  # imports torch in the server process while the order is read here
     ordered = await asyncio.to_thread(read_order, store, order)
     import retort.recipes  # noqa: F401 - every step that a recipe has
 

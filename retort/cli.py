@@ -1,4 +1,4 @@
-"""The command. Starts fast: every import that is not needed to print the help lies in a command."""
+"""The command line. To start fast, commands import what printing the help does not need."""
 
 import json
 import os
@@ -12,7 +12,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich takes longer to import than the help to print
+    rich_markup_mode=None,  # importing rich takes longer than printing the help
     help="Distil a large language model into small, cheap students.",
     epilog="Exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 the gate said no.",
 )
@@ -25,8 +25,8 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
 
-def _tell_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from retort import __version__
 
         print(f"retort {__version__}")
@@ -34,7 +34,7 @@ def _tell_version(asked: bool) -> None:
 
 
 Version = Annotated[
-    bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
 ]
 
 
@@ -70,9 +70,9 @@ def run(
     root = workflow_root()
     scope = {"only": only or [], "from_stage": from_stage, "force": force or []}
     options = {"overrides": set_ or [], "scope": scope, "json_output": json_, "repair": repair}
-    # Flows stand above this package, which may not import them, so they run in an interpreter of their own.
+    # This package may not import the flows, which are in a layer above it, so they run in a separate interpreter.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
-    # -P, else a folder flows/ or tasks/ of the user's, which is common beside Prefect, would be imported instead.
+    # Without -P, a folder flows/ or tasks/ of the user's would be imported instead; Prefect users often have one.
     command = [sys.executable, "-P", "-m", "flows.launch", config, json.dumps(options)]
     os.execve(sys.executable, command, environment)
 
@@ -271,9 +271,9 @@ def serve(
     tracking: Registry = None,
 ) -> None:
     """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /health. SIGTERM ends it."""
-    from retort.serving.server import serve as answer
+    from retort.serving.server import serve as serve_student
 
-    answer(model, host=host, port=port, tracking=tracking)
+    serve_student(model, host=host, port=port, tracking=tracking)
 
 
 @app.command()
@@ -356,7 +356,7 @@ def batch_import(config: ConfigPath, file: BatchFile, set_: Overrides = None) ->
 
 
 def teacher_lines(teacher: dict[str, Any]) -> list[str]:
-    """A plan's forecast, for people."""
+    """A plan's forecast as text."""
     money = "the price is not forecast" if teacher["money"] is None else f"{teacher['money']:.2f} to pay"
     lines = [f"teacher ({teacher['kind']}): {teacher['requests']} requests, {money}"]
     for one in [teacher, *teacher.get("members", [])]:
@@ -375,7 +375,7 @@ def teacher_lines(teacher: dict[str, Any]) -> list[str]:
 
 
 def workflow_root() -> Path:
-    """What holds `flows/` and `tasks/`: the checkout here, the wheel that was installed, or this package's checkout."""
+    """The folder with `flows/` and `tasks/`: the checkout here, the installed wheel, or this package's checkout."""
     from retort.errors import ConfigError
 
     here, package = Path.cwd(), Path(__file__).parent
@@ -388,7 +388,7 @@ def workflow_root() -> Path:
 
 
 def main() -> None:
-    """Entry point: turns our errors into one sentence and an exit code."""
+    """The entry point. Turns our errors into a one-sentence message and an exit code."""
     from retort.errors import RetortError
 
     try:

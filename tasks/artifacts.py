@@ -1,4 +1,4 @@
-"""The report, and what a night did, shown on the flow run's page."""
+"""Shows the report and a summary of the night on the flow run's page."""
 
 import asyncio
 import base64
@@ -13,11 +13,11 @@ from retort.data.changes import PoolDiff
 from retort.records.base import ArtifactRef, Performed
 from retort.report.base import Summary
 from retort.store.opening import open_store
-from tasks.promotion import Judged
+from tasks.promotion import PromotionResult
 
 
 async def show_report(settings: RunSettings, page: ArtifactRef, form: type[Summary]) -> Summary:
-    """Publish the report as Prefect artifacts: markdown, tables and picture; returns its facts, which are of `form`."""
+    """Publish the report as Prefect artifacts: Markdown, tables and picture. Returns its facts, parsed as `form`."""
     report = await asyncio.to_thread(Report.open, open_store(settings.store), page)
     summary = report.summary(form)
     await asyncio.gather(
@@ -32,17 +32,17 @@ async def show_report(settings: RunSettings, page: ArtifactRef, form: type[Summa
 
 
 async def show_night(
-    settings: RunSettings, steps: Sequence[Performed], changes: dict[str, PoolDiff], judged: Judged | None
+    settings: RunSettings, steps: Sequence[Performed], changes: dict[str, PoolDiff], result: PromotionResult | None
 ) -> None:
-    """Publish what was new, what was made, what was skipped and why, and what became of the champion. `changes` are of
-    each role's rows that the teacher labels."""
+    """Publish what was new, made and skipped, and what happened to the champion. `changes` has an entry for each role
+    whose rows the teacher labels."""
     made = [step for step in steps if step.status == "MADE"]
     found = len(steps) - len(made)
     lines = [
         f"# {settings.name}: {'nothing new' if not made else f'{len(made)} of {len(steps)} stages made'}",
         "",
         *(line for role, diff in changes.items() for line in (f"**{_title(role)}**: {_sentence(diff)}", "")),
-        f"**Champion**: {judged.text if judged else 'no promotion was asked for, or the config has no registry.'}",
+        f"**Champion**: {result.text if result else 'no promotion was asked for, or the config has no registry.'}",
         "",
         f"**Skipped**: {found} stages, whose inputs and settings are those of an artifact in the store.",
     ]

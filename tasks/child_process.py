@@ -1,8 +1,7 @@
-"""Heavy work in a child process that can be timed out and cancelled, and whose death is understood.
+"""Runs expensive functions in a child process, which can be timed out and canceled, and whose death is explained.
 
-Children are forked from a server process that has imported torch and transformers once (the standard library's
-`forkserver`), so each starts in a moment, with no GPU state and no threads inherited. A child whose parent has
-died ends itself.
+Children are forked from a server process that has already imported torch and transformers (the standard library's
+`forkserver`), so each starts in a moment and inherits no GPU state and no threads. A child exits when its parent dies.
 """
 
 import asyncio
@@ -30,20 +29,20 @@ PROGRESS_EVERY_SECONDS = 0.25
 _POLL_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 _context = get_context("forkserver")
-# The children's threads sleep while they wait for each other. By default they spin, and then one other busy process
-# on the machine makes training ten times slower.
+# Lets the children's threads sleep while they wait for each other. By default they spin, and then a single other busy
+# process on the machine makes training ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _context.set_forkserver_preload(
     [
         *("retort.recipes", "retort.recipes.execute", "retort.students.loading", "retort.students.training"),
-        # Imported late, by pyarrow, by transformers and by a store in a bucket: else in every child anew.
+        # Imported late by pyarrow, transformers and bucket stores; without this, every child would import them again.
         *("pandas", "transformers.models.bert.modeling_bert", "retort.store.bucket"),
     ]
 )
 
 
 def warm_up() -> None:
-    """Start the server process, which takes some seconds to import torch, while the caller does something else."""
+    """Start the server process in the background; it takes some seconds to import torch."""
     with _blank_main():
         forkserver.ensure_running()
 
@@ -55,12 +54,10 @@ async def in_child(
     on_progress: Progress = lambda *_: None,
     environment: Mapping[str, str] = types.MappingProxyType({}),
 ) -> T:
-    """`function(*args, progress)` in a child process; its result, or its RetortError raised again here.
+    """Call `function(*args, progress)` in a child process. Returns its result, or raises its RetortError here.
 
-    `environment` is what the child has beside, or instead of, this process's variables.
-
-    Raises ChildTimedOut, ChildKilled, ChildOutOfMemory or ChildCrashed where there is no result. Cancelling ends
-    the child at once.
+    `environment` adds to this process's variables or overrides them. Raises ChildTimedOut, ChildKilled,
+    ChildOutOfMemory or ChildCrashed if there is no result. Canceling kills the child at once.
     """
     ours, theirs = _context.Pipe()
     surroundings = ({**os.environ, **environment}, os.getcwd())
@@ -72,7 +69,7 @@ async def in_child(
         result: T = await _result(child, ours, time.monotonic() + timeout_seconds, timeout_seconds, on_progress)
         return result
     finally:
-        await starting  # who is cancelled while the fork server still imports torch must wait, to have what to end
+        await starting  # if canceled while the fork server still imports torch, wait until there is a child to kill
         child.kill()
         await asyncio.to_thread(child.join)
         ours.close()
@@ -88,7 +85,7 @@ async def _result(
             continue
         try:
             kind, value = pipe.recv()
-        except (EOFError, OSError):  # the latter in the middle of a message
+        except (EOFError, OSError):  # OSError if the child died in the middle of a message
             await asyncio.to_thread(child.join)
             raise _death(child.exitcode) from None
         match kind:
@@ -121,7 +118,7 @@ _main_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _blank_main() -> Iterator[None]:
-    """Else multiprocessing imports the parent's main module in every child, which for a Prefect worker costs 3 s."""
+    """Keep multiprocessing from importing the parent's main module in every child: 3 s for a Prefect worker."""
     with _main_lock:
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
@@ -135,7 +132,7 @@ def _child_main(
     pipe: Connection, surroundings: tuple[dict[str, str], str], function: Callable[..., Any], args: tuple[object, ...]
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    environment, folder = surroundings  # the fork server's are those of its own start
+    environment, folder = surroundings  # the fork server has those from when it was started
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -149,7 +146,7 @@ def _child_main(
 
 
 def _end_with_parent(pipe: Connection) -> None:
-    """The parent never sends, so the pipe becomes readable only when the parent is gone."""
+    """Exit when the parent dies. The parent never sends, so the pipe becomes readable only then."""
     pipe.poll(None)
     os._exit(1)
 
@@ -161,14 +158,14 @@ def _outcome(pipe: Connection, function: Callable[..., Any], args: tuple[object,
         return "error", error
     except MemoryError:
         return "error", ChildOutOfMemory("the machine's memory was too small")
-    except (Exception, SystemExit) as error:  # told to the parent in full, which raises it as ChildCrashed
+    except (Exception, SystemExit) as error:  # sent to the parent, which logs it and raises ChildCrashed
         if type(error).__name__ == "OutOfMemoryError":
             return "error", ChildOutOfMemory("the GPU's memory was too small")
         return _crash(error)
 
 
 def _crash(error: BaseException) -> tuple[str, Any]:
-    """Its first line, and all of it for the log."""
+    """The error's first line, and the whole traceback for the log."""
     text = str(error).strip()
     first = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     return "crash", (first, traceback.format_exc())

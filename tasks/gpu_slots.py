@@ -1,8 +1,8 @@
-"""Which GPU a step gets, where a machine has several.
+"""Assigns GPUs to steps on a machine with several.
 
-A machine whose workers share GPUs sets RETORT_GPUS to their number: each GPU is then a Prefect concurrency limit of one
-slot, `gpu-0`, `gpu-1`, ... (`make setup-server GPUS=2` creates them), and a step holds one, or a teacher all, while
-its child process runs. In a container or a pod that has its own GPUs nothing is to be shared, and nothing is asked for.
+If the workers on a machine share its GPUs, RETORT_GPUS must be set to the number of GPUs. Each GPU is then a Prefect
+concurrency limit with one slot, `gpu-0`, `gpu-1`, ... (`make setup-server GPUS=2` creates them). A step holds one of
+them, or a teacher all, while its child process runs. A container or pod with GPUs of its own does not need this.
 """
 
 import os
@@ -16,15 +16,15 @@ from retort.steps.base import Step
 
 SHARED_GPUS = "RETORT_GPUS"
 LEASE_SECONDS = 60
-"""A slot comes back this long after its holder was killed."""
+"""How long after a holder was killed its slot becomes free."""
 _ASK_SECONDS = 1.0
 
 
 @asynccontextmanager
 async def gpus_for(step: Step) -> AsyncIterator[Mapping[str, str]]:
-    """Waits for its turn; gives the environment in which the child sees its GPUs alone.
+    """Wait for free GPUs, and yield the environment in which the child sees only those.
 
-    Raises ConfigError where the limits do not exist: running unlimited would put two students on one GPU.
+    Raises ConfigError if the limits do not exist: without them, two students could share a GPU.
     """
     count = int(os.environ.get(SHARED_GPUS, "0"))
     if not count or step.resources.gpu == "none":

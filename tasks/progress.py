@@ -1,4 +1,4 @@
-"""Progress of one step: a bar in the terminal, where there is one, and a progress artifact in Prefect."""
+"""Progress of one step: a bar if there is a terminal, and a progress artifact in Prefect."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from retort.steps.base import Step
 from tasks.child_process import Progress
 
 TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
-"""Set by whoever starts a flow in a terminal."""
+"""The progress bars, if the flow was started in a terminal."""
 
 _PUBLISH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def progress_of(step: Step) -> AsyncIterator[Progress]:
-    """A callback that a child's messages go to while the step is being made."""
+    """Yield a callback for the child's progress messages while the step is made."""
     bars = TERMINAL.get()
     bar = bars.add_task(step.name, total=None) if bars else None
     share = 0.0
@@ -39,14 +39,14 @@ async def progress_of(step: Step) -> AsyncIterator[Progress]:
     finally:
         publisher.cancel()
         (outcome,) = await asyncio.gather(publisher, return_exceptions=True)
-        if isinstance(outcome, Exception):  # a server that is away for a moment must not cost a step its work
+        if isinstance(outcome, Exception):  # a server that is briefly unavailable must not fail the step
             _log.warning("progress of %s was not shown: %s", step.name, outcome)
         if bars and bar is not None:
             bars.remove_task(bar)
 
 
 async def _publish(step: Step, share: Callable[[], float]) -> None:
-    """Only what takes longer than a moment gets an artifact."""
+    """Publish progress. Steps that take only a moment get no artifact."""
     artifact: UUID | None = None
     key = "progress-" + step.name.replace("/", "-")
     try:

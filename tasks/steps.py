@@ -1,5 +1,5 @@
-"""A step as a Prefect task: look into the store, and only on a miss make the artifact, in a supervised child process
-here or in a run of its own on a work pool."""
+"""A step as a Prefect task. It looks in the store first; on a miss it makes the artifact, in a supervised child process
+here or in a separate run on a work pool."""
 
 import asyncio
 from typing import Any
@@ -23,8 +23,8 @@ from tasks.work_pools import on_work_pool, work_pool_of
 
 
 def can_heal(task: object, run: object, state: State[Any]) -> bool:
-    """Prefect's `retry_condition_fn`: memory, eviction, a bucket that was away. Bad data would only burn the time
-    again."""
+    """Prefect's `retry_condition_fn`. A retry helps with memory, eviction or an unavailable bucket, not with bad
+    data."""
     error = state.data if isinstance(state.data, BaseException) else getattr(state.data, "result", None)
     return isinstance(error, RETRYABLE)
 
@@ -38,10 +38,10 @@ def can_heal(task: object, run: object, state: State[Any]) -> bool:
     retry_condition_fn=can_heal,
 )
 async def perform(settings: RunSettings, step: Step) -> ArtifactRef | State[ArtifactRef]:
-    """The step's artifact: found (the run then shows as `Cached`), or made and published.
+    """Find the step's artifact (the task run is then shown as `Cached`), or make and publish it.
 
-    The store is the truth, so this holds across runs, machines and pods whose disk is gone. Prefect's own cache
-    would hold the run's id in its key and trust results that may have vanished.
+    The store is the only source of truth, so this works across runs, machines and pods that lost their disk. Prefect's
+    own cache would have the run's id in its key and would trust results that may be gone.
     """
     store = open_store(settings.store)
     await asyncio.to_thread(step.refresh, store)
@@ -56,7 +56,7 @@ async def perform(settings: RunSettings, step: Step) -> ArtifactRef | State[Arti
 
 
 def task_of(step: Step) -> Task[[RunSettings, Step], Any]:
-    """`perform` under the name of the step's kind, as people look for it."""
+    """`perform`, named after the step's kind so that people find it."""
     tags = [step.resources.work_pool] if step.resources.work_pool else []
     return perform.with_options(name=step.kind, description=type(step).__doc__, tags=tags)
 

@@ -1,8 +1,8 @@
-"""A step on a work pool: a flow run of its own, which can be seen, retried and cancelled by itself.
+"""Runs a step on a work pool, as a separate flow run that can be watched, retried and canceled by itself.
 
-The parent writes a work order into the store and starts the deployment of the flow `step` on the pool that the config
-names. The child makes the artifact; the store is how the parent learns of it. So a child that was retried from its own
-page is simply found when its parent is retried.
+The parent writes a work order into the store and starts the deployment of the flow `step` on the work pool in the
+config. The child makes the artifact, and the parent reads it from the store. So if a child was retried from its own
+page, its parent simply finds the artifact when it is retried.
 """
 
 import asyncio
@@ -37,21 +37,21 @@ POLL_SECONDS = 1.0
 
 
 class WorkOrder(Record):
-    """All that a worker needs to make a step, beside the store."""
+    """Everything that a worker needs to make a step, apart from the store."""
 
     settings: RunSettings
     step_class: str
     """Name of the step's class."""
     step: dict[str, Any]
-    """Its fields."""
+    """The step's fields."""
 
     def read_step(self) -> Step:
-        """Raises KeyError or ValidationError for one that this version of the code does not know."""
+        """Raises KeyError or ValidationError for a step that this version of the code does not know."""
         return step_class(self.step_class).model_validate(self.step)
 
 
 def work_pool_of(execution: ExecutionConfig, step: Step) -> str | None:
-    """The work pool on which the config wants this step; None is here."""
+    """The work pool that the config assigns to this step; None means this process."""
     match step.resources.work_pool:
         case "teacher":
             return execution.teacher_pool
@@ -61,7 +61,7 @@ def work_pool_of(execution: ExecutionConfig, step: Step) -> str | None:
 
 
 async def check_work_pools(execution: ExecutionConfig) -> None:
-    """Raises ConfigError unless every pool that the config names has the deployment that will be started on it."""
+    """Raises ConfigError unless every work pool in the config has a deployment of the flow `step`."""
     named = [pool for pool in (execution.teacher_pool, execution.student_pool) if pool]
     if not named:
         return
@@ -71,7 +71,7 @@ async def check_work_pools(execution: ExecutionConfig) -> None:
 
 
 async def deployment_on(client: PrefectClient, pool: str) -> DeploymentResponse:
-    """The deployment of the flow `step`. Raises ConfigError if there is none on the pool."""
+    """The deployment of the flow `step`. Raises ConfigError if the work pool has none."""
     found = await client.read_deployments(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[STEP_FLOW])),
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
@@ -85,16 +85,16 @@ async def deployment_on(client: PrefectClient, pool: str) -> DeploymentResponse:
 
 
 async def on_work_pool(settings: RunSettings, step: Step, pool: str) -> ArtifactRef:
-    """Start the step's run, or join the one that is under way for anybody, and wait for its end.
+    """Start a run of the step, or join one that is already in progress, and wait until it ends.
 
-    Raises StageFailed if that run does not complete: what is wrong stands on its own page, where it can be retried.
+    Raises StageFailed if that run does not complete. Its own page shows why, and it can be retried there.
     """
     store = open_store(settings.store)
     async with get_client() as client:
         runs = await _runs_of(client, step)
-        # One that this parent started before it was killed, that a person retried, or that another parent waits for.
-        under_way = next((run for run in runs if run.state and not run.state.is_final()), None)
-        child = under_way or await _start(client, settings, step, pool, earlier=len(runs))
+        # It may have been started by this parent before it was killed, by another parent, or retried by a person.
+        in_progress = next((run for run in runs if run.state and not run.state.is_final()), None)
+        child = in_progress or await _start(client, settings, step, pool, earlier=len(runs))
         while not (child.state and child.state.is_final()):
             await asyncio.sleep(POLL_SECONDS)
             child = await client.read_flow_run(child.id)
@@ -111,7 +111,7 @@ async def on_work_pool(settings: RunSettings, step: Step, pool: str) -> Artifact
 
 
 async def _runs_of(client: PrefectClient, step: Step) -> list[FlowRun]:
-    """Every run that ever was to make this step, newest first."""
+    """Every run of this step so far, newest first."""
     tags = FlowRunFilterTags(all_=[_tag(step)])
     return await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(tags=tags), sort=FlowRunSort.EXPECTED_START_TIME_DESC
@@ -119,7 +119,8 @@ async def _runs_of(client: PrefectClient, step: Step) -> list[FlowRun]:
 
 
 async def _start(client: PrefectClient, settings: RunSettings, step: Step, pool: str, earlier: int) -> FlowRun:
-    """`earlier`: how many runs this step had by now; two parents that ask at the same moment get the same run."""
+    """`earlier` is the number of runs so far. It makes two parents that start the step at the same time get the same
+    run."""
     deployment = await deployment_on(client, pool)
     parameters: dict[str, Any] = {
         "name": step.name,
@@ -142,7 +143,7 @@ def _tag(step: Step) -> str:
 
 
 def write_order(settings: RunSettings, step: Step) -> str:
-    """Keep the order in the store; returns its digest. No secret: `${VAR}` is expanded where it is used."""
+    """Write the order into the store and return its digest. It has no secrets: `${VAR}` is expanded only when used."""
     execution = settings.execution.model_copy(update={"teacher_pool": None, "student_pool": None})
     here = RunSettings(name=settings.name, store=settings.store, execution=execution)
     order = WorkOrder(settings=here, step_class=type(step).__name__, step=step.model_dump(mode="json"))
@@ -153,7 +154,7 @@ def write_order(settings: RunSettings, step: Step) -> str:
 
 
 def read_order(store: StoreConfig, name: str) -> WorkOrder:
-    """Raises ConfigError where the store has no such order, or it is not what its name says."""
+    """Raises ConfigError if the store has no such order, or if the order does not match its digest."""
     opened = open_store(store)
     try:
         order = WorkOrder.model_validate_json(opened.place.read(_path(name)))

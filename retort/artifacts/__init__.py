@@ -1,1 +1,1 @@
-"""Artifacts as types: one for each kind, the only reader (and writer) of its files."""
+"""Artifact types. Each kind of artifact has one, and only its module reads and writes the files."""

@@ -10,19 +10,19 @@ from retort.store import Manifest, Store
 NOT_STORED = Manifest(
     kind="", key="", name="", fingerprint={}, folder="", files=(), versions={}, seconds=0.0, created_at=""
 )
-"""Of files that are in no store."""
+"""The manifest of files that are not in a store."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A subclass is a kind of artifact and knows its files' names. Do not write into `folder`."""
+    """Base class. Each subclass is a kind of artifact and knows the names of its files. Do not write into `folder`."""
 
     kind: ClassVar[str]
-    """The folder in the store."""
+    """Name of the kind's folder in the store."""
     manifest: Manifest
     folder: Path
 
     @classmethod
     def open(cls, store: Store, ref: ArtifactRef) -> Self:
-        """Fetched and verified. Raises DamagedArtifact, StoreUnavailable."""
+        """Fetch and verify the artifact. Raises DamagedArtifact, StoreUnavailable."""
         return cls(*store.open(ref))

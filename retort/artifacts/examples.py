@@ -1,6 +1,6 @@
-"""Rows of a data set, with gold labels in a file of their own.
+"""Rows of a data set, with the gold labels in a separate file.
 
-Whatever trains or predicts reads `rows.parquet`, which has no gold column: nothing can leak by mistake.
+Training and prediction read `rows.parquet`, which has no gold column, so that gold labels cannot leak by mistake.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from retort.records.base import Example
 
 ROWS, GOLD_ROWS = "rows.parquet", "gold.parquet"
 GROUP_ROWS = "groups.parquet"
-"""Only where the config names a column for groups."""
+"""Exists only if the config names a column for groups."""
 
 
 @dataclass(frozen=True)
@@ -23,27 +23,28 @@ class Examples(Artifact):
 
     @classmethod
     def aside(cls, folder: Path) -> Self:
-        """Rows that were written to a folder and are in no store."""
+        """Open rows in a folder that is not in a store."""
         return cls(NOT_STORED, folder)
 
     @property
     def path(self) -> Path:
-        """The file of all rows, without gold."""
+        """The file with all rows, without gold labels."""
         return self.folder / ROWS
 
     def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
         return read_rows(self.path, columns)
 
     def gold_rows(self) -> Iterator[Row]:
-        """Rows with a gold label; none where the source has no gold."""
+        """Rows with a gold label; empty if the source has none."""
         path = self.folder / GOLD_ROWS
         return read_rows(path) if path.exists() else iter(())
 
     def gold(self) -> list[Example]:
-        """All gold-labeled examples. Only scoring may call this, and a training that ends by the labeled set."""
+        """All gold-labeled examples. Only scoring may use them, and training if the labeled set decides when to
+        stop."""
         return [Example(row["example_id"], row["text"], row["label"]) for row in self.gold_rows()]
 
     def groups(self) -> dict[str, str]:
-        """Group by example_id; empty where the config names no column for groups."""
+        """Groups by example_id; empty if the config names no column for groups."""
         path = self.folder / GROUP_ROWS
         return {row["example_id"]: row["group"] for row in read_rows(path)} if path.exists() else {}

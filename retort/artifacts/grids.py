@@ -1,4 +1,4 @@
-"""A grid of tiny students: what was tried, and the students of the setting that was best on the dev rows."""
+"""A grid of tiny students: the settings tried, and the students of the best one on the dev rows."""
 
 import json
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ GRID, WEIGHTS = "grid.json", "students.safetensors"
 
 
 class TriedSetting(Record):
-    """A setting of an arm and its scores on the dev rows, over its seeds."""
+    """A setting of an arm with its scores on the dev rows over all seeds."""
 
     setting: dict[str, Any]
-    """Fields of `retort.students.tiny.shape.Setting`, beside the seed."""
+    """The fields of `retort.students.tiny.shape.Setting` other than the seed."""
     dev_accuracy: float
     dev_accuracies: tuple[float, ...]
-    """One for each seed."""
+    """One per seed."""
     dev_loss: float
-    """Nats."""
+    """In nats."""
     epochs: tuple[int, ...]
 
 
@@ -48,7 +48,7 @@ class Grid(Artifact):
         return seeds
 
     def students(self) -> tuple["Vocabulary", list[dict[str, Any]]]:
-        """(vocabulary, weights of each seed's student)"""
+        """Return (vocabulary, each seed's weights)."""
         from safetensors.numpy import load_file
 
         from retort.students.tiny.vocabulary import Vocabulary
@@ -75,7 +75,7 @@ def write_grid(
     vocabulary: "Vocabulary",
     weights: Sequence[dict[str, Any]],
 ) -> None:
-    """`weights` are those of the best setting's students, one for each seed."""
+    """`weights` are those of the best setting's students, one per seed."""
     from safetensors.numpy import save_file
 
     tensors = {

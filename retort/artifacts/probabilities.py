@@ -1,4 +1,4 @@
-"""What a scorer thinks of each row: probabilities of the classes, over its seeds."""
+"""A scorer's class probabilities for each row, for all its seeds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from retort.io.parquet import PROBABILITIES, Row, read_rows, write_rows
 from retort.problems.base import Floats
 
 PREDICTIONS = "predictions.parquet"
-"""A row for each example and seed, in the order of the examples."""
+"""Has one row per example and seed, in the order of the examples."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,13 @@ class Probabilities(Artifact):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the columns."""
+        """The classes in the order of the stored probabilities."""
         return tuple(self.manifest.fingerprint["params"]["problem"]["labels"])
 
     def aligned(self, ids: list[str], classes: tuple[str, ...]) -> Floats:
-        """`(seeds, rows, classes)`: the predictions of the examples with these ids, in their order, whatever the
-        file's; columns in the order of `classes`; NaN where there is no prediction.
+        """`(seeds, rows, classes)`: the predictions in the order of `ids` and `classes`; NaN where there is none.
 
-        Raises DataError where there are predictions and all are of other ids.
+        Raises DataError if there are predictions, but none for these ids.
         """
         rows = list(read_rows(self.folder / PREDICTIONS))
         seeds = {seed: at for at, seed in enumerate(sorted({row["seed"] for row in rows}))}
@@ -47,7 +46,7 @@ class Probabilities(Artifact):
 
 
 def write_probabilities(folder: Path, ids: list[str], seeds: list[int], probabilities: Floats) -> int:
-    """`(seeds, rows, classes)`; returns how many rows the file has."""
+    """Write `(seeds, rows, classes)` probabilities. Returns the number of rows in the file."""
     return write_rows(folder / PREDICTIONS, PROBABILITIES, _rows(ids, seeds, probabilities))
 
 

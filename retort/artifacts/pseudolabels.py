@@ -1,4 +1,4 @@
-"""Labels that a teacher or a student gave to the pool, and what got none."""
+"""Labels that a teacher or student gave to the pool, and the rows that got none."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from retort.records.base import ArtifactRef, ParseFailure
 from retort.store import Store
 
 OWN_ROWS = "labeled.parquet"
-"""An LLM teacher's labels of the labeled set, each made with the other rows as demonstrations."""
+"""An LLM teacher's labels for the labeled set, each row labeled with the others as demonstrations."""
 FAILED_ROWS = "failures.parquet"
 TEACHER_TOKENS = "teacher_tokens.parquet"
-"""The teacher's likeliest tokens, where `sampling.top_logprobs` asked for them; see `retort.teachers.top_logprobs`."""
+"""The teacher's likeliest tokens, if `sampling.top_logprobs` is set; see `retort.teachers.top_logprobs`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pseudolabels(Artifact):
         return path if path.exists() else None
 
     def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
-        """In the pool's order; rows without a label are left out."""
+        """Labeled rows in the order of the pool, without those that got no label."""
         return read_rows(self.path, columns)
 
     def own_rows(self, columns: list[str] | None = None) -> Iterator[Row]:
@@ -40,25 +40,25 @@ class Pseudolabels(Artifact):
         return read_rows(self.folder / OWN_ROWS, columns)
 
     def failures(self) -> Iterator[Row]:
-        """What was set aside: example_id, reason, detail, raw."""
+        """The rows that were set aside: example_id, reason, detail, raw."""
         path = self.folder / FAILED_ROWS
         return read_rows(path) if path.exists() else iter(())
 
 
 def labeled_rows(store: Store, ref: ArtifactRef) -> Iterator[Row]:
-    """Rows with their labels: of pseudolabels, or the gold ones of examples."""
+    """Rows with labels: pseudolabels, or the gold labels of examples."""
     if ref.kind == Examples.kind:
         return Examples.open(store, ref).gold_rows()
     return Pseudolabels.open(store, ref).rows()
 
 
 def open_rows(store: Store, ref: ArtifactRef) -> Examples | Pseudolabels:
-    """Examples, or pseudolabels whose labels are then not looked at."""
+    """Open examples, or pseudolabels for a caller that does not use their labels."""
     return (Examples if ref.kind == Examples.kind else Pseudolabels).open(store, ref)
 
 
 def write_failures(folder: Path, failures: Mapping[str, ParseFailure]) -> None:
-    """What was set aside, by example_id, with its raw text and the reason."""
+    """Write the rows that were set aside, by example_id."""
     write_rows(folder / FAILED_ROWS, FAILURES, failure_rows(failures.items()))
 
 

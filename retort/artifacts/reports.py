@@ -1,4 +1,4 @@
-"""A run's report, and where the run is found in MLflow."""
+"""A run's report, and where to find the run in MLflow."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Report(Artifact):
     kind = "reports"
 
     def summary(self, form: type[S]) -> S:
-        """The facts that the pages are made from; `form` is the recipe's."""
+        """The facts that the pages are made from. `form` is the recipe's summary type."""
         return form.model_validate_json((self.folder / SUMMARY).read_text(encoding="utf-8"))
 
     @property
@@ -40,18 +40,18 @@ def write_summary(folder: Path, summary: Record) -> None:
 
 
 class Tracked(Record):
-    """Where a run is found in MLflow."""
+    """Where to find a run in MLflow."""
 
     experiment_id: str
     run_id: str
     url: str
-    """Address of the parent run's page; empty for a database without a server."""
+    """URL of the parent run's page; empty for a database without a server."""
     open_with: str
-    """The command that shows it; empty for a server."""
+    """The command that shows the run; empty for a server."""
     model: str
     version: str
     verdict: str = ""
-    """Key of the gate's verdict, which is on the version; empty without one."""
+    """Key of the gate's verdict that was tagged on the version; empty if there is none."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scores on gold-labeled rows, and the predictions that they rest on."""
+"""Scores on gold-labeled rows, and the predictions behind them."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ PREDICTED = pa.schema(
 )
 ANSWERED = pa.schema([(name, pa.string()) for name in ("example_id", "gold", "predicted")] + [("seed", pa.int32())])
 INVALID_SHARE = "invalid_share"
-"""Metric: the share of a student's outputs that were no label, whether they could be repaired or not."""
+"""Metric: the share of a student's outputs that were not valid labels, whether or not they could be repaired."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Scores(Artifact):
     kind = "scores"
 
     def scores(self) -> dict[str, Score]:
-        """By metric, in the order of the config's metrics."""
+        """Scores by metric, in the order of the config's metrics."""
         found = json.loads((self.folder / SCORES).read_text(encoding="utf-8"))
         return {item["metric"]: Score.model_validate(item) for item in found}
 
     def predictions(self, columns: list[str] | None = None) -> Iterator[Row]:
-        """example_id, text, gold, predicted (None where there is no label), confidence."""
+        """Rows of example_id, text, gold, predicted (None without a label), confidence."""
         return read_rows(self.folder / PREDICTIONS, columns)
 
 
@@ -46,7 +46,7 @@ def write_scores(folder: Path, scores: Iterable[Score]) -> None:
 
 
 class GroupScore(Record):
-    """Answers to one question."""
+    """The score for one group, such as the answers to one question."""
 
     group: str
     n: int
@@ -59,10 +59,9 @@ class ArmScores(Record):
 
     n: int
     missing: int
-    """Rows without a prediction: wrong for the metrics of labels, left out of those of calibration."""
+    """Rows without a prediction. They count as wrong in label metrics and are left out of calibration metrics."""
     metrics: dict[str, SeedScore] = Field(default_factory=dict)
-    """Empty where nothing was predicted. Metrics of labels, the deciding one first, then `ece`, `nll` (nats),
-    `brier`."""
+    """Label metrics, the deciding one first, then `ece`, `nll` (nats) and `brier`; empty if nothing was predicted."""
     rows: dict[Metric, Score] = Field(default_factory=dict)
     """The mean over seeds, with the interval over rows."""
     groups: tuple[GroupScore, ...] = ()
@@ -78,7 +77,7 @@ class SeedScores(Artifact):
         return ArmScores.model_validate_json((self.folder / SCORES).read_text(encoding="utf-8"))
 
     def right(self) -> NDArray[np.bool_]:
-        """`(seeds, rows)`: which answers were right, in the order of the gold rows."""
+        """`(seeds, rows)`: which answers were right, with rows in the order of the gold rows."""
         rows = list(read_rows(self.folder / ANSWERS))
         seeds = sorted({row["seed"] for row in rows})
         return np.array([[row["predicted"] == row["gold"] for row in rows if row["seed"] == seed] for seed in seeds])

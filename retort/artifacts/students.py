@@ -10,7 +10,7 @@ from retort.artifacts.base import Artifact
 MODEL = "model"
 """Weights, config and tokenizer, as transformers reads them."""
 ONNX = "onnx"
-"""A tiny student's folder to ship: it needs onnxruntime and numpy, and nothing of Retort."""
+"""A tiny student's folder for deployment: it needs onnxruntime and numpy, but not Retort."""
 HISTORY = "history.json"
 
 

@@ -12,14 +12,14 @@ Scorers = Literal["teacher", "tinybert", "student"]
 
 
 class ScorerTimes(Record):
-    """One scorer's, from text to probabilities, in fp32 on one CPU thread."""
+    """The cost of one scorer from text to probabilities, in fp32 on one CPU thread."""
 
     parameters: int
-    """Embeddings included."""
+    """Including embeddings."""
     bytes: int
-    """Size of everything that is shipped but the tokenizer; of the student, of the whole folder."""
+    """Size of the weights; for the student, of the whole folder."""
     latency_ms: float
-    """Median time for one row by itself."""
+    """Median time for a single row."""
     rows_per_second: float
     """In batches of 256, on one thread."""
 
@@ -27,7 +27,7 @@ class ScorerTimes(Record):
 class ScoringCosts(Record):
     machine: str
     timed_rows: int
-    """Rows of the first test set; the median latency is of the first 200 of them."""
+    """Rows from the first test set. The median latency is over the first 200 of them."""
     scorers: dict[Scorers, ScorerTimes]
 
 

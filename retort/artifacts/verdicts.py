@@ -1,4 +1,4 @@
-"""What was decided: whether a stage's labels replace those before, and whether the final student may be promoted."""
+"""Decisions: whether a stage's labels replace the previous ones, and whether the final student may be promoted."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ VERDICT = "verdict.json"
 
 
 class McNemarCounts(Record):
-    """Whole labels that only one side gets right, and McNemar's p."""
+    """Whole labels that only one side gets right, with McNemar's p."""
 
     only_old: int
     only_new: int
@@ -20,7 +20,7 @@ class McNemarCounts(Record):
 
 
 class SelectionVerdict(Record):
-    """Students trained on the new labels against those trained on the old ones, on the judging rows."""
+    """Compares students trained on the new labels with those trained on the old ones, on the judging rows."""
 
     gain: float
     low: float
@@ -44,13 +44,13 @@ class Selection(Artifact):
 
 
 Outcome = Literal["passed", "first", "refused", "reigns"]
-"""passed: better than the champion. first: no champion reigns, and nothing else speaks against it. refused: not good
-enough. reigns: it is the champion already, so there is nothing to promote."""
+"""passed: better than the champion. first: there is no champion, and all other checks passed. refused: not good enough.
+reigns: it already is the champion, so there is nothing to promote."""
 OUTCOMES: tuple[Outcome, ...] = ("passed", "first", "refused", "reigns")
 
 
 class ChampionComparison(Record):
-    """The final student against the champion on the same test rows, paired, in the deciding metric."""
+    """Compares the final student with the champion on the same test rows, paired, in the deciding metric."""
 
     score: float
     champion_score: float
@@ -67,17 +67,17 @@ class ChampionComparison(Record):
     """Rows whose whole label only the champion gets right."""
     only_final: int
     p_value: float
-    """McNemar's p of these two counts; it decides nothing."""
+    """McNemar's p for these two counts; it decides nothing."""
 
 
 class SliceScore(Record):
-    """The final student on a part of the test rows."""
+    """The final student's score on a slice of the test rows."""
 
     name: str
     metric: Metric
     n: int
     score: Score | None
-    """None where the slice has no row."""
+    """None if the slice has no rows."""
     floor: float
     min_rows: int
 
@@ -87,7 +87,7 @@ class SliceScore(Record):
 
 
 class Cost(Record):
-    """What the final student costs in service."""
+    """What the final student costs in production."""
 
     latency_ms: float
     """Median time for one row on one CPU thread, from text to label."""
@@ -95,27 +95,27 @@ class Cost(Record):
     machine: str
     max_latency_ms: float | None
     megabytes: float
-    """10^6 bytes of weights."""
+    """Size of the weights, in units of 10^6 bytes."""
     max_megabytes: float | None
 
 
 class Verdict(Record):
-    """The gate's."""
+    """The gate's verdict."""
 
     outcome: Outcome
     accepted: bool
-    """Whether it is to be promoted: passed or first."""
+    """Whether to promote the student: if the outcome is passed or first."""
     metric: Metric
     n: int
     """Test rows."""
     contest: ChampionComparison | None
-    """None where no champion reigns."""
+    """None if there is no champion."""
     slices: tuple[SliceScore, ...]
     cost: Cost
     reasons: tuple[str, ...]
-    """A sentence for each check."""
+    """One sentence per check."""
     refusals: tuple[str, ...]
-    """Those of them that were not passed."""
+    """The sentences of the checks that failed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What `retort batch` does: the questions that the ledger lacks answers to go out as a file, answers come in as one."""
+"""`retort batch`: exports requests for the completions that the ledger lacks, and imports the answers."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from retort.recipes.walk import llm_labelings, rows_of
 from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.store import Store
 from retort.store.opening import refusals, usable_store
-from retort.teachers.endpoint.batchfile import read_answers, write_requests
+from retort.teachers.endpoint.batchfile import NO_SOFT_LABELS, read_answers, write_requests
 from retort.teachers.labeler import ASKED, Labeler
 from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser
@@ -28,8 +28,10 @@ from retort.teachers.usage import Usage
 
 
 class _Exporter:
-    """An asker that writes questions down and answers none. Each sample goes out by itself, under the key that the
-    ledger will keep it under, which is all that an answer brings back."""
+    """A completion client that writes requests to a file and yields no completions.
+
+    Each sample is a separate request whose id is its ledger key, since an answer contains only that id.
+    """
 
     def __init__(self, teacher: EndpointConfig, stream: BinaryIO) -> None:
         self._teacher, self._stream = teacher, stream
@@ -40,17 +42,20 @@ class _Exporter:
     def open(self) -> Iterator[CompletionClient]:
         yield self
 
-    def ask(self, questions: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        single = (replace(question, key=key, samples=(0,)) for question in questions for key in question.ledger_keys)
+    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
+        single = (replace(request, key=key, samples=(0,)) for request in requests for key in request.ledger_keys)
         self.num_requests += write_requests(self._teacher, single, self._stream)
         yield from ()
 
 
 async def export_requests(config: RecipeConfig, file: Path) -> int:
-    """The next try of every row that has no label yet, of all that the teacher labels. Returns how many."""
+    """Write the requests for the next attempt at every row that the teacher has not labeled yet. Returns their
+    number."""
     with refusals():
         store = usable_store(config)
         teacher, steps, ingests = await _endpoint(config, store)
+        if teacher.labels == "soft":
+            raise ConfigError(NO_SOFT_LABELS)
         with file.open("wb") as stream:
             exporter, done = _Exporter(teacher, stream), set[str]()
             for step in steps:
@@ -66,7 +71,7 @@ def _export(
     exporter: _Exporter,
     done: set[str],
 ) -> None:
-    """`done`: keys of rows that were exported; the step's are added."""
+    """`done` has the keys of the row sets exported so far; the step's are added."""
     teacher, problem = step.config, problem_for(step.problem)
     once = teacher.model_copy(update={"ask_again": teacher.ask_again.model_copy(update={"times": 0})})
     with rows_of(config, store, ingests[step.labeled.key]) as labeled:
@@ -89,7 +94,7 @@ def _export(
 
 
 async def import_answers(config: RecipeConfig, file: Path) -> tuple[int, int, list[BadLine]]:
-    """(answers taken into the ledger, answers that it had, lines that are none)."""
+    """Returns (answers added to the ledger, answers that it already had, invalid lines)."""
     with refusals():
         store = usable_store(config)
         teacher, steps, _ = await _endpoint(config, store)
@@ -113,7 +118,7 @@ async def import_answers(config: RecipeConfig, file: Path) -> tuple[int, int, li
 
 
 async def _endpoint(config: RecipeConfig, store: Store) -> tuple[EndpointConfig, list[PseudolabelLlm], Ingests]:
-    """The teacher, the steps in which it labels, and the ingests of their rows."""
+    """Return (teacher, the steps in which it labels, the ingest steps of their rows)."""
     steps, ingests = await llm_labelings(recipe_of(config), config, store)
     kind = recipe_of(config).teacher_facts(config)["kind"]
     if kind != "endpoint" or not isinstance(steps[0].config, EndpointConfig):
@@ -122,9 +127,9 @@ async def _endpoint(config: RecipeConfig, store: Store) -> tuple[EndpointConfig,
 
 
 def _lacking(ledger: Ledger, keys: Iterator[bytes], max_tokens: int) -> tuple[set[bytes], int]:
-    """The keys that the ledger lacks, and how many were given."""
+    """Return (the keys that the ledger lacks, the number of all keys)."""
     with tempfile.TemporaryDirectory(prefix="retort-batch-") as folder:
-        asked = Path(folder) / "asked.parquet"
-        total = write_rows(asked, ASKED, ({"position": at, "key": key} for at, key in enumerate(keys)))
-        batches = ledger.missing(asked, max_tokens)
+        file = Path(folder) / "asked.parquet"
+        total = write_rows(file, ASKED, ({"position": at, "key": key} for at, key in enumerate(keys)))
+        batches = ledger.missing(file, max_tokens)
         return {key for batch in batches for key in batch.column(1).to_pylist() if key is not None}, total

@@ -1,4 +1,4 @@
-"""Everything that a run needs, checked before anything is spent; more thorough, and slower, than a run's own checks."""
+"""`retort doctor`: checks everything that a run needs. More thorough, and slower, than a run's own checks."""
 
 import importlib.metadata
 import os
@@ -22,18 +22,18 @@ class Finding(Record):
 
 
 def examine(config: RecipeConfig) -> Iterator[Finding]:
-    """One finding for each thing looked at; a thing that is wrong does not hide the next."""
-    told: set[str] = set()
+    """Yield one finding per check. A failed check does not prevent the next ones."""
+    reported: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="retort-doctor-") as spare:
         for what, look in _looks(config).items():
             finding = _finding(what, look, config)
             if what == "store" and finding.verdict == "wrong":
-                # The rows can be looked at all the same.
+                # The rows can be checked anyway.
                 config = config.model_copy(update={"store": config.store.model_copy(update={"root": spare})})
-            if finding.verdict == "wrong" and finding.detail in told:
+            if finding.verdict == "wrong" and finding.detail in reported:
                 yield Finding(verdict="note", what=what, detail="not looked at, for a reason given above")
                 continue
-            told.add(finding.detail)
+            reported.add(finding.detail)
             yield finding
 
 
@@ -53,11 +53,11 @@ def _finding(what: str, look: Look, config: RecipeConfig) -> Finding:
 
 
 FASTAPI = ((0, 139), (0, 151))
-"""From the first on, and below the second; others break Prefect's server although pip is content."""
+"""(lowest version, first version that is too high). Others break Prefect's server although pip accepts them."""
 
 
 def versions(config: RecipeConfig) -> str:
-    """Combinations that are known to break although pip is content."""
+    """Checks for combinations that are known to break although pip accepts them."""
     found = {name: _version(name) for name in ("prefect", "torch", "transformers", "mlflow", "fastapi")}
     fastapi = tuple(int(part) for part in found["fastapi"].split(".")[:2])
     if not FASTAPI[0] <= fastapi < FASTAPI[1]:

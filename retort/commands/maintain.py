@@ -1,15 +1,16 @@
-"""`retort maintain`: frees what no registered student, no recent run and no run in progress rests on.
+"""`retort maintain`: deletes artifacts that no registered student, recent run or run in progress needs.
 
-Mark and sweep over one store. What is kept:
+Mark and sweep over one store. These are kept:
 
-- every registered student with its lineage, in each registry that runs of this store were tracked in;
-- the artifacts of the last runs of every config, with their lineage;
-- what any config's stage gave last (`latest/`), if it was used within as many days: what a killed run left is paid for;
-- what was used within the grace period, with its lineage.
+- every registered student with its lineage, for each registry that runs of this store were tracked in;
+- the artifacts of each config's last runs, with their lineage;
+- the last artifact of each config's steps (`latest/`), if it was used within that many days, since what a killed run
+  left is paid for;
+- everything used within the grace period, with its lineage.
 
-A lineage ends at a student that a warm start began with: its weights are kept, not what it was made of. Everything else
-goes, as do files without a manifest, pointers to nothing, old records of runs and old work orders. The ledgers of
-completions are never swept; those in many shards are compacted.
+A lineage ends at a student that a warm start used: the student is kept, but not what it was made from. Everything else
+is deleted, as are files without a manifest, dangling pointers, old run records and old work orders. The ledgers of
+completions are never swept, but those with many shards are compacted.
 """
 
 import json
@@ -40,7 +41,7 @@ from retort.tracking.registry import versions
 NIGHTS = 7
 GRACE_HOURS = 24.0
 ORDERS, LEDGERS = "orders", "ledger"
-"""Folders of a store: work orders for runs of single stages, and the completions of each teacher."""
+"""Folders of a store: work orders for runs of single steps, and each teacher's completions."""
 
 
 class Amount(Record):
@@ -49,24 +50,23 @@ class Amount(Record):
 
 
 class Maintained(Record):
-    """What was freed, or would be."""
+    """What was freed, or would have been."""
 
     deleted: bool
-    """False: nothing was touched."""
+    """If False, nothing was changed."""
     registered: int
     """Registered students."""
     runs: int
-    """Records of runs that keep their artifacts."""
+    """Runs whose artifacts are kept."""
     kept: dict[str, Amount]
-    """Complete artifacts by kind; files of the ledgers."""
+    """Complete artifacts by kind, and files of the ledgers."""
     freed: dict[str, Amount]
-    """Artifacts by kind; `leftovers` (files without a manifest, or beside what it names), `pointers`, `runs`,
-    `orders`."""
+    """Artifacts by kind, and `leftovers` (files that no manifest names), `pointers`, `runs`, `orders`."""
     compacted: dict[str, int]
-    """Small shards of each ledger that has too many, by its folder: merged into few, or that would be."""
+    """Shards that were merged, or would have been, by the folder of each ledger that has too many."""
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """A summary for people."""
         yield f"{self.registered} registered students and {self.runs} runs keep what they rest on:"
         yield from _table(self.kept)
         yield "freed:" if self.deleted else "would be freed (--delete does it):"
@@ -78,11 +78,11 @@ class Maintained(Record):
 def maintain(
     config: RecipeConfig, *, nights: int = NIGHTS, grace_hours: float = GRACE_HOURS, delete: bool = False
 ) -> Maintained:
-    """Sweep the config's store; without `delete` only say what would go.
+    """Sweep the config's store. Without `delete`, only report what would be deleted.
 
-    `nights` is how many runs of each config are kept, `grace_hours` for how long anything used is: longer than any
-    run takes. Raises TrackingUnavailable where a registry cannot say which students it holds: then nothing is
-    deleted. Raises ConfigError, StoreUnavailable, DamagedArtifact.
+    Keeps the last `nights` runs of each config, and everything used within `grace_hours`, which must be longer than any
+    run takes. Raises TrackingUnavailable, without deleting anything, if a registry cannot say which students it has.
+    Raises ConfigError, StoreUnavailable, DamagedArtifact.
     """
     with refusals():
         inventory = Inventory(usable_store(config), nights, time.time() - 3600 * grace_hours)
@@ -102,12 +102,12 @@ def maintain(
 
 @dataclass(frozen=True)
 class Inventory:
-    """A store as it was at one look."""
+    """A snapshot of a store's contents."""
 
     store: Store
     nights: int
     unused_since: float
-    """The grace period's beginning, in Unix seconds."""
+    """Start of the grace period, in Unix seconds."""
 
     @cached_property
     def held(self) -> dict[str, Holding]:
@@ -115,17 +115,17 @@ class Inventory:
 
     @cached_property
     def run_paths(self) -> list[str]:
-        """Of all records of runs, by config, newest first."""
+        """Paths of all run records, by config, newest first."""
         return run_paths(self.store)
 
     @cached_property
     def kept_runs(self) -> list[str]:
-        """Of the records of each config's last runs."""
+        """Paths of the records of each config's last runs."""
         by_config = groupby(self.run_paths, key=lambda path: path.split("/")[1])
         return [path for _, paths in by_config for path in list(paths)[: self.nights]]
 
     def roots(self) -> Iterator[str]:
-        """Keys of artifacts that are kept for their own sake, beside the registered ones."""
+        """Keys of the artifacts to keep along with their lineage, besides registered students."""
         for record in read_runs(self.store, self.kept_runs):
             yield from (artifact.rpartition("/")[2] for artifact in record.artifacts)
         lately = min(self.unused_since, time.time() - 86400 * self.nights)
@@ -137,14 +137,14 @@ class Inventory:
 
 
 def _tracked(inventory: Inventory) -> dict[str, Manifest]:
-    """The newest tracking artifact of each registry that runs of this store were tracked in, by expanded address."""
+    """The newest tracking artifact for each registry that runs of this store were tracked in, by expanded address."""
     keys = [key for key, holding in inventory.held.items() if holding.kind == "tracking"]
     found = sorted(_manifests(inventory, keys), key=lambda manifest: manifest.created_at)
     return {expand(manifest.fingerprint["params"]["uri"]): manifest for manifest in found}
 
 
 def _registered(config: RecipeConfig, tracked: Mapping[str, Manifest]) -> Iterator[str]:
-    """Keys of the students of every registered version."""
+    """Keys of all registered students."""
     configured = [tracking_uri(config.tracking)] if config.tracking else []
     for uri in sorted({*tracked, *configured}):
         check_reachable(uri)
@@ -160,9 +160,9 @@ def _registered(config: RecipeConfig, tracked: Mapping[str, Manifest]) -> Iterat
 
 
 def mark(inventory: Inventory, roots: Iterable[str], alone: Collection[str] = ()) -> dict[str, Manifest]:
-    """The roots with their lineage, and those of `alone` without, by key.
+    """Return the manifests of `roots` with their lineage, and of `alone` without it, by key.
 
-    A level of the lineage at a time, since a bucket answers many requests at once.
+    Reads one level of the lineage at a time, since a bucket can serve many requests at once.
     """
     marked: dict[str, Manifest] = {}
     level, ends = set(roots), set(alone)
@@ -177,7 +177,7 @@ def mark(inventory: Inventory, roots: Iterable[str], alone: Collection[str] = ()
 
 
 def _manifests(inventory: Inventory, keys: Collection[str]) -> list[Manifest]:
-    """Of those that are complete."""
+    """Read the manifests of complete artifacts."""
     held = [holding for key in keys if (holding := inventory.held.get(key)) and holding.is_complete]
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         found = pool.map(lambda holding: inventory.store.find(holding.kind, holding.key), held)
@@ -185,7 +185,8 @@ def _manifests(inventory: Inventory, keys: Collection[str]) -> list[Manifest]:
 
 
 def sweep(inventory: Inventory, marked: Mapping[str, Manifest], delete: bool) -> dict[str, Amount]:
-    """Everything that is not marked and was not used within the grace period: how much of it went, or would go."""
+    """Delete everything that is neither marked nor used within the grace period. Returns how much was freed, or would
+    have been without `delete`."""
     doomed = list(_doomed(inventory, marked))
     sizes = [one.bytes for one in doomed]
     if delete:
@@ -198,10 +199,10 @@ class Doomed(NamedTuple):
     """Something to free."""
 
     what: str
-    """As in `Maintained.freed`."""
+    """A key of `Maintained.freed`."""
     bytes: int
     free: Callable[[], int]
-    """Returns the bytes freed; 0 where it was spared, since somebody has used it meanwhile."""
+    """Returns the bytes freed; 0 if it was kept because somebody used it in the meantime."""
 
 
 def _doomed(inventory: Inventory, marked: Mapping[str, Manifest]) -> Iterator[Doomed]:
@@ -224,7 +225,7 @@ def _doomed(inventory: Inventory, marked: Mapping[str, Manifest]) -> Iterator[Do
 
 
 def _files(what: str, store: Store, folder: str, files: Sequence[FoundFile]) -> Doomed:
-    """`folder` is theirs, or above it."""
+    """Files to free. `folder` contains them, at any depth."""
     size = sum(file.bytes for file in files)
 
     def free() -> int:
@@ -235,7 +236,7 @@ def _files(what: str, store: Store, folder: str, files: Sequence[FoundFile]) -> 
 
 
 def _summed(parts: Iterable[tuple[str, int]]) -> dict[str, Amount]:
-    """(what, bytes) of each, by what."""
+    """Sum up (what, bytes) pairs by what."""
     counts, sizes = Counter[str](), Counter[str]()
     for what, size in parts:
         counts[what] += 1
@@ -257,11 +258,11 @@ def _kept(inventory: Inventory, marked: Collection[str]) -> dict[str, Amount]:
 
 
 def _compacted(store: Store, delete: bool) -> Iterator[tuple[str, int]]:
-    """(folder, small shards merged, or that would be) of each ledger in many shards."""
+    """Compact each ledger with many shards. Yields (folder, number of shards merged, or that would have been)."""
     for name in store.place.folders(LEDGERS):
         try:
             teacher = json.loads(store.place.read(f"{LEDGERS}/{name}/teacher.json"))
-        except FileNotFoundError:  # no ledger of ours
+        except FileNotFoundError:  # not one of our ledgers
             continue
         ledger = Ledger(store, teacher)
         shards = len(ledger.files())

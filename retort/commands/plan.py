@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: each step with HIT or MISS, and for a MISS what changed."""
+"""`retort plan`: what a run would do. Lists each step as HIT or MISS, and for a MISS what changed."""
 
 from typing import Any, Literal
 
@@ -27,23 +27,24 @@ class PlannedStep(Record):
 class Plan(Record):
     stages: tuple[PlannedStep, ...]
     teacher: dict[str, Any]
-    """`kind`, and what asking it would cost: `requests`, `money`; for an LLM all of `Forecast`; for several the sums,
-    and `members`."""
+    """`kind`, and the cost of its labels: `requests`, `money`. For an LLM, all fields of `Forecast`; for several
+    teachers, the sums and `members`."""
 
 
 async def plan(config: RecipeConfig) -> Plan:
-    """Walk the recipe over the store. Reads sources to know their content; writes and starts nothing."""
+    """Look up each of the recipe's steps in the store. Reads sources to fingerprint them, but writes and starts
+    nothing."""
     with refusals():
         store = usable_store(config)
         look, recipe = _Lookup(store, config.name), recipe_of(config)
         await walk(recipe, config, look, reigning_student(config, store))
-        found = forecasts(config, store, look.asked, look.ingests)
+        found = forecasts(config, store, look.llm_labelings, look.ingests)
         return Plan(stages=tuple(look.planned), teacher=teacher_cost(recipe.teacher_facts(config), found))
 
 
 async def repair(config: RecipeConfig) -> list[str]:
-    """Forget every artifact that a run of this config would use and whose files are not what its manifest says, so
-    that the run makes it again. Returns a sentence for each."""
+    """Discard every damaged artifact that a run of this config would use, so that the run makes it again. Returns a
+    sentence for each."""
     store = usable_store(config)
     faults: list[str] = []
 
@@ -69,10 +70,10 @@ class _Lookup:
     def __init__(self, store: Store, run_name: str) -> None:
         self._store, self._run_name = store, run_name
         self.planned: list[PlannedStep] = []
-        self.asked: list[PseudolabelLlm] = []
-        """Steps not in the store in which an LLM would be asked."""
+        self.llm_labelings: list[PseudolabelLlm] = []
+        """Labelings by an LLM that are not in the store."""
         self.ingests: dict[str, Ingest] = {}
-        """By key."""
+        """Ingest steps by key."""
 
     def __call__(self, step: Step) -> ArtifactRef:
         if isinstance(step, Ingest):
@@ -88,12 +89,13 @@ class _Lookup:
             changed = differences(before.fingerprint, step.fingerprint) if before else ("new",)
             self.planned.append(PlannedStep(name=step.name, status="MISS", changed=changed))
             if isinstance(step, PseudolabelLlm):
-                self.asked.append(step)
+                self.llm_labelings.append(step)
         return ArtifactRef(uri="", kind=step.artifact_kind, key=step.key)
 
 
 def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
-    """`training.epochs: 6 -> 8` for each leaf that differs; digests are too long to print and only named."""
+    """`training.epochs: 6 -> 8` for each leaf that differs. Digests are too long to print, so only their names are
+    given."""
     if isinstance(before, dict) and isinstance(after, dict):
         names = sorted(before.keys() | after.keys())
         parts = (differences(before.get(n), after.get(n), f"{path}.{n}".lstrip(".")) for n in names)

@@ -1,4 +1,4 @@
-"""What `retort prompt` shows: the exact prompt of a row, as each teacher that is asked would read it."""
+"""`retort prompt`: shows the exact prompt for a row, as each LLM teacher would read it."""
 
 import json
 from dataclasses import asdict
@@ -24,16 +24,16 @@ from retort.teachers.token_counts import token_counter
 
 class ShownPrompt(Record):
     teacher: str
-    """Its kind and model."""
+    """The teacher's kind and model."""
     example_id: str
     text: str
-    """As the model reads it; for an endpoint the messages, since the server renders them."""
+    """The prompt as the model reads it. For an endpoint, the messages, since the server renders them."""
     num_tokens: int
     shared_tokens: int
-    """Of the prefix that all rows of the pool share."""
+    """Tokens of the prefix that all rows of the pool share."""
     shared_characters: int
     exact: bool
-    """False: tokens are estimated from the number of characters."""
+    """If False, tokens are estimated from the number of characters."""
 
     @property
     def measure(self) -> str:
@@ -45,25 +45,29 @@ class ShownPrompt(Record):
 
 
 async def show_prompts(config: RecipeConfig, example_id: str | None) -> list[ShownPrompt]:
-    """One for each LLM teacher. Raises ConfigError where there is none, or no row that it labels or is shown has this
-    id."""
+    """One prompt per LLM teacher. Raises ConfigError if there is no such teacher, or if none labels or is shown a row
+    with this id."""
     with refusals():
         store = usable_store(config)
-        asked, ingests = await llm_labelings(recipe_of(config), config, store)
-        if not asked:
+        steps, ingests = await llm_labelings(recipe_of(config), config, store)
+        if not steps:
             kind = recipe_of(config).teacher_facts(config)["kind"]
             raise ConfigError(f"teacher.kind = '{kind}': this teacher reads no prompt")
-        found = [_prompt_of(config, store, step, ingests, example_id) for step in asked]
-        shown = [one for one in found if one is not None]
+        shown: dict[str, ShownPrompt] = {}  # by the teacher's config: a teacher may label several sets of rows
+        for step in steps:
+            teacher = step.config.model_dump_json()
+            found = None if teacher in shown else _prompt_of(config, store, step, ingests, example_id)
+            shown |= {teacher: found} if found else {}
         if not shown:
             raise ConfigError(f"--row {example_id}: no row that a teacher labels or is shown has this id")
-        return list({(one.teacher, one.text): one for one in shown}.values())
+        return list({(one.teacher, one.text): one for one in shown.values()}.values())
 
 
 def _prompt_of(
     config: RecipeConfig, store: Store, step: PseudolabelLlm, ingests: Ingests, example_id: str | None
 ) -> ShownPrompt | None:
-    """The row's, or that of the first; None where neither the pool nor the labeled set has the row."""
+    """The prompt for the row, or for the first row if no id is given; None if neither the pool nor the labeled set has
+    the row."""
     with (
         rows_of(config, store, ingests[step.pool.key]) as pool,
         rows_of(config, store, ingests[step.labeled.key]) as labeled,

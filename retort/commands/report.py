@@ -1,4 +1,4 @@
-"""The report of a config's last run, out of the store."""
+"""`retort report`: copies the report of a config's last run out of the store."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from retort.store import Store
 
 
 def copy_report(store: Store, config: RecipeConfig, folder: Path) -> list[Path]:
-    """Copy the pages into `folder` and return where they lie. Raises RetortError if no run has ended yet,
+    """Copy the pages into `folder` and return their paths. Raises RetortError if no run has finished yet, and
     ConfigError if `folder` cannot be written."""
     manifest = store.latest(config.name, "report")
     if manifest is None:

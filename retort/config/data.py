@@ -1,4 +1,4 @@
-"""Where rows are, and what their columns are called."""
+"""Where the rows are, and the names of their columns."""
 
 from typing import Annotated
 
@@ -8,10 +8,10 @@ from retort.config.base import Address, Settings, Text
 
 
 class ColumnsConfig(Settings):
-    """What the data calls the fields that Retort reads."""
+    """The names of the columns that Retort reads."""
 
     id: Text = "id"
-    """A unique name of the row; without this column, the sha256 of the text serves."""
+    """A unique name of the row; without this column, the sha256 of the text is used."""
     text: Text = "text"
     """The text to label."""
     label: Text = "label"
@@ -19,7 +19,7 @@ class ColumnsConfig(Settings):
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"
-    """Slots only: one BIO tag for each word, separated by spaces or as a list; wins over `label`."""
+    """Slots only: one BIO tag per word, separated by spaces or as a list; takes precedence over `label`."""
 
 
 class HubConfig(Settings):
@@ -30,7 +30,7 @@ class HubConfig(Settings):
     subset: Text | None = None
     """The data set's configuration."""
     split: Text = "train"
-    """Its split."""
+    """The data set's split."""
     revision: Text = "main"
     """Branch, tag or commit; pin a commit for a repeatable run."""
 
@@ -43,17 +43,17 @@ Source = Annotated[Annotated[Address, Tag("address")] | Annotated[HubConfig, Tag
 
 
 class DataConfig(Settings):
-    """Where the rows are: a file (JSON lines, Parquet, CSV; gzip), a folder or glob, or a hub data set."""
+    """Where the rows are: files (JSON Lines, Parquet, CSV; gzip), folders, globs, or hub data sets."""
 
     labeled: Source
-    """The few gold-labelled rows: demonstrations of the teacher, and the judge of each stage. Not trained on."""
+    """The few gold-labeled rows: the teacher's demonstrations, and the judge of each stage. Not trained on."""
     unlabeled: Source
     """The pool. Gold labels found there are used in reports only."""
     test: Source
-    """Gold-labelled rows that nothing but the final scores may see."""
+    """Gold-labeled rows that only the final scores may use."""
     dev: Source | None = None
-    """More gold-labelled rows to judge stages by, where you have them."""
+    """More gold-labeled rows to judge stages by, if you have any."""
     columns: ColumnsConfig = ColumnsConfig()
     """Column names, the same in all sources."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Use only this many rows of the pool (the first in the order of hashed ids): for trying things out."""
+    """Use only this many rows of the pool (the first in the order of hashed ids), to try things out."""

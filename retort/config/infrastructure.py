@@ -1,4 +1,4 @@
-"""Where a run happens: what every recipe's config holds beside its own fields."""
+"""The settings that all recipes' configs share: where and how a run happens."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,12 +8,12 @@ from retort.config.base import Address, Name, Settings, Text, expand
 
 
 class StoreConfig(Settings):
-    """Where artifacts lie."""
+    """Where artifacts are stored."""
 
     root: Address = ".retort/store"
     """A folder, or s3://bucket/prefix; credentials come from the environment (AWS_ACCESS_KEY_ID ...)."""
     endpoint_url: Address | None = None
-    """Of an S3-compatible server that is not AWS."""
+    """Address of an S3-compatible server other than AWS."""
 
     @property
     def server(self) -> str | None:
@@ -27,45 +27,45 @@ class TrackingConfig(Settings):
     uri: Address
     """The tracking server, or sqlite:///file."""
     experiment: Name | None = None
-    """Left out: the config's name."""
+    """Default: the config's name."""
 
 
 class ExecutionConfig(Settings):
-    """Where and how wide things run. Nothing here changes a result, so nothing here is in a key."""
+    """Where steps run, and how many at once. Nothing here changes a result, so nothing here is part of a key."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    """auto: a GPU if there is one."""
     parallel_students: Annotated[int, Field(ge=1)] | None = None
-    """Students trained side by side. Left out: one per GPU, or one per core."""
+    """Students trained side by side. Default: one on a machine with a GPU, else one per core."""
     stage_timeout_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
-    """A supervised child process that runs longer is ended, and its stage fails."""
+    """A supervised child process that runs longer is killed, and its stage fails."""
     teacher_pool: Text | None = None
-    """The Prefect work pool on which a teacher that needs a GPU labels, each as a run of its own; left out: here."""
+    """The Prefect work pool for teachers that need a GPU, each in a separate run. Default: this process's machine."""
     student_pool: Text | None = None
-    """The Prefect work pool on which students are trained, label and are scored; left out: here."""
+    """The Prefect work pool on which students are trained, label and are scored. Default: this process's machine."""
 
 
 class RunSettings(Settings):
-    """What making one step takes, whatever the recipe."""
+    """The settings needed to make a step of any recipe."""
 
     name: Name
-    """Of the experiment and of the registered model."""
+    """The name of the experiment and of the registered model."""
     store: StoreConfig = StoreConfig()
-    """Where artifacts lie."""
+    """Where artifacts are stored."""
     execution: ExecutionConfig = ExecutionConfig()
-    """Where it runs."""
+    """Where steps run."""
 
 
 class RecipeConfig(RunSettings):
-    """A YAML file; each recipe has its own."""
+    """A YAML file. Each recipe has a subclass."""
 
     tracking: TrackingConfig | None = None
-    """Where metrics go; left out: nowhere."""
+    """Where metrics go. Default: nowhere."""
 
     @property
     def run_settings(self) -> RunSettings:
         return RunSettings(name=self.name, store=self.store, execution=self.execution)
 
-    def told(self) -> dict[str, Any]:
-        """All that is reported of the config, as JSON values: what shapes the result."""
+    def as_reported(self) -> dict[str, Any]:
+        """The part of the config that shapes the result, and is therefore reported, as JSON values."""
         return self.model_dump(mode="json", exclude={"store", "tracking", "execution"})

@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a config, with errors that a person can act on."""
+"""Loads a config from a YAML file and dotted overrides, with errors that people can act on."""
 
 import difflib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from retort.errors import ConfigError
 Location = tuple[int | str, ...]
 Schema = dict[str, Any]
 Models = Mapping[str, type[RecipeConfig]]
-"""Configs by the `kind` at the top of the file; the first is that of a file without one."""
+"""Config types by the `kind` at the top of the file; the first is for files without one."""
 
 
 def load(path: str | Path, overrides: Iterable[str], models: Models) -> RecipeConfig:
@@ -27,7 +27,7 @@ def load(path: str | Path, overrides: Iterable[str], models: Models) -> RecipeCo
 
 
 def parse(values: dict[str, Any], origin: str, models: Models) -> RecipeConfig:
-    """Validate; `origin` is what the error names as the place."""
+    """Validate `values`. Errors give `origin` as their location."""
     kind = values.get("kind", next(iter(models)))
     if not isinstance(kind, str) or kind not in models:
         raise ConfigError(f"{origin}: kind = {_short(kind)}: allowed: {_listed(models)}")
@@ -42,7 +42,7 @@ def parse(values: dict[str, Any], origin: str, models: Models) -> RecipeConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a field that is written twice, of which YAML would silently take the last."""
+    """Refuses duplicate fields, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -113,7 +113,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _sentence(detail: ErrorDetails, schema: Schema) -> str:
-    """One sentence: the field, what was given, what is allowed."""
+    """One sentence with the field, the given value and what is allowed."""
     location, context = detail["loc"], detail.get("ctx", {})
     given, where = detail["input"], ".".join(_written(location, schema))
     match detail["type"]:
@@ -133,23 +133,23 @@ def _sentence(detail: ErrorDetails, schema: Schema) -> str:
 
 
 _SECRETS = {"api_key"}
-"""Fields whose value is not shown, whatever is wrong with it."""
+"""Fields whose value is never shown in an error."""
 
 _UNIONS = {
     *(("problem",), ("teacher",), ("student",)),
     *(("data", role) for role in ("labeled", "unlabeled", "test", "dev", "train")),
 }
-"""Fields that can be of several kinds. Pydantic puts the kind after them in an error's location; people do not."""
+"""Fields of several possible kinds. In an error's location, pydantic adds the kind after them; users never write it."""
 
 
 _MEMBERS = ("teacher", "ensemble", "members")
-"""A list whose entries are such fields too."""
+"""A list whose entries are such fields, too."""
 
 
 def _kinds_at(location: Location, schema: Schema) -> set[int]:
-    """Where in an error's location kinds stand, which are no fields."""
+    """The positions in an error's location that are kinds, not fields."""
     found = {n for n in (1, 2) if len(location) > n and location[:n] in _UNIONS}
-    if 1 in found and "$ref" in schema["properties"][location[0]]:  # of one kind in this flow
+    if 1 in found and "$ref" in schema["properties"][location[0]]:  # only one kind in this recipe
         found.remove(1)
     if location[:2] == ("data", "tests") and len(location) > 3:
         found.add(3)
@@ -157,7 +157,7 @@ def _kinds_at(location: Location, schema: Schema) -> set[int]:
 
 
 def _written(location: Location, schema: Schema) -> list[str]:
-    """The fields as they stand in the YAML file."""
+    """The location's fields as written in the YAML file."""
     kinds_at = _kinds_at(location, schema)
     return [str(part) for at, part in enumerate(location) if at not in kinds_at and part != "[key]"]
 
@@ -177,7 +177,7 @@ _RULES: Mapping[str, str] = {
     "invalid_key": "this name must be a text; put it in quotes",
     "string_pattern_mismatch": "must be 1 to 63 of a-z, 0-9, '.', '_' and '-', the first of them a letter or a digit",
 }
-"""By pydantic's type of error, or by what comes before its first underscore."""
+"""Rules by pydantic's type of error, or by the part before its first underscore."""
 
 
 def _rule(detail: ErrorDetails, schema: Schema) -> str:
@@ -193,7 +193,7 @@ def _rule(detail: ErrorDetails, schema: Schema) -> str:
 
 
 def _short(value: object) -> str:
-    """As people write it in YAML."""
+    """The value as written in YAML."""
     text = str(value).lower() if isinstance(value, bool) else "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -208,7 +208,7 @@ def _such_as(location: Location, schema: Schema) -> str:
 
 
 def _advice(location: Location, schema: Schema) -> str:
-    """For a field that is not known where it stands: what it may be, or where it belongs."""
+    """Advice on an unknown field: what it may have meant, or where it belongs."""
     name, allowed = str(location[-1]), _fields(location, schema)
     if close := difflib.get_close_matches(name, allowed, n=1):
         return f"did you mean '{close[0]}'?"
@@ -220,7 +220,7 @@ def _advice(location: Location, schema: Schema) -> str:
 
 
 def _fields(location: Location, schema: Schema) -> list[str]:
-    """What may be written instead of the last field of an error's location."""
+    """The fields that are allowed in place of the last field of an error's location."""
     return list(dict.fromkeys(name for part in _reached(location[:-1], schema) for name in part.get("properties", {})))
 
 
@@ -229,7 +229,7 @@ def _kinds(location: Location, schema: Schema) -> list[str]:
 
 
 def _reached(location: Location, schema: Schema) -> list[dict[str, Any]]:
-    """The parts of the JSON Schema that may stand at a place of the config."""
+    """The parts of the JSON Schema that a location may refer to."""
     here, kinds_at = [schema], _kinds_at(location, schema)
     for at, name in enumerate(location):
         if at in kinds_at:
@@ -251,7 +251,7 @@ def _kind_of(part: dict[str, Any]) -> str | None:
 
 
 def _members(part: Schema, schema: Schema) -> list[Schema]:
-    """A part of the schema with references followed and unions taken apart."""
+    """The members of a part of the schema, with references resolved and unions split."""
     if "$ref" in part:
         return [schema["$defs"][part["$ref"].rpartition("/")[2]]]
     inner: list[Schema] = part.get("anyOf") or part.get("oneOf") or []
@@ -259,7 +259,7 @@ def _members(part: Schema, schema: Schema) -> list[Schema]:
 
 
 def _paths(part: Schema, schema: Schema, above: str) -> Iterator[str]:
-    """Every field of the config, dotted."""
+    """The dotted path of every field of the config."""
     for member in _members(part, schema):
         for name, inner in member.get("properties", {}).items():
             yield above + name

@@ -18,26 +18,26 @@ class MergeConfig(Settings):
     """Which new labels replace the old ones."""
 
     kind: Literal["always", "when-confident"] = "always"
-    """always: as in the paper. when-confident: only where the student is sure."""
+    """always: all, as in the paper. when-confident: only if the student is confident enough."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """when-confident: the least confidence (geometric mean probability of the label's parts)."""
+    """when-confident: the least confidence (geometric mean of the probabilities of the label's parts)."""
 
 
 class SelectionConfig(Settings):
-    """Whether a stage's labels must prove themselves before they are kept."""
+    """Whether a stage's labels must prove to be better before they are kept."""
 
     kind: Literal["better", "always"] = "better"
     """better: students trained on the new labels must beat those trained on the old ones on the judging rows.
-    always: as in the paper."""
+    always: labels are kept, as in the paper."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """better: least share of paired bootstrap resamples in which the new labels must win."""
+    """better: the least share of paired bootstrap resamples in which the new labels must win."""
 
 
 class MethodConfig(Settings):
     """Multistage collaborative knowledge distillation (arXiv 2311.08640)."""
 
     stages: Annotated[int, Field(ge=1, le=20)] = 3
-    """S. 1 is vanilla distillation; stage s trains on the labels of stage s-1, stage 0 is the teacher."""
+    """S. Stage s trains on the labels of stage s-1; stage 0 is the teacher. 1 is vanilla distillation."""
     partitions: Annotated[int, Field(ge=2, le=64)] = 2
     """k disjoint cells of the pool, one student each."""
     scheme: Literal["disjoint", "leave-one-out"] = "disjoint"
@@ -45,12 +45,12 @@ class MethodConfig(Settings):
     cross_labels: Literal["hard", "soft"] = "hard"
     """soft: the next stage trains on the students' probabilities instead of their decisions."""
     merge: MergeConfig = MergeConfig()
-    """Which new labels replace old ones."""
+    """Which new labels replace the old ones."""
     selection: SelectionConfig | None = None
-    """Whether new labels must prove themselves. Left out: better, where the judging rows are fair; always, where the
-    teacher was trained on them."""
+    """Whether new labels must prove to be better. Default: better, or always if the teacher was trained on the judging
+    rows."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides partitions, initial weights and batch order."""
+    """Determines partitions, initial weights and batch order."""
 
 
 Baseline = Literal[
@@ -80,7 +80,7 @@ class EvaluationConfig(Settings):
     """What is measured."""
 
     metrics: list[Metric] = Field(default=[])
-    """The first decides. Left out: all that suit the problem."""
+    """The first one decides. Default: all that suit the problem."""
     judge: Literal["labeled", "dev"] = "labeled"
     """The rows that stages are judged on; no student trains on them."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
@@ -95,13 +95,13 @@ class MckdConfig(RecipeConfig):
     data: DataConfig
     """The rows."""
     teacher: Teacher
-    """Who labels first."""
+    """The teacher, which labels the pool first."""
     student: Student
-    """Who learns."""
+    """The student to train."""
     method: MethodConfig = MethodConfig()
-    """How."""
+    """The distillation method."""
     baselines: list[Baseline] = Field(default=[])
-    """What else is computed for comparison; each shares what it can with the main run."""
+    """Baselines to compute for comparison. Steps that they have in common with the main run are shared."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
     gate: GateConfig = GateConfig()
@@ -139,8 +139,8 @@ class MckdConfig(RecipeConfig):
         return self
 
     def _check_writer(self) -> None:
-        """Raises ValueError for a student that writes text where probabilities of classes are needed: its own, which it
-        does not give, or a teacher's, which it cannot be trained on."""
+        """Raises ValueError if the student writes text but class probabilities are needed: its own, which it does not
+        have, or the teacher's, which it cannot be trained on."""
         student, has_classes = self.student, self.problem.kind != "text"
         if not isinstance(student, GenerativeConfig) or student.form(has_classes=has_classes) == "classes":
             return
@@ -159,7 +159,8 @@ class MckdConfig(RecipeConfig):
             )
 
     def _check_distillation(self) -> None:
-        """Raises ValueError where there is nothing to learn token by token, or nobody who could."""
+        """Raises ValueError for token-level distillation if the teacher has no token probabilities or the student does
+        not write text."""
         student, sampling = self.student, getattr(self.teacher, "sampling", None)
         if student.training.distillation is None:
             return
@@ -181,24 +182,24 @@ class MckdConfig(RecipeConfig):
 
     @property
     def has_fair_judge(self) -> bool:
-        """Whether nobody was trained on the rows that judge stages."""
+        """Whether no teacher was trained on the rows that judge stages."""
         teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
         return self.evaluation.judge == "dev" or all(teacher.kind != "finetuned" for teacher in teachers)
 
     @property
     def has_soft_teacher(self) -> bool:
-        """Whether stage 0 gives probabilities, on which stage 1 then trains."""
+        """Whether stage 0 yields probabilities, on which stage 1 then trains."""
         teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
         return all(isinstance(teacher, LlmTeacherConfig) and teacher.labels == "soft" for teacher in teachers)
 
     @property
     def selection(self) -> SelectionConfig:
-        """`method.selection`, or what suits the teacher."""
+        """`method.selection`, or the default for the teacher."""
         return self.method.selection or SelectionConfig(kind="better" if self.has_fair_judge else "always")
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What is measured, the deciding metric first."""
+        """The metrics, the deciding one first."""
         return tuple(self.evaluation.metrics) or tuple(
             metric
             for metric in _METRICS[self.problem.kind]

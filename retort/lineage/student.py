@@ -15,10 +15,10 @@ from retort.tracking.registry import ModelVersion, versions
 
 
 class LineageStep(Record):
-    """A stage behind the student, as its manifest tells it."""
+    """A step behind the student, from its manifest."""
 
     name: str
-    """In the run that made it."""
+    """The step's name in the run that made it."""
     verb: str
     """The step's kind."""
     kind: str
@@ -27,13 +27,13 @@ class LineageStep(Record):
     counts: dict[str, int]
     metrics: dict[str, float]
     params: dict[str, Any]
-    """What decided the result; the problem's schema is left out."""
+    """The parameters that determine the result, without the problem's schema."""
     inputs: dict[str, tuple[str, ...]]
-    """Keys, by role."""
+    """Keys by role."""
     details: dict[str, Any]
-    """How it was made: device, precision, what was spent ..."""
+    """How it was made: device, precision, costs ..."""
     prompt: Prompted | None = None
-    """Of a teacher that is asked."""
+    """For an LLM teacher."""
     versions: dict[str, str]
     seconds: float
     made_at: str
@@ -45,24 +45,24 @@ class Lineage(Record):
     address: str
     key: str
     registered: tuple[ModelVersion, ...]
-    """The version asked for; for an artifact's address, every version made of it."""
+    """The requested version; for an artifact's address, every version registered from it."""
     origin: Origin | None
-    """The tracking run that registered it; None where it is not known or gone."""
+    """The tracking run that registered it; None if it is unknown or gone."""
     data: tuple[DataInput, ...]
-    """The run's data sets, by role: those that no student learns from as well."""
+    """The run's data sets by role, including those that no student is trained on."""
     steps: tuple[LineageStep, ...]
-    """Inputs before what was made of them; the student last."""
+    """Inputs before what was made from them; the student last."""
     start: str | None
-    """Key of the student whose weights it began with; it has a lineage of its own."""
+    """Key of the student whose weights it started from, which has a lineage of its own."""
     swept: tuple[str, ...]
-    """What is known by its key alone, for people: `labels of final/student (pseudolabels 3f2a...)`."""
+    """Artifacts that are gone from the store, as text: `labels of final/student (pseudolabels 3f2a...)`."""
 
 
 class Traced:
-    """A student with the manifests behind it, read once."""
+    """A student and the manifests behind it, read once."""
 
     def __init__(self, model: str, tracking: str | None) -> None:
-        """Raises ConfigError if `model` names no student, StoreUnavailable, TrackingUnavailable, DamagedArtifact."""
+        """Raises ConfigError if `model` is not a student, StoreUnavailable, TrackingUnavailable, DamagedArtifact."""
         found = find_student(model, tracking)
         self.store: Store = found.store
         self.student: Manifest = found.manifest
@@ -73,14 +73,14 @@ class Traced:
 
     @property
     def data(self) -> dict[str, Manifest]:
-        """The examples by role, also those that no student learns from, as far as they are known and there."""
+        """The examples by role, as far as known and in the store, including those that no student is trained on."""
         mine = [manifest for manifest in self.manifests if manifest.kind == "examples"]
         keys = {manifest.key for manifest in mine}
         others = [found for key in self._data_keys() if key not in keys and (found := self.store.find("examples", key))]
         return {manifest.name.rpartition("/")[2]: manifest for manifest in (*others, *mine)}
 
     def _data_keys(self) -> Iterator[str]:
-        """Keys of the run's data sets: by the record of a run, else by what its tracking run was logged with."""
+        """Keys of the run's data sets, from the run record or else from the tracking run."""
         artifact = f"students/{self.student.key}"
         for record in runs(self.store):
             if artifact in record.artifacts:
@@ -92,7 +92,7 @@ class Traced:
 
 
 def trace(traced: Traced) -> Lineage:
-    """Everything that is known of a student."""
+    """Everything that is known about a student's origin."""
     store, student = traced.store, traced.student
     keys = {manifest.key for manifest in traced.manifests}
     return Lineage(
@@ -108,7 +108,7 @@ def trace(traced: Traced) -> Lineage:
 
 
 def _registered(uri: str, found: FoundStudent) -> list[ModelVersion]:
-    """The version that was asked for, or all that were made of the artifact."""
+    """The requested version, or all versions registered from the artifact."""
     known = (one for one in versions(uri, found.name.name) if one.key == found.manifest.key)
     return [one for one in known if found.name.version in (None, one.version)]
 
@@ -123,7 +123,7 @@ def _swept(manifests: Sequence[Manifest], keys: set[str]) -> Iterator[str]:
 
 def _step(store: Store, manifest: Manifest) -> LineageStep:
     fingerprint: Mapping[str, Any] = manifest.fingerprint
-    is_asked = fingerprint["params"].get("teacher") == "asked"
+    is_llm = fingerprint["params"].get("teacher") == "asked"
     return LineageStep(
         name=manifest.name,
         verb=fingerprint["verb"],
@@ -135,7 +135,7 @@ def _step(store: Store, manifest: Manifest) -> LineageStep:
         params={name: value for name, value in fingerprint["params"].items() if name != "problem"},
         inputs={role: tuple(keys) for role, keys in fingerprint["inputs"].items()},
         details=manifest.details,
-        prompt=prompt_of(store, manifest) if is_asked else None,
+        prompt=prompt_of(store, manifest) if is_llm else None,
         versions=manifest.versions,
         seconds=manifest.seconds,
         made_at=manifest.created_at,

@@ -1,4 +1,4 @@
-"""How a teacher was asked, rebuilt from what its labels' manifest says."""
+"""Reconstructs an LLM teacher's prompts from the manifest of its labels."""
 
 import hashlib
 import json
@@ -28,56 +28,58 @@ _PROBLEM: TypeAdapter[Any] = TypeAdapter(Problem)
 
 
 class Prompted(Record):
-    """What every row of the pool was put behind."""
+    """The part of the prompt that all rows of the pool share."""
 
     digest: str
     """sha256 of all turns before the row."""
     instruction: str
     demonstrations: tuple[str, ...]
-    """Ids of labelled rows, in the order shown."""
+    """Ids of labeled rows, in the order shown."""
 
 
 class RawCompletion(Record):
-    """A completion as the ledger keeps it."""
+    """A completion as stored in the ledger."""
 
     attempt: int
-    """0, and from 1 where the row was asked about again."""
+    """0 for the first attempt, 1 and up for later ones."""
     sample: int
     text: str
     finish_reason: str | None
     asked_at: float | None = None
-    """Unix seconds; None for a recorded one."""
+    """In Unix seconds; None for a recorded completion."""
 
 
 def prompt_of(store: Store, labels: Manifest) -> Prompted | None:
-    """Of the labels of a teacher that is asked; None where the labelled set was swept."""
-    found = _questions(store, labels)
+    """The prompt behind an LLM teacher's labels; None if the labeled set was swept."""
+    found = _request_builder(store, labels)
     if found is None:
         return None
-    questions, labelled = found
-    chosen = choose_demonstrations(labelled, questions.teacher.prompt.demonstrations, questions.teacher.prompt.choose)
-    turns = json.dumps([asdict(turn) for turn in questions.everything], ensure_ascii=False)
+    builder, labeled = found
+    chosen = choose_demonstrations(labeled, builder.teacher.prompt.demonstrations, builder.teacher.prompt.choose)
+    turns = json.dumps([asdict(turn) for turn in builder.everything], ensure_ascii=False)
     return Prompted(
         digest=hashlib.sha256(turns.encode()).hexdigest(),
-        instruction=questions.everything[0].content,
+        instruction=builder.everything[0].content,
         demonstrations=tuple(example.example_id for example in chosen),
     )
 
 
 def completions_of(store: Store, labels: Manifest, example_id: str, text: str) -> Iterator[RawCompletion]:
-    """What the ledger holds for a row of the pool or the labelled set, attempt by attempt; nothing where the labelled
-    set, without which the prompt is not known, was swept."""
-    found = _questions(store, labels)
+    """The ledger's completions for a row of the pool or the labeled set, attempt by attempt.
+
+    Yields nothing if the labeled set was swept, since the prompt is then unknown.
+    """
+    found = _request_builder(store, labels)
     if found is None:
         return
-    questions, _ = found
+    builder, _ = found
     ledger = Ledger(store, labels.fingerprint["params"]["identity"])
-    pending, samples = Pending(0, example_id, text), questions.teacher.sampling.samples
-    for attempt in range(1 + questions.teacher.ask_again.times):
+    pending, samples = Pending(0, example_id, text), builder.teacher.sampling.samples
+    for attempt in range(1 + builder.teacher.ask_again.times):
         with tempfile.TemporaryDirectory(prefix="retort-lineage-") as folder:
-            asked = Path(folder) / "asked.parquet"
-            write_rows(asked, ASKED, questions.keys([pending], attempt))
-            entries = list(ledger.join(asked))
+            keys = Path(folder) / "asked.parquet"
+            write_rows(keys, ASKED, builder.keys([pending], attempt))
+            entries = list(ledger.join(keys))
         yield from (
             _raw(attempt, sample, entry) for sample, entry in zip(range(samples), entries, strict=True) if entry
         )
@@ -93,20 +95,20 @@ def _raw(attempt: int, sample: int, entry: Entry) -> RawCompletion:
     )
 
 
-def _questions(store: Store, labels: Manifest) -> tuple[RequestBuilder, list[Example]] | None:
-    """How the teacher was asked, and the labelled set."""
+def _request_builder(store: Store, labels: Manifest) -> tuple[RequestBuilder, list[Example]] | None:
+    """Return (the builder of the teacher's requests, the labeled set)."""
     (key,) = input_keys(labels, "labeled")
     manifest = store.find("examples", key)
     if manifest is None:
         return None
     rows = read_rows(store.fetch(store.ref(manifest)) / GOLD_ROWS)
-    labelled = [Example(row["example_id"], row["text"], row["label"]) for row in rows]
+    labeled = [Example(row["example_id"], row["text"], row["label"]) for row in rows]
     problem = problem_for(_PROBLEM.validate_python(labels.fingerprint["params"]["problem"]))
-    return request_builder(problem, _asked(labels.fingerprint["params"]), labelled), labelled
+    return request_builder(problem, _teacher_config(labels.fingerprint["params"]), labeled), labeled
 
 
-def _asked(params: dict[str, Any]) -> LlmTeacherConfig:
-    """The part of the teacher's config that its labels depend on; for an engine of ours, `model` is the digest of the
+def _teacher_config(params: dict[str, Any]) -> LlmTeacherConfig:
+    """The part of the teacher's config that its labels depend on. For our own engines, `model` is the digest of the
     weights."""
     identity = {name: value for name, value in params["identity"].items() if value is not None}
     seed = {} if identity["kind"] == "endpoint" else {"seed": params["seed"]}

@@ -1,17 +1,17 @@
-"""A lineage and a row's history, for people: a line says what, indented lines say of what."""
+"""Formats a lineage or a row's history as text, with details on indented lines."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from retort.lineage.row import RowHistory, Said
+from retort.lineage.row import RowHistory, TeacherOutput
 from retort.lineage.student import Lineage, LineageStep
 from retort.tracking.mlflow_runs import ARTIFACT_KEY
 from retort.tracking.origin import Origin
 from retort.tracking.registry import ARTIFACT, ModelVersion
 
 MOST = 160
-"""Characters of a value that is not the point of its line."""
+"""Most characters shown of a value."""
 _DEVICE = ("device", "precision", "threads")
 
 
@@ -95,15 +95,15 @@ def _teacher(step: LineageStep) -> dict[str, str]:
         return {"teacher": f"recorded completions {params['completions']}"}
     if params["teacher"] == "ensemble":
         return {"teacher": f"an ensemble, by {params['merge']}"}
-    told = {
+    facts = {
         "teacher": _listed({name: value for name, value in params["identity"].items() if value is not None}),
         "sampling": _listed({**params["sampling"], "seed": params["seed"], "labels": params["labels"]}),
     }
     if step.prompt:
-        told["prompt"] = step.prompt.digest
-        told["instruction"] = " ".join(step.prompt.instruction.split())
-        told["demonstrations"] = ", ".join(step.prompt.demonstrations) or "none"
-    return told
+        facts["prompt"] = step.prompt.digest
+        facts["instruction"] = " ".join(step.prompt.instruction.split())
+        facts["demonstrations"] = ", ".join(step.prompt.demonstrations) or "none"
+    return facts
 
 
 def _source(step: LineageStep, lineage: Lineage) -> dict[str, str]:
@@ -129,8 +129,8 @@ def history_lines(history: RowHistory) -> Iterator[str]:
         yield f"  gold label: {history.gold}"
     for stage in history.demonstrated_by:
         yield f"  shown to the teacher of {stage} with its gold label"
-    for said in history.said:
-        yield from _said_lines(said)
+    for output in history.said:
+        yield from _output_lines(output)
     for one in history.set_aside:
         yield f"  {one.stage}: set aside, {one.reason}: {one.detail}"
         yield f"    raw: {one.raw!r}"
@@ -139,12 +139,12 @@ def history_lines(history: RowHistory) -> Iterator[str]:
     yield f"  trained: {', '.join(history.trained) or 'no student'}"
 
 
-def _said_lines(said: Said) -> Iterator[str]:
-    if said.note:
-        yield f"  teacher of {said.stage}: {said.note}"
-    for raw in said.completions:
-        asked = f", {datetime.fromtimestamp(raw.asked_at, UTC):%Y-%m-%d %H:%M} UTC" if raw.asked_at else ""
-        yield f"  teacher of {said.stage} (try {raw.attempt}, sample {raw.sample}{asked}): {raw.text!r}"
+def _output_lines(output: TeacherOutput) -> Iterator[str]:
+    if output.note:
+        yield f"  teacher of {output.stage}: {output.note}"
+    for raw in output.completions:
+        asked_at = f", {datetime.fromtimestamp(raw.asked_at, UTC):%Y-%m-%d %H:%M} UTC" if raw.asked_at else ""
+        yield f"  teacher of {output.stage} (try {raw.attempt}, sample {raw.sample}{asked_at}): {raw.text!r}"
 
 
 def _listed(values: Mapping[str, Any]) -> str:

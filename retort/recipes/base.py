@@ -1,4 +1,4 @@
-"""What a recipe is: one way from a config to a promoted student."""
+"""The base class of recipes. A recipe is one way to get from a config to a promoted student."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=RecipeConfig)
 R = TypeVar("R", bound=Result)
 Do = Callable[[Step], Awaitable[ArtifactRef]]
-"""Makes a step's artifact or finds it; `retort plan` passes one that only looks into the store."""
+"""Makes a step's artifact or finds it. `retort plan` passes a function that only looks into the store."""
 Look = Callable[[Any], str]
-"""One thing that `retort doctor` looks at, given the config: returns what it found (`note: ...` for a remark), or
-raises."""
+"""One check of `retort doctor`. Takes the config; returns what it found (`note: ...` for a remark) or raises."""
 
 
 class Recipe(ABC, Generic[C, R]):
     """Everything that distinguishes one method from another; runs, plans, nights and reports are the same for all.
 
-    `distill` says what is to be done, in which order and from what; `do` does it. A new recipe is a subclass of this
-    and a line in `retort.recipes.RECIPES`.
+    `distill` builds the steps, in order, and `do` carries them out. A new recipe is a subclass of this class and an
+    entry in `retort.recipes.RECIPES`.
     """
 
     kind: ClassVar[str]
     """`kind` at the top of the YAML file."""
     former_kinds: ClassVar[tuple[str, ...]] = ()
+    """Older values of `kind` that are still accepted."""
     config: type[C]
     summary: type[Summary]
-    """What a report's facts are read as."""
+    """The type of a report's facts."""
 
     @abstractmethod
     def resolve(self, config: C) -> C:
-        """Fill what the config leaves to the data: the problem's schema. Reads sources."""
+        """Return the config with the problem's schema filled in from the data, if it has none. Reads sources."""
 
     @abstractmethod
     def check(self, config: C) -> C:
-        """Everything that can be wrong and is cheap to see. Returns the resolved config; its data is in the store.
+        """Run every cheap check. Returns the resolved config and leaves its data in the store.
 
         Raises ConfigError, DataError or StoreUnavailable.
         """
 
     @abstractmethod
     def teacher_facts(self, config: C) -> dict[str, Any]:
-        """What a plan says of the teacher beside what it costs: `kind`, and where recorded labels come from."""
+        """What a plan reports about the teacher besides its cost: `kind`, and where recorded labels come from."""
 
     @abstractmethod
     def pools(self, config: C) -> tuple[str, ...]:
@@ -62,38 +62,39 @@ class Recipe(ABC, Generic[C, R]):
 
     @abstractmethod
     def looks(self, config: C) -> Mapping[str, Look]:
-        """What `retort doctor` looks at beside versions, store and tracking, by name."""
+        """The checks of `retort doctor`, by name, in addition to versions, store and tracking."""
 
     @abstractmethod
     async def distill(self, config: C, do: Do, champion: Champion | None) -> R:
-        """From the data to the final student and all that it is compared with, but the champion."""
+        """Make the final student and everything that it is compared with, except the champion's scores."""
 
     @abstractmethod
     def evaluations(self, config: C, name: str, champion: Champion, result: R) -> Iterable[EvaluateStudent]:
-        """How the champion is scored on the rows of `result.test_scores`, in the same order."""
+        """The steps that score the champion, on the rows of `result.test_scores` and in the same order."""
 
     @abstractmethod
     def gate(self, config: C, result: R) -> Gate:
-        """The final student's checks; `reigning` is filled in by `challenge`."""
+        """The gate that checks the final student. `challenge` fills in `reigning`."""
 
     @abstractmethod
     def report(self, config: C, result: R) -> ReportStep:
-        """Made anew only if something that it reports on is new."""
+        """The report, which is made again only if something that it covers is new."""
 
     @abstractmethod
     def track(self, config: C, result: R, page: ArtifactRef, origin: Mapping[str, str]) -> Track:
-        """`origin` says where the run comes from. Needs `config.tracking`."""
+        """The step that logs the run to MLflow. `origin` says where the run comes from. Needs `config.tracking`."""
 
     @abstractmethod
     def render(self, summary: Any) -> "RenderableType":
-        """A report's facts, which are of the type `summary`, as tables in the terminal."""
+        """Render a report's facts, which have the type `summary`, as tables in the terminal."""
 
     async def run(self, config: C, do: Do, champion: Champion | None) -> R:
-        """The whole run but its report. The final student meets the champion, and the gate decides."""
+        """The whole run except its report: distill, compare the final student with the champion, and run the gate."""
         return await self.challenge(config, await self.distill(config, do, champion), do, champion)
 
     async def challenge(self, config: C, result: R, do: Do, champion: Champion | None) -> R:
-        """Add the champion's scores and the verdict; nothing without tracking, which has the registry to promote in."""
+        """Add the champion's scores and the verdict. Without tracking there is no registry to promote in, so neither is
+        added."""
         if config.tracking is None:
             return result
         steps = self.evaluations(config, "champion", champion, result) if champion else ()
@@ -102,9 +103,9 @@ class Recipe(ABC, Generic[C, R]):
         return result.model_copy(update={"champion": champion, "champion_scores": scores, "verdict": await do(gate)})
 
 
-async def together(work: Iterable[Awaitable[ArtifactRef]]) -> tuple[ArtifactRef, ...]:
-    """All of them at once. If one fails, the others still end and keep what they made; then its error is raised."""
-    outcomes = await asyncio.gather(*work, return_exceptions=True)
+async def together(steps: Iterable[Awaitable[ArtifactRef]]) -> tuple[ArtifactRef, ...]:
+    """Run all steps concurrently. If one fails, the others still finish, then its error is raised."""
+    outcomes = await asyncio.gather(*steps, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome

@@ -1,5 +1,4 @@
-"""What is checked before a run of any recipe is started, without torch and without Prefect: cheap, and about user
-errors."""
+"""Cheap checks for user errors before a run of any recipe. They need neither torch nor Prefect."""
 
 from collections.abc import Iterable
 
@@ -20,11 +19,11 @@ from retort.teachers.identity import teacher_weights
 from retort.teachers.request_builder import request_builder
 
 MOST_SHARED = 0.2
-"""Some equal texts are normal in short requests and answers; a larger share of a set's is not."""
+"""Largest share of a set's texts that may also occur in another set. Short requests and answers often repeat."""
 
 
 def ingest_all(config: RecipeConfig, steps: Iterable[Ingest]) -> tuple[ArtifactRef, ...]:
-    """Ingest what the store lacks: reading the rows is the check of the data."""
+    """Ingest what the store lacks; reading the rows checks the data."""
     return tuple(made_or_found(config, step) for step in steps)
 
 
@@ -33,7 +32,7 @@ def texts_of(store: Store, ref: ArtifactRef) -> set[str]:
 
 
 def check_champion(name: str, problem: Problem, champion: Champion | None) -> None:
-    """Raises ConfigError where the two students cannot be compared. `name` is the config's."""
+    """Raises ConfigError if the champion solves another problem. `name` is the config's."""
     kind = champion.fingerprint["params"]["problem"]["kind"] if champion else problem.kind
     if champion and kind != problem.kind:
         raise ConfigError(
@@ -43,8 +42,10 @@ def check_champion(name: str, problem: Problem, champion: Champion | None) -> No
 
 
 def check_llm(store: Store, step: PseudolabelLlm) -> int:
-    """Everything about a teacher that can be seen without starting an engine or paying for a token; its labeled rows
-    are in the store. Returns how many demonstrations it is shown."""
+    """Check everything about a teacher that needs no engine and costs no tokens. Returns its number of demonstrations.
+
+    The step's labeled rows must be in the store.
+    """
     gold = Examples.open(store, step.labeled).gold()
     builder = request_builder(problem_for(step.problem), step.config, gold)
     server = step.endpoint_url
@@ -53,8 +54,10 @@ def check_llm(store: Store, step: PseudolabelLlm) -> int:
 
 
 def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool) -> int:
-    """How many rows of the pool have no completion. Raises DataError for a completion of a row that is not there, which
-    is normal where the pool was limited (not `whole_pool`)."""
+    """Return how many rows of the pool have no completion.
+
+    Raises DataError for completions of unknown rows, unless the pool was limited (not `whole_pool`).
+    """
     completions = read_completions(step.path, step.endpoint_url)
     completed = {one.example_id for one in completions if one.example_id}
     ids = {row["example_id"] for row in Examples.open(store, step.pool).rows(["example_id"])}

@@ -1,4 +1,4 @@
-"""One call that turns a step into an artifact: run it, publish. It runs in a supervised child."""
+"""Runs a step and publishes its artifact. Expensive steps call this in a supervised child process."""
 
 import tempfile
 import time
@@ -12,7 +12,7 @@ from retort.store.opening import open_store
 
 
 def make(settings: RunSettings, step: Step, attempt: int, progress: Progress) -> ArtifactRef:
-    """Make a step's artifact and publish it. Raises what the step raises; then nothing is published."""
+    """Make a step's artifact and publish it. If the step raises, nothing is published."""
     store = open_store(settings.store)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="retort-") as folder:
@@ -24,7 +24,7 @@ def make(settings: RunSettings, step: Step, attempt: int, progress: Progress) ->
 
 
 def made_or_found(settings: RunSettings, step: Step) -> ArtifactRef:
-    """In this process: for what is cheap, and for checks."""
+    """Find the artifact, or make it in this process. For cheap steps and for checks."""
     store = open_store(settings.store)
     manifest = store.find(step.artifact_kind, step.key)
     return store.ref(manifest) if manifest else make(settings, step, 0, lambda *_: None)

@@ -1,4 +1,4 @@
-"""What part of a run is done: only some steps, from one step on, or some of them again."""
+"""Which part of a run to do: only some steps, everything from one step on, or some steps again."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -11,19 +11,20 @@ from retort.store import Store
 
 
 class Scope(Record):
-    """Steps are named as `retort plan` names them; `*` stands for anything, and `stage1` for all of `stage1/...`."""
+    """Steps have the names that `retort plan` shows; `*` matches anything, and `stage1` all of `stage1/...`."""
 
     only: tuple[str, ...] = ()
-    """Make these and nothing else; what they need must be in the store."""
+    """Make only these steps; their inputs must be in the store."""
     from_stage: str | None = None
-    """What comes before this step must be in the store, so that nothing there is paid for twice by mistake."""
+    """Everything before this step must be in the store, so that nothing is paid for twice by mistake."""
     force: tuple[str, ...] = ()
-    """Make these again, and whatever rests on them."""
+    """Make these steps again, and everything that depends on them."""
 
 
 def check_scope(scope: Scope, steps: list[Step], store: Store) -> None:
-    """`steps` in the order of the work. Raises ConfigError for a name that no step has, and where something that the
-    scope expects in the store is not there.
+    """Raises ConfigError for a name that no step has, or if the store lacks something that the scope expects there.
+
+    `steps` is in the order of execution.
     """
     names = [step.name for step in steps]
     given = [("only", name) for name in scope.only] + [("force", name) for name in scope.force]
@@ -46,7 +47,10 @@ def is_named(name: str, patterns: Iterable[str]) -> bool:
 
 
 async def make_only(scope: Scope, steps: list[Step], store: Store, do: Do) -> None:
-    """Raises ConfigError, before anything is made, where an input is neither in the store nor among the steps."""
+    """Make the steps of `scope.only`.
+
+    Raises ConfigError before making anything if an input is neither in the store nor among the steps.
+    """
     chosen = [step for step in steps if is_named(step.name, scope.only)]
     names = {step.key: step.name for step in steps}
     coming = {step.key for step in chosen}
@@ -61,9 +65,10 @@ async def make_only(scope: Scope, steps: list[Step], store: Store, do: Do) -> No
 
 
 def again(scope: Scope, store: Store, since: str, do: Do) -> Do:
-    """A `do` that first forgets the artifacts of `scope.force` and of what rests on them.
+    """Wrap `do` so that it first discards the artifacts of `scope.force` and of the steps that depend on them.
 
-    Ones made after `since` (ISO 8601, UTC, milliseconds) are kept: a retried run does not repeat what it has repeated.
+    Artifacts made after `since` (ISO 8601, UTC, milliseconds) are kept, so that a retried run does not make them yet
+    again.
     """
     renewed: set[str] = set()
 

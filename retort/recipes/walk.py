@@ -1,4 +1,4 @@
-"""Every step of a run, without making one: for plans, repairs and parts of a run."""
+"""Lists the steps of a run without making anything, for plans, repairs and partial runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -24,7 +24,10 @@ Look = Callable[[Step], ArtifactRef]
 async def whole_run(
     recipe: Recipe[Any, Any], config: RecipeConfig, do: Do, champion: Champion | None, origin: Mapping[str, str]
 ) -> tuple[Result, ArtifactRef]:
-    """(what the run made, its report). `config` is resolved; `origin` is what MLflow is told of where it comes from."""
+    """Do a whole run. Returns (result, report).
+
+    `config` must be resolved. `origin` says where the run comes from, for MLflow.
+    """
     result = await recipe.run(config, do, champion)
     page = await do(recipe.report(config, result))
     if config.tracking:
@@ -33,14 +36,14 @@ async def whole_run(
 
 
 async def walk(recipe: Recipe[Any, Any], config: RecipeConfig, look: Look, champion: Champion | None = None) -> None:
-    """The whole run, where each step is only looked at; a verdict that is not known yet counts as accepted."""
+    """Pass every step of a run to `look` instead of making it. A verdict that is not known yet counts as accepted."""
     await whole_run(recipe, recipe.resolve(config), _at_once(look), champion, {})
 
 
 async def steps_of(
     recipe: Recipe[Any, Any], config: RecipeConfig, store: Store, champion: Champion | None = None
 ) -> list[Step]:
-    """Every step of a run, in the order of the work."""
+    """Every step of a run, in the order of execution."""
     steps: list[Step] = []
 
     def look(step: Step) -> ArtifactRef:
@@ -54,21 +57,21 @@ async def steps_of(
 async def llm_labelings(
     recipe: Recipe[Any, Any], config: RecipeConfig, store: Store
 ) -> tuple[list[PseudolabelLlm], dict[str, Ingest]]:
-    """(the steps in which an LLM labels, the ingests of their rows by key), in the store or not."""
+    """Return (the steps in which an LLM labels, the ingest steps by key), whether or not the store has them."""
     steps = await steps_of(recipe, config, store)
     ingests = {step.key: step for step in steps if isinstance(step, Ingest)}
     return [step for step in steps if isinstance(step, PseudolabelLlm)], ingests
 
 
 def found_or_named(store: Store, step: Step) -> ArtifactRef:
-    """The step's artifact, or where it would be."""
+    """The step's artifact, or a reference to where it would be."""
     manifest = store.find(step.artifact_kind, step.key)
     return store.ref(manifest) if manifest else ArtifactRef(uri="", kind=step.artifact_kind, key=step.key)
 
 
 @contextmanager
 def rows_of(settings: RecipeConfig, store: Store, step: Ingest) -> Iterator[Examples]:
-    """A source's rows; made aside, and gone afterwards, where the store has none: a plan writes nothing."""
+    """Yield a source's rows. A plan writes nothing, so rows that the store lacks are read into a temporary folder."""
     manifest = store.find(step.artifact_kind, step.key)
     if manifest is not None:
         yield Examples.open(store, store.ref(manifest))
@@ -79,11 +82,11 @@ def rows_of(settings: RecipeConfig, store: Store, step: Ingest) -> Iterator[Exam
 
 
 def _at_once(look: Look) -> Do:
-    """A `do` with nothing to wait for: coroutines that an error leaves behind unawaited would be warned about."""
+    """A `do` that returns completed futures. Coroutines left unawaited after an error would cause warnings."""
 
     def do(step: Step) -> Awaitable[ArtifactRef]:
-        answer = asyncio.get_running_loop().create_future()
-        answer.set_result(look(step))
-        return answer
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(look(step))
+        return future
 
     return do

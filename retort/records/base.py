@@ -1,4 +1,4 @@
-"""The records that cross boundaries. All are frozen; rows carry an `example_id`, always."""
+"""The records that cross module boundaries. All are frozen, and all rows have an `example_id`."""
 
 import hashlib
 import json
@@ -8,24 +8,24 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Label = str
-"""A label in its canonical, lossless text: whatever the problem's `encode` gives (JSON for slots, a class name
-for classification). Rows store labels in this form; only the problem looks inside."""
+"""A label in its canonical, lossless text form, as the problem's `encode` returns it (JSON for slots, a class name for
+classification). Rows store labels in this form, and only the problem parses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a data set. `label` is the gold label, or None in the unlabelled pool."""
+    """One row of a data set. `label` is the gold label, or None in the unlabeled pool."""
 
     example_id: str
     text: str
     label: Label | None = None
     group: str | None = None
-    """What scores are also given by: the question that an answer belongs to."""
+    """Scores are also reported by group, such as the question that an answer belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedCompletion:
-    """What a teacher wrote for one example, raw."""
+    """A teacher's raw output for one example."""
 
     example_id: str
     text: str
@@ -36,12 +36,12 @@ class RecordedCompletion:
 
 @dataclass(frozen=True, slots=True)
 class ParseFailure:
-    """A completion that is no label: a typed outcome, kept with its raw text."""
+    """A completion that is not a valid label: a typed outcome, kept with its raw text."""
 
     reason: str
     """A short code, counted in reports: `unknown-slot`, `words-not-in-request`, `unbalanced-brackets` ..."""
     detail: str
-    """One sentence for people, naming the offending part."""
+    """One sentence for people that names the wrong part."""
     raw: str
 
 
@@ -52,18 +52,18 @@ class Record(BaseModel):
 
 
 class ArtifactRef(Record):
-    """Where an artifact lies: all that ever travels between tasks."""
+    """A reference to an artifact. Tasks exchange nothing else."""
 
     uri: str
     kind: str
     key: str
     rows: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)
-    """The few scalars that a flow steers by (a verdict), so that it needs no I/O."""
+    """The few scalars that decide how a run continues (a verdict), so that it needs no I/O."""
 
 
 class Score(Record):
-    """A metric's value with what it rests on."""
+    """A metric's value with its interval and number of rows."""
 
     metric: str
     value: float
@@ -75,7 +75,7 @@ class Score(Record):
 
 
 class Performed(Record):
-    """A stage as a run met it."""
+    """A step as performed in a run."""
 
     name: str
     status: Literal["HIT", "MADE"]

@@ -1,4 +1,4 @@
-"""What a run of the MCKD recipe made, as references."""
+"""References to what a run of the MCKD recipe made."""
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ class Data(Record):
     unlabeled: ArtifactRef
     test: ArtifactRef
     judge: ArtifactRef
-    """The labeled set, or the dev set where the config says so."""
+    """The labeled set, or the dev set if the config says so."""
 
 
 class StageResult(Record):
@@ -24,7 +24,7 @@ class StageResult(Record):
     test_scores: tuple[ArtifactRef, ...]
     judge_scores: tuple[ArtifactRef, ...]
     selection: ArtifactRef | None = None
-    """The comparison with the stage before; None for the first, or where labels need not prove themselves."""
+    """The comparison with the previous stage; None for the first stage, or if labels are accepted without proof."""
 
 
 class MckdResult(Result):
@@ -34,13 +34,14 @@ class MckdResult(Result):
     labels: tuple[ArtifactRef, ...]
     """Labels of stage 0 (the teacher's), 1, ...: the last ones may have been rejected."""
     label_scores: tuple[ArtifactRef, ...] = ()
-    """Scores of each of `labels` against the pool's own gold; without rows where the pool has none."""
+    """Scores of each of `labels` against the pool's own gold labels; without rows if the pool has none."""
     teacher_scores: ArtifactRef | None = None
-    """The teacher's scores on the test rows, where they cost nothing."""
+    """The teacher's scores on the test rows, if it can label them for free."""
     teacher_own_scores: ArtifactRef | None = None
     """Scores of an LLM teacher on the labeled set, each row labeled with the others as demonstrations."""
     member_scores: dict[str, ArtifactRef] = Field(default_factory=dict)
-    """Scores of an ensemble's members, by `teacher-0`: on the labeled set, else on the pool's own gold."""
+    """Scores of an ensemble's members by `teacher-0` and so on, on the labeled set or else on the pool's own gold
+    labels."""
     rounds: tuple[StageResult, ...] = ()
     kept_stage: int = 1
     """The final student is trained on the labels of stage `kept_stage - 1`; 1 is vanilla distillation."""

@@ -1,4 +1,4 @@
-"""What the run of any recipe ends with."""
+"""The result of a run of any recipe."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -8,19 +8,19 @@ from retort.records.base import ArtifactRef, Record
 
 
 class StudentFingerprint(NamedTuple):
-    """What a student's fingerprint says of how to load it."""
+    """What a student's fingerprint says about loading it."""
 
     fingerprint: Mapping[str, Any]
 
     @property
     def kind(self) -> str:
-        """As `student.kind` in the config that it was trained with."""
+        """`student.kind` in the config that it was trained with."""
         student = self.fingerprint["params"]["student"]
         return str(student["kind"] if isinstance(student, dict) else student)
 
     @property
     def max_length(self) -> int:
-        """Tokens (for a tiny student: words of a field) of the rows that it was trained on."""
+        """Most tokens of a row (for a tiny student: most words of a field) that it was trained on."""
         params = self.fingerprint["params"]
         return int(params["training"]["max_length"] if "training" in params else params["student"]["max_words"])
 
@@ -37,7 +37,7 @@ class Champion(Record):
     version: str
     student: ArtifactRef
     fingerprint: dict[str, Any]
-    """What the student was made of, from its manifest."""
+    """The student's fingerprint, from its manifest."""
 
     @property
     def about(self) -> StudentFingerprint:
@@ -45,24 +45,24 @@ class Champion(Record):
 
 
 class Result(Record):
-    """Everything that a run made, as references."""
+    """References to everything that a run made."""
 
     final_student: ArtifactRef
     champion: Champion | None = None
-    """The reigning student that the final one was compared with; None where none reigned."""
+    """The champion that the final student was compared with; None if there was none."""
     champion_scores: tuple[ArtifactRef, ...] = ()
     """The champion's scores on the same rows as `test_scores`, in the same order."""
     verdict: ArtifactRef | None = None
-    """The gate's; None where the config has no registry to promote in."""
+    """The gate's verdict; None if the config has no registry to promote in."""
 
     @property
     @abstractmethod
     def test_scores(self) -> tuple[ArtifactRef, ...]:
-        """The final student's scores, one for each test set; what the gate compares."""
+        """The final student's scores, one per test set, which the gate compares."""
 
     @abstractmethod
     def refs(self) -> list[ArtifactRef]:
-        """Every artifact, each once, in the order of the work."""
+        """Every artifact once, in the order of execution."""
 
     @property
     def challenge_refs(self) -> list[ArtifactRef | None]:

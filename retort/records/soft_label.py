@@ -1,4 +1,4 @@
-"""What a run of the soft-label recipe made, as references."""
+"""References to what a run of the soft-label recipe made."""
 
 from pydantic import Field
 
@@ -7,28 +7,28 @@ from retort.records.result import Result
 
 
 class SoftLabelResult(Result):
-    """Everything that a run made. Test sets and arms by their names."""
+    """Everything that a run made. Test sets and arms are given by name."""
 
     train: ArtifactRef
     dev: ArtifactRef
     tests: dict[str, ArtifactRef]
     pool: ArtifactRef | None
-    """Rows without gold, for the arm `with-pool`."""
+    """Rows without gold labels, for the arm `with-pool`."""
     train_probabilities: ArtifactRef
-    """The teacher's, from a teacher that was not trained on the row."""
+    """Probabilities for each row from a teacher that was not trained on it."""
     pool_probabilities: ArtifactRef | None
     teacher: ArtifactRef | None
-    """The fine-tuned teacher, trained on all training rows; None where the teacher is not fine-tuned here."""
+    """The fine-tuned teacher, trained on all training rows; None for other teachers."""
     small: tuple[ArtifactRef, ...]
-    """Students of the arm `tinybert`, one for each seed."""
+    """Students of the arm `tinybert`, one per seed."""
     grids: dict[str, ArtifactRef]
-    """Arms with a tiny student: what was tried, and the students of the setting that was best on dev."""
+    """By arm with a tiny student: the settings tried, and the students of the best one on the dev rows."""
     scores: dict[str, dict[str, ArtifactRef]]
-    """By arm (also `teacher`), then by rows: dev and each test set."""
+    """Scores by arm (also `teacher`), then by rows: dev and each test set."""
     times: ArtifactRef
     """Latency and throughput."""
     final_scores: dict[str, ArtifactRef] = Field(default_factory=dict)
-    """Scores of the exported student by test set, where there is a registry to promote in."""
+    """Scores of the exported student by test set, if there is a registry to promote in."""
 
     @property
     def test_scores(self) -> tuple[ArtifactRef, ...]:

@@ -1,1 +1,1 @@
-"""What a run did, from its artifacts alone: facts (`Summary`), pictures, and pages for people."""
+"""Reports on a run from its artifacts alone: facts (`Summary`), pictures and pages."""

@@ -1,4 +1,4 @@
-"""What every recipe's report has in common: the facts of a run, for pages, terminal, MLflow and `run --json` alike."""
+"""What all recipes' reports have in common: the facts of a run, for pages, terminal, MLflow and `run --json`."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -17,43 +17,43 @@ class Summary(Record):
     """The facts of a run."""
 
     picture_key: ClassVar[str]
-    """Name of the picture among a flow run's artifacts."""
+    """The picture's key among a flow run's artifacts."""
 
     name: str
     metrics: tuple[Metric, ...]
-    """The deciding one first."""
+    """The deciding metric first."""
     compute_seconds: float
-    """Of everything that the run rests on, whether made now or found in the store."""
+    """Compute time of everything that the run depends on, whether made now or found in the store."""
     model_uri: str
     """Address of the final student's artifact."""
     model_key: str
     made_at: str
-    """When the final student was finished, ISO 8601 in UTC: a report made again says the same."""
+    """When the final student was finished, ISO 8601 in UTC, so that a report made again says the same."""
     made_with: dict[str, str | int | float | bool]
-    """Device, precision, package versions of the final student."""
+    """Device, precision and package versions that the final student was trained with."""
     config: dict[str, Any]
     gate: Verdict | None = None
-    """None where there is no registry to promote in."""
+    """None if there is no registry to promote in."""
     champion: str | None = None
-    """The registered version that the final student met; None where none reigned."""
+    """The registered version that the final student was compared with; None if there was no champion."""
 
     @property
     @abstractmethod
     def conclusion(self) -> str:
-        """What came out, in one or two sentences."""
+        """The outcome in one or two sentences."""
 
     @property
     @abstractmethod
     def data_digest(self) -> str:
-        """Changes when any row of any role does."""
+        """A digest that changes when any row of any role does."""
 
     @abstractmethod
     def tables(self) -> dict[str, Table]:
-        """Result tables by their names among a flow run's artifacts."""
+        """Result tables by their keys among a flow run's artifacts."""
 
     @abstractmethod
     def final_as_json(self) -> dict[str, object]:
-        """`final` in what `retort run --json` prints; other programs rely on its shape."""
+        """`final` in the output of `retort run --json`. Other programs rely on its shape."""
 
 
 def verdict_text(verdict: Verdict, champion: str | None) -> str:
@@ -71,7 +71,7 @@ def verdict_text(verdict: Verdict, champion: str | None) -> str:
 
 
 def verdict_lines(summary: Summary) -> list[str]:
-    """The verdict, and each check where there was something to decide."""
+    """The verdict, then one line per check unless the final student already is the champion."""
     if summary.gate is None:
         return []
     checks = [] if summary.gate.outcome == "reigns" else summary.gate.reasons

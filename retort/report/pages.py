@@ -1,4 +1,4 @@
-"""The report for people: one HTML file that needs nothing else, and the same in Markdown."""
+"""The report's pages: one self-contained HTML file, and the same in Markdown."""
 
 import re
 from pathlib import Path
@@ -15,8 +15,8 @@ from retort.report.base import Summary, verdict_text
 
 
 def write_pages(summary: Summary, folder: Path, template: str, **facts: Any) -> None:
-    """Needs the picture in `folder`. `template` names `templates/TEMPLATE.html.j2` and `.md.j2`; `facts` are what these
-    need beside the summary."""
+    """Render `templates/TEMPLATE.html.j2` and `.md.j2`, which need `facts` besides the summary. The picture must be in
+    `folder`."""
     environment = _environment()
     config = yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True)
     known = {"summary": summary, "config": config, **facts}
@@ -57,15 +57,16 @@ def _plain(score: Score | None) -> str:
 
 
 def _shade(count: int, row: tuple[int, ...]) -> str:
-    """Opacity of a cell of the confusion matrix: its share of its gold class."""
+    """Opacity of a cell in the confusion matrix, by its share of the gold class."""
     return f"{0.15 + 0.6 * count / sum(row):.2f}" if count else "0"
 
 
 def _markdown_cell(value: Any) -> str:
-    """What a table cell or code span can hold: one line, no bars, no backticks."""
+    """Make text safe for a table cell or code span: one line, no bars, no backticks."""
     return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("`", "'")
 
 
 def _inline_svg(text: str) -> Markup:
-    """Without the XML prolog, which HTML does not know. Safe as it is: we drew it, no text of the data is in it."""
+    """Strip the XML prolog, which HTML does not allow. Needs no escaping: we drew it, and it has no text from the
+    data."""
     return Markup(text[text.index("<svg") :])

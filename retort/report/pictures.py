@@ -1,4 +1,4 @@
-"""The report's picture: scores with their intervals, a panel for each metric or test set."""
+"""The report's picture: scores with their intervals, one panel per metric or test set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TEACHER, STAGE, FINAL, CHAMPION, BASELINE = "#8a6d3b", "#4c78a8", "#c2410c", "#7
 
 @dataclass(frozen=True)
 class Dot:
-    """A system's score, as a share of 1, with its interval."""
+    """A system's score in [0, 1], with its interval."""
 
     value: float
     low: float
@@ -28,18 +28,18 @@ class Dot:
     color: str
     hollow: bool = False
     seeds: tuple[float, ...] = ()
-    """Single values behind the mean, drawn faintly."""
+    """The values behind the mean, drawn faintly."""
 
 
 @dataclass(frozen=True)
 class Panel:
     title: str
     dots: Sequence[Dot | None]
-    """One for each system; None where it has no score."""
+    """One per system; None if it has no score."""
 
 
 def draw(panels: Sequence[Panel], names: Sequence[str], folder: Path) -> None:
-    """Write `scores.png` and `scores.svg`; `names` are the systems'."""
+    """Write `scores.png` and `scores.svg`. `names` are the systems' names."""
     style: Any = {"svg.hashsalt": "retort", "font.size": 10, "text.color": INK, "axes.labelcolor": INK}
     with matplotlib.rc_context(style):
         size = (1.6 + 3.0 * len(panels), 1.0 + 0.36 * len(names))

@@ -1,4 +1,4 @@
-"""`report`: what a run did, in pictures and words, from its artifacts alone."""
+"""`report`: shows what a run did, in pictures and words, from its artifacts alone."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -15,7 +15,7 @@ from retort.store import StepOutput
 
 
 class ReportStep(Step):
-    """Draw and write what the run did."""
+    """Report on the run."""
 
     artifact = Report
 
@@ -24,9 +24,9 @@ class ReportStep(Step):
     problem: Problem
     metrics: tuple[Metric, ...]
     config: dict[str, Any]
-    """All of the config that shapes the result, see `RecipeConfig.told`."""
+    """The part of the config that shapes the result, see `RecipeConfig.as_reported`."""
     all: tuple[ArtifactRef, ...]
-    """Everything that is reported on."""
+    """Every artifact that the report covers."""
 
     def run(self, context: StepContext) -> StepOutput:
         summary = self.gather(context)
@@ -36,11 +36,11 @@ class ReportStep(Step):
 
     @abstractmethod
     def gather(self, context: StepContext) -> Any:
-        """The run's facts. Raises DamagedArtifact where an artifact of the run has vanished."""
+        """Gather the run's facts. Raises DamagedArtifact if an artifact of the run is gone."""
 
     @abstractmethod
     def write(self, summary: Any, folder: Path) -> None:
-        """Pictures and pages."""
+        """Write pictures and pages into `folder`."""
 
     @abstractmethod
     def output(self, summary: Any) -> StepOutput: ...

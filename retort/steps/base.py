@@ -1,4 +1,4 @@
-"""What a step is: one unit of work, described completely before it is done."""
+"""The base class of steps. A step is one unit of work, described completely before it runs."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _RUNTIME = object()
 Runtime = Annotated[T, _RUNTIME]
-"""A field that `run` needs and that does not change the result: an address, a limit that only fails."""
+"""A field that `run` needs but that does not change the result: an address, or a limit that can only fail the step."""
 Inputs = dict[str, tuple[ArtifactRef, ...]]
 
 
 class Resources(NamedTuple):
-    """What a step wants of the machine that it runs on."""
+    """What a step needs from the machine that it runs on."""
 
     gpu: Literal["none", "one", "all"] = "none"
-    """all: an engine that spreads over every GPU by itself."""
+    """all: the step's engine spreads over all GPUs by itself."""
     work_pool: Literal["teacher", "student"] | None = None
-    """Which of `execution.teacher_pool` and `execution.student_pool` it goes to, where the config names them."""
+    """Whether it goes to `execution.teacher_pool` or `execution.student_pool`, if the config sets them."""
 
 
 CPU = Resources()
@@ -33,29 +33,31 @@ STUDENT = Resources(gpu="one", work_pool="student")
 class Step(Record):
     """One unit of work; its key is known without running anything.
 
-    A subclass is one kind of work. Each of its fields has one of three roles, read off its type:
+    A subclass is one kind of work. The type of each field determines its role:
 
-    - an `ArtifactRef`, or a tuple of them, is an input: its key is identity (None and () are no input);
-    - `Runtime[T]` is not in the key: two runs that need the same work share it, whatever it holds;
-    - everything else is a literal that changes the result: its JSON is identity.
+    - an `ArtifactRef`, or a tuple of them, is an input, and its key is part of the step's key (None and () are no
+      input);
+    - `Runtime[T]` is not part of the key: steps that differ only in such fields share one artifact;
+    - everything else is a literal that changes the result, and its JSON is part of the key.
 
-    A value that `run` pulls from its context (device, memory, an earlier attempt) is never identity. The same scheme as
-    in allenai/tango's `Step` and marin's `ExecutorStep`. To add one, see CONTRIBUTING.
+    A value that `run` takes from its context (device, memory, attempt) is never part of the key. allenai/tango's `Step`
+    and marin's `ExecutorStep` work the same way. To add a step, see CONTRIBUTING.
     """
 
     kind: ClassVar[str]
-    """The kind of work, as people read it and as it is written in manifests: `train-student`."""
+    """The kind of work, as shown to people and written into manifests: `train-student`."""
     version: ClassVar[int]
-    """Raised when the same fields come to mean another result; tests/test_versions.py reminds."""
+    """To be raised when the same fields give another result; tests/test_step_versions.py checks that."""
     artifact: ClassVar[type[Artifact]]
-    """What the step makes."""
+    """The type of artifact that the step makes."""
     _input_names: ClassVar[frozenset[str]]
     _runtime_names: ClassVar[frozenset[str]]
 
     name: Runtime[str]
-    """Unique in its run: `stage1/student-0`."""
+    """Unique within a run: `stage1/student-0`."""
     siblings: Runtime[int] = 1
-    """How many steps of this kind run side by side; decides threads, so that a resumed run repeats exactly."""
+    """How many steps of this kind run side by side. It determines the number of threads, so that a resumed run repeats
+    exactly."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -72,19 +74,19 @@ class Step(Record):
 
     @property
     def inputs(self) -> Inputs:
-        """By role, which is the field's name."""
+        """Inputs by role, which is the field's name."""
         given = {name: getattr(self, name) for name in sorted(self._input_names)}
         return {name: _as_tuple(value) for name, value in given.items() if value not in (None, ())}
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What the key is the digest of; kept in the manifest, so that a MISS can name what changed."""
+        """The value whose digest is the key. Manifests keep it, so that a MISS can name what changed."""
         inputs = {role: [ref.key for ref in refs] for role, refs in self.inputs.items()}
         return {"verb": self.kind, "version": self.fingerprint_version, "params": self.params, "inputs": inputs}
 
     @property
     def fingerprint_version(self) -> int:
-        """`version`, or an older one where that did not change what these fields mean."""
+        """`version`, or an older version if the change did not affect steps with these fields."""
         return self.version
 
     @property
@@ -93,7 +95,7 @@ class Step(Record):
 
     @property
     def artifact_kind(self) -> str:
-        """A folder in the store: `examples`, `pseudolabels`, `students` ..."""
+        """The artifact's folder in the store: `examples`, `pseudolabels`, `students` ..."""
         return self.artifact.kind
 
     @property
@@ -101,33 +103,33 @@ class Step(Record):
         return CPU
 
     def input(self, role: str) -> ArtifactRef:
-        """The only artifact of a role."""
+        """The only input of a role."""
         (ref,) = self.inputs[role]
         return ref
 
     @abstractmethod
     def run(self, context: "StepContext") -> "StepOutput":
-        """Write the artifact's files into `context.folder`. What is raised fails the step; then nothing is stored."""
+        """Write the artifact's files into `context.folder`. If this raises, the step fails and nothing is stored."""
 
     def refresh(self, store: "Store") -> None:
-        """Called before the step is looked for: forget its artifact if that is worth nothing any more."""
+        """Called before the store is searched for the step. Discards the step's artifact if it is no longer valid."""
 
     def published(self, context: "StepContext") -> None:
-        """Called once the artifact is in the store: what is then no longer needed goes."""
+        """Called once the artifact is in the store. Deletes what is no longer needed then."""
 
 
 def step_class(name: str) -> type[Step]:
-    """The class of this name. Raises KeyError."""
+    """The step class with this name. Raises KeyError."""
     return {cls.__name__: cls for cls in step_classes()}[name]
 
 
 def step_classes(base: type[Step] = Step) -> list[type[Step]]:
-    """Every kind of step that is imported by now: `import retort.recipes` brings those of all recipes."""
+    """Every step class imported so far; `import retort.recipes` imports those of all recipes."""
     return [one for sub in base.__subclasses__() for one in (sub, *step_classes(sub))]
 
 
 def _is_input(annotation: Any) -> bool:
-    """`ArtifactRef`, `ArtifactRef | None` or `tuple[ArtifactRef, ...]`."""
+    """Whether it is `ArtifactRef`, `ArtifactRef | None` or `tuple[ArtifactRef, ...]`."""
     inner = [one for one in get_args(annotation) if one not in (type(None), ...)]
     return annotation is ArtifactRef or (get_origin(annotation) is not dict and inner == [ArtifactRef])
 

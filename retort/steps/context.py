@@ -1,4 +1,4 @@
-"""What a step runs with: its inputs on local disk, an empty folder to write into, and the machine's limits."""
+"""What a step runs with: the store, an empty folder to write into, and the machine's limits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class StepContext:
     store: Store
-    """Where inputs are read from; `Examples.open(context.store, ref)`."""
+    """Where inputs are read from: `Examples.open(context.store, ref)`."""
     folder: Path
-    """Empty; what is written here becomes the artifact."""
+    """Empty at first; what is written here becomes the artifact."""
     execution: ExecutionConfig
     attempt: int = 0
-    """0 at first. Each retry halves the rows held in memory at once."""
+    """0 for the first attempt. Each retry halves the number of rows held in memory."""
     progress: Progress = lambda *_: None

@@ -1,4 +1,4 @@
-"""`cross-label`: a student labels what it was not trained on; also how a fine-tuned teacher labels the pool."""
+"""`cross-label`: a student labels rows that it was not trained on; fine-tuned teachers label the pool this way too."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from retort.students.base import Outcome
 
 MOST_FAILURES = 10_000
-"""Kept with their text; all are counted."""
+"""Most failures that are kept with their text; all are counted."""
 
 
 class StudentStep(Step):
-    """A step in which a trained student is asked about rows."""
+    """A step in which a trained student labels rows."""
 
     version = 2
 
     problem: Problem
     student_kind: Annotated[str, Field(serialization_alias="student")]
     max_length: int
-    """Tokens (of a tiny student: words of a field) that it reads of a row."""
+    """Most tokens of a row that the student reads (for a tiny student: most words of a field)."""
     writes_text: Runtime[bool] = False
-    """Whether the student writes labels as text, token by token; its own key says so too."""
+    """Whether the student writes labels as text, token by token. Not in this key, since the student's key has it."""
     student: ArtifactRef
 
     @property
@@ -46,13 +46,13 @@ class StudentStep(Step):
 
     @property
     def fingerprint_version(self) -> int:
-        """In version 2 a student that writes text writes legal labels only; all others are as they were in 1."""
+        """Since version 2, students that write text only write legal labels. All others are unchanged since 1."""
         return self.version if self.writes_text else 1
 
     def outcomes(
         self, context: StepContext, rows: ArtifactRef, cells: Cells | None = None
     ) -> Iterator[tuple[Row, "Outcome"]]:
-        """Each row that lies in the cells, with the student's label of it."""
+        """Each row in the cells, with the student's label for it."""
         from retort.models.device import choose_device
         from retort.students.loading import load_student
 
@@ -77,7 +77,7 @@ class StudentStep(Step):
 
 
 class CrossLabel(StudentStep):
-    """Let a student label what it was not trained on."""
+    """Let a student label rows that it was not trained on."""
 
     kind = "cross-label"
     artifact = Pseudolabels
@@ -86,9 +86,9 @@ class CrossLabel(StudentStep):
     probabilities: bool
     """Whether the rows keep the student's probabilities."""
     rows: ArtifactRef
-    """Examples, or pseudolabels whose labels are only kept where the student gives none."""
+    """Examples, or pseudolabels. The latter's labels are kept only for rows that the student fails to label."""
     min_success_ratio: Runtime[float] = 0.0
-    """The step fails if fewer of the rows than this get a label."""
+    """The step fails if less than this share of the rows get a label."""
 
     def run(self, context: StepContext) -> StepOutput:
         confidences: list[float] = []

@@ -1,6 +1,6 @@
-"""`evaluate`: predictions on gold-labeled rows and their scores.
+"""`evaluate`: predicts gold-labeled rows and scores the predictions.
 
-Together with `select` and the report, the only reader of gold labels.
+Besides this step, only `select` and the report read gold labels.
 """
 
 from typing import Annotated
@@ -45,14 +45,14 @@ class EvaluateStudent(StudentStep):
             else:
                 invalid += outcome.is_repaired
                 labels[row["example_id"]] = (outcome.label, outcome.confidence)
-        output = _scored(self, context, labels)
+        output = _score_rows(self, context, labels)
         shares = {INVALID_SHARE: invalid / total} if total else {}
         return output.model_copy(update={"metrics": {**output.metrics, **shares}})
 
 
 class EvaluateLabels(Step):
-    """Score pseudolabels: against the pool's own gold, where it has some (for the report, never for a choice); or an
-    LLM teacher's labels of the labeled set, each row labeled with the others as demonstrations."""
+    """Score pseudolabels against the pool's own gold labels, if it has any (for the report only, never for a choice),
+    or an LLM teacher's labels for the labeled set, where each row was labeled with the others as demonstrations."""
 
     kind = "evaluate"
     version = 1
@@ -63,17 +63,17 @@ class EvaluateLabels(Step):
     resamples: int
     seed: int
     rows: Annotated[str | None, Field(exclude_if=lambda rows: rows is None)] = None
-    """`labeled`: the labels of the labeled set; None: those of the pool."""
+    """`labeled` scores the labels of the labeled set, None those of the pool."""
     labels: ArtifactRef
     gold: ArtifactRef
 
     def run(self, context: StepContext) -> StepOutput:
         found, columns = Pseudolabels.open(context.store, self.labels), ["example_id", "label", "confidence"]
         rows = found.own_rows(columns) if self.rows == "labeled" else found.rows(columns)
-        return _scored(self, context, {row["example_id"]: (row["label"], row["confidence"]) for row in rows})
+        return _score_rows(self, context, {row["example_id"]: (row["label"], row["confidence"]) for row in rows})
 
 
-def _scored(step: EvaluateStudent | EvaluateLabels, context: StepContext, predicted: Labels) -> StepOutput:
+def _score_rows(step: EvaluateStudent | EvaluateLabels, context: StepContext, predicted: Labels) -> StepOutput:
     gold = Examples.open(context.store, step.gold).gold()
     labels = [predicted.get(example.example_id, (None, None)) for example in gold]
     rows = (

@@ -1,4 +1,4 @@
-"""`export-student`: the tiny student that is kept, chosen on the dev rows, as an ONNX folder with its model card."""
+"""`export-student`: chooses a tiny student on the dev rows and writes it as an ONNX folder with a model card."""
 
 import json
 from typing import Any
@@ -26,12 +26,14 @@ class ExportStudent(Step):
     student: TinyConfig
     fields: list[str]
     arms: list[str]
-    """Names of the arms that `grids` are of."""
+    """Names of the arms, in the order of `grids`."""
     grids: tuple[ArtifactRef, ...]
 
     def run(self, context: StepContext) -> StepOutput:
-        """The arm that is most often right on the dev rows, over its seeds; of equals the one that is least surprised;
-        of its seeds the most right."""
+        """Export the most accurate seed of the best arm.
+
+        The best arm has the highest mean accuracy on the dev rows over its seeds; ties go to the lowest dev loss.
+        """
         from retort.students.tiny.export import export
 
         found = [Grid.open(context.store, ref) for ref in self.grids]
@@ -55,7 +57,7 @@ class ExportStudent(Step):
         return StepOutput(rows=len(weights), metrics={"dev_accuracy": details["dev_accuracy"]}, details=details)
 
     def _card(self, classes: tuple[str, ...], details: dict[str, Any]) -> str:
-        """For people who find the folder alone."""
+        """A model card for people who have only the folder."""
         setting = ", ".join(f"{name} {value:g}" for name, value in details["setting"].items()) or "gold labels only"
         return "\n".join(
             [

@@ -1,7 +1,8 @@
-"""`gate`: whether the final student may become the champion, which meets it on the same test rows.
+"""`gate`: decides whether the final student may become the champion, comparing both on the same test rows.
 
-Every check is a sentence with its numbers; one that fails refuses. McNemar's p on whole labels is reported and decides
-nothing. Where the final student *is* the champion there is nothing to promote, which is no failure.
+Every check is reported as a sentence with its numbers, and one failed check refuses the student. McNemar's p on whole
+labels is reported but decides nothing. If the final student already is the champion, there is nothing to promote, which
+is not a failure.
 """
 
 import re
@@ -48,11 +49,11 @@ class Check(NamedTuple):
 
 
 Measure = Callable[["Gate", StepContext, Sequence[str]], tuple[float, str]]
-"""(median milliseconds for one of the texts, the machine)"""
+"""Returns (median milliseconds per text, machine)."""
 
 
 def measured_latency(gate: "Gate", context: StepContext, texts: Sequence[str]) -> tuple[float, str]:
-    """The final student's, in fp32 on one CPU thread, one row at a time, from text to label."""
+    """Measure the final student from text to label, in fp32 on one CPU thread, one row at a time."""
     import torch
 
     from retort.models.device import Device
@@ -78,7 +79,7 @@ def measured_latency(gate: "Gate", context: StepContext, texts: Sequence[str]) -
 
 
 class Gate(Step):
-    """Whether the final student may become the champion."""
+    """Decide whether the final student may become the champion."""
 
     kind = "gate"
     version = 1
@@ -86,7 +87,7 @@ class Gate(Step):
 
     problem: Problem
     metric: Metric
-    """The one that decides."""
+    """The deciding metric."""
     gate: GateConfig
     student_kind: Annotated[str, Field(serialization_alias="student")]
     max_length: int
@@ -95,9 +96,9 @@ class Gate(Step):
     student: ArtifactRef
     """The final student."""
     challenger: tuple[ArtifactRef, ...]
-    """Its scores, one for each test set."""
+    """The final student's scores, one per test set."""
     reigning: tuple[ArtifactRef, ...] = ()
-    """The champion's scores on the same test sets; none where none reigns."""
+    """The champion's scores on the same test sets; empty if there is no champion."""
 
     def run(self, context: StepContext) -> StepOutput:
         return self.judge(context, measured_latency)
@@ -136,7 +137,7 @@ class Gate(Step):
         )
 
     def _rows(self, context: StepContext, refs: Sequence[ArtifactRef]) -> list[Row]:
-        """All test sets' predictions, one set after the other."""
+        """The predictions for all test sets, one set after another."""
         return [row for ref in refs for row in Scores.open(context.store, ref).predictions()]
 
     def _outcome(self, checks: Sequence[Check]) -> Outcome:
@@ -148,7 +149,7 @@ class Gate(Step):
 
     @property
     def _is_champion(self) -> bool:
-        """The same student is scored once, on the same rows: then both sides' scores are the same artifacts."""
+        """Scoring the same student on the same rows gives the same artifact, so both sides' scores are then equal."""
         return self.reigning == self.challenger
 
     def _contest(self, context: StepContext, rows: Sequence[Row]) -> ChampionComparison:
@@ -185,9 +186,9 @@ class Gate(Step):
         problem, metric = problem_for(self.problem), part.metric or self.metric
         members = [row for row in rows if _belongs(problem, part, row)]
         golds, predicted = [row["gold"] for row in members], [row["predicted"] for row in members]
-        scored = score(problem, metric, golds, predicted, self.resamples, self.seed) if members else None
+        result = score(problem, metric, golds, predicted, self.resamples, self.seed) if members else None
         return SliceScore(
-            name=part.name, metric=metric, n=len(members), score=scored, floor=part.floor, min_rows=part.min_rows
+            name=part.name, metric=metric, n=len(members), score=result, floor=part.floor, min_rows=part.min_rows
         )
 
     def _cost(self, context: StepContext, texts: Sequence[str], measure: Measure) -> Cost:
@@ -219,7 +220,7 @@ class Gate(Step):
 
 
 def check_slices(problem: Problem, gate: GateConfig) -> None:
-    """Needs the resolved problem. Raises ConfigError for a slice whose label no row can have."""
+    """Raises ConfigError for a slice whose label no row can have. Needs the resolved problem."""
     known = list((problem.intents if problem.kind == "slots" else getattr(problem, "labels", None)) or [])
     for place, part in enumerate(gate.slices):
         if part.label is not None and part.label not in known:

@@ -1,7 +1,7 @@
-"""`gather-probabilities`: a teacher's probabilities of each row, joined by `example_id`, its classes by their names.
+"""`gather-probabilities`: joins a teacher's probabilities to the rows by `example_id`, and to the classes by name.
 
-One file, whoever the teacher was: the parts of a fine-tuned one (each labeled what it was not trained on), one that
-was asked row by row, or a recorded one.
+The result has the same form for every teacher: a fine-tuned one trained on folds (each part labeled the rows that it
+was not trained on), an LLM, or recorded probabilities.
 """
 
 from abc import abstractmethod
@@ -29,7 +29,7 @@ From = Annotated[Literal["labels", "file"], Field(serialization_alias="from")]
 
 
 class GatherProbabilities(Step):
-    """Join a teacher's probabilities of each row, by the row's id and the classes' names."""
+    """Join a teacher's probabilities to the rows by id, and to the classes by name."""
 
     kind = "gather-probabilities"
     version = 1
@@ -38,7 +38,7 @@ class GatherProbabilities(Step):
     problem: ClassificationConfig
     rows: ArtifactRef
     needed: Runtime[bool] = True
-    """Whether the teacher must know at least one of the rows."""
+    """Whether the teacher must have probabilities for at least one row."""
 
     def run(self, context: StepContext) -> StepOutput:
         """Rows without probabilities are left out and counted."""
@@ -52,17 +52,17 @@ class GatherProbabilities(Step):
 
     @abstractmethod
     def found(self, context: StepContext, classes: tuple[str, ...]) -> Iterator[tuple[str, Floats]]:
-        """(example_id, probabilities of `classes`), in any order."""
+        """Yield (example_id, probabilities of `classes`), in any order."""
 
 
 class GatherLabels(GatherProbabilities):
-    """Join the probabilities that stand beside pseudolabels."""
+    """Join the probabilities that came with pseudolabels."""
 
-    origin: From = "labels"
+    taken_from: From = "labels"
     labels: tuple[ArtifactRef, ...]
 
     def found(self, context: StepContext, classes: tuple[str, ...]) -> Iterator[tuple[str, Floats]]:
-        """Raises StageFailed where two labelers both have a row: one of them was trained on it."""
+        """Raises StageFailed if two labelers have the same row: one of them was trained on it."""
         seen: set[str] = set()
         for ref in self.labels:
             labels = Pseudolabels.open(context.store, ref)
@@ -77,9 +77,9 @@ class GatherLabels(GatherProbabilities):
 
 
 class GatherRecorded(GatherProbabilities):
-    """Join the probabilities in a file that was made before."""
+    """Join the probabilities in a recorded file."""
 
-    origin: From = "file"
+    taken_from: From = "file"
     content: str
     """Fingerprint of the file."""
     file: Runtime[str]

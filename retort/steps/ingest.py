@@ -1,4 +1,4 @@
-"""`ingest`: a data source becomes an artifact, with gold labels in a file of their own."""
+"""`ingest`: turns a data source into an artifact, with the gold labels in a separate file."""
 
 import heapq
 import json
@@ -22,13 +22,13 @@ from retort.store import StepOutput
 
 
 class FoldRows(Record):
-    """Which of a file's rows are taken."""
+    """Selects some of a file's rows by fold."""
 
     column: str
-    """Holds each row's number."""
+    """The column with each row's fold number."""
     numbers: list[int]
     inside: bool
-    """Whether rows with these numbers are taken, or the others."""
+    """Whether to take the rows with these numbers, or all others."""
 
     @property
     def rows(self) -> Folds:
@@ -36,7 +36,7 @@ class FoldRows(Record):
 
 
 class Ingest(Step):
-    """Read a data source, check every row, and keep it with its gold labels apart."""
+    """Read a data source, check every row, and store it with its gold labels in a separate file."""
 
     kind = "ingest"
     version = 1
@@ -44,12 +44,12 @@ class Ingest(Step):
 
     problem: Problem
     columns: dict[str, Any]
-    """A `ColumnsConfig`, or an `AnswerColumnsConfig` where `text` is a list."""
+    """A `ColumnsConfig`, or an `AnswerColumnsConfig` if `text` is a list."""
     content: str
     """The source's fingerprint, see `retort.data.fingerprint`."""
     gold: Literal["optional", "required"]
     limit: int | None
-    """Use only so many rows, the first in the order of hashed ids."""
+    """Use only this many rows, the first in the order of hashed ids."""
     folds: Annotated[FoldRows | None, Field(exclude_if=lambda folds: folds is None)] = None
     source: Runtime[Source]
     endpoint_url: Runtime[str | None]
@@ -91,7 +91,7 @@ class Ingest(Step):
         )
 
     def _smallest_ids(self, limit: int) -> set[str]:
-        """A random choice that stays the same as the pool grows, up to rows whose hash is smaller."""
+        """A random choice that is stable as the pool grows: it changes only by new rows with a smaller hash."""
         return set(heapq.nsmallest(limit, (example.example_id for example in self._read()), key=digest))
 
     def _place(self) -> str:

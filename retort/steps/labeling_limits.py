@@ -1,4 +1,4 @@
-"""How many rows of a pool must get a label."""
+"""The least share of a pool's rows that must get a label."""
 
 from collections import Counter
 
@@ -6,8 +6,8 @@ from retort.errors import StageFailed
 
 
 def check_success(least: float, labeled: int, counts: Counter[str]) -> None:
-    """Raises StageFailed where fewer than the share `least` of the rows have a label. `counts`: rows by reason, and
-    `asked`."""
+    """Raises StageFailed if less than the share `least` of the rows have a label. `counts` has the failed rows by
+    reason, and all rows as `asked`."""
     asked = counts["asked"]
     if labeled < least * asked:
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if reason != "asked")

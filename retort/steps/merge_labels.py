@@ -1,7 +1,7 @@
-"""`merge-labels`: the students' cross-labels become the pool's labels of the next stage.
+"""`merge-labels`: merges the students' cross-labels into the pool's labels for the next stage.
 
-Each row got a label from every student that was not trained on it; where those are several (disjoint cells,
-k > 2), the label is decided on the mean of their probabilities.
+Each row has a label from every student that was not trained on it. If there are several (disjoint cells, k > 2), the
+label is decided on the mean of their probabilities.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from retort.store import StepOutput
 
 
 class MergeLabels(Step):
-    """Join the students' cross-labels into the pool's labels of the next stage."""
+    """Merge the students' cross-labels into the pool's labels for the next stage."""
 
     kind = "merge-labels"
     version = 1
@@ -54,7 +54,8 @@ class MergeLabels(Step):
         return StepOutput(rows=count, counts={"changed": changed, "kept": kept}, metrics=metrics)
 
     def _aligned(self, context: StepContext) -> Iterator[tuple[Row, list[Row]]]:
-        """Rows of the labels before, each with its cross-labels. All files keep the pool's order, so one walk does."""
+        """Yield each row of the previous labels with its cross-labels. All files are in the order of the pool, so one
+        pass is enough."""
         readers = [Pseudolabels.open(context.store, ref).rows() for ref in self.cross_labels]
         heads = [next(reader, None) for reader in readers]
         for old in Pseudolabels.open(context.store, self.previous).rows():

@@ -1,4 +1,4 @@
-"""`predict`: an arm's predictions on dev or test rows. Students make them for each seed, a baseline once."""
+"""`predict`: an arm's predictions on dev or test rows. Students make one set per seed, a baseline only one."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from retort.steps.context import StepContext
 from retort.store import StepOutput
 
 Fields = list[list[str]]
-"""Rows of one text for each field."""
+"""Rows, each with one text per field."""
 
 
 class Predict(Step):
-    """An arm's predictions on some rows."""
+    """Make an arm's predictions on some rows."""
 
     kind = "predict"
     version = 1
@@ -43,11 +43,11 @@ class Predict(Step):
 
     @abstractmethod
     def predicted(self, context: StepContext, texts: Fields) -> tuple[Sequence[int], Floats]:
-        """(seeds, `(seeds, rows, classes)`)"""
+        """Return (seeds, probabilities `(seeds, rows, classes)`)."""
 
 
 class PredictGrid(Predict):
-    """By the students of an arm's best setting."""
+    """Predict with the students of an arm's best setting."""
 
     arm: Literal["tiny"] = "tiny"
     student: TinyConfig
@@ -63,7 +63,7 @@ class PredictGrid(Predict):
 
 
 class PredictBaseline(Predict):
-    """By a baseline, fitted anew: it takes no time."""
+    """Predict with a baseline. It is fitted each time, which takes almost no time."""
 
     arm: Literal["tfidf", "majority"]
     seed: int

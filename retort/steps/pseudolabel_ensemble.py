@@ -1,7 +1,7 @@
-"""`pseudolabel` by an ensemble: the labels of several teachers for a row become one.
+"""`pseudolabel` by an ensemble: merges the labels of several teachers.
 
-The most accurate teacher alone is not always the best one (arXiv 2012.06048): members that err on different rows
-mend each other, so what decides is reported too: each member's accuracy on the labeled set, weight and agreement.
+The most accurate teacher alone is not always the best (arXiv 2012.06048): members that err on different rows correct
+each other. So each member's accuracy on the labeled set, its weight and its agreement with the others are reported.
 """
 
 from collections import Counter
@@ -35,11 +35,11 @@ class PseudolabelEnsemble(Step):
     teacher: Literal["ensemble"] = "ensemble"
     merge: Literal["vote", "weighted"]
     asked: bool
-    """Whether every member labeled the labeled set fairly, so that weights can be learned."""
+    """Whether all members are LLMs, which label the labeled set out of sample, so that weights can be learned."""
     soft: bool
-    """Whether the rows keep probabilities: the members' mean, by their weights."""
+    """Whether the rows keep probabilities: the weighted mean of the members'."""
     members: tuple[ArtifactRef, ...]
-    """Each teacher's labels of the pool, in the order of the config."""
+    """Each teacher's labels for the pool, in the order of the config."""
     pool: ArtifactRef
     labeled: ArtifactRef
     kinds: Runtime[list[str]]
@@ -47,7 +47,7 @@ class PseudolabelEnsemble(Step):
 
     @property
     def fingerprint_version(self) -> int:
-        """In version 2 soft labels are the weighted mean; where members weigh the same it is the mean, as in 1."""
+        """Since version 2, soft labels are the weighted mean; with equal weights that is version 1's plain mean."""
         return self.version if self.soft and self.merge == "weighted" else 1
 
     def run(self, context: StepContext) -> StepOutput:
@@ -87,8 +87,10 @@ class PseudolabelEnsemble(Step):
     def _merged(
         self, problem: ProblemKind, rows: Iterator[Row], readers: Sequence[Iterator[Row]], weights: Sequence[float]
     ) -> Iterator[tuple[Row, list[str | None]]]:
-        """Each row with the ensemble's label, None where no member has one, and the members' labels. All files keep
-        the rows' order, so one walk does."""
+        """Yield each row with the ensemble's label (None if no member has one), and the members' labels.
+
+        All files are in the order of `rows`, so one pass is enough.
+        """
         heads = [next(reader, None) for reader in readers]
         for row in rows:
             votes: list[Row | None] = []
@@ -122,8 +124,7 @@ class PseudolabelEnsemble(Step):
     def _facts(
         self, members: Members | None, weights: Sequence[float], agreement: NDArray[np.float64]
     ) -> list[dict[str, object]]:
-        """An entry for each member: `agreement` is the share of rows that two members label alike, by the other's
-        number."""
+        """One entry per member. `agreement` lists, for each member, the share of rows that both label alike."""
         return [
             {
                 "kind": kind,
@@ -136,7 +137,7 @@ class PseudolabelEnsemble(Step):
 
 
 class Agreement:
-    """How often each two members label a row alike."""
+    """Counts how often each pair of members labels a row alike."""
 
     def __init__(self, num_members: int) -> None:
         self._alike = np.zeros((num_members, num_members))
@@ -150,13 +151,13 @@ class Agreement:
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """`(members, members)`, in [0, 1], of the rows that both labeled."""
+        """`(members, members)`: shares, in [0, 1], of the rows that both labeled."""
         shares: NDArray[np.float64] = self._alike / np.maximum(self._both, 1)
         return shares
 
 
 def _weighted_mean(soft: Sequence[NDArray[np.float64] | None], weights: Sequence[float]) -> NDArray[np.float64] | None:
-    """Of the members that have probabilities, `(units, classes)`; the plain mean where all of these weigh nothing."""
+    """Mean `(units, classes)` over the members that have probabilities; the plain mean if all their weights are 0."""
     known = [(one, weight) for one, weight in zip(soft, weights, strict=True) if one is not None]
     if not known:
         return None
@@ -170,7 +171,8 @@ def _rows_of(gold: list[Example]) -> Iterator[Row]:
 
 
 def _members(problem: ProblemKind, gold: list[Example], found: list[Pseudolabels]) -> Members:
-    """Accuracies and weights, from the labeled set, each row labeled with the others as demonstrations."""
+    """Learn accuracies and weights from the labeled set, where each row was labeled with the others as
+    demonstrations."""
     labels = [{row["example_id"]: row["label"] for row in one.own_rows()} for one in found]
     texts, golds = [example.text for example in gold], [str(example.label) for example in gold]
     votes = [[member.get(example.example_id) for example in gold] for member in labels]

@@ -1,7 +1,7 @@
-"""`pseudolabel` by a language model that is asked row by row: vLLM, an endpoint, transformers.
+"""`pseudolabel` by an LLM that labels row by row: vLLM, an endpoint, or transformers.
 
-The artifact holds the pool's labels, what was set aside, and the teacher's labels of the labeled set, where each row
-was asked about with the others as demonstrations: how good the teacher is, on rows whose label it was not shown.
+The artifact holds the pool's labels, the failures, and the teacher's labels for the labeled set. Each of those rows is
+labeled with the others as demonstrations, which shows how good the teacher is on rows whose label it has not seen.
 """
 
 from collections import Counter
@@ -43,15 +43,15 @@ from retort.teachers.top_logprobs import TokensWriter
 from retort.teachers.usage import Usage
 
 COMPACT_FROM = 20
-"""Shards of the ledger from which on they are merged when a step is done."""
+"""The ledger's shards are merged at the end of a step if there are more than this."""
 
 LlmTeacher = Annotated[VllmConfig | EndpointConfig | TransformersConfig, Field(discriminator="kind")]
 _SHAPING = ("prompt", "sampling", "constrained", "labels", "verbalizers", "ask_again")
-"""Fields of a teacher's config that change its labels; who it is stands in its identity."""
+"""Fields of a teacher's config that change its labels, apart from those in its identity."""
 
 
 class PseudolabelLlm(Step):
-    """The teacher's labels for the pool; what cannot be parsed is set aside."""
+    """Label the pool with an LLM. Completions that cannot be parsed are set aside."""
 
     kind = "pseudolabel"
     version = 1
@@ -60,7 +60,7 @@ class PseudolabelLlm(Step):
     problem: Problem
     teacher: Literal["asked"] = "asked"
     identity: dict[str, Any]
-    """Which model writes, see `teacher_identity`."""
+    """Identifies the model, see `teacher_identity`."""
     seed: int
     metric: Metric
     prompt: PromptConfig
@@ -88,7 +88,7 @@ class PseudolabelLlm(Step):
         labeled: ArtifactRef,
         store: StoreConfig,
     ) -> Self:
-        """`store`: for a model that lies in a bucket."""
+        """`store` is needed for a model in a bucket."""
         return cls(
             name=name,
             problem=problem,
@@ -143,8 +143,9 @@ class PseudolabelLlm(Step):
         )
 
     def _quality(self, problem: ProblemKind, gold: list[Example], own: list[tuple[Row, Outcome]]) -> dict[str, float]:
-        """How well the teacher's probabilities of the labeled set are calibrated, and the temperature that mends them;
-        nothing for hard labels. The error after calibration is of the very rows that the temperature was fitted on."""
+        """How well the teacher's probabilities for the labeled set are calibrated, and the temperature that calibrates
+        them; empty for hard labels. The error after calibration is measured on the same rows as the temperature was
+        fitted on."""
         if self.labels != "soft":
             return {}
         golds = {example.example_id: example.label for example in gold}
@@ -162,7 +163,7 @@ class PseudolabelLlm(Step):
 
 
 def _label_pool(context: StepContext, outcomes: Iterator[tuple[Row, Outcome]]) -> tuple[int, Counter[str]]:
-    """Writes labels and failures; returns how many rows got a label, and counts by reason."""
+    """Write labels and failures. Returns (number of labeled rows, counts by reason)."""
     counts: Counter[str] = Counter()
     failures: dict[str, ParseFailure] = {}
 

@@ -1,4 +1,4 @@
-"""`pseudolabel` by a recorded teacher: completions that were made before."""
+"""`pseudolabel` by a recorded teacher: parses completions that were recorded earlier."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ Failures = dict[str, ParseFailure]
 
 
 class PseudolabelRecorded(Step):
-    """The recorded teacher's labels for the pool; what cannot be parsed is set aside with its text and the reason."""
+    """Label the pool with recorded completions. Those that cannot be parsed are set aside with their text and the
+    reason."""
 
     kind = "pseudolabel"
     version = 1
@@ -59,8 +60,8 @@ class PseudolabelRecorded(Step):
         return StepOutput(rows=labeled, counts={**counts, "failures": failed}, metrics=metrics)
 
     def _completions(self) -> tuple[Completions, Failures]:
-        """Completions by id, and the lines that are none. Of two for one id the first counts, the other is kept
-        aside."""
+        """Completions by id, and the lines that are not completions. Of two with the same id, the first counts and the
+        other is set aside."""
         completions: Completions = {}
         failures: Failures = {}
         for one in read_completions(self.path, self.endpoint_url):

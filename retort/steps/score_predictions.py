@@ -1,4 +1,4 @@
-"""`score`: predictions against gold labels: right, calibrated, and by group, over every seed."""
+"""`score`: compares predictions with gold labels: accuracy, calibration, and accuracy by group, over all seeds."""
 
 from collections.abc import Iterable, Sequence
 
@@ -21,7 +21,7 @@ from retort.steps.context import StepContext
 from retort.store import StepOutput
 
 Labels = Sequence[Label | None]
-"""Labels of all rows, from one seed; None where there is no prediction."""
+"""The labels of all rows from one seed; None for rows without a prediction."""
 
 
 class ScorePredictions(Step):
@@ -36,7 +36,7 @@ class ScorePredictions(Step):
     resamples: int
     seed: int
     predictions: tuple[ArtifactRef, ...]
-    """One artifact with all seeds, or one for each seed."""
+    """One artifact with all seeds, or one per seed."""
     gold: ArtifactRef
 
     def run(self, context: StepContext) -> StepOutput:
@@ -88,7 +88,7 @@ class ScorePredictions(Step):
         }
 
     def _groups(self, groups: dict[str, str], gold: list[Example], labels: Sequence[Labels]) -> tuple[GroupScore, ...]:
-        """By group, the worst first; nothing where the rows have none."""
+        """Accuracy by group, the worst first; empty if the rows have no groups."""
         right: dict[str, list[float]] = {}
         for at, example in enumerate(gold if groups else ()):
             if example.example_id not in groups:
@@ -100,7 +100,7 @@ class ScorePredictions(Step):
 
 
 def _labels(problem: Problem, probabilities: Floats) -> list[Label | None]:
-    """From `(rows, classes)`; None where there are none."""
+    """Decide labels from `(rows, classes)`; None for rows without probabilities."""
     return [None if np.isnan(row).any() else problem.decide("", row[None])[0] for row in probabilities]
 
 

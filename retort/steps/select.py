@@ -1,9 +1,9 @@
-"""`select`: whether a stage's labels are better than those before, like with like.
+"""`select`: decides whether a stage's labels are better than the previous ones.
 
-The k students of two stages see the same rows, start from the same weights and differ in their labels alone, so
-their scores on the judging rows (which none of them trains on) say which labels are better. The verdict also holds
-how many whole labels only one side got right, student i against student i, with McNemar's p (see `Duel`): for the
-report, it decides nothing.
+The k students of two stages see the same rows, start from the same weights and differ only in their labels, so their
+scores on the judging rows (which none of them trains on) show which labels are better. The verdict also counts the
+whole labels that only one side got right, student i against student i, with McNemar's p (see `Duel`). That is for the
+report and decides nothing.
 """
 
 from retort.artifacts.scores import Scores
@@ -32,7 +32,7 @@ class Select(Step):
     reigning: tuple[ArtifactRef, ...]
     """Scores of the earlier stage's students on the judging rows."""
     challenger: tuple[ArtifactRef, ...]
-    """Scores of the later stage's."""
+    """Scores of the later stage's students."""
 
     def run(self, context: StepContext) -> StepOutput:
         golds, old = _labels(context, self.reigning)
@@ -54,6 +54,6 @@ class Select(Step):
 
 
 def _labels(context: StepContext, refs: tuple[ArtifactRef, ...]) -> tuple[list[Label], list[list[Label | None]]]:
-    """The gold labels of the judging rows, and the labels of each student of a side."""
+    """Return (gold labels of the judging rows, each student's labels) for one side."""
     tables = [list(Scores.open(context.store, ref).predictions()) for ref in refs]
     return [row["gold"] for row in tables[0]], [[row["predicted"] for row in rows] for rows in tables]

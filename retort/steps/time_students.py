@@ -1,4 +1,4 @@
-"""`time-students`: what scoring costs: parameters, bytes, latency of one row, throughput of many."""
+"""`time-students`: measures what scoring costs: parameters, bytes, latency of one row, throughput of many."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -18,7 +18,8 @@ MOST_ROWS = 256
 
 
 class TimeStudents(Step):
-    """Measure size, latency and throughput: all in one step, one after another, so on one machine."""
+    """Measure size, latency and throughput, one scorer after another in a single step, so that all run on the same
+    machine."""
 
     kind = "time-students"
     version = 1
@@ -27,9 +28,9 @@ class TimeStudents(Step):
     problem: ClassificationConfig
     fields: list[str]
     max_length: dict[str, int]
-    """Tokens that each encoder reads of a row."""
+    """Most tokens of a row that each encoder reads."""
     student: ArtifactRef
-    """The exported tiny one."""
+    """The exported tiny student."""
     teacher: ArtifactRef | None
     tinybert: ArtifactRef | None
     rows: ArtifactRef
@@ -55,7 +56,7 @@ class TimeStudents(Step):
         return StepOutput(rows=len(texts), metrics={f"{name}_ms": one.latency_ms for name, one in scorers.items()})
 
     def _student_times(self, context: StepContext, texts: Sequence[str]) -> ScorerTimes:
-        """The exported folder's, by the runtime that serves it."""
+        """Time the exported folder with the runtime that serves it."""
         from retort.students.tiny.scorer import Scorer, measure
 
         student = TrainedStudent.open(context.store, self.student)

@@ -1,6 +1,6 @@
-"""`train-tiny`: every setting of an arm, each from the same seeds, trained side by side; the best on dev stays.
+"""`train-tiny`: trains every setting of an arm side by side, from the same seeds, and keeps the best on the dev rows.
 
-An arm is a loss. All have the same rows, vocabulary, initial weights and order of batches, and differ in nothing else.
+An arm is a loss. All arms have the same rows, vocabulary, initial weights and order of batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,19 +36,19 @@ class TrainGrid(Step):
 
     problem: ClassificationConfig
     fields: list[str]
-    """Columns that the students read, in this order."""
+    """The columns that the students read, in this order."""
     student: TinyConfig
     settings: list[dict[str, Any]]
-    """Fields of `retort.students.tiny.shape.Setting`, beside the seed."""
+    """Each has the fields of `retort.students.tiny.shape.Setting` other than the seed."""
     label_smoothing: float | None
     """The share of each row's gold label that is spread over all classes, instead of a teacher's probabilities."""
     seeds: list[int]
     train: ArtifactRef
     dev: ArtifactRef
     probabilities: ArtifactRef | None = None
-    """The teacher's, of the training rows."""
+    """The teacher's probabilities for the training rows."""
     pool: ArtifactRef | None = None
-    """More rows, whose gold is not looked at."""
+    """More training rows; their gold labels are not used."""
     pool_probabilities: ArtifactRef | None = None
 
     @property
@@ -74,7 +74,7 @@ class TrainGrid(Step):
         size = len(self.seeds)
         groups = [students[start : start + size] for start in range(0, len(students), size)]
         tried = [_tried(fields, group) for fields, group in zip(self.settings, groups, strict=True)]
-        # Most right on the dev rows, over all seeds; of equals, the one that is least surprised by them.
+        # The highest accuracy on the dev rows over all seeds; ties go to the lowest loss.
         best = max(range(len(tried)), key=lambda at: (round(tried[at].dev_accuracy, 9), -tried[at].dev_loss))
         kept = groups[best]
         write_grid(context.folder, tried, best, self.seeds, vocabulary, [dict(one.weights) for one in kept])
@@ -86,7 +86,7 @@ class TrainGrid(Step):
         )
 
     def _rows(self, context: StepContext, classes: tuple[str, ...]) -> "tuple[TinyRows, TinyRows, Vocabulary]":
-        """Training and dev rows, encoded, and the vocabulary, which is read off the training texts alone."""
+        """Return (training rows, dev rows, vocabulary). The vocabulary comes from the training texts only."""
         from retort.students.tiny.shape import TinyRows
         from retort.students.tiny.vocabulary import Vocabulary
 
@@ -120,8 +120,8 @@ class TrainGrid(Step):
             return None
         (found,) = Probabilities.open(context.store, self.probabilities).aligned(ids, classes)
         if self.pool_probabilities:
-            (of_pool,) = Probabilities.open(context.store, self.pool_probabilities).aligned(ids, classes)
-            found = np.where(np.isnan(found), of_pool, found)
+            (for_pool,) = Probabilities.open(context.store, self.pool_probabilities).aligned(ids, classes)
+            found = np.where(np.isnan(found), for_pool, found)
         if np.isnan(found).all():
             raise StageFailed(f"{self.name}: the teacher has no probabilities for any training row")
         joined: Floats = found
@@ -141,7 +141,7 @@ def training_of(student: TinyConfig) -> "TinyTraining":
 
 
 def num_parameters_of(weights: Mapping[str, Any]) -> int:
-    """Parameters of one student, embeddings included."""
+    """Number of parameters of one student, including embeddings."""
     return sum(int(np.size(array)) for array in weights.values())
 
 

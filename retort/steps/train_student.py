@@ -1,4 +1,4 @@
-"""`train-student`: a fresh student from its pretrained weights, or from the champion's, on some cells' labels."""
+"""`train-student`: trains a fresh student, from pretrained weights or the champion's, on the labels of some cells."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -49,15 +49,15 @@ class TrainStudent(Step):
     cells: Cells | None
     """Cells of the pool that the student may see; None is all of it."""
     soft: bool
-    """Whether it learns the rows' probabilities instead of their labels."""
+    """Whether it is trained on the rows' probabilities instead of their labels."""
     options: Annotated[dict[str, Any] | None, Field(exclude_if=lambda options: not options)] = None
-    """What this kind of student has beside what all have."""
+    """The options that only this kind of student has."""
     labels: ArtifactRef
     """Pseudolabels, or gold-labeled examples."""
     start: ArtifactRef | None = None
-    """A student whose weights it begins with."""
+    """The student whose weights it starts from."""
     stopping: ArtifactRef | None = None
-    """The labeled set by which its training may end."""
+    """The labeled set that decides when training stops."""
     model: Runtime[str]
     """Where the initial weights are."""
     revision: Runtime[str] = "main"
@@ -69,7 +69,7 @@ class TrainStudent(Step):
 
     @property
     def config(self) -> Student:
-        """The student's config, as far as the step needs it, with the training that this step is for."""
+        """The student's config as far as the step needs it, with this step's training settings."""
         weights = "pretrained" if self.pretrained else "random"
         named = {"kind": self.student, "model": self.model, "revision": self.revision, "weights": weights}
         return _STUDENT.validate_python({**named, **(self.options or {}), "training": self.training})
@@ -129,9 +129,9 @@ class TrainStudent(Step):
         discard_checkpoint(context.store, self.key)
 
     def _found_weights(self) -> Weights:
-        """Found anew, since the worker may be another machine than the one that planned the step.
+        """Find the weights again, since another machine may have planned the step.
 
-        Raises ConfigError where they are not those that the step's key was made of.
+        Raises ConfigError if they are not the ones in the step's key.
         """
         found = find_weights(self.config, self.endpoint_url and expand(self.endpoint_url))
         if found.identity != self.weights:
@@ -142,7 +142,7 @@ class TrainStudent(Step):
         return found
 
     def _rows(self, context: StepContext, problem: ProblemKind, student: "NewStudent") -> "list[TrainingRow]":
-        """Raises StageFailed where there is none."""
+        """Raises StageFailed if there are none."""
         top = self._top_tokens(context, student)
         labeled = in_cells(labeled_rows(context.store, self.labels), self.cells)
         rows = [self._training_row(problem, row, top) for row in labeled]
@@ -152,7 +152,7 @@ class TrainStudent(Step):
         return rows
 
     def _training_row(self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]") -> "TrainingRow":
-        """With probabilities `(units, classes)` where the student learns them, one-hot where a row has none."""
+        """If `soft`, with probabilities `(units, classes)`; they are one-hot if the row has none."""
         from retort.students.base import TrainingRow
 
         classes = len(problem.classes)
@@ -168,8 +168,11 @@ class TrainStudent(Step):
     def _held_out(
         self, context: StepContext, rows: "list[TrainingRow]"
     ) -> "tuple[list[TrainingRow], list[TrainingRow]]":
-        """(rows to train on, rows to end by). Which are held out rests on the student's seed and the rows' order, so
-        that students of one stage and of the next differ only in their labels."""
+        """Return (training rows, held-out rows that decide when training stops).
+
+        The choice depends only on the student's seed and the order of the rows, so that the students of one stage and
+        the next differ only in their labels.
+        """
         from retort.students.base import TrainingRow
 
         stopping = self.training.stopping
@@ -184,9 +187,9 @@ class TrainStudent(Step):
         return [row for at, row in enumerate(rows) if at not in held], [rows[at] for at in sorted(held)]
 
     def _top_tokens(self, context: StepContext, student: "NewStudent") -> "dict[str, TopTokens]":
-        """The teacher's likeliest tokens by example_id; only labels that it wrote itself have them.
+        """The teacher's likeliest tokens by example_id. Only labels that the teacher itself wrote have them.
 
-        Raises ConfigError where the teacher's tokenizer is not the student's.
+        Raises ConfigError if the teacher's tokenizer differs from the student's.
         """
         from retort.students.base import TopTokens
         from retort.students.generative import GenerativeStudent
@@ -206,13 +209,13 @@ class TrainStudent(Step):
 
 
 def held_out_places(num_rows: int, share: float, seed: int) -> set[int]:
-    """Indices of the rows that are held out; at least one."""
+    """Indices of the held-out rows; at least one."""
     order = np.random.default_rng(seed).permutation(num_rows)
     return set(order[: max(1, round(share * num_rows))].tolist())
 
 
 def student_options(config: Student, *, has_classes: bool) -> dict[str, object]:
-    """What this kind of student has beside what all have; nothing for an encoder, whose keys are older."""
+    """The options that only this kind of student has. Empty for encoders, whose keys are older than this field."""
     options = config.model_dump(mode="json", exclude={*EncoderConfig.model_fields, "kind"})
     if isinstance(config, GenerativeConfig):
         options["target"] = config.form(has_classes=has_classes)

@@ -1,8 +1,8 @@
 """`train-small`: the arm `tinybert`, an encoder of about TinyBERT's size, trained on the gold labels.
 
-TinyBERT (Jiao et al. 2020) has 4 layers of width 312, 14.5 M parameters, and comes from a distillation of BERT on a
-general corpus. Its weights cannot be shipped; the first layers of a pretrained encoder stand in for it, which keep what
-the encoder learned, as TinyBERT keeps what it learned from BERT. The report prints how many parameters that makes.
+TinyBERT (Jiao et al. 2020) has 4 layers of width 312, 14.5 M parameters, and was distilled from BERT on a general
+corpus. Its weights cannot be shipped, so the first layers of a pretrained encoder stand in for it: like TinyBERT, they
+start with knowledge from a larger encoder. The report prints the number of parameters.
 """
 
 import tempfile
@@ -23,10 +23,10 @@ class TrainTinyBert(TrainStudent):
     version = 1
 
     layers: int
-    """The first so many of the encoder's."""
+    """How many of the encoder's first layers are kept."""
 
     def run(self, context: StepContext) -> StepOutput:
-        """Raises ConfigError where the encoder cannot be loaded, or is no deeper than that."""
+        """Raises ConfigError if the encoder cannot be loaded or has fewer layers."""
         whole = self._found_weights()
         with tempfile.TemporaryDirectory(prefix="retort-layers-") as folder:
             self._write_first_layers(whole, Path(folder))

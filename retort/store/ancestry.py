@@ -1,4 +1,4 @@
-"""What an artifact was made of: a walk over manifests."""
+"""Walks over manifests: what an artifact was made from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,8 +6,8 @@ from retort.store.manifest import Manifest
 from retort.store.store import Store
 
 START = "start"
-"""The role of the student that a warm-started one began with. It has a lineage of its own and is not walked through:
-with a start every night, a walk would otherwise go back to the first night."""
+"""The role of the student that a warm-started student started from. Walks stop there, since it has a lineage of its
+own: with a warm start every night, they would otherwise go back to the first night."""
 
 _KINDS: Mapping[str, Sequence[str]] = {
     "student": ("students",),
@@ -22,14 +22,15 @@ _KINDS: Mapping[str, Sequence[str]] = {
     "reigning": ("scores",),
     "challenger": ("scores",),
 }
-"""Where to look for a role's inputs, for manifests from before they held the kind of each."""
+"""Possible kinds of a role's inputs, for older manifests without `input_kinds`."""
 
 
 def ancestors(store: Store, kind: str, key: str, seen: set[str] | None = None) -> Iterator[Manifest]:
-    """All that the artifact was made of, and at last the artifact; inputs before what was made of them, each once.
+    """Yield everything that the artifact was made from, then the artifact itself. Inputs come before what was made from
+    them, each once.
 
-    What was swept from the store is left out, with all that is known through it alone. `seen` are keys that were
-    given before; it is added to. Raises StoreUnavailable, DamagedArtifact.
+    Artifacts that were swept from the store are skipped, along with everything reachable only through them. Keys in
+    `seen` are skipped too; the visited keys are added to it. Raises StoreUnavailable, DamagedArtifact.
     """
     yield from _walk(store, (kind,), key, set() if seen is None else seen)
 
@@ -48,18 +49,18 @@ def _walk(store: Store, kinds: Sequence[str], key: str, seen: set[str]) -> Itera
 
 
 def inputs_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """(role, key) of each artifact that went in."""
+    """(role, key) of each input."""
     inputs: dict[str, list[str]] = manifest.fingerprint["inputs"]
     return ((role, key) for role, keys in inputs.items() for key in keys)
 
 
 def kinds_of(manifest: Manifest, role: str, key: str) -> Sequence[str]:
-    """Of an input: its kind, or those that it may have; none where neither the manifest nor the role tells."""
+    """The possible kinds of an input: one if the manifest has it, none if the role is unknown too."""
     known = manifest.input_kinds.get(key)
     return (known,) if known else _KINDS.get(role, ())
 
 
 def input_keys(manifest: Manifest, role: str) -> list[str]:
-    """Of one role; empty where there is none."""
+    """The keys of a role's inputs; empty if there are none."""
     keys: list[str] = manifest.fingerprint["inputs"].get(role, [])
     return keys

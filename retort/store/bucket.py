@@ -1,4 +1,4 @@
-"""A store's files in an S3-compatible bucket. Imports s3fs, so it is imported for s3:// roots only."""
+"""A store's files in an S3-compatible bucket. Only imported for s3:// roots, since it imports s3fs."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +15,7 @@ from retort.io.s3 import error_code, filesystem, open_remote, remote_errors
 from retort.store.listing import FoundFile
 
 KEYS_AT_ONCE = 1000
-"""The most that S3 deletes in a request."""
+"""The most keys that S3 deletes per request."""
 
 
 class Bucket:
@@ -26,19 +26,19 @@ class Bucket:
         self._endpoint_url = endpoint_url
 
     def read(self, path: str) -> bytes:
-        """One GET. Raises FileNotFoundError, else StoreUnavailable."""
+        """Read a file with a single GET. Raises FileNotFoundError or StoreUnavailable."""
         with self._errors():
-            # With concurrency s3fs asks HEAD, and on a miss lists too, before it GETs.
+            # With concurrency, s3fs sends a HEAD before the GET, and on a miss lists the folder.
             return cast(bytes, self._system().cat_file(self._at(path), max_concurrency=1))
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        """Raises FileNotFoundError, else StoreUnavailable, while reading too."""
+        """Raises FileNotFoundError or StoreUnavailable, also while reading."""
         with self._errors(), open_remote(self._system(), self._at(path)) as stream:
             yield stream
 
     def folders(self, path: str = "") -> list[str]:
-        """Names of the folders in a folder, sorted; none where there is no such folder."""
+        """Names of the folders in a folder, sorted; empty if it does not exist."""
         try:
             with self._errors():
                 found = self._system().ls(self._at(path).rstrip("/"), detail=True, refresh=True)
@@ -47,7 +47,7 @@ class Bucket:
         return sorted(entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "directory")
 
     def list(self, path: str) -> list[str]:
-        """Names of the files in a folder, sorted; none where there is no such folder."""
+        """Names of the files in a folder, sorted; empty if it does not exist."""
         try:
             with self._errors():
                 found = self._system().ls(self._at(path), detail=True, refresh=True)
@@ -56,9 +56,9 @@ class Bucket:
         return sorted(entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file")
 
     def walk(self, path: str) -> Iterator[FoundFile]:
-        """Every file below a folder, by one listing of its prefix, a thousand files a request."""
+        """Every file below a folder. Lists its prefix, with a thousand files per request."""
         with self._errors():
-            # With a prefix s3fs spares the HEAD and the second listing that it asks for where nothing is found.
+            # With a prefix, s3fs omits the HEAD and the second listing that it sends if nothing is found.
             found = self._system().find(self.root, prefix=f"{path}/", detail=True)
         start = len(self.root) - len("s3://") + 1
         for name, entry in found.items():
@@ -74,13 +74,13 @@ class Bucket:
             self._system().put_file(str(source), self._at(path))
 
     def download(self, path: str, target: Path) -> None:
-        """Raises FileNotFoundError, else StoreUnavailable."""
+        """Raises FileNotFoundError or StoreUnavailable."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
             self._system().get_file(self._at(path), str(target))
 
     def remove(self, path: str) -> None:
-        """A file, or a folder with all below it; what is not there is no error."""
+        """Delete a file, or a folder with everything below it, if it exists."""
         try:
             with self._errors():
                 self._system().rm(self._at(path), recursive=True)
@@ -88,24 +88,25 @@ class Bucket:
             pass
 
     def remove_files(self, folder: str, paths: Iterable[str]) -> None:
-        """These files and no others, a thousand a request; what is not there is no error. A bucket has no folders."""
+        """Delete exactly these files if they exist, a thousand per request. `folder` is unused: buckets have no
+        folders."""
         bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
         keys = iter([f"{prefix}/{path}".lstrip("/") for path in paths])
         while some := [{"Key": key} for key in islice(keys, KEYS_AT_ONCE)]:
             system = self._system()
             delete = {"Objects": some, "Quiet": True}
             with self._errors():
-                # s3fs's own bulk deletion is silent about files that the server refuses to delete.
+                # s3fs's own bulk deletion ignores files that the server refuses to delete.
                 answer = sync(system.loop, system._call_s3, "delete_objects", Bucket=bucket, Delete=delete)
             for refusal in answer.get("Errors", []):
                 raise StoreUnavailable(f"'{self.root}': {refusal['Key']} cannot be deleted ({refusal.get('Code')})")
 
     def touch(self, path: str) -> None:
-        """An empty file that was changed just now."""
+        """Write an empty file, so that its modification time is now."""
         self.write(path, b"")
 
     def check_writable(self) -> None:
-        """Raises StoreUnavailable with one sentence if nothing can be written here."""
+        """Raises StoreUnavailable with a one-sentence message if nothing can be written."""
         probe = f".probe-{uuid4().hex}"
         self.write(probe, b"probe")
         with self._errors():
@@ -123,7 +124,7 @@ class Bucket:
 
 @contextmanager
 def _no_miss(address: str) -> Iterator[None]:
-    """A write has nothing to miss: a 404 without S3's own error code comes from something that is no S3 server."""
+    """Handle a 404 on a write: without S3's own error code, it comes from something that is not an S3 server."""
     try:
         yield
     except FileNotFoundError as error:

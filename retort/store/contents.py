@@ -1,4 +1,4 @@
-"""What a file holds, as size and sha256."""
+"""Sizes and sha256 digests of files."""
 
 import hashlib
 from pathlib import Path
@@ -29,7 +29,7 @@ def _measure(stream: BinaryIO) -> tuple[int, str]:
 
 
 def fault_of(stream: BinaryIO, file: StoredFile) -> str | None:
-    """How the stream differs from what was stored, as the predicate of a sentence; None if it does not."""
+    """How the stream differs from the stored file, as the predicate of a sentence; None if it does not."""
     num_bytes, sha256 = _measure(stream)
     if num_bytes != file.bytes:
         return f"has {num_bytes} bytes where its manifest says {file.bytes}"

@@ -14,24 +14,24 @@ from retort.store.listing import FoundFile
 
 
 class Folder:
-    """Files below `root`. A file appears under its name complete or not at all."""
+    """Files below `root`. Writes are atomic: a file has either its complete content or does not exist."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def read(self, path: str) -> bytes:
-        """Raises FileNotFoundError, else StoreUnavailable."""
+        """Raises FileNotFoundError or StoreUnavailable."""
         with _local_errors(self.root / path):
             return (self.root / path).read_bytes()
 
     @contextmanager
     def open(self, path: str) -> Iterator[BinaryIO]:
-        """Raises FileNotFoundError, else StoreUnavailable, while reading too."""
+        """Raises FileNotFoundError or StoreUnavailable, also while reading."""
         with _local_errors(self.root / path), (self.root / path).open("rb") as stream:
             yield stream
 
     def folders(self, path: str = "") -> list[str]:
-        """Names of the folders in a folder, sorted; none where there is no such folder."""
+        """Names of the folders in a folder, sorted; empty if it does not exist."""
         try:
             with _local_errors(self.root / path):
                 return sorted(entry.name for entry in os.scandir(self.root / path) if entry.is_dir())
@@ -39,7 +39,7 @@ class Folder:
             return []
 
     def list(self, path: str) -> list[str]:
-        """Names of the files in a folder, sorted; none where there is no such folder. Drafts are left out."""
+        """Names of the files in a folder except drafts, sorted; empty if it does not exist."""
         try:
             with _local_errors(self.root / path):
                 return sorted(e.name for e in os.scandir(self.root / path) if e.is_file() and e.name[0] != ".")
@@ -47,7 +47,7 @@ class Folder:
             return []
 
     def walk(self, path: str) -> Iterator[FoundFile]:
-        """Every file below a folder, drafts too; what goes meanwhile is left out."""
+        """Every file below a folder, including drafts. Skips files that are deleted in the meantime."""
         for folder, _, names in os.walk(self.root / path):
             for name in names:
                 file = Path(folder) / name
@@ -56,7 +56,7 @@ class Folder:
                     yield FoundFile(file.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
 
     def download(self, path: str, target: Path) -> None:
-        """Raises FileNotFoundError, else StoreUnavailable."""
+        """Raises FileNotFoundError or StoreUnavailable."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with _local_errors(self.root / path):
             shutil.copyfile(self.root / path, target)
@@ -69,7 +69,7 @@ class Folder:
             self._replace(path, stream)
 
     def remove(self, path: str) -> None:
-        """A file, or a folder with all below it; what is not there is no error."""
+        """Delete a file, or a folder with everything below it, if it exists."""
         target = self.root / path
         try:
             with _local_errors(target):
@@ -81,16 +81,16 @@ class Folder:
             pass
 
     def remove_files(self, folder: str, paths: Iterable[str]) -> None:
-        """These files and no others, then what is empty of `folder`; what is not there is no error."""
+        """Delete exactly these files if they exist, then the empty folders in `folder`."""
         for path in paths:
             with suppress(FileNotFoundError), _local_errors(self.root / path):
                 (self.root / path).unlink()
         for emptied, _, _ in os.walk(self.root / folder, topdown=False):
-            with suppress(OSError):  # not empty: somebody writes there
+            with suppress(OSError):  # not empty: somebody is writing there
                 os.rmdir(emptied)
 
     def touch(self, path: str) -> None:
-        """An empty file that was changed just now."""
+        """Create the file if necessary and set its modification time to now."""
         try:
             (self.root / path).parent.mkdir(parents=True, exist_ok=True)
             (self.root / path).touch()
@@ -98,7 +98,7 @@ class Folder:
             raise StoreUnavailable(f"cannot write {self.root / path}: {error.strerror or error}") from error
 
     def check_writable(self) -> None:
-        """Raises ConfigError with one sentence if nothing can be written here."""
+        """Raises ConfigError with a one-sentence message if nothing can be written."""
         probe = self.root / f".probe-{uuid4().hex}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class Folder:
             with draft.open("xb") as file:
                 shutil.copyfileobj(stream, file, 2**20)
                 file.flush()
-                os.fsync(file.fileno())  # a manifest must not outlive, in a power cut, the data that it promises
+                os.fsync(file.fileno())  # so that after a power failure no manifest exists without its data
             draft.replace(target)
         except OSError as error:
             draft.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""A file of a store, as a listing tells it."""
+"""An entry of a listing of a store's files."""
 
 from typing import NamedTuple
 
 
 class FoundFile(NamedTuple):
     path: str
-    """Below the store's root."""
+    """Path below the store's root."""
     bytes: int
     modified: float
     """Unix seconds, by the storage's clock."""

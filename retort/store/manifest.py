@@ -1,4 +1,4 @@
-"""What is written last: it exists, so the artifact is complete."""
+"""The manifest, which is written last: if it exists, the artifact is complete."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from retort.records.base import Record
 
 class StoredFile(Record):
     path: str
-    """Below the artifact's folder, as the step named it: `rows.parquet`, `model/config.json`."""
+    """Path below the artifact's folder, as the step named it: `rows.parquet`, `model/config.json`."""
     bytes: int
     sha256: str
 
 
 class StepOutput(Record):
-    """What a step reports beside the files that it wrote."""
+    """What a step reports in addition to its files."""
 
     rows: int = 0
     counts: dict[str, int] = Field(default_factory=dict)
     """`failures`, `changed` ..."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Scalars; those that a flow steers by travel in the ref."""
+    """Scalars. They are also in the ref, since some decide how a run continues."""
     details: dict[str, Any] = Field(default_factory=dict)
-    """Anything else in JSON that describes how it was made: device, precision, tokens."""
+    """Other JSON values that describe how the artifact was made: device, precision, tokens."""
 
 
 class Manifest(StepOutput):
@@ -34,11 +34,13 @@ class Manifest(StepOutput):
     name: str
     """The step's name in the run that made it."""
     fingerprint: dict[str, Any] = Field(alias="made_of")
-    """verb (the step's kind), version, params, the inputs' keys: the key is its digest, lineage is a walk over it."""
+    """verb (the step's kind), version, params, and the inputs' keys. Its digest is the key, and the lineage follows its
+    inputs."""
     input_kinds: dict[str, str] = Field(default_factory=dict)
-    """The kind of each input, by its key; empty in manifests that are older than this field."""
+    """The kind of each input by its key; empty in manifests older than this field."""
     folder: str
-    """Where the files lie, below the artifact's address; one for each writer, so that two do no harm."""
+    """The folder with the files, below the artifact's address. It is derived from their content, so two concurrent
+    writers do not overwrite each other's files."""
     files: tuple[StoredFile, ...]
     versions: dict[str, str]
     seconds: float

@@ -1,4 +1,4 @@
-"""Opening the store that a config names, and whose fault it is where that fails."""
+"""Opens a config's store, and decides which of its errors are the config's fault."""
 
 import errno
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from retort.store.store import Store
 
 
 def open_store(config: StoreConfig) -> Store:
-    """The store of a config, its `${VAR}` expanded."""
+    """Open a config's store, with `${VAR}` expanded."""
     return Store(expand(config.root), config.server)
 
 
 def usable_store(settings: RunSettings) -> Store:
-    """Raises ConfigError for a server's address that cannot be one."""
+    """Open a config's store. Raises ConfigError if an address cannot be valid."""
     config, endpoint_url = settings.store, settings.store.server
     if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
         raise ConfigError(f"store.endpoint_url = '{config.endpoint_url}': must begin with http:// or https://")
@@ -26,21 +26,21 @@ def usable_store(settings: RunSettings) -> Store:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """A bucket that does not exist or refuses is the config's fault, and no retry heals it: ConfigError.
+    """Turn StoreUnavailable into ConfigError if a retry cannot help: the bucket does not exist or denies access.
 
-    One that cannot be reached stays StoreUnavailable.
+    It stays StoreUnavailable if the bucket cannot be reached.
     """
     try:
         yield
     except StoreUnavailable as error:
-        if _heals(error.__cause__):
+        if _may_recover(error.__cause__):
             raise
         raise ConfigError(str(error)) from error
 
 
-def _heals(cause: BaseException | None) -> bool:
+def _may_recover(cause: BaseException | None) -> bool:
     if isinstance(cause, FileNotFoundError | PermissionError):
         return False
     if isinstance(cause, OSError):
-        return cause.errno != errno.EINVAL  # s3fs's for InvalidBucketName and the like
+        return cause.errno != errno.EINVAL  # s3fs raises EINVAL for InvalidBucketName and the like
     return type(cause).__name__ not in ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")

@@ -1,19 +1,20 @@
-"""What lies in a store, and taking away what nobody uses while others read and write.
+"""Lists a store's artifacts, and deletes unused ones while others read and write.
 
-An artifact's last use is the newest time of any file in its folder: `Store.point` touches `used` there whenever a run
-finds the artifact. What was used within the grace period is never taken, so a run in progress may rely on all that it
-found, if it takes less long than that. Between a look and a deletion a run may still find an artifact, so
+An artifact's last use is the newest modification time in its folder: `Store.point` touches the file `used` there
+whenever a run finds the artifact. Artifacts used within the grace period are never deleted, so a run in progress can
+rely on everything that it found, as long as it takes less time than that. Since a run may find an artifact between the
+sweep's look and its deletion,
 
     the run                       the sweep (`retire`)
-    1 reads the manifest          1 looks when the artifact was last used
-    2 touches `used`              2 removes the manifest, so that nobody finds the artifact any more
-    3 reads the manifest again    3 looks again: if `used` is new, puts the manifest back
-    (`Store.reuse`)               4 else deletes the files that it saw
+    1 reads the manifest          1 checks when the artifact was last used
+    2 touches `used`              2 removes the manifest, so that nobody finds the artifact anymore
+    3 reads the manifest again    3 checks again: if `used` is new, puts the manifest back
+    (`Store.reuse`)               4 otherwise deletes the files that it saw
 
-and either the sweep sees the touch in its third step, or the run sees in its third that the artifact is gone, which is
-a miss. Nothing locks, and a sweep that dies anywhere leaves an artifact or files without a manifest, which the next one
-takes. Two sweeps at once could each undo what the other decides: run one at a time. Only files of the form
-<kind>/<2 hex digits>/<64 hex digits>/... are ever looked at as artifacts.
+and either the sweep sees the touch in its step 3, or the run sees in its step 3 that the artifact is gone, which is a
+miss. There are no locks. A sweep that dies leaves an artifact, or files without a manifest that the next sweep deletes.
+Two concurrent sweeps could undo each other's decisions, so run one at a time. Only files of the form
+<kind>/<2 hex digits>/<64 hex digits>/... are treated as artifacts.
 """
 
 import re
@@ -24,13 +25,13 @@ from retort.store.manifest import Manifest
 from retort.store.store import MANIFEST, USED, Store, artifact_folder, files_folder
 
 NO_ARTIFACTS = frozenset({"ledger", "latest", "runs", "orders"})
-"""Folders of a store that hold other things."""
+"""Folders of a store that contain other things."""
 _ARTIFACT = re.compile(r"([^/]+)/([0-9a-f]{2})/(\2[0-9a-f]{62})/.+")
 
 
 @dataclass
 class Holding:
-    """An artifact's folder as a listing tells it, whether complete or left by a writer that died."""
+    """An artifact's folder as listed: complete, or left behind by a writer that died."""
 
     kind: str
     key: str
@@ -38,7 +39,7 @@ class Holding:
 
     @property
     def folder(self) -> str:
-        """Below the store's root."""
+        """Path below the store's root."""
         return artifact_folder(self.kind, self.key)
 
     @property
@@ -55,14 +56,14 @@ class Holding:
         return max(file.modified for file in self.files)
 
     def strays(self, manifest: Manifest, unused_since: float) -> list[FoundFile]:
-        """Old files that are not the artifact's: of a second writer, who came too late, or of one that died."""
+        """Old files that do not belong to the artifact, from a second writer that was too late or one that died."""
         own = {f"{files_folder(manifest)}/{file.path}" for file in manifest.files}
         own |= {f"{self.folder}/{MANIFEST}", f"{self.folder}/{USED}"}
         return [file for file in self.files if file.path not in own and file.modified < unused_since]
 
 
 def holdings(store: Store) -> dict[str, Holding]:
-    """Everything that has the form of an artifact, by key; one listing for each kind."""
+    """Everything that looks like an artifact, by key. Needs one listing per kind."""
     found: dict[str, Holding] = {}
     for kind in store.place.folders():
         if kind in NO_ARTIFACTS:
@@ -74,9 +75,9 @@ def holdings(store: Store) -> dict[str, Holding]:
 
 
 def retire(store: Store, holding: Holding, unused_since: float) -> int:
-    """Delete an artifact, or what is left of one, unless it was used since; returns the bytes freed.
+    """Delete an artifact, or what is left of one, unless it was used since `unused_since` (Unix seconds).
 
-    `unused_since` is in Unix seconds. Raises StoreUnavailable.
+    Returns the bytes freed. Raises StoreUnavailable.
     """
     if _was_used(_look(store, holding), unused_since):
         return 0

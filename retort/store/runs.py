@@ -1,4 +1,4 @@
-"""A record of each run that ended: which artifacts it rests on, so that the last runs of a config can be kept."""
+"""Records of finished runs and the artifacts that they need, so that a config's last runs can be kept."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -13,41 +13,41 @@ RUNS = "runs"
 
 
 class RunRecord(Record):
-    """A run that ended well."""
+    """A run that succeeded."""
 
     name: str
-    """The config's."""
+    """The config's name."""
     run_id: str
-    """Of the Prefect flow run."""
+    """The id of the Prefect flow run."""
     started_at: str
     """ISO 8601, UTC; so is `ended_at`."""
     ended_at: str
     artifacts: tuple[str, ...]
-    """`kind/key` of each that it made or found."""
+    """`kind/key` of each artifact that it made or found."""
 
 
 def keep_run(store: Store, record: RunRecord) -> None:
-    """At `runs/<name>/<ended_at>-<run_id>.json`, shortened; the same run twice is one record."""
+    """Write the record to `runs/<name>/<ended_at>-<run_id>.json` (both shortened), once per run."""
     ended = datetime.fromisoformat(record.ended_at).astimezone(UTC)
     path = f"{RUNS}/{record.name}/{ended:%Y%m%dT%H%M%SZ}-{record.run_id[:8]}.json"
     store.place.write(path, record.model_dump_json(indent=1).encode())
 
 
 def runs(store: Store, name: str | None = None) -> list[RunRecord]:
-    """Those of a config, or all; newest first. Raises StoreUnavailable, DamagedArtifact."""
+    """The runs of one config, or of all; newest first. Raises StoreUnavailable, DamagedArtifact."""
     found = read_runs(store, run_paths(store, name))
     return sorted(found, key=lambda record: datetime.fromisoformat(record.ended_at), reverse=True)
 
 
 def run_paths(store: Store, name: str | None = None) -> list[str]:
-    """Below the root, by config, newest first. Reads none."""
+    """Paths of the records below the root, by config, newest first, without reading them."""
     folder = f"{RUNS}/{name}" if name else RUNS
     paths = [file.path for file in store.place.walk(folder) if _is_record(file.path)]
     return sorted(sorted(paths, reverse=True), key=lambda path: path.split("/")[1])
 
 
 def read_runs(store: Store, paths: Iterable[str]) -> Iterator[RunRecord]:
-    """In the order of the paths; one that was removed meanwhile is left out."""
+    """Read records in the order of the paths. Skips records that were deleted in the meantime."""
     for path in paths:
         try:
             yield RunRecord.model_validate_json(store.place.read(path))
@@ -58,6 +58,6 @@ def read_runs(store: Store, paths: Iterable[str]) -> Iterator[RunRecord]:
 
 
 def _is_record(path: str) -> bool:
-    """A killed writer's draft begins with a dot."""
+    """Whether it is a record. Drafts of killed writers start with a dot."""
     name = path.rpartition("/")[2]
     return name.endswith(".json") and not name.startswith(".")

@@ -1,4 +1,4 @@
-"""The artifact store: find by key, publish with the manifest last, fetch verified."""
+"""The artifact store: finds artifacts by key, publishes them with the manifest last, and verifies what it fetches."""
 
 import contextlib
 import json
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 PACKAGES = ("retort", "torch", "transformers", "numpy", "pyarrow")
 MANIFEST, USED = "manifest.json", "used"
-"""In an artifact's folder. `used` is empty: its time is when a run last found the artifact."""
+"""Files in an artifact's folder. `used` is empty; its modification time is when a run last found the artifact."""
 LATEST = "latest"
 CONNECTIONS = 8
-"""Requests to a bucket at once."""
+"""Concurrent requests to a bucket."""
 PUT_BACK_SECONDS = 0.5
-"""How long a sweep takes at most to put a manifest back, see `retention`."""
+"""Longest time that a sweep takes to put a manifest back, see `retention`."""
 REPAIR = "`retort run CONFIG --repair` makes it again"
 
 
 class Keyed(Protocol):
-    """What the store knows of a step."""
+    """What the store needs to know about a step."""
 
     @property
     def name(self) -> str: ...
@@ -53,7 +53,7 @@ class Keyed(Protocol):
 
 
 class Pointer(Record):
-    """Which artifact a step of a config gave last."""
+    """The last artifact of a config's step."""
 
     kind: str
     key: str
@@ -62,9 +62,9 @@ class Pointer(Record):
 class Store:
     """Artifacts below `root`, a folder or `s3://bucket/prefix` (already expanded).
 
-    Safe to use from several processes and threads and after a fork. Methods raise StoreUnavailable where the
-    storage refuses or cannot be reached, DamagedArtifact where what it holds is not what was written.
-    `cache` is where a bucket's artifacts are downloaded to.
+    Safe to use from several processes and threads and after a fork. Methods raise StoreUnavailable if the storage
+    denies access or cannot be reached, and DamagedArtifact if a file differs from what was written. `cache` is the
+    folder that a bucket's artifacts are downloaded to.
     """
 
     def __init__(self, root: str, endpoint_url: str | None = None, cache: Path | None = None) -> None:
@@ -74,16 +74,16 @@ class Store:
 
     @property
     def place(self) -> "Folder | Bucket":
-        """The files below `root`, for what is no artifact: the ledger."""
+        """The files below `root`, for things that are not artifacts, such as the ledger."""
         return self._place
 
     @property
     def cache(self) -> Path:
-        """Where a bucket's files are downloaded to."""
+        """The folder that a bucket's files are downloaded to."""
         return self._cache
 
     def find(self, kind: str, key: str) -> Manifest | None:
-        """The manifest, in one GET; None is a miss."""
+        """Read the manifest with a single GET. None is a miss."""
         path = f"{artifact_folder(kind, key)}/{MANIFEST}"
         try:
             data = self._place.read(path)
@@ -92,9 +92,9 @@ class Store:
         return _parse(data, kind, key, self._address(path))
 
     def publish(self, step: Keyed, folder: Path, product: StepOutput, seconds: float, run_name: str) -> ArtifactRef:
-        """Store all files below `folder` as the step's artifact, and point `latest` at it.
+        """Store all files below `folder` as the step's artifact, and point `latest` to it.
 
-        An artifact that is there already stays as it is: whoever came first made the same.
+        An artifact that already exists is kept: it has the same key, so it means the same.
         """
         manifest = self.reuse(run_name, step)
         if manifest is None:
@@ -103,28 +103,30 @@ class Store:
         return self.ref(manifest)
 
     def reuse(self, run_name: str, step: Keyed) -> Manifest | None:
-        """Find the step's artifact for use in a run, safe from a sweep at the same time (see `retention`); None is a
+        """Find the step's artifact for use in a run, protected from a concurrent sweep (see `retention`). None is a
         miss."""
         if self.find(step.artifact_kind, step.key) is None:
             return None
         self.point(run_name, step)
-        return self.find(step.artifact_kind, step.key)  # a sweep that had begun has now seen the mark, or taken it away
+        return self.find(
+            step.artifact_kind, step.key
+        )  # a concurrent sweep has either seen the touch or removed the manifest
 
     def point(self, run_name: str, step: Keyed) -> None:
-        """Remember the step's artifact as the config's latest, so that a plan can say what changed since, and as used
-        just now, so that no sweep takes it."""
+        """Record the step's artifact as the config's latest, so that a plan can say what changed since, and as just
+        used, so that no sweep deletes it."""
         self._place.touch(f"{artifact_folder(step.artifact_kind, step.key)}/{USED}")
         self._point(run_name, step)
 
     def pointers(self) -> dict[str, Pointer]:
-        """Every config's latest artifacts, by the pointer's path below the root. Raises DamagedArtifact."""
+        """The latest artifacts of all configs, by the pointers' paths below the root. Raises DamagedArtifact."""
         paths = [file.path for file in self._place.walk(LATEST) if not file.path.rpartition("/")[2].startswith(".")]
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             found = dict(zip(paths, pool.map(self.pointer, paths), strict=True))
         return {path: pointer for path, pointer in found.items() if pointer is not None}
 
     def pointer(self, path: str) -> Pointer | None:
-        """None where there is none."""
+        """Read a pointer; None if there is none."""
         try:
             return Pointer.model_validate_json(self._place.read(path))
         except FileNotFoundError:
@@ -141,7 +143,7 @@ class Store:
         self._place.write(path, pointer)
 
     def latest(self, run_name: str, step_name: str) -> Manifest | None:
-        """The manifest of the artifact that this step gave last, if it is still there."""
+        """The manifest of this step's last artifact, if it still exists."""
         pointer = self.pointer(_pointer_path(run_name, step_name))
         return self.find(pointer.kind, pointer.key) if pointer else None
 
@@ -155,24 +157,24 @@ class Store:
         )
 
     def files_address(self, manifest: Manifest) -> str:
-        """Address of the folder that holds the files themselves, for programs that read them without Retort."""
+        """Address of the folder with the files themselves, for programs that read them without Retort."""
         return self._address(files_folder(manifest))
 
     def fetch(self, ref: ArtifactRef) -> Path:
-        """A local folder with the artifact's files under their names, verified. Do not write there."""
+        """A local folder with the artifact's files, verified. Do not write into it."""
         return self.open(ref)[1]
 
     def manifest_of(self, ref: ArtifactRef) -> Manifest:
-        """Raises DamagedArtifact where it has vanished."""
+        """Raises DamagedArtifact if it is gone."""
         manifest = self.find(ref.kind, ref.key)
         if manifest is None:
             raise DamagedArtifact(f"artifact {ref.uri} has no manifest (any more); {REPAIR}")
         return manifest
 
     def open(self, ref: ArtifactRef) -> tuple[Manifest, Path]:
-        """The manifest, and the folder of `fetch`."""
+        """Return (manifest, the folder that `fetch` returns)."""
         manifest = self.find(ref.kind, ref.key)
-        if manifest is None:  # a sweep that met its use just now puts it back at once
+        if manifest is None:  # a sweep that notices a concurrent use puts the manifest back within a moment
             time.sleep(PUT_BACK_SECONDS)
             manifest = self.manifest_of(ref)
         if isinstance(self._place, Folder):
@@ -181,7 +183,7 @@ class Store:
         return manifest, self._download(self._place, manifest)
 
     def verify(self, manifest: Manifest) -> None:
-        """Read every file and compare size and sha256. Raises DamagedArtifact."""
+        """Read every file and check its size and sha256. Raises DamagedArtifact."""
         below = files_folder(manifest)
         for file in manifest.files:
             try:
@@ -193,7 +195,7 @@ class Store:
                 raise self._damaged(manifest, file, fault)
 
     def discard(self, kind: str, key: str) -> None:
-        """Forget an artifact: the manifest first, so that nobody finds half of it. None there is no error."""
+        """Delete an artifact if it exists: the manifest first, so that nobody finds half of it."""
         self._place.remove(f"{artifact_folder(kind, key)}/{MANIFEST}")
         self._place.remove(artifact_folder(kind, key))
 
@@ -238,7 +240,7 @@ class Store:
                 self._download_file(bucket, manifest, file, draft)
             draft.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, with the same bytes
+            if not target.is_dir():  # otherwise another process has already downloaded the same files
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -278,12 +280,12 @@ def _default_cache() -> Path:
 
 
 def artifact_folder(kind: str, key: str) -> str:
-    """Below the root."""
+    """Path below the root."""
     return f"{kind}/{key[:2]}/{key}"
 
 
 def files_folder(manifest: Manifest) -> str:
-    """Below the root."""
+    """Path below the root."""
     return f"{artifact_folder(manifest.kind, manifest.key)}/{manifest.folder}"
 
 
@@ -300,7 +302,7 @@ def _parse(data: bytes, kind: str, key: str, address: str) -> Manifest:
         raise DamagedArtifact(f"{address} is no manifest ({where} {first['msg']}); {REPAIR}") from error
     if (manifest.kind, manifest.key) != (kind, key):
         raise DamagedArtifact(f"{address} is the manifest of {manifest.kind} {manifest.key}; {REPAIR}")
-    # A bucket that somebody else can write must not make us write outside our cache.
+    # If somebody else can write to the bucket, they must not make us write outside our cache.
     unsafe = [file.path for file in manifest.files if not _stays_below(file.path)]
     if unsafe or not re.fullmatch("[0-9a-f]{12}", manifest.folder):
         raise DamagedArtifact(
@@ -314,7 +316,7 @@ def _stays_below(path: str) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    """Read from the packages' metadata: importing torch for its version would cost seconds."""
+    """Read from the packages' metadata, since importing torch for its version would take seconds."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

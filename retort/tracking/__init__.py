@@ -1,1 +1,1 @@
-"""MLflow: a projection of a run's artifacts, so that it can be made again and changes nothing."""
+"""MLflow. What it shows is projected from a run's artifacts, so projecting a run twice changes nothing."""

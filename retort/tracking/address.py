@@ -1,4 +1,4 @@
-"""Where tracking goes. No MLflow here: it takes seconds to import, and most questions need only an address."""
+"""The tracking address and plain requests to it. Does not import MLflow, which takes seconds."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _SQLITE = "sqlite:///"
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of an expanded `sqlite:///` address; None for any other."""
+    """The file of an expanded `sqlite:///` address; None for other addresses."""
     return Path(uri.removeprefix(_SQLITE)).absolute() if uri.startswith(_SQLITE) else None
 
 
@@ -32,7 +32,7 @@ def without_secrets(uri: str) -> str:
 
 
 def check_reachable(uri: str) -> None:
-    """One short request, since MLflow's own retries take minutes. Raises TrackingUnavailable."""
+    """Make one short request, since MLflow's own retries take minutes. Raises TrackingUnavailable."""
     if not is_server(uri):
         return
     try:
@@ -44,8 +44,9 @@ def check_reachable(uri: str) -> None:
         ) from error
 
 
-def ask(uri: str, path: str, query: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> httpx.Response:
-    """A GET of MLflow's REST API: `runs/get`. `uri` is expanded. Raises httpx.HTTPError, httpx.InvalidURL."""
+def get(uri: str, path: str, query: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> httpx.Response:
+    """GET a path of MLflow's REST API, such as `runs/get`. `uri` must be expanded. Raises httpx.HTTPError or
+    httpx.InvalidURL."""
     timeout = httpx.Timeout(seconds, connect=ANSWER_SECONDS)
     return httpx.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=query, timeout=timeout, **_credentials())
 
@@ -54,7 +55,7 @@ _ADDRESS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+|da
 
 
 def tracking_uri(tracking: TrackingConfig) -> str:
-    """The expanded address. Raises ConfigError for one that MLflow would only trip over when all is trained."""
+    """The expanded address. Raises ConfigError for addresses that MLflow would reject only after all the training."""
     uri = expand(tracking.uri)
     if not _ADDRESS.fullmatch(uri):
         raise ConfigError(
@@ -66,7 +67,7 @@ def tracking_uri(tracking: TrackingConfig) -> str:
 
 @contextmanager
 def read_only(file: Path) -> Iterator[sqlite3.Connection]:
-    """MLflow's SQLite database, which must be there. Raises sqlite3.Error."""
+    """Open MLflow's SQLite database, which must exist. Raises sqlite3.Error."""
     connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
     try:
         yield connection
@@ -75,9 +76,9 @@ def read_only(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def is_current(uri: str, run_id: str) -> bool:
-    """Whether the tracking run is still there, so that nothing need be logged again.
+    """Whether the tracking run still exists, so that nothing needs to be logged again.
 
-    `uri` may hold `${VAR}`. A server that cannot be reached counts as no. Databases other than SQLite are not asked.
+    `uri` may contain `${VAR}`. False if the server cannot be reached; always True for databases other than SQLite.
     """
     uri = expand(uri)
     if is_server(uri):
@@ -99,14 +100,14 @@ def _in_database(file: Path, run_id: str) -> bool:
 
 def _on_server(uri: str, run_id: str) -> bool:
     try:
-        answer = ask(uri, "runs/get", {"run_id": run_id})
+        response = get(uri, "runs/get", {"run_id": run_id})
     except httpx.HTTPError:
         return False
-    return answer.status_code == 200 and answer.json()["run"]["info"].get("lifecycle_stage", "active") == "active"
+    return response.status_code == 200 and response.json()["run"]["info"].get("lifecycle_stage", "active") == "active"
 
 
 def _credentials() -> dict[str, Any]:
-    """As MLflow's own client takes them from the environment."""
+    """Credentials from the same environment variables as MLflow's own client."""
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         return {"headers": {"Authorization": f"Bearer {token}"}}
     if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):

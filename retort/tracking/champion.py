@@ -1,4 +1,4 @@
-"""The champion as a run needs it."""
+"""The champion in the form that a run needs."""
 
 from retort.config import RecipeConfig, expand
 from retort.errors import ConfigError
@@ -10,9 +10,9 @@ KIND = "students"
 
 
 def reigning_student(config: RecipeConfig, store: Store) -> Champion | None:
-    """The champion of the config's model; None where nothing is tracked or nobody reigns.
+    """The champion of the config's model; None if there is no tracking or no champion.
 
-    Raises ConfigError where its artifact is not in this store, TrackingUnavailable, StoreUnavailable.
+    Raises ConfigError if the champion's artifact is not in this store, TrackingUnavailable, StoreUnavailable.
     """
     if config.tracking is None:
         return None

@@ -1,12 +1,14 @@
-"""Which code this is."""
+"""The version of the code."""
 
 import subprocess
 from pathlib import Path
 
 
 def git_commit() -> str:
-    """The commit of this checkout, with `+changes` where the tree differs; empty outside of a checkout of Retort, such
-    as for a wheel that is installed below somebody's own repository."""
+    """The commit of this checkout, with `+changes` if the tree is dirty.
+
+    Empty if this is not a checkout of Retort, such as a wheel installed inside somebody's own repository.
+    """
     root = Path(__file__).parents[2]
     if not (root / "flows" / "launch.py").is_file():
         return ""

@@ -1,4 +1,4 @@
-"""What runs of every recipe tell MLflow alike: tags, the report, the gate's figures."""
+"""What runs of every recipe log to MLflow: tags, the report, the gate's numbers."""
 
 import json
 import re
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def open_run(
     client: "MlflowClient", step: "Track", summary: Summary, experiment_id: str, tags: Mapping[str, str]
 ) -> str:
-    """The id of the run's own tracking run, made if there is none."""
+    """Return the id of the run's tracking run, which is created if there is none."""
     started_at = step.origin.get("started_at")
     started = milliseconds(started_at) if started_at else runs.now_ms()
     return runs.open_run(client, experiment_id, step.key, summary.name, started, tags)
@@ -67,7 +67,7 @@ def with_interval(name: str, score: Score, step: int) -> Iterator[Point]:
 
 
 def flattened(value: Any, name: str = "") -> dict[str, str]:
-    """`{"method": {"stages": 3}}` -> `{"method.stages": "3"}`. Lists are one value; names are made legal."""
+    """`{"method": {"stages": 3}}` -> `{"method.stages": "3"}`. A list is one value; names are made legal."""
     if isinstance(value, dict):
         parts = (flattened(inner, f"{name}.{key}".lstrip(".")) for key, inner in value.items())
         return {key: text for part in parts for key, text in part.items()}
@@ -76,5 +76,5 @@ def flattened(value: Any, name: str = "") -> dict[str, str]:
 
 
 def milliseconds(moment: str) -> int:
-    """Of an ISO 8601 time, since the epoch."""
+    """Milliseconds since the epoch, from an ISO 8601 time."""
     return round(1000 * datetime.fromisoformat(moment).timestamp())

@@ -1,4 +1,4 @@
-"""A run of the MCKD recipe in MLflow: one parent run, a child for each student, data sets, report, model version."""
+"""A run of the MCKD recipe in MLflow: a parent run with one child per student, data sets, report and model version."""
 
 import json
 import re
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class Student(NamedTuple):
-    """A student with the name that it has in this run, whichever run made it."""
+    """A student under its name in this run, even if another run made it."""
 
     name: str
     stage: int
     manifest: Manifest
     scores: dict[str, ArtifactRef]
-    """By the rows that it was scored on: `test`, `judge`."""
+    """Scores by the rows that they are on: `test`, `judge`."""
 
 
 class TrackMckd(Track):
@@ -96,7 +96,7 @@ class TrackMckd(Track):
 
 
 def _students(store: Store, result: MckdResult) -> Iterator[Student]:
-    """In the order of the work."""
+    """The run's students, in the order of execution."""
     if result.teacher_scores is not None:
         yield from _behind(store, "teacher/student", 0, result.teacher_scores)
     for done in result.rounds:
@@ -116,21 +116,21 @@ def _behind(store: Store, name: str, stage: int, scores: ArtifactRef) -> Iterato
 
 
 def _points(summary: MckdSummary) -> Iterator[Point]:
-    """Of the parent: a stage's at step = stage, all others at the kept stage or 0."""
+    """The parent run's metrics: a stage's at step = stage, all others at step = kept stage or 0."""
     for row in summary.systems:
         name = re.sub(r"\W", "_", row.name)
         match row.role:
             case "stage":
                 stage = row.stage or 0
-                yield from _scored("test", row.scores, stage)
-                yield from _scored("judge", row.judge_scores, stage)
+                yield from _score_points("test", row.scores, stage)
+                yield from _score_points("judge", row.judge_scores, stage)
                 yield Point("stage_seconds", row.seconds, stage)
             case "final":
-                yield from _scored("final", row.scores, summary.kept_stage)
+                yield from _score_points("final", row.scores, summary.kept_stage)
             case _ if row.measured_on == "test":
-                yield from _scored(name, row.scores, 0)
+                yield from _score_points(name, row.scores, 0)
     for labels in summary.labels:
-        yield from _scored("label", labels.quality, labels.stage)
+        yield from _score_points("label", labels.quality, labels.stage)
         if labels.change is not None:
             yield Point("changed_share", labels.changed_share, labels.stage)
     for teacher in summary.teachers:
@@ -154,7 +154,7 @@ def _curve(store: Store, student: Student) -> Iterator[Point]:
 
 def _results(store: Store, student: Student) -> Iterator[Point]:
     for rows, ref in student.scores.items():
-        yield from _scored(rows, Scores.open(store, ref).scores(), student.stage)
+        yield from _score_points(rows, Scores.open(store, ref).scores(), student.stage)
         metrics = store.manifest_of(ref).metrics
         if INVALID_SHARE in metrics:
             yield Point(f"{rows}_{INVALID_SHARE}", metrics[INVALID_SHARE], student.stage)
@@ -164,7 +164,7 @@ def _results(store: Store, student: Student) -> Iterator[Point]:
     yield Point("seconds", student.manifest.seconds, student.stage)
 
 
-def _scored(prefix: str, scores: ScoresByMetric, step: int) -> Iterator[Point]:
+def _score_points(prefix: str, scores: ScoresByMetric, step: int) -> Iterator[Point]:
     for metric, score in scores.items():
         yield from with_interval(f"{prefix}_{metric}", score, step)
 

@@ -1,6 +1,6 @@
-"""MLflow's runs and versions, made once: each has an identity of its own, so doing it again changes nothing.
+"""Idempotent writes to MLflow: each run and version has an identity, so writing it again changes nothing.
 
-MLflow is imported inside the functions only: it takes seconds.
+MLflow takes seconds to import, so functions import it only when called.
 """
 
 import logging
@@ -33,18 +33,18 @@ class Point(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A data set that went into a run."""
+    """A data set that a run used."""
 
     name: str
     source: str
     key: str
     profile: str
-    """JSON."""
+    """As JSON."""
 
 
 @contextmanager
 def connected(uri: str) -> Iterator["MlflowClient"]:
-    """A client of an expanded address. Raises TrackingUnavailable where it cannot be reached, now or later."""
+    """Connect to an expanded address. Raises TrackingUnavailable if it cannot be reached, at first or in the block."""
     check_reachable(uri)
     file = database_file(uri)
     if file is not None:
@@ -58,11 +58,11 @@ def connected(uri: str) -> Iterator["MlflowClient"]:
 
 
 def open_experiment(client: "MlflowClient", name: str, uri: str) -> str:
-    """The experiment's id; made, or restored, if need be."""
+    """Return the experiment's id. The experiment is created or restored if necessary."""
     found = client.get_experiment_by_name(name)
     if found is None:
         file = database_file(uri)
-        # MLflow's default is ./mlruns of wherever the process happens to run.
+        # MLflow's default is ./mlruns in the process's current directory.
         place = (file.parent / "mlartifacts").as_uri() if file else None
         return client.create_experiment(name, artifact_location=place)
     if found.lifecycle_stage == "deleted":
@@ -73,7 +73,7 @@ def open_experiment(client: "MlflowClient", name: str, uri: str) -> str:
 def open_run(
     client: "MlflowClient", experiment_id: str, key: str, name: str, started_ms: int, tags: Mapping[str, str]
 ) -> str:
-    """The id of the run with this identity, made if there is none; its tags are set anew."""
+    """Return the id of the run with this identity, which is created if there is none. Its tags are updated."""
     from mlflow.entities import RunTag
 
     runs = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
@@ -87,7 +87,7 @@ def open_run(
 
 
 def finish(client: "MlflowClient", run_id: str, ended_ms: int) -> None:
-    """A run that is finished already keeps its time."""
+    """Mark the run as finished. If it already is, it keeps its end time."""
     if client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED", ended_ms)
 
@@ -101,7 +101,7 @@ def log_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -
 
 
 def log_points(client: "MlflowClient", run_id: str, points: Sequence[Point], time_ms: int) -> None:
-    """`time_ms` must be the same when done again: MLflow keeps each (metric, step, value, time) once."""
+    """Log metrics. Repeated calls must use the same `time_ms`: MLflow stores each (metric, step, value, time) once."""
     from mlflow.entities import Metric
 
     entities = [Metric(point.metric, point.value, time_ms, point.step) for point in points]
@@ -131,14 +131,14 @@ def log_inputs(client: "MlflowClient", run_id: str, inputs: Sequence[Input]) -> 
 
 
 def find_version(client: "MlflowClient", model: str, key: str) -> str | None:
-    """The registered version made of the artifact with this key."""
+    """The registered version of the artifact with this key."""
     versions = client.search_model_versions(f"name = '{model}' and tags.`{ARTIFACT_KEY}` = '{key}'")
     return str(versions[0].version) if versions else None
 
 
 def model_source(client: "MlflowClient", address: str, fetch: Callable[[], Path], run_id: str, uri: str) -> str:
-    """Where a registered version's files are: at the artifact's `address`. A server refuses folders of this machine, so
-    there what `fetch` gives is uploaded."""
+    """The address of a registered version's files. Usually that is the artifact's `address`; but a server refuses local
+    folders, so the folder that `fetch` returns is uploaded to it."""
     if "://" in address:
         return address
     if not is_server(uri):
@@ -148,7 +148,7 @@ def model_source(client: "MlflowClient", address: str, fetch: Callable[[], Path]
 
 
 def register(client: "MlflowClient", model: str, key: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:
-    """A new version of the model, which is made if need be."""
+    """Register a new version of the model, which is created if necessary."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -161,12 +161,12 @@ def register(client: "MlflowClient", model: str, key: str, source: str, run_id: 
 
 
 def set_alias(client: "MlflowClient", model: str, alias: str, version: str) -> None:
-    """Also where it is on another version now: MLflow keeps one place for each alias."""
+    """Set or move an alias; in MLflow, an alias belongs to one version at a time."""
     _insert(client.set_registered_model_alias, model, alias, version)
 
 
 def tag_version(client: "MlflowClient", model: str, version: str, tags: Mapping[str, str | None]) -> None:
-    """None takes a tag away, if it is there."""
+    """Set a version's tags. The value None removes a tag, if it exists."""
     for tag, value in tags.items():
         if value is None:
             client.delete_model_version_tag(model, version, tag)
@@ -175,7 +175,7 @@ def tag_version(client: "MlflowClient", model: str, version: str, tags: Mapping[
 
 
 def _insert(write: Callable[..., None], *arguments: str) -> None:
-    """Of two that set something new at the same moment, MLflow fails one on the table's key; it may try once more."""
+    """Call `write`, with one retry: if two processes insert the same row at once, MLflow fails one of them."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -189,9 +189,9 @@ def now_ms() -> int:
 
 
 def _client(uri: str) -> tuple["MlflowClient", tuple[type[Exception], ...]]:
-    """The client, and what it raises when its server or database fails."""
+    """Return (client, the exceptions that it raises if its server or database fails)."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Standard output belongs to `--json`.
+    # Standard output is reserved for `--json`.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import requests
@@ -217,5 +217,5 @@ def _make_folder(folder: Path, uri: str) -> None:
 
 
 def _in_parts(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """MLflow takes only so many at once."""
+    """Split into batches, since MLflow limits how many items a request may have."""
     return (list(items[start : start + size]) for start in range(0, len(items), size))

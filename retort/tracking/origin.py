@@ -1,4 +1,4 @@
-"""A tracking run, read: where a registered student came from. Takes no MLflow but for databases other than SQLite."""
+"""Reads a tracking run: where a registered student came from. Needs MLflow only for databases other than SQLite."""
 
 import json
 import sqlite3
@@ -10,36 +10,36 @@ import httpx
 from retort.config import expand
 from retort.errors import TrackingUnavailable
 from retort.records.base import Record
-from retort.tracking.address import ask, database_file, is_server, read_only, without_secrets
+from retort.tracking.address import database_file, get, is_server, read_only, without_secrets
 from retort.tracking.mlflow_runs import connected
 
 
 class DataInput(Record):
-    """A data set that a run was logged with."""
+    """A data set that was logged with a run."""
 
     role: str
     """A field of `data`: labeled, unlabeled, test or dev."""
     key: str
-    """The beginning of its artifact's key."""
+    """The start of its artifact's key."""
     source: str
-    """Its address, as the config has it."""
+    """Its address as in the config."""
     rows: int
     gold: int
     """Rows with a gold label."""
 
 
 class Origin(Record):
-    """What a tracking run tells."""
+    """The contents of a tracking run."""
 
     run_id: str
     tags: dict[str, str]
     params: dict[str, str]
-    """The config, a dotted field each; long values are cut."""
+    """The config by dotted field names; long values are truncated."""
     data: tuple[DataInput, ...]
 
 
 def find_origin(uri: str, run_id: str) -> Origin | None:
-    """The tracking run; None if it is not there (any more). `uri` may hold `${VAR}`. Raises TrackingUnavailable."""
+    """The tracking run; None if it does not exist (anymore). `uri` may contain `${VAR}`. Raises TrackingUnavailable."""
     uri = expand(uri)
     file = database_file(uri)
     if is_server(uri):
@@ -50,7 +50,7 @@ def find_origin(uri: str, run_id: str) -> Origin | None:
 
 
 def _in_database(file: Path, uri: str, run_id: str) -> Origin | None:
-    """By the tables of MLflow 3.17."""
+    """Reads the tables of MLflow 3.17."""
     try:
         with read_only(file) as database:
             if not database.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
@@ -71,14 +71,14 @@ def _in_database(file: Path, uri: str, run_id: str) -> Origin | None:
 def _on_server(uri: str, run_id: str) -> Origin | None:
     place = f"tracking.uri = '{without_secrets(uri)}'"
     try:
-        answer = ask(uri, "runs/get", {"run_id": run_id})
-        body = answer.json()
+        response = get(uri, "runs/get", {"run_id": run_id})
+        body = response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise TrackingUnavailable(f"{place} cannot be asked for run {run_id} ({type(error).__name__})") from error
-    if answer.status_code == 404 or body.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
+    if response.status_code == 404 or body.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
         return None
-    if answer.status_code != 200:
-        raise TrackingUnavailable(f"{place} refuses to show run {run_id}: {answer.status_code}")
+    if response.status_code != 200:
+        raise TrackingUnavailable(f"{place} refuses to show run {run_id}: {response.status_code}")
     data = body["run"]["data"]
     sets = [one["dataset"] for one in body["run"].get("inputs", {}).get("dataset_inputs", [])]
     return Origin(
@@ -94,7 +94,7 @@ def _pairs(entries: list[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _with_client(uri: str, run_id: str) -> Origin | None:
-    """By MLflow's own client: 6 s to import."""
+    """Uses MLflow's own client, which takes 6 s to import."""
     with connected(uri) as client:
         from mlflow.exceptions import MlflowException
 
@@ -114,12 +114,12 @@ def _with_client(uri: str, run_id: str) -> Origin | None:
 
 
 def _data(sets: Iterable[tuple[str, str, str, str | None]]) -> tuple[DataInput, ...]:
-    """By role."""
+    """Data sets sorted by role."""
     return tuple(sorted((_data_input(*one) for one in sets), key=lambda data: data.role))
 
 
 def _data_input(role: str, key: str, source: str, profile: str | None) -> DataInput:
-    """Of a data set as `mlflow_runs.log_inputs` writes it."""
-    told, counts = json.loads(source), json.loads(profile or "{}")
-    place = str(told.get("uri", source))
+    """Parse a data set in the form that `mlflow_runs.log_inputs` writes."""
+    address, counts = json.loads(source), json.loads(profile or "{}")
+    place = str(address.get("uri", source))
     return DataInput(role=role, key=key, source=place, rows=counts.get("num_rows", 0), gold=counts.get("num_gold", 0))

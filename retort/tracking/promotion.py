@@ -1,7 +1,7 @@
-"""Who becomes the champion: the challenger that passed the gate, and back again.
+"""Promotes a challenger that passed the gate to champion, and rolls back.
 
-MLflow cannot compare and swap an alias. So tags are written first, the champion is read once more, the alias is set
-last and read back: of two promotions at the same moment one wins, and both leave a champion that can be rolled back.
+MLflow cannot compare and swap an alias. So the tags are written first, then the champion is read again, and finally the
+alias is set and read back. Of two concurrent promotions one wins, and either leaves a champion that can be rolled back.
 """
 
 import getpass
@@ -23,25 +23,25 @@ REPLACED, FORCED_BECAUSE = "promotion.replaced", "promotion.forced_because"
 PROMOTED_AT, PROMOTED_BY = "promotion.at", "promotion.by"
 ROLLED_BACK = ROLLED_BACK_AT, ROLLED_BACK_BY, ROLLED_BACK_BECAUSE = "rollback.at", "rollback.by", "rollback.because"
 REASON_CHARACTERS = 10, 1000
-"""Least and most of a reason for the records."""
+"""Shortest and longest allowed reason."""
 
 
 class Promotion(Record):
-    """What became of a model's alias `champion`."""
+    """What happened to a model's alias `champion`."""
 
     model: str
     version: str
-    """That reigns now."""
+    """The version that is the champion now."""
     outcome: Literal["promoted", "forced", "reigns", "rolled-back"]
-    """reigns: it was the champion before, and nothing was changed."""
+    """reigns: it already was the champion, and nothing was changed."""
     replaced: str | None
-    """The version that reigned before; None where nobody did, or nothing was changed."""
+    """The previous champion's version; None if there was none or nothing was changed."""
     reasons: tuple[str, ...]
-    """The gate's, or a person's, in sentences."""
+    """The gate's reasons in sentences, or a person's."""
 
     @property
     def sentence(self) -> str:
-        """For people."""
+        """A sentence for people."""
         subject = f"version {self.version} of '{self.model}'"
         if self.outcome == "reigns":
             return f"{subject} is the champion already"
@@ -51,14 +51,14 @@ class Promotion(Record):
 
 
 def promote(config: RecipeConfig, *, forced_because: str | None = None) -> Promotion:
-    """Make the challenger the champion, if it passed the gate against the one that reigns now.
+    """Make the challenger the champion, if it passed the gate against the current champion.
 
-    `forced_because`, a sentence for the records, does without the gate. Raises GateRefused, ConfigError,
+    `forced_because` is a reason for the records, and skips the gate. Raises GateRefused, ConfigError,
     TrackingUnavailable.
     """
     if config.tracking is None:
         raise ConfigError("tracking is not given: without a model registry there is nothing to promote in")
-    reason = None if forced_because is None else _checked(forced_because)
+    reason = None if forced_because is None else _checked_reason(forced_because)
     uri, model = tracking_uri(config.tracking), config.name
     challenger, champion = _challenger(uri, model), reigning_version(uri, model)
     before = champion.version if champion else None
@@ -78,11 +78,11 @@ def promote(config: RecipeConfig, *, forced_because: str | None = None) -> Promo
 
 
 def rollback(tracking_address: str, model: str, reason: str) -> Promotion:
-    """Let the version reign again that the champion replaced; done twice, the one before that.
+    """Make the version that the champion replaced the champion again. A second call goes back one more version.
 
-    `tracking_address` may hold `${VAR}`. Raises ConfigError, GateRefused, TrackingUnavailable.
+    `tracking_address` may contain `${VAR}`. Raises ConfigError, GateRefused, TrackingUnavailable.
     """
-    because = _checked(reason)
+    because = _checked_reason(reason)
     uri = tracking_uri(TrackingConfig(uri=tracking_address))
     champion = reigning_version(uri, model)
     if champion is None:
@@ -100,7 +100,7 @@ def rollback(tracking_address: str, model: str, reason: str) -> Promotion:
 
 
 def _before(champion: ModelVersion, known: Sequence[ModelVersion]) -> str | None:
-    """The version that it replaced; where that was rolled back since, the one before."""
+    """The version that the champion replaced, skipping versions that were rolled back since."""
     by_number = {version.version: version for version in known}
     passed, number = {champion.version}, champion.tags.get(REPLACED)
     while number in by_number and number not in passed:
@@ -119,7 +119,7 @@ def _challenger(uri: str, model: str) -> ModelVersion:
 
 
 def _check_verdict(challenger: ModelVersion, champion: str | None) -> None:
-    """Raises GateRefused unless the gate let the challenger pass against whoever reigns now."""
+    """Raises GateRefused unless the challenger passed the gate against the current champion."""
     tags, who = challenger.tags, f"version {challenger.version} of '{challenger.model}'"
     outcome, compared_with = tags.get(OUTCOME), tags.get(COMPARED_WITH) or None
     if outcome is None:
@@ -138,20 +138,20 @@ def _check_verdict(challenger: ModelVersion, champion: str | None) -> None:
 
 
 def _move_alias(
-    uri: str, target: str, champion: str | None, told_of: ModelVersion, story: Mapping[str, str | None]
+    uri: str, target: str, champion: str | None, tagged: ModelVersion, story: Mapping[str, str | None]
 ) -> None:
-    """Move the alias from version `champion` to `target`; `story` are the tags of the version that it is told of.
+    """Move the alias from version `champion` to `target`, and record it in the tags `story` of the version `tagged`.
 
-    Raises GateRefused where somebody else moved the alias meanwhile; then the tags are taken away again.
+    Raises GateRefused if somebody else moved the alias in the meantime; the tags are then removed again.
     """
-    model = told_of.model
+    model = tagged.model
     with runs.connected(uri) as client:
-        runs.tag_version(client, model, told_of.version, story)
+        runs.tag_version(client, model, tagged.version, story)
         if _reigns(uri, model) == champion:
             runs.set_alias(client, model, CHAMPION, target)
         now = _reigns(uri, model)
         if now != target:
-            runs.tag_version(client, model, told_of.version, dict.fromkeys(story))
+            runs.tag_version(client, model, tagged.version, dict.fromkeys(story))
             moved = f"version {now} of '{model}' was made the champion" if now else f"'{model}' lost its champion"
             raise GateRefused(f"{moved} at the same moment: look at it, and try again")
 
@@ -166,12 +166,12 @@ def _models(uri: str) -> str:
 
 
 def _reasons(challenger: ModelVersion) -> tuple[str, ...]:
-    """The gate's, one a line of its tag."""
+    """The gate's reasons, one per line of the tag."""
     return tuple(challenger.tags.get(REASONS, "").splitlines())
 
 
-def _checked(reason: str) -> str:
-    """Raises ConfigError for one that says nothing, or too much for a record."""
+def _checked_reason(reason: str) -> str:
+    """Raises ConfigError if the reason is too short or too long."""
     text, (least, most) = " ".join(reason.split()), REASON_CHARACTERS
     if not least <= len(text) <= most:
         raise ConfigError(f"the reason has {len(text)} characters: say why in {least} to {most}, for the records")
@@ -183,11 +183,11 @@ def _now() -> str:
 
 
 def _who() -> str:
-    """$RETORT_USER, else user@host."""
+    """$RETORT_USER if set, otherwise user@host."""
     if named := os.environ.get("RETORT_USER"):
         return named
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
+    except (KeyError, OSError):  # in a container, a user id may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"

@@ -1,7 +1,7 @@
-"""The model registry, read: which version of a model is which student, and who reigns.
+"""Reads the model registry: which student a version is, and which version is the champion.
 
-Reading takes no MLflow, which needs seconds to import: a server is asked over HTTP, an SQLite file is opened. Only
-other databases are left to MLflow's client.
+This does not import MLflow, which takes seconds: servers are queried over HTTP, and SQLite files are opened directly.
+Only other databases need MLflow's client.
 """
 
 import re
@@ -14,20 +14,20 @@ import httpx
 from retort.config import expand
 from retort.errors import ConfigError, TrackingUnavailable
 from retort.records.base import Record
-from retort.tracking.address import ask, database_file, is_server, read_only, without_secrets
+from retort.tracking.address import database_file, get, is_server, read_only, without_secrets
 from retort.tracking.mlflow_runs import ARTIFACT_KEY, connected
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACT = "retort.artifact"
 AT_ONCE = 1000
-"""Entries a page: the most that MLflow gives of registered models."""
+"""Entries per page: MLflow's maximum for registered models."""
 PAGE_SECONDS = 30.0
-"""For a page of a registry on a busy server."""
-# No quotes: a name stands in MLflow's filters. No slashes, colons: MLflow refuses them.
+"""Timeout for one page, which may take long on a busy server."""
+# No quotes, since the name is used in MLflow's filters; no slashes or colons, since MLflow refuses them.
 _ADDRESS = re.compile(r"(?:models:/)?(?P<model>[^/:@'\"\s]+)(?:@(?P<alias>[\w-]+)|/0*(?P<version>[0-9]{1,9}))")
 
 Aliases = Mapping[str, Mapping[str, str]]
-"""Of each model: alias -> version."""
+"""By model: alias -> version."""
 
 
 class ModelVersion(Record):
@@ -35,11 +35,11 @@ class ModelVersion(Record):
 
     model: str
     version: str
-    """A whole number."""
+    """An integer."""
     key: str
-    """The student artifact's; empty for a version that Retort did not register."""
+    """The student artifact's key; empty for a version that Retort did not register."""
     source: str
-    """Where MLflow thinks that the weights lie."""
+    """Where MLflow believes the weights to be."""
     run_id: str
     """The tracking run that registered it."""
     artifact: str
@@ -50,9 +50,9 @@ class ModelVersion(Record):
 
 
 def find_version(uri: str, address: str) -> ModelVersion:
-    """The version that `models:/NAME@alias` or `models:/NAME/3` names. `uri` may hold `${VAR}`.
+    """The version that `models:/NAME@alias` or `models:/NAME/3` refers to. `uri` may contain `${VAR}`.
 
-    Raises ConfigError for an address that is none or names nothing, TrackingUnavailable.
+    Raises ConfigError for an invalid address or a version that does not exist, TrackingUnavailable.
     """
     parts = _ADDRESS.fullmatch(address)
     if parts is None:
@@ -63,32 +63,32 @@ def find_version(uri: str, address: str) -> ModelVersion:
     found = _find(expand(uri), model, parts["alias"], parts["version"])
     if found is None:
         raise ConfigError(f"'{address}' names no registered student: {_what_exists(model, _read(expand(uri), model))}")
-    return _ours(found)
+    return _registered_by_retort(found)
 
 
 def reigning_version(uri: str, model: str) -> ModelVersion | None:
-    """The champion; None where nobody reigns. `uri` may hold `${VAR}`.
+    """The champion; None if there is none. `uri` may contain `${VAR}`.
 
-    Raises ConfigError where the alias is on something that Retort did not register, TrackingUnavailable.
+    Raises ConfigError if Retort did not register the version with the alias, TrackingUnavailable.
     """
     return aliased_version(uri, model, CHAMPION)
 
 
 def aliased_version(uri: str, model: str, alias: str) -> ModelVersion | None:
-    """As `reigning_version`, of any alias."""
+    """Like `reigning_version`, for any alias."""
     found = _find(expand(uri), model, alias, None)
-    return None if found is None else _ours(found)
+    return None if found is None else _registered_by_retort(found)
 
 
 def versions(uri: str, model: str | None = None) -> list[ModelVersion]:
-    """Every registered student, of one model or of all by name; each model's newest first. `uri` may hold `${VAR}`.
+    """Every registered student of one model, or of all models by name; newest first. `uri` may contain `${VAR}`.
 
     Raises TrackingUnavailable.
     """
     return [version for version in _read(expand(uri), model) if version.key]
 
 
-def _ours(version: ModelVersion) -> ModelVersion:
+def _registered_by_retort(version: ModelVersion) -> ModelVersion:
     if not version.key:
         raise ConfigError(
             f"version {version.version} of '{version.model}' was not registered by Retort (it has no tag "
@@ -107,7 +107,7 @@ def _what_exists(model: str, known: list[ModelVersion]) -> str:
 
 
 def _read(uri: str, model: str | None) -> list[ModelVersion]:
-    """Of an expanded address, by model, newest first; also what Retort did not register."""
+    """All versions by model, newest first, including those that Retort did not register. `uri` must be expanded."""
     file = database_file(uri)
     if is_server(uri):
         found = _on_server(uri, model)
@@ -125,21 +125,21 @@ def _read(uri: str, model: str | None) -> list[ModelVersion]:
 
 
 def _find(uri: str, model: str, alias: str | None, number: str | None) -> ModelVersion | None:
-    """One version, by its alias or its number; a server is not asked for all of them."""
+    """One version by its alias or number, without listing all versions of a server."""
     if not is_server(uri):
         known = _read(uri, model)
         return next((v for v in known if (alias in v.aliases if alias else v.version == number)), None)
-    aliases = _aliases(_answer(uri, "registered-models/get", {"name": model}).get("registered_model"))
+    aliases = _aliases(_get(uri, "registered-models/get", {"name": model}).get("registered_model"))
     wanted = aliases.get(model, {}).get(alias) if alias else number
-    answer = _answer(uri, "model-versions/get", {"name": model, "version": wanted}) if wanted else {}
-    return _served(answer["model_version"], aliases) if answer else None
+    response = _get(uri, "model-versions/get", {"name": model, "version": wanted}) if wanted else {}
+    return _from_server(response["model_version"], aliases) if response else None
 
 
 def _in_database(database: sqlite3.Connection, model: str | None) -> list[ModelVersion]:
-    """By the tables of MLflow 3.17; a file without them is one that MLflow has yet to fill."""
+    """Reads the tables of MLflow 3.17. A file without them has not been initialized by MLflow yet."""
     if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'model_version_tags'").fetchone():
         return []
-    # A version that is deleted stays as a row. Workspaces are a matter of servers; without one there is this only.
+    # Deleted versions remain as rows. Only servers have several workspaces.
     of_model, given = "workspace = 'default' AND (? IS NULL OR name = ?)", (model, model)
     aliases: dict[str, dict[str, str]] = {}
     for name, alias, number in database.execute(
@@ -164,19 +164,19 @@ def _on_server(uri: str, model: str | None) -> list[ModelVersion]:
         aliases = _aliases(*_pages(uri, "registered-models/search", {}, "registered_models"))
         query = {}
     else:
-        aliases = _aliases(_answer(uri, "registered-models/get", {"name": model}).get("registered_model"))
+        aliases = _aliases(_get(uri, "registered-models/get", {"name": model}).get("registered_model"))
         query = {"filter": f"name = '{model}'"}
-    return [_served(one, aliases) for one in _pages(uri, "model-versions/search", query, "model_versions")]
+    return [_from_server(one, aliases) for one in _pages(uri, "model-versions/search", query, "model_versions")]
 
 
 def _aliases(*models: dict[str, Any] | None) -> Aliases:
-    """Of models in a server's words; None is one that it does not have."""
+    """Aliases from a server's JSON for models; None stands for a model that it does not have."""
     known = (model for model in models if model is not None)
     return {model["name"]: {a["alias"]: str(a["version"]) for a in model.get("aliases", [])} for model in known}
 
 
-def _served(one: dict[str, Any], aliases: Aliases) -> ModelVersion:
-    """A version in a server's words. Those of a search know nothing of their aliases."""
+def _from_server(one: dict[str, Any], aliases: Aliases) -> ModelVersion:
+    """A version from a server's JSON. Search results lack the aliases."""
     tags = {tag["key"]: tag.get("value", "") for tag in one.get("tags", [])}
     return _version(one["name"], one["version"], one.get("source"), one.get("run_id"), tags, aliases)
 
@@ -185,32 +185,32 @@ def _pages(uri: str, path: str, query: Mapping[str, str], entries: str) -> Itera
     token = ""
     while True:
         page = {**query, "max_results": str(AT_ONCE), **({"page_token": token} if token else {})}
-        answer = _answer(uri, path, page)
-        yield from answer.get(entries, [])
-        token = answer.get("next_page_token", "")
+        response = _get(uri, path, page)
+        yield from response.get(entries, [])
+        token = response.get("next_page_token", "")
         if not token:
             return
 
 
-def _answer(uri: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
-    """What the server says; empty for what it does not have. Raises TrackingUnavailable."""
+def _get(uri: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+    """The server's JSON; empty if it does not have what was requested. Raises TrackingUnavailable."""
     place = f"tracking.uri = '{without_secrets(uri)}'"
     try:
-        answer = ask(uri, path, query, PAGE_SECONDS)
-        body: dict[str, Any] = answer.json()
+        response = get(uri, path, query, PAGE_SECONDS)
+        body: dict[str, Any] = response.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise TrackingUnavailable(f"{place} cannot be reached ({type(error).__name__})") from error
     except ValueError as error:
-        raise TrackingUnavailable(f"{place} answers {path} with {answer.status_code} and no JSON") from error
-    if answer.status_code == 200:
+        raise TrackingUnavailable(f"{place} answers {path} with {response.status_code} and no JSON") from error
+    if response.status_code == 200:
         return body
     if body.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
         return {}
-    raise TrackingUnavailable(f"{place} refuses {path}: {answer.status_code} {str(body.get('message', ''))[:300]}")
+    raise TrackingUnavailable(f"{place} refuses {path}: {response.status_code} {str(body.get('message', ''))[:300]}")
 
 
 def _with_client(uri: str, model: str | None) -> list[ModelVersion]:
-    """By MLflow's own client: 6 s to import."""
+    """Uses MLflow's own client, which takes 6 s to import."""
     with connected(uri) as client:
         query = None if model is None else f"name = '{model}'"
         aliases = {one.name: one.aliases for one in _client_pages(client.search_registered_models, query)}

@@ -1,4 +1,4 @@
-"""A run of the soft-label recipe in MLflow: one run with its scores, the report, and a model version."""
+"""A run of the soft-label recipe in MLflow: one run with scores, report and model version."""
 
 import json
 import re
@@ -23,9 +23,9 @@ class TrackSoftLabel(Track):
     version = 1
 
     student: ArtifactRef
-    """The exported one."""
+    """The exported student."""
     verdict: Runtime[ArtifactRef | None] = None
-    """The gate's; the report, which is an input, tells it."""
+    """The gate's verdict. Not in the key, since the report, which is an input, contains it."""
 
     def project(self, context: StepContext) -> Tracked:
         store, uri = context.store, expand(self.uri)
@@ -50,7 +50,7 @@ class TrackSoftLabel(Track):
 
 
 def _points(summary: SoftLabelSummary) -> Iterator[Point]:
-    """A seed's values at step = its place among the seeds; means and intervals at step 0."""
+    """Each seed's values at step = the seed's index; means and intervals at step 0."""
     for arm, by_rows in summary.scores.items():
         for rows, scores in by_rows.items():
             for metric, score in scores.metrics.items():

@@ -1,4 +1,4 @@
-"""`track`: the run as MLflow sees it, projected from its artifacts, so that doing it twice changes nothing."""
+"""`track`: projects a run's artifacts into MLflow. Doing it twice changes nothing."""
 
 from abc import abstractmethod
 from typing import Annotated, Any
@@ -23,30 +23,30 @@ class Track(Step):
     job: Annotated[str, Field(serialization_alias="name")]
     """The config's name."""
     uri: str
-    """May hold `${VAR}`."""
+    """May contain `${VAR}`."""
     experiment: str
     config: dict[str, Any]
-    """All of the config that shapes the result, see `RecipeConfig.told`."""
+    """The part of the config that shapes the result, see `RecipeConfig.as_reported`."""
     report: ArtifactRef
     origin: Runtime[dict[str, str]]
     """Where the run comes from. Each entry becomes a tag `retort.NAME`; `git.commit` is also MLflow's own, and
     `started_at` (ISO 8601) is when the tracking run starts."""
 
     def run(self, context: StepContext) -> StepOutput:
-        """Raises TrackingUnavailable; what was logged by then is found again by the next try."""
+        """Raises TrackingUnavailable. The next attempt finds what was already logged."""
         tracked = self.project(context)
         write_tracked(context.folder, tracked)
         return StepOutput(rows=1, details=tracked.model_dump())
 
     @abstractmethod
     def project(self, context: StepContext) -> Tracked:
-        """Bring MLflow to where it shows the run."""
+        """Bring MLflow up to date with the run."""
 
     def is_projected(self, store: Store) -> bool:
-        """Whether MLflow still shows what the artifact says, which must be in the store: the run, and on the version
-        this very verdict, over which another night's may have been written since.
+        """Whether the artifact is in the store and MLflow still shows it: the run, and this verdict on the version,
+        which another night may have overwritten.
 
-        Raises TrackingUnavailable, as a rule not: a server that cannot be reached counts as no.
+        Normally False if the server cannot be reached, but may raise TrackingUnavailable.
         """
         manifest = store.find(self.artifact_kind, self.key)
         tracked = manifest and TrackingRun.open(store, store.ref(manifest)).tracked()

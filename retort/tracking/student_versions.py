@@ -1,4 +1,4 @@
-"""A final student as a version of the registered model, with the gate's verdict."""
+"""Registers a final student as a version of the model, with the gate's verdict."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 VERDICT, OUTCOME = "gate.verdict", "gate.outcome"
 COMPARED = ("gain", "low", "high", "win_share", "p_value")
-"""Fields of a comparison with the champion that MLflow shows."""
+"""The fields of a comparison with the champion that MLflow shows."""
 
 
 def register_student(
     client: "MlflowClient", summary: Summary, fetch: Callable[[], Path], run_id: str, uri: str, tags: Mapping[str, str]
 ) -> str:
-    """The final student's version, registered once for each artifact; alias `challenger`. `fetch` gives its folder."""
+    """Register the final student, once per artifact, and give it the alias `challenger`. Returns its version.
+
+    `fetch` returns the student's folder.
+    """
     version = runs.find_version(client, summary.name, summary.model_key)
     if version is None:
         source = runs.model_source(client, summary.model_uri, fetch, run_id, uri)
@@ -34,7 +37,8 @@ def register_student(
 
 
 def tag_verdict(client: "MlflowClient", summary: Summary, verdict: Verdict, key: str, version: str) -> None:
-    """The latest night's, whichever night the version was registered in; what was compared then and not now goes."""
+    """Set the tags of the latest verdict, even if the version was registered in an earlier run. Figures that only an
+    earlier verdict had are removed."""
     contest = verdict.contest
     compared = {name: f"{getattr(contest, name):.6f}" if contest else None for name in COMPARED}
     tags: dict[str, str | None] = {
@@ -44,14 +48,14 @@ def tag_verdict(client: "MlflowClient", summary: Summary, verdict: Verdict, key:
         "gate.reasons": "\n".join(verdict.reasons),
         **{f"gate.{name}": text for name, text in compared.items()},
     }
-    # The outcome goes first and comes last, so that nobody finds it beside another night's champion, not even after
-    # a run that was killed here.
+    # The outcome is removed first and set last, so that it never appears next to another verdict's champion, even if
+    # the run is killed here.
     for part in ({OUTCOME: None}, tags, {OUTCOME: verdict.outcome}):
         runs.tag_version(client, summary.name, version, part)
 
 
 def tracked(uri: str, experiment_id: str, run_id: str, model: str, version: str, verdict: str = "") -> Tracked:
-    """Where to look at it: on the server's page, or with a command."""
+    """Where to see the run: a page on the server, or a command."""
     page = f"{without_secrets(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
     return Tracked(
         experiment_id=experiment_id,

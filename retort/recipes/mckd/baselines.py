@@ -1,4 +1,4 @@
-"""What an honest comparison must include, beside the main run and sharing with it what it can through the store."""
+"""Baselines that an honest comparison needs. Steps that they have in common with the main run are shared."""
 
 import math
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from retort.records.mckd import MckdResult
 
 
 async def compare_baselines(config: MckdConfig, result: MckdResult, do: Do) -> MckdResult:
-    """Train and score, on the test rows, each baseline that the config asks for."""
+    """Train each baseline in the config and score it on the test rows."""
     scores: dict[str, ArtifactRef] = {}
     for name in config.baselines:
         student = await _TRAINERS[name](config, result, do)
@@ -23,26 +23,26 @@ async def compare_baselines(config: MckdConfig, result: MckdResult, do: Do) -> M
 
 
 async def vanilla_kd(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
-    """One student on the teacher's labels of the whole pool."""
+    """One student trained on the teacher's labels for the whole pool."""
     labels, soft = result.labels[0], is_soft(config, 1)
     return await do(train_student(config, "vanilla-kd/student", labels, soft=soft, labeled=result.data.labeled))
 
 
 async def compute_matched_kd(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
-    """Vanilla, with as many epochs as all the stages have together."""
+    """Vanilla KD with as many epochs as all stages together."""
     training = config.student.training
     longer = training.model_copy(update={"epochs": training.epochs * config.method.stages})
     labels, soft, name = result.labels[0], is_soft(config, 1), "compute-matched-kd/student"
-    stage = train_student(config, name, labels, training=longer, soft=soft, labeled=result.data.labeled)
-    return await do(stage)
+    step = train_student(config, name, labels, training=longer, soft=soft, labeled=result.data.labeled)
+    return await do(step)
 
 
 async def same_partition(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
-    """MCKD without the crossing: each student relabels the very rows that it was trained on."""
+    """MCKD without cross-labeling: each student relabels the very rows that it was trained on."""
     method, labels, run = config.method, result.labels[0], "same-partition/"
     soft = method.cross_labels == "soft"
     cells = [train_cells(method.scheme, method.partitions, index) for index in range(method.partitions)]
-    if method.scheme == "leave-one-out":  # so that each row has one student of those that saw it
+    if method.scheme == "leave-one-out":  # each row is relabeled by one of the students that saw it
         cells = [((index + 1) % method.partitions,) for index in range(method.partitions)]
     for stage in range(1, method.stages):
         students = await train_on_partitions(config, result.data, stage, labels, do, run)
@@ -66,19 +66,19 @@ async def same_partition(config: MckdConfig, result: MckdResult, do: Do) -> Arti
 
 
 async def self_relabelling(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
-    """One student on the whole pool relabels the whole pool, as often as the stages would."""
+    """One student trained on the whole pool relabels the whole pool, once per stage."""
     labels, labeled, soft = result.labels[0], result.data.labeled, config.method.cross_labels == "soft"
     for stage in range(1, config.method.stages):
-        name, learns = f"self-relabelling/stage{stage}", is_soft(config, stage)
-        student = await do(train_student(config, f"{name}/student", labels, soft=learns, labeled=labeled))
+        name, on_soft = f"self-relabelling/stage{stage}", is_soft(config, stage)
+        student = await do(train_student(config, f"{name}/student", labels, soft=on_soft, labeled=labeled))
         labels = await do(cross_label(config, f"{name}/pseudolabels", student, labels, probabilities=soft))
-    learns = is_soft(config, config.method.stages)
-    return await do(train_student(config, "self-relabelling/student", labels, soft=learns, labeled=labeled))
+    on_soft = is_soft(config, config.method.stages)
+    return await do(train_student(config, "self-relabelling/student", labels, soft=on_soft, labeled=labeled))
 
 
 async def early_stopped(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
-    """A student stopped after a sixth of its epochs relabels its own training rows, before it has memorized the
-    wrong labels (arXiv 2312.10185); then one student on those."""
+    """A student that stops after a sixth of the epochs, before it memorizes wrong labels (arXiv 2312.10185), relabels
+    its own training rows; the final student is trained on those labels."""
     training = config.student.training
     brief = training.model_copy(update={"epochs": math.ceil(training.epochs / 6), "stopping": None})
     labels, labeled, soft = result.labels[0], result.data.labeled, is_soft(config, 1)
@@ -89,7 +89,7 @@ async def early_stopped(config: MckdConfig, result: MckdResult, do: Do) -> Artif
 
 
 async def supervised(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
-    """One student on the labelled set alone."""
+    """One student trained on the labeled set alone."""
     training = supervised_training(config)
     return await do(train_student(config, "supervised/student", result.data.labeled, training=training))
 

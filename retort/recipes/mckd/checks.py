@@ -1,4 +1,4 @@
-"""What can be wrong with a config and its data, and what `retort doctor` looks at."""
+"""Checks of an MCKD config and its data, before a run and for `retort doctor`."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -15,7 +15,7 @@ from retort.recipes.base import Look
 from retort.recipes.checks import MOST_SHARED, check_llm, check_recorded, ingest_all, texts_of
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.steps import Role, ingest, label_by_llm, label_recorded
-from retort.recipes.mckd.teacher import STAGE, member_stage
+from retort.recipes.mckd.teacher import STEP, member_step
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
 from retort.steps.pseudolabel_llm import PseudolabelLlm
@@ -28,17 +28,21 @@ from retort.tracking.address import tracking_uri
 
 Labeling = PseudolabelRecorded | PseudolabelLlm
 SURELY_FILLED = 50
-"""Rows for each cell from which on none is empty but once in e^50 times."""
+"""With this many rows per cell on average, the chance of an empty cell is about e^-50."""
 
 
 def resolve(config: MckdConfig) -> MckdConfig:
-    """Fill what the config leaves to the data: the schema, read off the labeled set."""
+    """Return the config with the schema filled in from the labeled set, if it has none."""
     rows = (row for _, row in read_rows_of(config.data.labeled, config.store.endpoint_url))
     problem = infer_schema(config.problem, rows, config.data.columns)
     return config if problem is config.problem else config.model_copy(update={"problem": problem})
 
 
 def check(config: MckdConfig) -> MckdConfig:
+    """Run every cheap check. Returns the resolved config and leaves its data in the store.
+
+    Raises ConfigError, DataError or StoreUnavailable.
+    """
     with refusals():
         store = usable_store(config)
         store.check_writable()
@@ -54,26 +58,26 @@ def check(config: MckdConfig) -> MckdConfig:
         check_overlap(store, data)
         check_cells(config, store, data.unlabeled)
         for step in labelings(config, data):
-            # Nothing about a teacher whose labels are in the store: it will not be asked.
+            # A teacher whose labels are in the store will not run, so it is not checked.
             if step is not None and store.find(step.artifact_kind, step.key) is None:
                 check_labeling(config, store, step)
     return config
 
 
 def ingested(config: MckdConfig) -> Data:
-    """The rows of every role, in the store."""
+    """Ingest the rows of every role."""
     labeled, test, unlabeled = ingest_all(config, (ingest(config, role) for role in ("labeled", "test", "unlabeled")))
     judge = made_or_found(config, ingest(config, "dev")) if config.evaluation.judge == "dev" else labeled
     return Data(labeled=labeled, unlabeled=unlabeled, test=test, judge=judge)
 
 
 def labelings(config: MckdConfig, data: Data) -> Iterator[Labeling | None]:
-    """The step of each teacher that labels the pool by recorded completions or as an LLM; None for a fine-tuned one."""
+    """The labeling step of each teacher that is recorded or an LLM; None for a fine-tuned one."""
     teacher = config.teacher
     if isinstance(teacher, EnsembleConfig):
-        yield from (_labeling(config, member_stage(at), member, data) for at, member in enumerate(teacher.members))
+        yield from (_labeling(config, member_step(at), member, data) for at, member in enumerate(teacher.members))
     else:
-        yield _labeling(config, STAGE, teacher, data)
+        yield _labeling(config, STEP, teacher, data)
 
 
 def _labeling(config: MckdConfig, name: str, teacher: Member, data: Data) -> Labeling | None:
@@ -86,6 +90,7 @@ def _labeling(config: MckdConfig, name: str, teacher: Member, data: Data) -> Lab
 
 
 def check_overlap(store: Store, data: Data) -> None:
+    """Raises DataError if the labeled set and the test rows share too many texts."""
     labeled, test = texts_of(store, data.labeled), texts_of(store, data.test)
     shared = len(labeled & test)
     if shared > MOST_SHARED * min(len(labeled), len(test)):
@@ -96,7 +101,7 @@ def check_overlap(store: Store, data: Data) -> None:
 
 
 def check_cells(config: MckdConfig, store: Store, pool: ArtifactRef) -> None:
-    """Raises ConfigError where a partition would have no rows."""
+    """Raises ConfigError if a partition would have no rows."""
     method = config.method
     if method.stages == 1 or pool.rows >= SURELY_FILLED * method.partitions:
         return
@@ -126,7 +131,7 @@ def looks(config: MckdConfig) -> Mapping[str, Look]:
 
 
 def _rows_found(role: Role, config: MckdConfig) -> str:
-    """Every row is read: of the right form, its label legal, its id unique."""
+    """Reads every row, which checks its form, label and id."""
     return f"{made_or_found(config, ingest(resolve(config), role)).rows} rows"
 
 
@@ -144,7 +149,7 @@ def _leakage_found(config: MckdConfig) -> str:
 
 
 def _teacher_found(config: MckdConfig) -> str:
-    """Everything about each teacher that can be seen without starting an engine or paying for a token."""
+    """Checks everything about each teacher that needs no engine and costs no tokens."""
     config, store = resolve(config), usable_store(config)
     data = ingested(config)
     return "; ".join(_labeling_found(config, store, step, data) for step in labelings(config, data))
@@ -169,14 +174,14 @@ def check_labeling(config: MckdConfig, store: Store, step: Labeling) -> int:
 
 
 def _student_found(config: MckdConfig) -> str:
-    """Really loads the weights."""
+    """Actually loads the weights."""
     weights = find_weights(config.student, config.store.server)
     config = resolve(config)
     try:
         return _loaded(config, weights)
     except RetortError:
         raise
-    except Exception as error:  # whatever transformers, a hub and damaged files can raise
+    except Exception as error:  # transformers, a hub or damaged files may raise anything
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RetortError(f"student.model = '{config.student.model}': cannot be loaded: {sentence}") from error
 

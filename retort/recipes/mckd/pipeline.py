@@ -1,6 +1,6 @@
 """Multistage collaborative knowledge distillation (arXiv 2311.08640, section 3), on one page.
 
-The algorithm says what is to be done, in which order and from what; `do` does it (see `Recipe`).
+The algorithm builds the steps, in order; `do` carries them out (see `Recipe`).
 """
 
 from retort.config import MckdConfig
@@ -26,7 +26,7 @@ from retort.steps.gate import check_slices
 
 
 async def ingest_data(config: MckdConfig, do: Do) -> Data:
-    """The rows of every role, checked and in the store."""
+    """Ingest the rows of every role."""
     roles: list[Role] = ["labeled", "unlabeled", "test"]
     roles += ["dev"] if config.evaluation.judge == "dev" else []
     refs = dict(zip(roles, await together(do(ingest(config, role)) for role in roles), strict=True))
@@ -39,10 +39,10 @@ async def ingest_data(config: MckdConfig, do: Do) -> Data:
 
 
 async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | None = None) -> MckdResult:
-    """From the teacher's labels to the final student. A warm start begins with the champion.
+    """Distill from the teacher's labels to the final student, which starts from the champion if `warm_start` is set.
 
-    Raises ConfigError, before anything is made, where the champion solves another problem, or the gate has a slice of
-    a class that does not exist.
+    Raises ConfigError before making anything if the champion solves another problem, or if the gate has a slice for a
+    class that does not exist.
     """
     check_slices(config.problem, config.gate)
     check_champion(config.name, config.problem, champion)
@@ -52,7 +52,7 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
     rounds: list[StageResult] = []
     kept_stage = method.stages
 
-    # The last stage trains the final student alone, so a round of k students there only serves to prove its labels.
+    # The last stage trains only the final student; when selecting, a round of k students there tests its labels first.
     for stage in range(1, method.stages + (selecting and method.stages > 1)):
         students = await train_on_partitions(config, data, stage, labels[-1], do)
         challenger = await evaluate_round(config, data, stage, students, do)
@@ -85,7 +85,7 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
 async def train_final(
     config: MckdConfig, data: Data, kept_stage: int, labels: ArtifactRef, champion: Champion | None, do: Do
 ) -> ArtifactRef:
-    """On the whole pool; the only student that may begin with the champion's weights."""
+    """Train on the whole pool. This is the only student that may start from the champion's weights."""
     soft, name = is_soft(config, kept_stage), "final/student"
     step = train_student(config, name, labels, soft=soft, labeled=data.labeled)
     if champion and config.student.warm_start:
@@ -96,7 +96,8 @@ async def train_final(
 async def train_on_partitions(
     config: MckdConfig, data: Data, stage: int, labels: ArtifactRef, do: Do, run: str = ""
 ) -> tuple[ArtifactRef, ...]:
-    """k fresh students, each on its own cells of the pool. `run` sets a baseline's names apart: `same-partition/`."""
+    """Train k fresh students, each on its own cells of the pool. `run` prefixes a baseline's step names:
+    `same-partition/`."""
     method = config.method
     return await together(
         do(
@@ -118,7 +119,7 @@ async def train_on_partitions(
 async def relabel(
     config: MckdConfig, stage: int, students: tuple[ArtifactRef, ...], previous: ArtifactRef, do: Do
 ) -> ArtifactRef:
-    """Each student labels only what it was not trained on; together they label the pool anew."""
+    """Relabel the pool: each student labels only the rows that it was not trained on."""
     method, soft = config.method, config.method.cross_labels == "soft"
     several_votes = method.scheme == "disjoint" and method.partitions > 2
     cross_labels = await together(
@@ -141,7 +142,7 @@ async def relabel(
 async def evaluate_round(
     config: MckdConfig, data: Data, stage: int, students: tuple[ArtifactRef, ...], do: Do
 ) -> StageResult:
-    """Scores of each student on the rows that judge stages, and on the test rows, which decide nothing."""
+    """Score each student on the rows that judge stages, and on the test rows, which decide nothing."""
 
     k = len(students)
     scores = await together(
@@ -155,15 +156,16 @@ async def evaluate_round(
 async def prove_better(
     config: MckdConfig, reigning: StageResult, challenger: StageResult, do: Do
 ) -> tuple[StageResult, bool]:
-    """Whether the newer labels make better students of the same rows."""
+    """Test whether students trained on the same rows are better with the newer labels. Returns (challenger with its
+    verdict, whether it was accepted)."""
     name = f"stage{challenger.stage}/selection"
     verdict = await do(select(config, name, reigning.judge_scores, challenger.judge_scores))
-    # A plan that cannot know the verdict yet goes on as if the labels were accepted.
+    # A plan cannot know the verdict yet, so it continues as if the labels were accepted.
     return challenger.model_copy(update={"selection": verdict}), verdict.metrics.get("accepted", 1.0) == 1.0
 
 
 async def score_labels(config: MckdConfig, data: Data, labels: list[ArtifactRef], do: Do) -> tuple[ArtifactRef, ...]:
-    """Every stage's labels against the pool's own gold, where it has some; for the report."""
+    """Score every stage's labels against the pool's own gold labels, if it has any. For the report only."""
     return await together(
         do(evaluate_labels(config, f"stage{stage}/label-quality", ref, data.unlabeled))
         for stage, ref in enumerate(labels)
@@ -171,5 +173,5 @@ async def score_labels(config: MckdConfig, data: Data, labels: list[ArtifactRef]
 
 
 def is_soft(config: MckdConfig, stage: int) -> bool:
-    """Whether stage `stage` trains on probabilities: the teacher's in stage 1, the students' in later ones."""
+    """Whether a stage trains on probabilities: the teacher's in stage 1, the students' in later stages."""
     return config.method.cross_labels == "soft" if stage > 1 else config.has_soft_teacher

@@ -1,4 +1,4 @@
-"""The MCKD recipe: multistage collaborative knowledge distillation of a teacher that writes or chooses labels."""
+"""The MCKD recipe: multistage collaborative knowledge distillation from a teacher that writes or chooses labels."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any

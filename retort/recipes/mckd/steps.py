@@ -1,4 +1,4 @@
-"""The recipe's steps, from its config: what each needs of it, and nothing else."""
+"""Builds the recipe's steps from its config. Each step gets the settings that it needs and nothing else."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -29,7 +29,7 @@ Role = Literal["labeled", "unlabeled", "test", "dev"]
 
 
 def ingest(config: MckdConfig, role: Role) -> Ingest:
-    """Reads the source once to know its content."""
+    """Reads the source once to fingerprint it."""
     source, is_pool = getattr(config.data, role), role == "unlabeled"
     return Ingest(
         name=f"ingest/{role}",
@@ -56,7 +56,7 @@ def label_recorded(config: MckdConfig, name: str, teacher: RecordedConfig, pool:
 
 
 def label_by_llm(config: MckdConfig, name: str, teacher: LlmTeacherConfig, data: Data) -> PseudolabelLlm:
-    """Labels of the pool, and of the labeled set."""
+    """Label the pool, and the labeled set too, so that the teacher can be scored."""
     return PseudolabelLlm.by(
         teacher,
         name=name,
@@ -97,12 +97,14 @@ def train_student(
     start: ArtifactRef | None = None,
     labeled: ArtifactRef | None = None,
 ) -> TrainStudent:
-    """One student. `cells` are those of the pool that it may see; None is all of it. `start` is a student whose
-    weights it begins with; left out, `student.model`. `labeled` is the labeled set, by which its training may end;
-    left out where that set itself is trained on.
+    """Train one student on `labels`: pseudolabels or gold-labeled examples.
 
-    The seed comes from the method's seed and `index` alone: student i of one stage and of the next start from
-    the same weights and differ only in their labels. `labels` may be pseudolabels or gold-labeled examples.
+    `cells` are the cells of the pool that it may see; None means all. `start` is the student whose weights it starts
+    from, `student.model` by default. `labeled` is the labeled set, which may decide when training stops; it is omitted
+    when training on that set itself.
+
+    The seed depends only on the method's seed and `index`, so that student i of one stage and student i of the next
+    start from the same weights and differ only in their labels.
     """
     student, training = config.student, training or config.student.training
     by_labeled = training.stopping is not None and training.stopping.by == "labeled"
@@ -129,10 +131,10 @@ def train_student(
 
 
 def start_from(step: TrainStudent, champion: Champion) -> ArtifactRef | None:
-    """The student that `step`, one without a start, is to begin with: the champion.
+    """The student whose weights `step` (which has no `start` yet) starts from: the champion.
 
-    If the champion was made of the same labels in the same way, then what the champion itself began with: the step
-    is the champion's own, is found in the store, and a night without news trains nothing.
+    If the champion was trained on the same labels with the same settings, returns what the champion itself started
+    from. The step is then the champion's own and is found in the store, so a night without new data trains nothing.
     """
     inputs = dict(champion.fingerprint["inputs"])
     own = inputs.pop("start", [])
@@ -152,7 +154,7 @@ def cross_label(
     probabilities: bool = False,
     min_success_ratio: float = 0.0,
 ) -> CrossLabel:
-    """Label the `rows` (examples, or pseudolabels whose labels are not looked at) in `cells`."""
+    """Label the `rows` in `cells`. `rows` are examples, or pseudolabels whose labels the student does not see."""
     return CrossLabel(
         name=name,
         siblings=siblings,
@@ -201,8 +203,10 @@ def evaluate_student(
     siblings: int = 1,
     champion: Champion | None = None,
 ) -> EvaluateStudent:
-    """Scores on gold-labeled examples. `champion`, if it is the student, knows what kind it is and how long its rows
-    may be."""
+    """Score a student on gold-labeled examples.
+
+    If the student is the champion, pass `champion`: its kind and maximum length may differ from the config's.
+    """
     return EvaluateStudent(
         name=name,
         siblings=siblings,
@@ -219,16 +223,16 @@ def evaluate_student(
 
 
 def evaluate_labels(config: MckdConfig, name: str, labels: ArtifactRef, pool: ArtifactRef) -> EvaluateLabels:
-    """Scores of pseudolabels against the pool's own gold, where it has some: for the report, never for a choice."""
-    return _evaluated(config, name, labels, pool, None)
+    """Score pseudolabels against the pool's own gold labels, if it has any. For the report only, never for a choice."""
+    return _evaluate_labels(config, name, labels, pool, None)
 
 
 def evaluate_own_labels(config: MckdConfig, name: str, labels: ArtifactRef, labeled: ArtifactRef) -> EvaluateLabels:
-    """Scores of a teacher's labels of the labeled set, each row labeled with the others as demonstrations."""
-    return _evaluated(config, name, labels, labeled, "labeled")
+    """Score a teacher's labels for the labeled set, where each row was labeled with the others as demonstrations."""
+    return _evaluate_labels(config, name, labels, labeled, "labeled")
 
 
-def _evaluated(
+def _evaluate_labels(
     config: MckdConfig, name: str, labels: ArtifactRef, gold: ArtifactRef, rows: Literal["labeled"] | None
 ) -> EvaluateLabels:
     return EvaluateLabels(
@@ -246,7 +250,7 @@ def _evaluated(
 def select(
     config: MckdConfig, name: str, reigning: tuple[ArtifactRef, ...], challenger: tuple[ArtifactRef, ...]
 ) -> Select:
-    """From the scores of two stages' students on the judging rows."""
+    """Compare two stages by their students' scores on the judging rows."""
     return Select(
         name=name,
         problem=config.problem,
@@ -260,7 +264,7 @@ def select(
 
 
 def gate(config: MckdConfig, result: MckdResult, reigning: tuple[ArtifactRef, ...] = ()) -> Gate:
-    """`reigning`: the champion's scores on the test rows, none where none reigns."""
+    """`reigning` holds the champion's scores on the test rows; it is empty if there is no champion."""
     return Gate(
         name="gate",
         problem=config.problem,
@@ -282,7 +286,7 @@ def report(config: MckdConfig, result: MckdResult) -> ReportMckd:
         job=config.name,
         problem=config.problem,
         metrics=config.metrics,
-        config=config.told(),
+        config=config.as_reported(),
         all=tuple(result.refs()),
         result=result,
     )
@@ -296,7 +300,7 @@ def track(config: MckdConfig, result: MckdResult, page: ArtifactRef, origin: Map
         job=config.name,
         uri=tracking.uri,
         experiment=tracking.experiment or config.name,
-        config=config.told(),
+        config=config.as_reported(),
         all=tuple(result.refs()),
         report=page,
         origin=dict(origin),

@@ -1,4 +1,4 @@
-"""Stage 0: the teacher's labels for the pool, by whichever teacher the config names."""
+"""Stage 0: the configured teacher labels the pool."""
 
 from dataclasses import dataclass, field
 
@@ -25,31 +25,31 @@ from retort.recipes.mckd.steps import (
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
 
-STAGE = "stage0/pseudolabels"
+STEP = "stage0/pseudolabels"
 
 
 @dataclass(frozen=True)
 class TeacherLabels:
     labels: ArtifactRef
     scores: ArtifactRef | None = None
-    """On the test rows, where the teacher can be asked about them for nothing."""
+    """Scores on the test rows, if the teacher can label them for free."""
     own_scores: ArtifactRef | None = None
-    """On the labelled set, each row asked about with the others as demonstrations, where the teacher can be asked."""
+    """Scores on the labeled set, each row labeled with the others as demonstrations. LLM teachers only."""
     member_scores: dict[str, ArtifactRef] = field(default_factory=dict)
-    """Of an ensemble's members, see `MckdResult.member_scores`."""
+    """Scores of an ensemble's members, see `MckdResult.member_scores`."""
 
 
-def member_stage(index: int) -> str:
-    """The name of the stage in which an ensemble's member labels the pool."""
+def member_step(index: int) -> str:
+    """The name of the step in which an ensemble's member labels the pool."""
     return f"stage0/teacher-{index}/pseudolabels"
 
 
 async def teacher_labels(config: MckdConfig, data: Data, do: Do) -> TeacherLabels:
-    """Stage 0. An ensemble's members are asked one after the other, since each may need the whole machine."""
+    """Run stage 0. An ensemble's members label one after another, since each may need the whole machine."""
     if not isinstance(config.teacher, EnsembleConfig):
-        return await _labels_of(config, config.teacher, data, do, "teacher", STAGE)
+        return await _labels_of(config, config.teacher, data, do, "teacher", STEP)
     members = [
-        await _labels_of(config, member, data, do, f"teacher-{index}", member_stage(index))
+        await _labels_of(config, member, data, do, f"teacher-{index}", member_step(index))
         for index, member in enumerate(config.teacher.members)
     ]
     merged = await do(merge_teachers(config, config.teacher, [member.labels for member in members], data))
@@ -58,25 +58,25 @@ async def teacher_labels(config: MckdConfig, data: Data, do: Do) -> TeacherLabel
         or await do(evaluate_labels(config, f"teacher-{index}/label-quality", member.labels, data.unlabeled))
         for index, member in enumerate(members)
     }
-    all_asked = all(member.own_scores for member in members)
-    own = await do(evaluate_own_labels(config, "teacher/labeled", merged, data.labeled)) if all_asked else None
+    all_scored = all(member.own_scores for member in members)
+    own = await do(evaluate_own_labels(config, "teacher/labeled", merged, data.labeled)) if all_scored else None
     return TeacherLabels(merged, own_scores=own, member_scores=scores)
 
 
-async def _labels_of(config: MckdConfig, teacher: Member, data: Data, do: Do, name: str, stage: str) -> TeacherLabels:
+async def _labels_of(config: MckdConfig, teacher: Member, data: Data, do: Do, name: str, step: str) -> TeacherLabels:
     match teacher:
         case RecordedConfig():
-            return TeacherLabels(await do(label_recorded(config, stage, teacher, data.unlabeled)))
+            return TeacherLabels(await do(label_recorded(config, step, teacher, data.unlabeled)))
         case FinetunedConfig(training=training, min_success_ratio=least):
             student = await do(train_student(config, f"{name}/student", data.labeled, training=training))
-            labels = await do(cross_label(config, stage, student, data.unlabeled, min_success_ratio=least))
+            labels = await do(cross_label(config, step, student, data.unlabeled, min_success_ratio=least))
             return TeacherLabels(labels, await do(evaluate_student(config, f"{name}/test", student, data.test)))
         case LlmTeacherConfig():
-            labels = await do(label_by_llm(config, stage, teacher, data))
+            labels = await do(label_by_llm(config, step, teacher, data))
             own = await do(evaluate_own_labels(config, f"{name}/labeled", labels, data.labeled))
             return TeacherLabels(labels, own_scores=own)
 
 
 def supervised_training(config: MckdConfig) -> TrainingConfig:
-    """How to train on the labelled set alone: as the fine-tuned teacher is."""
+    """How to train on the labeled set alone: the same way as a fine-tuned teacher."""
     return config.teacher.training if isinstance(config.teacher, FinetunedConfig) else FINETUNED_TRAINING

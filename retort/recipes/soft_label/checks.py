@@ -1,4 +1,4 @@
-"""What can be wrong with a config and its data, and what `retort doctor` looks at."""
+"""Checks of a soft-label config and its data, before a run and for `retort doctor`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ from retort.store.opening import refusals, usable_store
 from retort.tracking.address import tracking_uri
 
 LEAST_ROWS = 2
-"""Of each class, in the training rows: one that occurs once cannot be both learned and told from chance."""
+"""Fewest training rows per class. A class that occurs once cannot be learned."""
 
 
 def resolve(config: SoftLabelConfig) -> SoftLabelConfig:
-    """Fill what the config leaves to the data: the classes, read off the training file."""
+    """Return the config with the classes filled in from the training file, if it names none."""
     if config.problem.labels is not None:
         return config
     rows = (row for _, row in read_rows_of(config.data.train, config.store.endpoint_url))
@@ -35,7 +35,7 @@ def resolve(config: SoftLabelConfig) -> SoftLabelConfig:
 
 
 def check(config: SoftLabelConfig) -> SoftLabelConfig:
-    """Everything that can be wrong and is cheap to see. Returns the resolved config; its data is in the store.
+    """Run every cheap check. Returns the resolved config and leaves its data in the store.
 
     Raises ConfigError, DataError or StoreUnavailable.
     """
@@ -49,14 +49,14 @@ def check(config: SoftLabelConfig) -> SoftLabelConfig:
         rows = ingested(config)
         check_classes(config, store, rows["train"])
         check_tests(config, store, rows)
-        check_asked(config, store, rows)
+        check_llm_teacher(config, store, rows)
         if isinstance(config.teacher, ProbabilitiesConfig):
             check_probabilities(config, config.teacher, store, rows["train"])
     return config
 
 
 def check_models(config: SoftLabelConfig) -> None:
-    """Raises ConfigError where a model that will be trained is not there."""
+    """Raises ConfigError if a model that will be trained does not exist."""
     if isinstance(config.teacher, CrossEncoderConfig):
         find_weights(config.teacher, config.store.server, "teacher.model")
     if "tinybert" in config.arms:
@@ -65,7 +65,7 @@ def check_models(config: SoftLabelConfig) -> None:
 
 
 def ingested(config: SoftLabelConfig) -> dict[str, ArtifactRef]:
-    """The rows of every role, in the store."""
+    """Ingest the rows of every role."""
     roles = roles_of(config)
     return dict(zip(roles, ingest_all(config, (ingest(config, role) for role in roles)), strict=True))
 
@@ -75,7 +75,7 @@ def roles_of(config: SoftLabelConfig) -> list[str]:
 
 
 def check_classes(config: SoftLabelConfig, store: Store, train: ArtifactRef) -> None:
-    """Raises DataError where a class has too few training rows."""
+    """Raises DataError if a class has too few training rows."""
     labels = Counter(row["label"] for row in Examples.open(store, train).gold_rows())
     for name in problem_for(config.problem).classes:
         if labels[name] < LEAST_ROWS:
@@ -86,6 +86,7 @@ def check_classes(config: SoftLabelConfig, store: Store, train: ArtifactRef) -> 
 
 
 def check_tests(config: SoftLabelConfig, store: Store, rows: dict[str, ArtifactRef]) -> None:
+    """Raises DataError if dev or test rows share too many texts with the training rows."""
     trained = texts_of(store, rows["train"])
     for name in ("dev", *config.data.tests):
         texts = texts_of(store, rows[name])
@@ -98,14 +99,16 @@ def check_tests(config: SoftLabelConfig, store: Store, rows: dict[str, ArtifactR
             )
 
 
-def check_asked(config: SoftLabelConfig, store: Store, rows: Mapping[str, ArtifactRef]) -> None:
+def check_llm_teacher(config: SoftLabelConfig, store: Store, rows: Mapping[str, ArtifactRef]) -> None:
     if isinstance(config.teacher, LlmTeacherConfig):
         check_llm(store, label_by_llm(config, "teacher/labels-train", config.teacher, rows["train"], rows["dev"]))
 
 
 def check_probabilities(config: SoftLabelConfig, teacher: ProbabilitiesConfig, store: Store, train: ArtifactRef) -> int:
-    """How many training rows have none. Raises DataError for a row that gives no distribution over the classes, and
-    where too few are known."""
+    """Return how many training rows have no probabilities.
+
+    Raises DataError if too few rows have any, or if a row's values are not a distribution over the classes.
+    """
     classes = problem_for(config.problem).classes
     known = {one.example_id for one in read_probabilities(teacher.probabilities, classes, config.store.endpoint_url)}
     ids = [row["example_id"] for row in Examples.open(store, train).rows(["example_id"])]
@@ -153,7 +156,7 @@ def _teacher_found(config: SoftLabelConfig) -> str:
     config = resolve(config)
     store = usable_store(config)
     rows = ingested(config)
-    check_asked(config, store, rows)
+    check_llm_teacher(config, store, rows)
     teacher = config.teacher
     if isinstance(teacher, ProbabilitiesConfig):
         missing = check_probabilities(config, teacher, store, rows["train"])

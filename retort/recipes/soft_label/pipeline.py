@@ -1,8 +1,8 @@
 """Distillation of a teacher's probabilities into a tiny student that scores answers (arXiv 2312.15842), on one page.
 
-As in MCKD, the algorithm says what is to be done and from what; `do` does it. Every arm has the same training rows;
-the dev rows choose (each student's epoch, lambda, temperature, the exported student); each test set is met once, by
-what was chosen.
+As in MCKD, the algorithm builds the steps and `do` carries them out. Every arm has the same training rows. All choices
+(each student's epoch, lambda, temperature, the exported student) are made on the dev rows, and each test set is used
+once, for what was chosen.
 """
 
 from retort.config.soft_label import TINY_ARMS, Arm, CrossEncoderConfig, ProbabilitiesConfig, SoftLabelConfig
@@ -33,7 +33,7 @@ Refs = dict[str, ArtifactRef]
 
 
 class Answers(Record):
-    """The rows of every role."""
+    """The ingested rows of every role."""
 
     train: ArtifactRef
     dev: ArtifactRef
@@ -42,12 +42,12 @@ class Answers(Record):
 
     @property
     def judged(self) -> Refs:
-        """Rows that every arm is scored on."""
+        """The rows that every arm is scored on."""
         return {"dev": self.dev, **self.tests}
 
 
 class TeacherProbabilities(Record):
-    """What the teacher says of the rows of each role; of the training rows, what it says without having seen them."""
+    """The teacher's probabilities for the rows of each role. Those for the training rows are out of fold."""
 
     probabilities: Refs
     model: ArtifactRef | None = None
@@ -55,35 +55,38 @@ class TeacherProbabilities(Record):
 
 
 class TrainedArms(Record):
-    """What the arms trained."""
+    """The students that the arms trained."""
 
     grids: Refs
     small: tuple[ArtifactRef, ...]
 
 
 async def distill(config: SoftLabelConfig, do: Do, champion: Champion | None = None) -> SoftLabelResult:
-    """From the data to the exported student. Raises ConfigError, before anything is made, where the champion solves
-    another problem, or the gate has a slice of a class that does not exist."""
+    """Distill from the data to the exported student.
+
+    Raises ConfigError before making anything if the champion solves another problem, or if the gate has a slice for a
+    class that does not exist.
+    """
     check_slices(config.problem, config.gate)
     check_champion(config.name, config.problem, champion)
     data = await ingest_rows(config, do)
-    taught = await TEACHERS[config.teacher.kind](config, data, do)
-    grids = await train_grids(config, data, taught, do)
+    teacher = await TEACHERS[config.teacher.kind](config, data, do)
+    grids = await train_grids(config, data, teacher, do)
     small = await train_small_ones(config, data, do)
     student = await do(export_student(config, grids))
-    scores = {"teacher": await score_teacher(config, data, taught, do)}
+    scores = {"teacher": await score_teacher(config, data, teacher, do)}
     for arm in config.arms:
         scores[arm] = await score_arm(config, arm, data, TrainedArms(grids=grids, small=small), do)
     rows = next(iter(data.tests.values()))
-    times = await do(time_students(config, student, taught.model, small[0] if small else None, rows))
+    times = await do(time_students(config, student, teacher.model, small[0] if small else None, rows))
     return SoftLabelResult(
         train=data.train,
         dev=data.dev,
         tests=data.tests,
         pool=data.pool,
-        train_probabilities=taught.probabilities["train"],
-        pool_probabilities=taught.probabilities.get("unlabeled"),
-        teacher=taught.model,
+        train_probabilities=teacher.probabilities["train"],
+        pool_probabilities=teacher.probabilities.get("unlabeled"),
+        teacher=teacher.model,
         small=small,
         grids=grids,
         final_student=student,
@@ -94,7 +97,7 @@ async def distill(config: SoftLabelConfig, do: Do, champion: Champion | None = N
 
 
 async def score_final(config: SoftLabelConfig, data: Answers, student: ArtifactRef, do: Do) -> Refs:
-    """The exported student by itself, for the gate: nothing without tracking, which has the registry to promote in."""
+    """Score the exported student for the gate. Without tracking there is no registry to promote in, so no scores."""
     tests = data.tests if config.tracking else {}
     scores = await together(do(evaluate(config, f"final/{name}", student, rows)) for name, rows in tests.items())
     return dict(zip(tests, scores, strict=True))
@@ -108,13 +111,16 @@ async def ingest_rows(config: SoftLabelConfig, do: Do) -> Answers:
 
 
 def others(data: Answers) -> Refs:
-    """Rows that no teacher is trained on."""
+    """The rows that no teacher is trained on."""
     return data.judged if data.pool is None else {**data.judged, "unlabeled": data.pool}
 
 
 async def fine_tune(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
-    """k teachers give the training rows' probabilities, each those that it was not trained on; one trained on all of
-    them those of other rows, and is what the students are compared with."""
+    """Fine-tune k + 1 teachers.
+
+    Each of k labels the training rows that it was not trained on. One more is trained on all training rows, labels all
+    other rows, and is the one that the students are compared with.
+    """
     teacher = config.teacher
     assert isinstance(teacher, CrossEncoderConfig)
     encoder, k = Encoder.of(config, teacher.model, teacher.training), teacher.folds
@@ -139,8 +145,8 @@ async def fine_tune(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherPr
     return TeacherProbabilities(probabilities=probabilities, model=whole)
 
 
-async def ask(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
-    """A language model, with demonstrations from the dev rows, which it therefore labels without themselves."""
+async def label_with_llm(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
+    """Label every role with an LLM. Demonstrations come from the dev rows, and a dev row is never its own."""
     teacher, probabilities = config.teacher, {}
     assert isinstance(teacher, LlmTeacherConfig)
     for role, rows in {"train": data.train, **others(data)}.items():
@@ -149,8 +155,8 @@ async def ask(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabil
     return TeacherProbabilities(probabilities=probabilities)
 
 
-async def recall(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
-    """Probabilities that were computed before."""
+async def gather_recorded_probabilities(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProbabilities:
+    """Read probabilities that were recorded earlier."""
     teacher = config.teacher
     assert isinstance(teacher, ProbabilitiesConfig)
     return TeacherProbabilities(
@@ -163,17 +169,17 @@ async def recall(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherProba
 
 TEACHERS = {
     "finetuned": fine_tune,
-    "probabilities": recall,
-    "vllm": ask,
-    "endpoint": ask,
-    "transformers": ask,
+    "probabilities": gather_recorded_probabilities,
+    "vllm": label_with_llm,
+    "endpoint": label_with_llm,
+    "transformers": label_with_llm,
 }
 
 
-async def train_grids(config: SoftLabelConfig, data: Answers, taught: TeacherProbabilities, do: Do) -> Refs:
-    """The arms with a tiny student: they differ in their loss alone, and `with-pool` in its rows."""
+async def train_grids(config: SoftLabelConfig, data: Answers, teacher: TeacherProbabilities, do: Do) -> Refs:
+    """Train the arms with a tiny student. They differ only in their loss, except that `with-pool` has more rows."""
     arms: list[Arm] = [arm for arm in TINY_ARMS if arm in config.arms]
-    known = taught.probabilities
+    known = teacher.probabilities
     refs = await together(
         do(
             train_grid(
@@ -202,13 +208,12 @@ def tinybert(config: SoftLabelConfig) -> Encoder:
     return Encoder.of(config, config.tinybert.model, config.tinybert.training)
 
 
-async def score_teacher(config: SoftLabelConfig, data: Answers, taught: TeacherProbabilities, do: Do) -> Refs:
-    """On the training rows too, of which it says what it says without having seen them; where it says nothing of a
-    role's rows, there is no score."""
+async def score_teacher(config: SoftLabelConfig, data: Answers, teacher: TeacherProbabilities, do: Do) -> Refs:
+    """Score the teacher on every role that it has probabilities for, including the training rows (out of fold)."""
     rows = {"train": data.train, **data.judged}
     return {
         role: await do(score(config, f"teacher/{role}-scores", (ref,), rows[role]))
-        for role, ref in taught.probabilities.items()
+        for role, ref in teacher.probabilities.items()
         if role in rows
     }
 
@@ -216,15 +221,15 @@ async def score_teacher(config: SoftLabelConfig, data: Answers, taught: TeacherP
 async def score_arm(config: SoftLabelConfig, arm: Arm, data: Answers, trained: TrainedArms, do: Do) -> Refs:
     scores = {}
     for role, rows in data.judged.items():
-        said = await predictions(config, arm, role, data, trained, do)
-        scores[role] = await do(score(config, f"{arm}/{role}-scores", said, rows))
+        refs = await predictions(config, arm, role, data, trained, do)
+        scores[role] = await do(score(config, f"{arm}/{role}-scores", refs, rows))
     return scores
 
 
 async def predictions(
     config: SoftLabelConfig, arm: Arm, role: str, data: Answers, trained: TrainedArms, do: Do
 ) -> tuple[ArtifactRef, ...]:
-    """What the arm says of a role's rows: one artifact with all seeds, or of `tinybert` one for each."""
+    """The arm's predictions for a role's rows: one artifact with all seeds, or one per seed for `tinybert`."""
     name, rows = f"{arm}/{role}", data.judged[role]
     if arm in trained.grids:
         return (await do(predict_grid(config, name, trained.grids[arm], rows)),)

@@ -1,4 +1,4 @@
-"""The soft-label recipe: a classifier's probabilities into a tiny student."""
+"""The soft-label recipe: distill a classifier's probabilities into a tiny student."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SoftLabelRecipe(Recipe[SoftLabelConfig, SoftLabelResult]):
-    """The champion is no start for tonight's students: each has the vocabulary of its own night's training texts."""
+    """Tonight's students never start from the champion: each has the vocabulary of its own night's training texts."""
 
     kind = "soft-label"
     former_kinds = ("score",)

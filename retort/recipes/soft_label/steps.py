@@ -1,4 +1,4 @@
-"""The recipe's steps, from its config: what each needs of it, and nothing else."""
+"""Builds the recipe's steps from its config. Each step gets the settings that it needs and nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,10 +29,15 @@ from retort.steps.train_student import TrainStudent
 from retort.steps.train_tinybert import TrainTinyBert
 from retort.tracking.soft_label import TrackSoftLabel
 
+LABEL_SMOOTHING = 0.1
+"""For the arm `label-smoothing`: the share of each row's gold label that is spread over all classes."""
+
 
 def ingest(config: SoftLabelConfig, role: str) -> Ingest:
-    """`role` is train, dev, unlabeled, or the name of one of `data.tests`. Roles that are folds of the training file
-    are read from there, and the training rows are then the others. Reads the source once to know its content."""
+    """Reads the source once to fingerprint it. `role` is train, dev, unlabeled, or the name of one of `data.tests`.
+
+    Roles that are folds of the training file are read from that file; the remaining folds are the training rows.
+    """
     data = config.data
     part = data.tests[role] if role in data.tests else getattr(data, role)
     source = data.train if isinstance(part, FoldsConfig) else part
@@ -52,7 +57,7 @@ def ingest(config: SoftLabelConfig, role: str) -> Ingest:
 
 
 def _folds_of(config: SoftLabelConfig, role: str) -> FoldRows | None:
-    """Which of the training file's rows a role takes; None is all of its own source."""
+    """The rows of the training file that a role uses. None means all rows of its own source."""
     data = config.data
     parts = [part for part in (data.dev, data.unlabeled) if isinstance(part, FoldsConfig)]
     taken = sorted(number for part in parts for number in part.folds)
@@ -66,7 +71,7 @@ def _folds_of(config: SoftLabelConfig, role: str) -> FoldRows | None:
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder over the whole text, trained on gold labels: the fine-tuned teacher, or the arm `tinybert`."""
+    """An encoder that reads the whole text, trained on gold labels: the fine-tuned teacher, or the arm `tinybert`."""
 
     config: SoftLabelConfig
     student: SequenceClassificationConfig
@@ -82,7 +87,8 @@ class Encoder:
     def train(
         self, name: str, train: ArtifactRef, *, cells: Cells | None = None, layers: int | None = None, index: int = 0
     ) -> TrainStudent:
-        """`cells` are those of the training rows that it may see; of its `layers`, all or the first so many."""
+        """`cells` selects the training rows that the encoder may see. `layers` keeps only its first layers; None keeps
+        all."""
         fields: dict[str, Any] = {
             "name": name,
             "problem": self.config.problem,
@@ -101,7 +107,7 @@ class Encoder:
         return TrainStudent(**fields) if layers is None else TrainTinyBert(**fields, layers=layers)
 
     def label(self, name: str, encoder: ArtifactRef, rows: ArtifactRef, cells: Cells | None = None) -> CrossLabel:
-        """With probabilities. `cells` are those of the rows that are labeled."""
+        """Label `rows`, with probabilities. `cells` selects which of them."""
         return CrossLabel(
             name=name,
             problem=self.config.problem,
@@ -117,7 +123,7 @@ class Encoder:
 def label_by_llm(
     config: SoftLabelConfig, name: str, teacher: LlmTeacherConfig, rows: ArtifactRef, dev: ArtifactRef
 ) -> PseudolabelLlm:
-    """With demonstrations from the dev rows, which the teacher therefore labels without themselves."""
+    """Demonstrations come from the dev rows, so each dev row is labeled without itself among them."""
     metric = config.metrics[0]
     return PseudolabelLlm.by(
         teacher, name=name, problem=config.problem, metric=metric, pool=rows, labeled=dev, store=config.store
@@ -133,7 +139,7 @@ def gather_labels(
 def gather_recorded(
     config: SoftLabelConfig, name: str, rows: ArtifactRef, teacher: ProbabilitiesConfig, *, needed: bool
 ) -> GatherRecorded:
-    """Where it is not `needed`, the file may know none of the rows."""
+    """Unless `needed`, the file may have probabilities for none of the rows."""
     return GatherRecorded(
         name=name,
         problem=config.problem,
@@ -153,7 +159,8 @@ def train_grid(
     probabilities: ArtifactRef | None = None,
     pool: tuple[ArtifactRef, ArtifactRef] | None = None,
 ) -> TrainGrid:
-    """`probabilities` of the training rows; `pool`: rows without gold, and the teacher's probabilities of them."""
+    """`probabilities` are the teacher's, for the training rows. `pool` is (rows without gold labels, the teacher's
+    probabilities for them)."""
     grid = config.grid
     rows, pool_probabilities = pool or (None, None)
     return TrainGrid(
@@ -162,7 +169,7 @@ def train_grid(
         fields=config.data.columns.text,
         student=config.student,
         settings=settings_of(config, arm),
-        label_smoothing=grid.label_smoothing if arm == "label-smoothing" else None,
+        label_smoothing=LABEL_SMOOTHING if arm == "label-smoothing" else None,
         seeds=[config.seed + index for index in range(grid.seeds)],
         train=train,
         dev=dev,
@@ -173,7 +180,7 @@ def train_grid(
 
 
 def settings_of(config: SoftLabelConfig, arm: Arm) -> list[dict[str, Any]]:
-    """Fields of `Setting`, beside the seed, for each that the arm tries."""
+    """The settings that the arm tries, each as the fields of `Setting` other than the seed."""
     grid, temperatures = config.grid, config.grid.distillation_temperature
     both = [
         {
@@ -220,7 +227,7 @@ def predict_baseline(
 def score(
     config: SoftLabelConfig, name: str, predictions: tuple[ArtifactRef, ...], gold: ArtifactRef
 ) -> ScorePredictions:
-    """`predictions` are one artifact with all seeds, or one for each seed."""
+    """`predictions` is either one artifact with all seeds or one artifact per seed."""
     return ScorePredictions(
         name=name,
         problem=config.problem,
@@ -246,7 +253,7 @@ def export_student(config: SoftLabelConfig, grids: Mapping[str, ArtifactRef]) ->
 def evaluate(
     config: SoftLabelConfig, name: str, student: ArtifactRef, rows: ArtifactRef, champion: Champion | None = None
 ) -> EvaluateStudent:
-    """The exported student's scores, or the champion's."""
+    """Score the exported student, or the champion if one is given."""
     return EvaluateStudent(
         name=name,
         problem=config.problem,
@@ -285,7 +292,7 @@ def time_students(
 
 
 def gate(config: SoftLabelConfig, result: SoftLabelResult) -> Gate:
-    """On the rows of all test sets together."""
+    """Judges on the rows of all test sets together."""
     return Gate(
         name="gate",
         problem=config.problem,
@@ -309,7 +316,7 @@ def report(config: SoftLabelConfig, result: SoftLabelResult) -> ReportSoftLabel:
         seeds=config.grid.seeds,
         seed=config.seed,
         resamples=config.resamples,
-        config=config.told(),
+        config=config.as_reported(),
         all=tuple(result.refs()),
         result=result,
     )
@@ -325,7 +332,7 @@ def track(
         job=config.name,
         uri=tracking.uri,
         experiment=tracking.experiment or config.name,
-        config=config.told(),
+        config=config.as_reported(),
         student=result.final_student,
         report=page,
         origin=dict(origin),

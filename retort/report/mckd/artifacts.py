@@ -1,4 +1,4 @@
-"""What a run is made of: names for its artifacts, and the manifests behind them."""
+"""The artifacts that a run consists of: their groups and manifests."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from retort.store.ancestry import ancestors
 
 
 class Made(NamedTuple):
-    """An artifact behind the run, in the group that needed it first."""
+    """An artifact of the run, in the group that first needed it."""
 
     group: str
     """`data`, `teacher`, `stage 1`, `final student`, or the baseline's name."""
@@ -20,7 +20,7 @@ class Made(NamedTuple):
 
 
 def data_refs(data: Data) -> dict[str, ArtifactRef]:
-    """By role; `dev` only where stages are judged on a set of its own."""
+    """Rows by role. There is a `dev` role only if stages are judged on a separate set."""
     dev = {} if data.judge.key == data.labeled.key else {"dev": data.judge}
     return {"labeled": data.labeled, "unlabeled": data.unlabeled, "test": data.test, **dev}
 
@@ -32,7 +32,7 @@ def student_behind(store: Store, scores: ArtifactRef) -> Manifest | None:
 
 
 def made(store: Store, result: MckdResult) -> list[Made]:
-    """Everything that the run rests on, each artifact once, inputs before what was made of them."""
+    """Everything that the run depends on, each artifact once, inputs before what was made from them."""
     seen: set[str] = set()
     return [
         Made(group, manifest)
@@ -43,7 +43,7 @@ def made(store: Store, result: MckdResult) -> list[Made]:
 
 
 def timings(parts: list[Made]) -> tuple[Timing, ...]:
-    """Siblings (`stage1/student-0`, `-1`) become one line."""
+    """Times by group and kind of step. Siblings (`stage1/student-0`, `-1`) share one line."""
     lines: dict[tuple[str, str], list[Manifest]] = {}
     for group, manifest in parts:
         what = re.sub(r"-\d+$", "", manifest.name.rpartition("/")[2] if group != "data" else manifest.name)
@@ -63,7 +63,7 @@ def _timing(group: str, what: str, manifests: list[Manifest]) -> Timing:
 
 
 def _groups(result: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
-    """In the order of the work."""
+    """Artifacts by group, in the order of execution."""
     yield "data", list(data_refs(result.data).values())
     teacher = [result.labels[0], *result.label_scores[:1], result.teacher_scores, result.teacher_own_scores]
     teacher += result.member_scores.values()

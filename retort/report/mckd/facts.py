@@ -1,4 +1,4 @@
-"""Gathers a run's facts from its artifacts, and says in words why it ended as it did."""
+"""Gathers the `MckdSummary` of a run from its artifacts, and explains its result in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from retort.store import Store
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended."""
+    """A finished run."""
 
     config: MckdConfig
     problem: Problem
@@ -41,7 +41,7 @@ class Run:
 
 
 def gather(run: Run, progress: Progress) -> MckdSummary:
-    """Raises DamagedArtifact where an artifact of the run has vanished."""
+    """Raises DamagedArtifact if an artifact of the run is gone."""
     config, result, store = run.config, run.result, run.store
     progress(0, 3, "times")
     parts = _with_gate(run, made(store, result))
@@ -71,14 +71,14 @@ def gather(run: Run, progress: Progress) -> MckdSummary:
         model_key=result.final_student.key,
         made_with={**described, **student.versions},
         made_at=student.created_at,
-        config=config.told(),
+        config=config.as_reported(),
         gate=GateVerdict.open(store, result.verdict).verdict() if result.verdict else None,
         champion=result.champion.version if result.champion else None,
     )
 
 
 def _with_gate(run: Run, parts: list[Made]) -> list[Made]:
-    """With the champion's scores and the verdict alone: what the champion itself cost was another night's."""
+    """Add the champion's scores and the verdict, but not the champion itself, whose cost belongs to another run."""
     refs = [("champion", ref) for ref in run.result.champion_scores]
     refs += [("gate", run.result.verdict)] if run.result.verdict else []
     found = [Made(group, run.store.manifest_of(ref)) for group, ref in refs]
@@ -110,13 +110,13 @@ def _label_stage(run: Run, stage: int) -> LabelStage:
 
 
 def _label_quality(run: Run, stage: int) -> ScoresByMetric:
-    """Against the pool's own gold; nothing where it has none, or the recipe does not ask."""
+    """Scores against the pool's own gold labels; empty if it has none or the recipe does not score labels."""
     scores = run.result.label_scores[stage : stage + 1]
     return Scores.open(run.store, scores[0]).scores() if scores else {}
 
 
 def _use(run: Run, stage: int) -> Use:
-    """What became of the labels of a stage."""
+    """What happened to the labels of a stage."""
     if stage == run.result.kept_stage - 1:
         return "final student"
     if stage < run.result.kept_stage:
@@ -129,7 +129,7 @@ def _systems(run: Run, parts: list[Made]) -> tuple[SystemRow, ...]:
     seconds: dict[str, float] = {}
     for part in parts:
         seconds[part.group] = seconds.get(part.group, 0.0) + part.manifest.seconds
-    rows = [_teacher_row(run), *_asked_rows(run)]
+    rows = [_teacher_row(run), *_more_teacher_rows(run)]
     rows += [_stage_row(run, done) for done in run.result.rounds]
     rows.append(
         SystemRow(
@@ -146,7 +146,7 @@ def _systems(run: Run, parts: list[Made]) -> tuple[SystemRow, ...]:
 
 
 def _teacher_row(run: Run) -> SystemRow:
-    """On the test rows where it can be asked; else its labels against the pool's gold, where there is some."""
+    """The teacher's scores on the test rows if there are any, otherwise its labels against the pool's gold labels."""
     row = SystemRow(role="teacher", name="teacher", note=run.config.teacher.kind)
     if run.result.teacher_scores is not None:
         scores = _mean_scores(run, (run.result.teacher_scores,))
@@ -158,19 +158,19 @@ def _teacher_row(run: Run) -> SystemRow:
     return row.model_copy(update={"measured_on": "pool", "scores": quality, "note": note})
 
 
-def _asked_rows(run: Run) -> list[SystemRow]:
-    """The teacher on the labelled set, and each member of an ensemble."""
+def _more_teacher_rows(run: Run) -> list[SystemRow]:
+    """The teacher on the labeled set, and each member of an ensemble."""
     rows = []
     if run.result.teacher_own_scores is not None:
         note = f"{run.config.teacher.kind}; each labelled row, with the others as demonstrations"
-        rows.append(_labelled_row(run, "teacher, labelled set", run.result.teacher_own_scores, note))
+        rows.append(_labeled_row(run, "teacher, labelled set", run.result.teacher_own_scores, note))
     members = run.config.teacher.members if isinstance(run.config.teacher, EnsembleConfig) else []
     for (name, ref), member in zip(run.result.member_scores.items(), members, strict=True):
-        rows.append(_labelled_row(run, name, ref, f"{member.kind}, alone"))
+        rows.append(_labeled_row(run, name, ref, f"{member.kind}, alone"))
     return rows
 
 
-def _labelled_row(run: Run, name: str, ref: ArtifactRef, note: str) -> SystemRow:
+def _labeled_row(run: Run, name: str, ref: ArtifactRef, note: str) -> SystemRow:
     row = SystemRow(role="teacher", name=name, note=note)
     params = run.store.manifest_of(ref).fingerprint["params"]
     scores = Scores.open(run.store, ref).scores()
@@ -194,7 +194,7 @@ def _stage_row(run: Run, done: StageResult) -> SystemRow:
 
 
 def _champion_rows(run: Run) -> list[SystemRow]:
-    """Of the champion, where one reigns."""
+    """The champion's row, if there is a champion."""
     champion, scores = run.result.champion, run.result.champion_scores
     if champion is None:
         return []
@@ -225,14 +225,14 @@ def _baseline_row(run: Run, name: str) -> SystemRow:
 
 
 def _invalid(run: Run, scores: Sequence[ArtifactRef]) -> str:
-    """For the end of a note: how many of the students' outputs were no label as they stood, where some were."""
+    """The end of a note: the share of the students' outputs that were not valid labels, if there were any."""
     shares = [run.store.manifest_of(ref).metrics.get(INVALID_SHARE, 0.0) for ref in scores]
     share = sum(shares) / len(shares)
     return f"; {share:.1%} repaired" if share >= 0.0005 else ""
 
 
 def _final_gain(run: Run, final: ArtifactRef, baseline: ArtifactRef) -> FinalGain:
-    """The final student against a baseline, by the deciding metric on the test rows."""
+    """Compare the final student with a baseline in the deciding metric, on the test rows."""
     new, old = _predictions(run, final), _predictions(run, baseline)
     comparison, only = compare_systems(
         run.problem,
@@ -254,7 +254,7 @@ def _final_gain(run: Run, final: ArtifactRef, baseline: ArtifactRef) -> FinalGai
 
 
 def _mean_scores(run: Run, refs: Sequence[ArtifactRef]) -> ScoresByMetric:
-    """Of one student, or the mean of several on the same rows."""
+    """The scores of one student, or the mean of several on the same rows."""
     if len(refs) == 1:
         return Scores.open(run.store, refs[0]).scores()
     tables = [list(_predictions(run, ref)) for ref in refs]
@@ -269,7 +269,7 @@ def _predictions(run: Run, scores: ArtifactRef) -> list[Row]:
 
 
 def _reason(run: Run, systems: Sequence[SystemRow]) -> str:
-    """One or two plain sentences."""
+    """Explains in one or two sentences which labels the final student is trained on."""
     stages, last = run.config.method.stages, run.result.kept_stage - 1
     if stages == 1:
         return (
@@ -290,7 +290,7 @@ def _reason(run: Run, systems: Sequence[SystemRow]) -> str:
 
 
 def _compared(run: Run, challenger: StageResult, systems: Sequence[SystemRow]) -> str:
-    """What the two rounds' students scored on the judging rows."""
+    """How the two rounds' students scored on the judging rows."""
     assert challenger.selection is not None, "only a round with a verdict is explained"
     verdict = Selection.open(run.store, challenger.selection).verdict()
     metric, only = run.config.metrics[0], verdict.mcnemar

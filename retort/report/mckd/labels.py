@@ -1,4 +1,5 @@
-"""What each stage did to the pool's labels. Pools are large: everything is one walk, and only the top is kept."""
+"""How each stage changed the pool's labels. Pools are large, so everything is done in one pass and only the top rows
+are kept."""
 
 import heapq
 from collections import Counter
@@ -21,19 +22,19 @@ from retort.store import Store
 EXAMPLES_SHOWN = 10
 FAILURES_SHOWN = 20
 BATCH_ROWS = 512
-"""Rows with their probabilities held at once; 512 of 20 words and 100 classes are 2 MB."""
+"""Rows held in memory with their probabilities; 512 rows of 20 words and 100 classes take 2 MB."""
 
 Verdict = Literal["fixed", "broken", "still wrong"]
 
 
 class _Changed(NamedTuple):
     rank: tuple[float, ...]
-    """The smaller, the more it changed."""
+    """Smaller for larger changes."""
     example: ChangedExample
 
 
 def label_change(store: Store, problem: Problem, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef) -> LabelChange:
-    """Compare the labels of two stages row by row, and with the pool's gold where it has some."""
+    """Compare the labels of two stages row by row, and with the pool's gold labels if it has any."""
     counts: Counter[str] = Counter()
 
     def changed() -> Iterator[_Changed]:
@@ -60,7 +61,7 @@ def label_change(store: Store, problem: Problem, pool: ArtifactRef, old: Artifac
 
 
 def label_failures(store: Store, teacher_labels: ArtifactRef) -> LabelFailures:
-    """Why completions gave no label; the examples go through the reasons in turn."""
+    """Why completions gave no label. The examples alternate between the reasons."""
     reasons: Counter[str] = Counter()
     kept: dict[str, list[Failure]] = {}
     for row in Pseudolabels.open(store, teacher_labels).failures():
@@ -76,7 +77,8 @@ def label_failures(store: Store, teacher_labels: ArtifactRef) -> LabelFailures:
 def _side_by_side(
     store: Store, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef
 ) -> Iterator[tuple[str | None, Row, Row]]:
-    """(gold label, old row, new row) of each labelled row. All files keep the pool's order, so one walk does."""
+    """Yield (gold label, old row, new row) for each labeled row. All files are in the order of the pool, so one pass is
+    enough."""
     examples = Examples.open(store, pool)
     golds = examples.gold_rows()
     before = Pseudolabels.open(store, old).rows(["example_id", "text", "label"])
@@ -92,7 +94,7 @@ def _side_by_side(
 
 
 def _with_probabilities(path: Path) -> Iterator[Row]:
-    """Rows whose `probabilities` are left in Arrow: only those of changed rows are ever looked at."""
+    """Rows whose `probabilities` are still Arrow values, since only those of changed rows are needed."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             probabilities = batch.column("probabilities")
@@ -126,11 +128,11 @@ def _verdict(problem: Problem, gold: str, old: str, new: str) -> Verdict:
 
 
 def _probability(problem: Problem, text: str, label: str, probabilities: Any) -> float | None:
-    """Geometric mean over the label's units, in [0, 1]; None where the row has no probabilities (Arrow's null)."""
+    """Geometric mean over the label's units, in [0, 1]; None if the row has no probabilities (an Arrow null)."""
     if not probabilities.is_valid:
         return None
     units = np.asarray(probabilities.values, dtype=np.float64).reshape(-1, len(problem.classes))
-    units = units * problem.allowed(len(units))  # units of several kinds share what is read at one word
+    units = units * problem.allowed(len(units))  # keep only the classes that each kind of unit may have
     units /= np.maximum(units.sum(axis=1, keepdims=True), 1e-12)
     chosen = units[np.arange(len(units)), problem.targets(text, label)]
     return float(np.exp(np.log(np.maximum(chosen, 1e-12)).mean()))

@@ -1,4 +1,4 @@
-"""Which classes, intents and slots a student gets wrong, and what it takes them for."""
+"""Which classes, intents and slots a student gets wrong, and what it predicts instead."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,9 +13,9 @@ from retort.report.mckd.summary import Confusion, ErrorTable, NameErrors
 
 CONFUSIONS_SHOWN = 15
 MATRIX_CLASSES = 24
-"""A larger confusion matrix is no longer looked at."""
+"""The confusion matrix is left out if there are more classes than this."""
 NOTHING = "(none)"
-"""A span that was missed, or that is not there; a row without a prediction."""
+"""Stands for the other side of a missed or invented span, and for a row without a prediction."""
 
 
 class _Span(NamedTuple):
@@ -29,7 +29,7 @@ class _Span(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """One thing that was asked for or found: what the gold says, what was predicted."""
+    """A gold name and the name predicted for it."""
 
     gold: str
     predicted: str
@@ -37,7 +37,7 @@ class _Pair(NamedTuple):
 
 
 def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -> tuple[ErrorTable, ...]:
-    """`rows` are an evaluation's predictions: text, gold, predicted (None where there is no label)."""
+    """`rows` are an evaluation's predictions: text, gold, predicted (None without a label)."""
     wholes: list[_Pair] = []
     spans: list[_Pair] = []
     counts: Counter[tuple[str, str]] = Counter()
@@ -58,7 +58,7 @@ def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -
 
 
 def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None = None) -> ErrorTable:
-    """One name for each row: errors by class, and the confusion matrix."""
+    """Errors by class and the confusion matrix, for pairs with one name per row."""
     cells = Counter((pair.gold, pair.predicted) for pair in pairs)
     occurring = {name for cell in cells for name in cell} - {NOTHING}
     names = [name for name in order if name in occurring] if order else sorted(occurring)
@@ -107,7 +107,7 @@ def _confusions(pairs: Iterable[_Pair]) -> tuple[Confusion, ...]:
 
 
 def _spans(parts: Iterable[str]) -> list[_Span]:
-    """From the form that `Problem.parts` gives: `ARTIST:2-4`."""
+    """Parse the form that `Problem.parts` returns: `ARTIST:2-4`."""
     found = []
     for part in parts:
         name, _, place = part.rpartition(":")
@@ -119,7 +119,7 @@ def _spans(parts: Iterable[str]) -> list[_Span]:
 def _span_pairs(
     gold: Sequence[_Span], predicted: Sequence[_Span], text: str, exact: Counter[tuple[str, str]]
 ) -> list[_Pair]:
-    """A missed span pairs with the wrong one that covers most of it. Adds to `exact` what span F1 counts."""
+    """Pair each missed span with the wrong span that covers most of it. Adds the counts for span F1 to `exact`."""
     right = set(gold) & set(predicted)
     missed, wrong = [s for s in gold if s not in right], [s for s in predicted if s not in right]
     exact.update((span.name, span.name) for span in right)

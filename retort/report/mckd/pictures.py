@@ -1,4 +1,4 @@
-"""The picture of a run: every system's scores, a panel for each metric; hollow where a stage was rejected."""
+"""The picture of a run: every system's scores, one panel per metric. Rejected stages are hollow."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ class ReportMckd(ReportStep):
         return gather(Run(config, problem_for(self.problem), self.result, context.store), context.progress)
 
     def write(self, summary: MckdSummary, folder: Path) -> None:
-        # Only the worker that makes a report needs matplotlib and jinja2; a plan does not.
+        # A plan needs neither matplotlib nor jinja2, only the worker that makes the report does.
         from retort.report.mckd.pictures import draw_scores
         from retort.report.pages import write_pages
 

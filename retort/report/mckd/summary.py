@@ -10,19 +10,19 @@ from retort.records.base import Record, Score, digest
 from retort.report.base import Summary, Table
 
 ScoresByMetric = dict[str, Score]
-"""By metric, in the order of the config's metrics."""
+"""Scores by metric, in the order of the config's metrics."""
 
 Use = Literal["final student", "rejected", "replaced", "not needed"]
-"""What became of a stage's labels."""
+"""What happened to a stage's labels."""
 
 Role = Literal["teacher", "stage", "final", "champion", "baseline"]
 
 
 class FinalGain(Record):
-    """The final student against a baseline on the same test rows, paired."""
+    """The final student compared with a baseline on the same test rows, paired."""
 
     value: float
-    """The final student's score less the baseline's, in the deciding metric."""
+    """The final student's score minus the baseline's, in the deciding metric."""
     low: float
     """Lower end of the 95 % bootstrap interval."""
     high: float
@@ -30,7 +30,7 @@ class FinalGain(Record):
     """Rows whose whole label only the baseline gets right."""
     only_final: int
     p_value: float
-    """McNemar's, of these two counts."""
+    """McNemar's p for these two counts."""
 
 
 class SystemRow(Record):
@@ -42,19 +42,19 @@ class SystemRow(Record):
     stage: int | None = None
     num_students: int = 1
     measured_on: Literal["test", "pool", "labelled"] | None = None
-    """pool: a teacher's labels against the pool's gold. labelled: its labels of the labelled set, each row asked about
-    with the others as demonstrations."""
+    """pool: a teacher's labels against the pool's gold labels. labelled: its labels for the labeled set, each row
+    labeled with the others as demonstrations."""
     scores: ScoresByMetric = Field(default_factory=dict)
-    """Means over the students; empty where nothing could be measured."""
+    """Means over the students; empty if nothing could be measured."""
     judge_scores: ScoresByMetric = Field(default_factory=dict)
-    """Of a stage, on the rows that stages are judged on."""
+    """For a stage: scores on the rows that stages are judged on."""
     seconds: float = 0.0
     """Compute spent on it that no row above needed."""
     note: str = ""
     final_gain: FinalGain | None = None
-    """Of a baseline that is another student than the final one."""
+    """For a baseline, unless it is the same student as the final one."""
     rejected: bool = False
-    """Of a stage: its students lost against those of the stage before."""
+    """For a stage: whether its students lost against those of the previous stage."""
 
 
 class ChangedExample(Record):
@@ -66,22 +66,22 @@ class ChangedExample(Record):
     new: str
     gold: str | None
     verdict: Literal["fixed", "broken", "still wrong"] | None
-    """None where the gold is not known."""
+    """None if the gold label is unknown."""
     old_probability: float | None
-    """What the students gave the old label (geometric mean over its units); None for hard labels."""
+    """The probability that the students gave the old label (geometric mean over its units); None for hard labels."""
     num_parts_changed: int
     confidence: float
     labeler: str
 
 
 class LabelChange(Record):
-    """What a stage's labels did to those of the stage before."""
+    """How a stage's labels differ from the previous stage's."""
 
     changed: int
     kept: int
     """Rows whose new label was not confident enough to replace the old one."""
     known: int
-    """Of the changed rows, those whose gold is known: `fixed + broken + still_wrong`."""
+    """Changed rows whose gold label is known: `fixed + broken + still_wrong`."""
     fixed: int
     broken: int
     still_wrong: int
@@ -91,13 +91,13 @@ class LabelChange(Record):
 
 
 class LabelStage(Record):
-    """The pool's labels after a stage; stage 0 is the teacher."""
+    """The pool's labels after a stage; stage 0 is the teacher's."""
 
     stage: int
     rows: int
     used: Use
     quality: ScoresByMetric
-    """Against the pool's gold, where it has some; a row without a label counts as wrong."""
+    """Scores against the pool's gold labels, if it has any; a row without a label counts as wrong."""
     change: LabelChange | None
     """None for stage 0."""
 
@@ -129,7 +129,7 @@ class NameErrors(Record):
     recall: float
     f1: float
     support: int
-    """How often it is in the gold."""
+    """How often it occurs in the gold labels."""
     predicted: int
 
 
@@ -138,7 +138,7 @@ class Confusion(Record):
     predicted: str
     count: int
     example: str
-    """A text where it happened."""
+    """A text in which it happened."""
 
 
 class ErrorTable(Record):
@@ -149,31 +149,31 @@ class ErrorTable(Record):
     confusions: tuple[Confusion, ...]
     """Most frequent first."""
     matrix: tuple[tuple[int, ...], ...] | None = None
-    """Gold by predicted, in the order of `names`; the last column counts rows without a prediction. None for
-    spans, and where there are too many classes to look at."""
+    """Gold by predicted, in the order of `names`; the last column counts rows without a prediction. None for spans, and
+    if there are too many classes."""
 
 
 class TeacherFacts(Record):
-    """What a teacher cost, and how good it is known to be."""
+    """What a teacher cost, and how good it is as far as is known."""
 
     name: str
-    """`teacher`, or `teacher-0` of an ensemble."""
+    """`teacher`, or `teacher-0` and so on in an ensemble."""
     lines: tuple[tuple[str, str], ...]
-    """(what, value) for people."""
+    """(what, value), as text."""
     metrics: dict[str, float]
-    """For MLflow: tokens, money, seconds, calibration; of the run that made the labels."""
+    """For MLflow: tokens, money, seconds and calibration, from the run that made the labels."""
 
 
 class Timing(Record):
-    """Artifacts of one sort made in one stage."""
+    """Times of one kind of artifact in one group."""
 
     group: str
     what: str
     count: int
     seconds: float
-    """Compute, summed; those made side by side count each."""
+    """Compute time, summed, even for artifacts made side by side."""
     examples_per_second: float | None
-    """Mean over those that trained a student."""
+    """Mean over the steps that trained a student."""
 
 
 class DataSet(Record):
@@ -190,11 +190,11 @@ class MckdSummary(Summary):
 
     problem: str
     metric: Metric
-    """The one that decides."""
+    """The deciding metric."""
     stages_asked: int
     kept_stage: int
     reason: str
-    """Why the final student is trained on the labels that it is trained on."""
+    """Why the final student is trained on the labels of this stage."""
     systems: tuple[SystemRow, ...]
     data: tuple[DataSet, ...]
     labels: tuple[LabelStage, ...]
@@ -230,8 +230,8 @@ class MckdSummary(Summary):
 
 
 def table(summary: MckdSummary, most_metrics: int | None = None) -> Table:
-    """The result table as text: scores in percent with their 95 % intervals, time in seconds; of the metrics
-    the first so many, or all."""
+    """The result table as text, with all metrics or the first `most_metrics`: scores in percent with their 95 %
+    intervals, times in seconds."""
     metrics = summary.metrics[:most_metrics]
     columns = ("", *(TITLES[metric] for metric in metrics), "rows", "seconds", "note")
     rows = tuple(

@@ -1,4 +1,4 @@
-"""What asking the teachers cost, and what is known of how good they are."""
+"""What labeling by the teachers cost, and how good they are as far as is known."""
 
 from collections.abc import Iterator
 
@@ -9,20 +9,20 @@ from retort.store import Manifest, Store
 
 
 def teacher_facts(store: Store, labels: ArtifactRef) -> tuple[TeacherFacts, ...]:
-    """`labels`: the teacher's, or an ensemble's. Teachers that were asked nothing have no facts but their weight."""
+    """Facts about each teacher behind `labels`. Those that are not LLMs have only their facts as ensemble members."""
     manifest = store.manifest_of(labels)
     if members := manifest.details.get("members"):
         keys = manifest.fingerprint["inputs"]["members"]
         found = [store.find("pseudolabels", key) for key in keys]
         return tuple(
-            _facts(f"teacher-{index}", member, told)
-            for index, (member, told) in enumerate(zip(found, members, strict=True))
+            _facts(f"teacher-{index}", manifest_of_member, member)
+            for index, (manifest_of_member, member) in enumerate(zip(found, members, strict=True))
         )
     return (_facts("teacher", manifest, {}),) if "spent" in manifest.details else ()
 
 
-def _facts(name: str, manifest: Manifest | None, told: dict[str, object]) -> TeacherFacts:
-    lines = [*_membership(told)]
+def _facts(name: str, manifest: Manifest | None, member: dict[str, object]) -> TeacherFacts:
+    lines = [*_membership(member)]
     metrics: dict[str, float] = {}
     if manifest is not None and "spent" in manifest.details:
         lines = [*_identity(manifest), *lines, *_spent(manifest), *_calibration(manifest)]
@@ -30,14 +30,14 @@ def _facts(name: str, manifest: Manifest | None, told: dict[str, object]) -> Tea
     return TeacherFacts(name=name, lines=tuple(lines), metrics=metrics)
 
 
-def _membership(told: dict[str, object]) -> Iterator[tuple[str, str]]:
-    if not told:
+def _membership(member: dict[str, object]) -> Iterator[tuple[str, str]]:
+    if not member:
         return
-    yield "kind", str(told["kind"])
-    if told["labelled_accuracy"] is not None:
-        yield "right units on the labelled set", f"{percent(float(str(told['labelled_accuracy'])))} %"
-    yield "weight of its vote", f"{float(str(told['weight'])):.3f}"
-    agreement = told["agreement"]
+    yield "kind", str(member["kind"])
+    if member["labelled_accuracy"] is not None:
+        yield "right units on the labelled set", f"{percent(float(str(member['labelled_accuracy'])))} %"
+    yield "weight of its vote", f"{float(str(member['weight'])):.3f}"
+    agreement = member["agreement"]
     assert isinstance(agreement, list)
     yield "rows labelled as by teacher 0, 1, ...", ", ".join(f"{percent(share)} %" for share in agreement)
 

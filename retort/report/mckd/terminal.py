@@ -9,12 +9,12 @@ from retort.report.base import verdict_lines
 from retort.report.mckd.summary import MckdSummary, table
 
 MOST_METRICS = 3
-"""In 80 columns; the report has them all."""
+"""How many metrics fit in 80 columns; the report has all."""
 _STYLES = {"teacher": "", "stage": "", "final": "bold green", "champion": "", "baseline": ""}
 
 
 def render_terminal(summary: MckdSummary) -> Table:
-    """Print it with `rich.console.Console().print`. Intervals and notes go below, so that 80 columns hold it."""
+    """Print it with `rich.console.Console().print`. Intervals and notes have their own lines, to fit in 80 columns."""
     content = table(summary, MOST_METRICS)
     more = len(summary.metrics) - MOST_METRICS
     elsewhere = [f"The report has {more} more metric{'s' if more > 1 else ''}."] if more > 0 else []

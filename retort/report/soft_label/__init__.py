@@ -1,1 +1,1 @@
-"""The score flow's report: facts, table, pages, picture."""
+"""The soft-label recipe's report: facts, tables, picture."""

@@ -1,4 +1,4 @@
-"""From the artifacts of a run to its `SoftLabelSummary`."""
+"""Gathers the `SoftLabelSummary` of a run from its artifacts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ COMPARED = (
     ("soft-grid", "tinybert"),
     ("with-pool", "tinybert"),
 )
-"""Which arm is compared with which, where a run has both."""
+"""Pairs of arms that are compared if a run has both."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended."""
+    """A finished run."""
 
     result: SoftLabelResult
     store: Store
@@ -43,7 +43,7 @@ class Run:
 
 
 def gather(run: Run, config: dict[str, Any], classes: tuple[str, ...], metrics: tuple[Metric, ...]) -> SoftLabelSummary:
-    """`config` as it is reported. Raises DamagedArtifact where an artifact of the run has vanished."""
+    """`config` is the config as reported. Raises DamagedArtifact if an artifact of the run is gone."""
     result, store = run.result, run.store
     scores = {
         arm: {role: SeedScores.open(store, ref).scores() for role, ref in by_rows.items()}
@@ -97,7 +97,7 @@ def _gain(
     metric = "accuracy"
     old, new = (SeedScores.open(run.store, ref).right() for ref in refs)
     values = [scores[one][rows].metrics[metric].values for one in (against, arm)]
-    # A single system is compared with every seed of the other; of two numbers of seeds, those that both have.
+    # A system with a single value is compared with every seed of the other; otherwise only common seeds are compared.
     size = min((len(one) for one in values if len(one) > 1), default=1)
     difference = paired(*(one if len(one) == 1 else one[:size] for one in values))
     overall = compare(
@@ -123,7 +123,7 @@ def _gain(
 
 
 def _counts(right: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """`(rows, 2)`: (right, 1), the sums of accuracy."""
+    """`(rows, 2)`: (right, 1), whose sums give the accuracy."""
     return np.stack([right.astype(np.float64), np.ones(len(right))], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""The picture of a run: every arm's accuracy with its interval over seeds, a panel for each test set."""
+"""The picture of a run: every arm's score with its interval over seeds, one panel per test set."""
 
 from pathlib import Path
 

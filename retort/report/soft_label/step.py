@@ -12,7 +12,7 @@ from retort.steps.context import StepContext
 from retort.store import StepOutput
 
 GROUPS_SHOWN = 10
-"""Questions that the exported arm answers worst."""
+"""How many of the questions that the exported arm scores worst are shown."""
 
 
 class ReportSoftLabel(ReportStep):
@@ -29,7 +29,7 @@ class ReportSoftLabel(ReportStep):
         return gather(run, self.config, problem_for(self.problem).classes, self.metrics)
 
     def write(self, summary: SoftLabelSummary, folder: Path) -> None:
-        # Only the worker that makes a report needs matplotlib and jinja2; a plan does not.
+        # A plan needs neither matplotlib nor jinja2, only the worker that makes the report does.
         from retort.report.pages import write_pages
         from retort.report.soft_label.pictures import draw_arms
 

@@ -28,7 +28,7 @@ ARMS: dict[str, str] = {
 
 
 class McNemarOfSeed(Record):
-    """Two students of the same seed on the same rows."""
+    """McNemar's test on two students with the same seed, on the same rows."""
 
     seed: int
     only_old: int
@@ -38,15 +38,15 @@ class McNemarOfSeed(Record):
 
 
 class Gain(Record):
-    """An arm against another on the same rows."""
+    """One arm compared with another on the same rows."""
 
     arm: str
     against: str
     rows: str
-    """Dev, or the test set."""
+    """`dev`, or the name of the test set."""
     metric: Metric
     difference: SeedScore
-    """In the metric, paired by seed."""
+    """Difference in the metric, paired by seed."""
     low: float
     """Lower end of the 95 % interval over rows (paired bootstrap of the means over seeds)."""
     high: float
@@ -54,20 +54,20 @@ class Gain(Record):
 
 
 class Tried(Record):
-    """A setting of an arm, on the dev rows."""
+    """A setting of an arm with its scores on the dev rows."""
 
     arm: str
     setting: dict[str, Any]
     dev: SeedScore
     dev_loss: float
-    """Nats."""
+    """In nats."""
     kept: bool
 
     @property
     def text(self) -> str:
         names = {"soft_weight": "lambda", "distillation_temperature": "T"}
-        told = [f"{names[name]} = {value:g}" for name, value in self.setting.items() if name in names]
-        return ", ".join(told) or "-"
+        parts = [f"{names[name]} = {value:g}" for name, value in self.setting.items() if name in names]
+        return ", ".join(parts) or "-"
 
 
 class SoftLabelSummary(Summary):
@@ -76,16 +76,16 @@ class SoftLabelSummary(Summary):
     classes: tuple[str, ...]
     seeds: int
     scores: dict[str, dict[str, ArmScores]]
-    """By arm, then by rows."""
+    """Scores by arm, then by rows."""
     gains: tuple[Gain, ...]
     tried: tuple[Tried, ...]
     costs: ScoringCosts
     student: dict[str, Any]
     """Arm, setting, seed, dev accuracy, parameters and bytes of the exported student."""
     missing: int
-    """Training rows without a teacher's probabilities."""
+    """Training rows without probabilities from the teacher."""
     rows: dict[str, int]
-    """By role."""
+    """Number of rows by role."""
     data_keys: dict[str, str]
     """Keys of the rows' artifacts, by role."""
 
@@ -99,7 +99,7 @@ class SoftLabelSummary(Summary):
 
     @property
     def reason(self) -> str:
-        """What came out, in sentences."""
+        """The outcome in sentences."""
         first = [gain for gain in self.gains if gain.against == "hard" and gain.arm == _FIRST]
         return " ".join([_exported(self), *(_gain_text(gain) for gain in first)])
 
@@ -112,27 +112,27 @@ class SoftLabelSummary(Summary):
         return digest(self.data_keys)
 
     def tables(self) -> dict[str, Table]:
-        """One for each test set."""
+        """One table per test set."""
         return {f"scores-{_as_key(rows)}": table(self, rows) for rows in self.tests}
 
     def final_as_json(self) -> dict[str, object]:
-        """`stage` is the arm of the exported student, and `scores` are by test set."""
+        """`stage` is the exported student's arm, and `scores` are by test set."""
         arm = self.scores[self.student["arm"]]
         tests = {rows: {metric: one.model_dump() for metric, one in arm[rows].rows.items()} for rows in self.tests}
         return {"stage": self.student["arm"], "scores": tests, "model": self.model_uri}
 
 
 def _as_key(rows: str) -> str:
-    """Prefect takes lower-case letters, digits and dashes."""
+    """Prefect allows only lowercase letters, digits and dashes."""
     return re.sub("[^a-z0-9]+", "-", rows).strip("-")
 
 
 _FIRST = "soft-grid"
-"""The paper's arm, which sentences are about."""
+"""The paper's arm, which the sentences are about."""
 
 
 def table(summary: SoftLabelSummary, rows: str) -> Table:
-    """The result table of one set of rows. Percent, but nats for NLL."""
+    """The result table for one set of rows, in percent, except NLL in nats and Brier scores."""
     names = [*summary.metrics, "ece", "nll", "brier"]
     arms = [arm for arm, by_rows in summary.scores.items() if rows in by_rows]
     columns = ("arm", *(TEXTS[name] for name in names))
@@ -140,7 +140,7 @@ def table(summary: SoftLabelSummary, rows: str) -> Table:
 
 
 def _named(arm: str, summary: SoftLabelSummary) -> str:
-    """With a star where it is the exported student's."""
+    """The arm's name, with a star if the exported student is from it."""
     return f"{arm} *" if arm == summary.student["arm"] else arm
 
 
@@ -149,7 +149,7 @@ def _cells(scores: ArmScores, names: list[str]) -> list[str]:
 
 
 def gain_table(summary: SoftLabelSummary) -> Table:
-    """Accuracy against accuracy, in percent points: the difference and how many seeds' McNemar test is sure of it."""
+    """Differences in accuracy, in percentage points, with the number of seeds whose McNemar test is significant."""
     pairs = list(dict.fromkeys((gain.arm, gain.against) for gain in summary.gains))
     found = {(gain.arm, gain.against, gain.rows): gain for gain in summary.gains}
     lines = (
@@ -169,7 +169,7 @@ def _gain_cell(gain: Gain) -> str:
 
 
 def _sure(gain: Gain) -> tuple[int, int]:
-    """In how many seeds McNemar's p is below 0.05, for it and against it."""
+    """In how many seeds McNemar's p is below 0.05: (in favor, against)."""
     sure = [one for one in gain.mcnemar if one.p_value < 0.05]
     return sum(one.only_new > one.only_old for one in sure), sum(one.only_new < one.only_old for one in sure)
 

@@ -12,8 +12,7 @@ from retort.report.soft_label.summary import SoftLabelSummary, cost_table, gain_
 
 
 def render_terminal(summary: SoftLabelSummary) -> Group:
-    """A table for each test set, one of differences, one of costs, and what they come to. Print it with a rich
-    console."""
+    """One table per test set, then differences, costs and the conclusion. Print it with a rich console."""
     scores = [
         _table(f"{summary.name}: {rows}, {summary.rows[rows]:,} rows", table(summary, rows)) for rows in summary.tests
     ]

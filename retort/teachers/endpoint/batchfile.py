@@ -14,6 +14,7 @@ from retort.errors import ConfigError
 from retort.teachers.endpoint.chat import BodyWriter, ConstraintStyle, unwrap_label
 from retort.teachers.requests import Completion, CompletionRequest
 
+NO_SOFT_LABELS = "labels: soft does not go through batch files; use labels: hard, or ask the endpoint"
 _ID = re.compile(r"([0-9a-f]{32})(?:-(0|[1-9][0-9]{0,8}))?")
 
 
@@ -25,7 +26,7 @@ def write_requests(config: LlmTeacherConfig, requests: Iterable[CompletionReques
     bodies, lines = BodyWriter(config.model, constraint_style(config)), 0
     for request in requests:
         if request.verbalizers:
-            raise ConfigError("labels: soft does not go through batch files; use labels: hard, or ask the endpoint")
+            raise ConfigError(NO_SOFT_LABELS)
         for sample in request.samples:
             name = custom_id(request.key, sample, alone=request.samples == (0,))
             start = f'{{"custom_id": "{name}", "method": "POST", "url": "/v1/chat/completions", "body": '
