@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/pool.py [--rows 1000000]
 
-`partition` reads the pool and finds each row's cell, as every student's stage does. `merge` is the stage that merges
-the cross-labels of two students, each for the half that the other was trained on, into labels for the pool. `score` is
-the stage that scores these labels against the pool's gold labels: slot F1, intent accuracy and exact match with 2,000
+`partition` reads the pool and finds each row's cell, as every student's step does. `merge` is the step that merges the
+cross-labels of two students, each for the half that the other was trained on, into labels for the pool. `score` is the
+step that scores these labels against the pool's gold labels: slot F1, intent accuracy and exact match with 2,000
 bootstrap resamples each. Each job runs in its own process and prints wall-clock seconds and peak memory, including the
 interpreter and its libraries. The rows are synthetic: 6 to 14 words, 7 intents with 6 slots each, labels that are equal
 only by chance, and a fifth of each student's labels wrong. They are generated beforehand, untimed, in a temporary
@@ -18,20 +18,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from retort.artifacts.examples import GOLD_ROWS, ROWS, Examples
+from retort.artifacts.pseudolabels import Pseudolabels
 from retort.config import MckdConfig
-from retort.data.partitions import cell_of
-from retort.io.parquet import EXAMPLES, GOLD, PSEUDOLABELS, Row, read_rows, write_rows
+from retort.data.partitions import cell_of, in_cells
+from retort.io.parquet import EXAMPLES, GOLD, PSEUDOLABELS, Row, write_rows
 from retort.problems.slots import encode
-from retort.recipes.execute import make, open_store
-from retort.records.base import ArtifactRef, Step, Verb
-from retort.steps.evaluate import evaluate_labels
-from retort.steps.ingest import GOLD_ROWS, ROWS
-from retort.steps.merge_labels import merge_labels
-from retort.steps.train_student import in_cells, partition_params
+from retort.recipes.execute import make
+from retort.recipes.mckd.steps import cells_of, evaluate_labels, merge_labels
+from retort.records.base import ArtifactRef, digest
+from retort.steps.base import Step
+from retort.steps.merge_labels import MergeLabels
 from retort.store import StepOutput
+from retort.store.opening import open_store
 
 SLOTS = {f"INTENT_{i}": [f"SLOT_{i}_{j}" for j in range(6)] for i in range(7)}
 WORDS = [f"{number:x}" for number in range(0x1000, 0xFFFF, 97)]
@@ -80,13 +84,26 @@ def config() -> MckdConfig:
     )
 
 
-def stage(verb: Verb, kind: str, name: str) -> Step:
-    return Step(name=name, verb=verb, version=1, kind=kind, params={"name": name})
+@dataclass(frozen=True)
+class Generated:
+    """An artifact that the benchmark generates, in place of a step that would take hours."""
+
+    name: str
+    artifact_kind: str
+    inputs: Mapping[str, tuple[ArtifactRef, ...]] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {"generated": self.name}
+
+    @property
+    def key(self) -> str:
+        return digest(self.fingerprint)
 
 
-POOL = stage("ingest", "examples", "pool")
-TEACHER = stage("pseudolabel", "pseudolabels", "teacher")
-STUDENTS = (stage("cross-label", "pseudolabels", "student-0"), stage("cross-label", "pseudolabels", "student-1"))
+POOL = Generated("pool", Examples.kind)
+TEACHER = Generated("teacher", Pseudolabels.kind)
+STUDENTS = (Generated("student-0", Pseudolabels.kind), Generated("student-1", Pseudolabels.kind))
 
 
 def build() -> None:
@@ -94,11 +111,11 @@ def build() -> None:
     publish(POOL, {ROWS: (EXAMPLES, texts()), GOLD_ROWS: (GOLD, labeled(wrong=0))})
     publish(TEACHER, {ROWS: (PSEUDOLABELS, labeled(wrong=0.3, labeler="teacher"))})
     for student, artifact in enumerate(STUDENTS):
-        theirs = in_cells(labeled(wrong=0.2, labeler=artifact.name), partition_params(config(), (1 - student,)))
+        theirs = in_cells(labeled(wrong=0.2, labeler=artifact.name), cells_of(config(), (1 - student,)))
         publish(artifact, {ROWS: (PSEUDOLABELS, theirs)})
 
 
-def publish(artifact: Step, files: dict[str, tuple[object, Iterator[Row]]]) -> None:
+def publish(artifact: Generated, files: dict[str, tuple[object, Iterator[Row]]]) -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for name, (schema, rows) in files.items():
             count = write_rows(Path(folder) / name, schema, rows)  # type: ignore[arg-type]
@@ -123,23 +140,23 @@ def labeled(wrong: float, labeler: str = "gold") -> Iterator[Row]:
         yield {"example_id": f"row-{number:08}", "text": text, "label": label, **fields}
 
 
-def ref(artifact: Step) -> ArtifactRef:
+def ref(artifact: Generated | Step) -> ArtifactRef:
     store = open_store(config().store)
-    manifest = store.find(artifact.kind, artifact.key)
+    manifest = store.find(artifact.artifact_kind, artifact.key)
     assert manifest is not None, f"{artifact.name} was not made"
     return store.ref(manifest)
 
 
 def partition() -> None:
     method = config().method
-    path = open_store(config().store).fetch(ref(POOL)) / ROWS
+    pool = Examples.open(open_store(config().store), ref(POOL))
     sizes = [0] * method.partitions
-    for row in read_rows(path, ["example_id", "text"]):
+    for row in pool.rows(["example_id", "text"]):
         sizes[cell_of(row["example_id"], method.partitions, method.seed)] += 1
     assert sum(sizes) == given.rows
 
 
-def merged() -> Step:
+def merged() -> MergeLabels:
     first, second = STUDENTS
     return merge_labels(config(), "merged", ref(TEACHER), (ref(first), ref(second)))
 

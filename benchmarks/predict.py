@@ -28,9 +28,9 @@ from pathlib import Path
 
 import aiohttp
 
+from retort.artifacts.students import TrainedStudent
 from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.texts import Fields, TextRow, read_texts
-from retort.steps.train_student import MODEL
 
 RETORT = str(Path(sys.executable).with_name("retort"))
 RIVAL_ROWS = 700
@@ -93,7 +93,7 @@ def pipeline_rate(found: FoundStudent, texts: list[str], batch_size: int) -> flo
         pipeline,
     )
 
-    folder = found.store.fetch(found.store.ref(found.manifest)) / MODEL
+    folder = TrainedStudent.open(found.store, found.store.ref(found.manifest)).model
     kind = found.manifest.fingerprint["params"]["student"]
     model_class = AutoModelForTokenClassification if kind.startswith("token") else AutoModelForSequenceClassification
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=128)

@@ -23,15 +23,17 @@ from multiprocessing import get_context
 import numpy as np
 
 from retort.config import MckdConfig
-from retort.config.loading import load_config
+from retort.metrics.format import TITLES
 from retort.problems.base import Floats
 from retort.problems.slots import Slots, encode
-from retort.recipes.execute import make, open_store
-from retort.recipes.mckd.baselines import compare_baselines
-from retort.recipes.mckd.checks import resolve
-from retort.recipes.mckd.pipeline import Do, distil, ingest_data
-from retort.records.base import ArtifactRef, Label, MckdResult, Step
-from retort.report.mckd.summary import TITLES
+from retort.recipes import load_config
+from retort.recipes.base import Do
+from retort.recipes.execute import made_or_found
+from retort.recipes.mckd.pipeline import ingest_data
+from retort.recipes.mckd.recipe import MckdRecipe
+from retort.records.base import ArtifactRef, Label
+from retort.records.mckd import MckdResult
+from retort.steps.base import Step
 
 VANILLA, FINAL = "vanilla-kd", "final student"
 Scores = Mapping[str, float]
@@ -42,7 +44,10 @@ Systems = dict[str, Scores]
 
 def main() -> None:
     given = arguments()
-    config = resolve(load_config(given.config, given.set))
+    config = load_config(given.config, given.set)
+    if not isinstance(config, MckdConfig):
+        raise SystemExit(f"{given.config}: a config of kind mckd is needed")
+    config = MckdRecipe().resolve(config)
     if given.independent_intent:
         config = in_store(config, f"{config.store.root}-independent-intent")
     asyncio.run(ingest_data(config, doing(config, given.parallel)))  # once, instead of by all seeds at the same time
@@ -93,20 +98,15 @@ def run_seed(config: MckdConfig, parallel: int, independent_intent: bool) -> Sys
 
 
 async def run(config: MckdConfig, do: Do) -> Systems:
-    data = await ingest_data(config, do)
-    return systems_of(await compare_baselines(config, await distil(config, data, do), do))
+    return systems_of(await MckdRecipe().distill(config, do, None))
 
 
 def doing(config: MckdConfig, parallel: int) -> Do:
-    """Each stage in this process, one after the other; found in the store, or made."""
-    store = open_store(config.store)
+    """Each step in this process, one after the other; found in the store, or made."""
 
-    async def do(stage: Step) -> ArtifactRef:
-        found = store.find(stage.kind, stage.key)
-        if found is not None:
-            return store.ref(found)
+    async def do(step: Step) -> ArtifactRef:
         # Side by side are the seeds, not a seed's students: `parallel` of them share the cores.
-        return make(config, stage.model_copy(update={"siblings": parallel}), 0, lambda done, total, note: None)
+        return made_or_found(config, step.model_copy(update={"siblings": parallel}))
 
     return do
 

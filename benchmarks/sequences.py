@@ -51,11 +51,11 @@ from transformers import (
     TrainerCallback,
 )
 
-from retort.config import TrainingConfig
-from retort.config.loading import load_config
+from retort.config import MckdConfig, TrainingConfig
 from retort.data import read_examples
 from retort.models.device import choose_device
 from retort.problems import problem_for
+from retort.recipes import load_config
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.generative_data import Pair, Seq2SeqTrainingData
 from retort.students.training import fit
@@ -118,7 +118,8 @@ def main() -> None:
 
 def rows_of(number: int) -> tuple[PreTrainedTokenizerFast, list[Pair]]:
     """Return (tokenizer, pairs of request and parse from the SNIPS test set, repeated)."""
-    config = load_config("examples/snips.yaml", [])
+    config = load_config("examples/snips.yaml")
+    assert isinstance(config, MckdConfig)
     problem = problem_for(config.problem)
     examples = list(read_examples(config.data.test, config.data.columns, problem, gold="required"))
     texts = [example.text for example in examples]

@@ -14,18 +14,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import DataCollatorForTokenClassification, Trainer, TrainingArguments
 
-from retort.config import TrainingConfig
-from retort.config.loading import load_config
+from retort.config import MckdConfig, TrainingConfig
 from retort.data import read_examples
 from retort.models.device import choose_device
 from retort.models.weights import find_weights
 from retort.problems import Problem, problem_for
+from retort.recipes import load_config
 from retort.records.base import Example
 from retort.students.classifier import predict
 from retort.students.encoder import Encoder, encode_all, new_encoder
@@ -38,7 +38,7 @@ arguments.add_argument("--rows", type=int, default=700)
 arguments.add_argument("--repeats", type=int, default=3)
 arguments.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
 given = arguments.parse_args()
-CONFIG = load_config("examples/snips.yaml", given.set)
+CONFIG = cast(MckdConfig, load_config("examples/snips.yaml", given.set))
 
 
 def main() -> None:

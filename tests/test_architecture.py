@@ -1,18 +1,18 @@
-"""The rules that hold the floors apart, and the reminder that a stage's meaning is part of its key."""
+"""The rules that hold the floors apart, and what every step must have."""
 
-import json
-import runpy
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from retort.recipes.execute import MAKERS
-from retort.records.base import Verb
+import retort.recipes  # noqa: F401 - every step that a recipe has
+from retort.artifacts.base import Artifact
+from retort.steps.base import Step, step_class, step_classes
 
 ROOT = Path(__file__).parents[1]
-versions = runpy.run_path(str(Path(__file__).with_name("versions.py")), run_name="versions")
+STEPS = [step for step in step_classes() if step.__module__.startswith("retort.") and not inspect.isabstract(step)]
 
 
 def test_imports_go_one_way() -> None:
@@ -21,26 +21,26 @@ def test_imports_go_one_way() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_every_verb_has_a_maker_and_a_task() -> None:
-    from tasks.steps import TASKS
-
-    assert set(Verb.__args__) == set(MAKERS) == set(TASKS)  # type: ignore[attr-defined]
+def test_no_rule_has_an_exception() -> None:
+    assert "ignore_imports" not in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("module", versions["stage_modules"](), ids=lambda module: module.__name__)
-def test_a_stage_has_a_whole_number_for_its_version(module: object) -> None:
-    assert type(getattr(module, "VERSION", None)) is int
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+def test_a_step_says_what_it_is(step: type[Step]) -> None:
+    assert type(step.version) is int
+    assert step.kind == step.kind.lower()
+    assert issubclass(step.artifact, Artifact)
+    assert inspect.getdoc(step), "it describes the task in the Prefect UI"
+    assert step_class(step.__name__) is step, "a work order names it"
 
 
-def test_makers_change_with_their_version() -> None:
-    recorded, current = json.loads(versions["RECORD"].read_text()), versions["current"]()
-    silent = [
-        name
-        for name, now in current.items()
-        if now != recorded.get(name) and now["VERSION"] == recorded.get(name, {}).get("VERSION")
-    ]
-    assert not silent, (
-        f"{', '.join(silent)}: what makes the artifact has changed and VERSION has not. If an artifact made before "
-        "means something else than one made now, bump VERSION. Then run `python tests/versions.py` to record it."
-    )
-    assert current == recorded, "a VERSION was bumped, or a stage is new: run `python tests/versions.py` to record it"
+def test_names_are_unique_for_work_orders() -> None:
+    names = [step.__name__ for step in STEPS]
+    assert len(set(names)) == len(names) > 20
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+def test_a_name_an_address_or_a_limit_is_not_identity(step: type[Step]) -> None:
+    runtime = step._runtime_names
+    assert {"name", "siblings"} <= runtime
+    assert {"endpoint_url", "min_success_ratio", "origin", "result", "model"} & set(step.model_fields) <= runtime

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from retort.config import MckdConfig, expand
-from retort.config.loading import parse_config
 from retort.errors import ConfigError
+from retort.recipes import parse_config
 
 BASE: dict[str, Any] = {
     "name": "toy",
@@ -22,7 +22,9 @@ DEV = {"data": {**BASE["data"], "dev": "d.jsonl"}, "evaluation": {"judge": "dev"
 
 
 def config(**changes: Any) -> MckdConfig:
-    return parse_config({**BASE, **changes}, "test")
+    parsed = parse_config({**BASE, **changes}, "test")
+    assert isinstance(parsed, MckdConfig)
+    return parsed
 
 
 def test_labels_must_prove_themselves_where_the_judge_is_fair() -> None:
@@ -55,6 +57,16 @@ def test_reading_a_config_imports_nothing_heavy() -> None:
     code = (
         "import sys, retort.config.loading, retort.records, retort.errors;"
         "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'prefect', 'mlflow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["snips", "beetle"])
+def test_reading_a_config_by_its_recipe_imports_no_framework(name: str) -> None:
+    code = (
+        f"import sys; from retort.recipes import load_config; load_config('examples/{name}.yaml');"
+        "print([m for m in ('torch', 'transformers', 'prefect', 'mlflow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from retort.cli import app
-from retort.config.loading import parse_config
+from retort.recipes import parse_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -95,3 +95,34 @@ def classes(tmp_path: Path) -> Desk:
 
     problem = {"kind": "classification", "labels": ["bad", "good"]}
     return _desk(tmp_path / "classes", problem, "sequence-classification", gold)
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> Desk:
+    """A desk of the soft-label recipe; its teacher's probabilities are recorded."""
+    folder = tmp_path / "answers"
+    folder.mkdir()
+
+    def rows(role: str, count: int) -> list[Row]:
+        return [
+            {
+                "id": f"{role}{number}",
+                "answer": f"{role} answer {number}",
+                "reference": "red",
+                "label": ("wrong", "right")[number % 2],
+            }
+            for number in range(count)
+        ]
+
+    said = [{"id": row["id"], "probabilities": {"wrong": 0.25, "right": 0.75}} for row in rows("train", 12)]
+    desk = Desk(folder, {})
+    train, dev, test = (str(desk.write(f"{role}.jsonl", rows(role, 12))) for role in ("train", "dev", "test"))
+    desk.values |= {
+        "kind": "soft-label",
+        "name": "answers",
+        "problem": {"kind": "classification", "labels": ["wrong", "right"]},
+        "data": {"train": train, "dev": dev, "tests": {"unseen": test}, "columns": {"text": ["answer", "reference"]}},
+        "teacher": {"kind": "probabilities", "probabilities": str(desk.write("said.jsonl", said))},
+        "store": {"root": str(desk.store)},
+    }
+    return desk

@@ -47,12 +47,11 @@ def sentence(told: str) -> str:
 
 
 def test_the_desk_itself_is_right(slots: Any, classes: Any) -> None:
-    from retort.config.loading import load_config
-    from retort.recipes.mckd.checks import check
+    from retort.recipes import load_config, recipe_of
 
     for desk in (slots, classes):
         config = load_config(desk.save())
-        assert check(config) == config
+        assert recipe_of(config).check(config) == config
 
 
 @pytest.mark.parametrize(

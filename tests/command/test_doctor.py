@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from retort.commands import doctor
-from retort.config.loading import load_config
+from retort.recipes import load_config
+from retort.recipes.mckd import checks
 
 THINGS = [
     "versions",
@@ -28,7 +29,7 @@ THINGS = [
 def _weights_are_not_loaded(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Torch takes seconds; one test loads them."""
     if "real_weights" not in request.fixturenames:
-        monkeypatch.setattr(doctor, "_loaded", lambda config, weights: f"{config.student.model}: loaded")
+        monkeypatch.setattr(checks, "_loaded", lambda config, weights: f"{config.student.model}: loaded")
 
 
 @pytest.fixture

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
-from retort.commands.plan import Plan, differences, plan, repair, walk
-from retort.config.loading import load_config
-from retort.recipes.execute import make, open_store
-from retort.recipes.mckd.checks import check
-from retort.records.base import ArtifactRef, Step
+from retort.artifacts.reports import Tracked
+from retort.commands.plan import Plan, differences, plan, repair
+from retort.recipes import load_config, recipe_of
+from retort.recipes.execute import make
+from retort.recipes.walk import walk
+from retort.records.base import ArtifactRef
+from retort.steps.base import Step
 from retort.store import StepOutput
+from retort.store.opening import open_store
 
 STUDENTS_AND_AFTER = ("train-student", "cross-label", "evaluate", "merge-labels", "select", "gate", "report", "track")
 
@@ -60,23 +63,25 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def publish_all(desk: Any) -> None:
-    """As after a run: ingest and the teacher by their real makers, all else as a file of one line."""
-    config = check(load_config(desk.save()))
+    """As after a run: ingest and the teacher really made, all else as a file of one line."""
+    config = load_config(desk.save())
+    recipe = recipe_of(config)
+    config = recipe.check(config)
     store = open_store(config.store)
 
-    def look(stage: Step) -> ArtifactRef:
-        found = store.find(stage.kind, stage.key)
+    def look(step: Step) -> ArtifactRef:
+        found = store.find(step.artifact_kind, step.key)
         if found:
-            store.point(config.name, stage)
+            store.point(config.name, step)
             return store.ref(found)
-        if stage.verb not in STUDENTS_AND_AFTER:
-            return make(config, stage, 0, lambda *_: None)
+        if step.kind not in STUDENTS_AND_AFTER:
+            return make(config, step, 0, lambda *_: None)
         folder: Path = desk.folder / "dummy"
         folder.mkdir(exist_ok=True)
-        (folder / "made.txt").write_text(stage.name)
-        return store.publish(stage, folder, StepOutput(rows=1), 0.1, config.name)
+        (folder / "made.txt").write_text(step.name)
+        return store.publish(step, folder, StepOutput(rows=1), 0.1, config.name)
 
-    asyncio.run(walk(config, look))
+    asyncio.run(walk(recipe, config, look))
 
 
 @pytest.fixture
@@ -189,11 +194,12 @@ def test_tracking_run_that_is_gone(slots: Any) -> None:
     publish_all(slots)
     manifest = open_store(load_config(slots.save()).store).latest("desk", "tracking")
     assert manifest is not None
+    tracked = Tracked(experiment_id="1", run_id="gone", url="", open_with="", model="desk", version="1")
     for path in slots.store.rglob(f"tracking/*/{manifest.key}/manifest.json"):
         told = json.loads(path.read_text())
         told["files"] = []
         path.write_text(json.dumps(told))
-        (path.parent / manifest.folder / "tracking.json").write_text('{"run_id": "gone"}')
+        (path.parent / manifest.folder / "tracking.json").write_text(tracked.model_dump_json())
     assert misses(planned(slots)) == {"tracking": ("the tracking run is gone",)}
 
 

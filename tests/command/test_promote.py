@@ -80,6 +80,20 @@ def test_promote_then_refuse_then_force_then_roll_back(
     assert "replaced none that could reign again" in error
 
 
+def test_promote_of_the_soft_label_recipe(answers: Any, registry: Registry, command: Command) -> None:
+    answers.values["tracking"] = {"uri": registry.uri}
+    path = answers.save()
+    registry.judged("answers", "first")
+    assert command("promote", path) == (0, "version 1 of 'answers' is the champion, the first\n", "")
+    registry.judged("answers", "refused", champion="1")
+    code, out, error = command("promote", path, "--json")
+    assert (code, out) == (3, "")
+    assert error == "error: version 2 of 'answers' did not pass the gate (refused): Slot F1 fell by 2.0.\n"
+    assert registry.champion("answers") == "1"
+    code, out, _ = command("promote", path, "--force", "--reason", WHY, "--json")
+    assert (code, json.loads(out)["replaced"], registry.champion("answers")) == (0, "1", "2")
+
+
 def test_rollback_as_json(config: Callable[[str], str], registry: Registry, command: Command) -> None:
     for outcome, champion in (("first", ""), ("passed", "1")):
         registry.judged("other", outcome, champion)

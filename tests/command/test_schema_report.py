@@ -9,12 +9,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from retort.commands.report import PAGES
+from any_step import AnyStep
+from retort.artifacts.reports import PAGES, SUMMARY
 from retort.config import MckdConfig
-from retort.config.loading import load_config, load_job
-from retort.recipes.execute import open_store
-from retort.report.step import SUMMARY
+from retort.recipes import load_config
 from retort.store import StepOutput
+from retort.store.opening import open_store
 
 EXAMPLES = sorted(Path("examples").glob("*.yaml"))
 
@@ -37,7 +37,7 @@ def test_schema_accepts_the_examples(command: Any, path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     _, out, _ = command("schema", "--kind", values.get("kind", "mckd"))
     Draft202012Validator(json.loads(out)).validate(values)
-    assert load_job(path).name == path.stem
+    assert load_config(path).name == path.stem
 
 
 def test_schema_refuses_what_the_config_refuses(schema: dict[str, Any]) -> None:
@@ -70,15 +70,13 @@ def test_report_before_any_run(slots: Any, command: Any) -> None:
 @pytest.fixture
 def reported(slots: Any) -> Any:
     """A desk whose last run left a report."""
-    from retort.records.base import Step
-
     config = load_config(slots.save())
     folder: Path = slots.file("pages")
     folder.mkdir()
     for name in (*PAGES, SUMMARY):
         (folder / name).write_text(name)
-    stage = Step(name="report", verb="report", version=1, kind="reports", params={})
-    open_store(config.store).publish(stage, folder, StepOutput(), 0.1, config.name)
+    step = AnyStep(name="report", made="reports")
+    open_store(config.store).publish(step, folder, StepOutput(), 0.1, config.name)
     return slots
 
 

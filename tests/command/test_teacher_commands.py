@@ -107,7 +107,7 @@ def test_the_prompt_of_a_row(asked: Any, command: Command) -> None:
 
 def test_a_row_that_is_not_there(asked: Any, command: Command) -> None:
     code, _, err = command("prompt", str(asked.path), "--row", "nobody")
-    assert (code, err.strip()) == (2, "error: --row nobody: neither the pool nor the labelled set has this id")
+    assert (code, err.strip()) == (2, "error: --row nobody: no row that a teacher labels or is shown has this id")
 
 
 def test_a_teacher_without_a_prompt(classes: Any, command: Command) -> None:

@@ -15,12 +15,12 @@ import pytest
 from endpoint_server import EndpointServer
 from retort.config import MckdConfig
 from retort.recipes.execute import make
-from retort.recipes.mckd.pipeline import distil, ingest_data
-from retort.records.base import MckdResult, Step
-from retort.report.step import report
+from retort.recipes.mckd.pipeline import distill, ingest_data
+from retort.recipes.mckd.steps import report, track
+from retort.records.mckd import MckdResult
+from retort.steps.base import Step
 from retort.store import Store
 from retort.store.runs import RunRecord, keep_run
-from retort.tracking.step import track
 
 ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "prefect-run-1", "prefect.url": "http://prefect/run-1"}
 BROKEN = "unlabeled-8"
@@ -58,14 +58,14 @@ def _night(config: MckdConfig, day: int) -> MckdResult:
     store = Store(config.store.root)
     assert config.tracking is not None
 
-    async def do(stage: Step) -> Any:
-        found = store.reuse(config.name, stage)
-        return store.ref(found) if found else make(config, stage, 0, lambda *_: None)
+    async def do(step: Step) -> Any:
+        found = store.reuse(config.name, step)
+        return store.ref(found) if found else make(config, step, 0, lambda *_: None)
 
     async def everything() -> MckdResult:
-        distilled = await distil(config, await ingest_data(config, do), do)
+        distilled = await distill(config, await ingest_data(config, do), do)
         page = await do(report(config, distilled))
-        tracked = await do(track(config, config.tracking, distilled, page, ORIGIN))
+        tracked = await do(track(config, distilled, page, ORIGIN))
         artifacts = tuple(f"{ref.kind}/{ref.key}" for ref in (*distilled.refs(), page, tracked))
         at = f"2026-01-{day:02}T02:00:00+00:00"
         run_id = f"{day:08}-run"

@@ -14,10 +14,11 @@ from uuid import uuid4
 import pytest
 import s3fs
 
+from any_step import AnyStep
 from retort.commands.maintain import maintain
 from retort.config import MckdConfig
 from retort.errors import ConfigError, TrackingUnavailable
-from retort.records.base import ArtifactRef, Step
+from retort.records.base import ArtifactRef
 from retort.store import StepOutput, Store
 from retort.store.ancestry import ancestors
 from retort.store.runs import RunRecord, keep_run, runs
@@ -257,12 +258,10 @@ def bare(folder: Path, **fields: Any) -> tuple[MckdConfig, Store]:
 
 def publish(store: Store, kind: str, name: str, number: int = 0, **inputs: list[ArtifactRef]) -> ArtifactRef:
     refs = {role: tuple(of) for role, of in inputs.items()}
-    stage = Step(
-        name=name, verb="train-student", version=1, kind=kind, params={"name": name, "number": number}, inputs=refs
-    )
+    step = AnyStep(name=name, values={"name": name, "number": number}, refs=refs, made=kind)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "weights").write_text(name)
-        return store.publish(stage, Path(folder), StepOutput(rows=1), 1.0, "bare")
+        return store.publish(step, Path(folder), StepOutput(rows=1), 1.0, "bare")
 
 
 def keep(store: Store, *refs: ArtifactRef) -> None:

@@ -86,7 +86,7 @@ def test_it_holds_every_file_of_the_three_folders_and_no_other_package(wheel: Pa
     }
     packed = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert packed == there
-    assert {"retort/report/templates/report.html.j2", "retort/py.typed"} <= packed
+    assert {"retort/report/templates/mckd.html.j2", "retort/py.typed"} <= packed
 
 
 def test_the_command_answers(installed: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from retort.config.loading import load_score_config
 from retort.config.soft_label import SoftLabelConfig
-from retort.recipes.execute import make, open_store
-from retort.recipes.soft_label.checks import check_scores
-from retort.recipes.soft_label.pipeline import distil_scores
-from retort.records.base import ArtifactRef, SoftLabelResult, Step
+from retort.recipes import load_config
+from retort.recipes.execute import make
+from retort.recipes.soft_label.checks import check
+from retort.recipes.soft_label.pipeline import distill
+from retort.records.base import ArtifactRef
+from retort.records.soft_label import SoftLabelResult
+from retort.steps.base import Step
+from retort.store.opening import open_store
 
 Row = dict[str, Any]
 CLASSES = ["right", "half", "wrong"]
@@ -43,7 +46,9 @@ class Job:
         return str(path)
 
     def config(self) -> SoftLabelConfig:
-        return load_score_config(self.save())
+        config = load_config(self.save())
+        assert isinstance(config, SoftLabelConfig)
+        return config
 
 
 def answers(role: str, size: int) -> list[Row]:
@@ -83,7 +88,7 @@ def new_job() -> Callable[[Path], Job]:
 def _new_job(folder: Path) -> Job:
     data = {role: answers(role, size) for role, size in SIZES.items()}
     values = {
-        "kind": "score",
+        "kind": "soft-label",
         "name": "colours",
         "problem": {"kind": "classification", "labels": ["wrong", "half", "right"], "ordered": True},
         "data": {
@@ -125,20 +130,20 @@ def inline(config: SoftLabelConfig, made: list[Step]) -> Callable[[Step], Any]:
     """A `do` that makes what the store lacks, in this process."""
     store = open_store(config.store)
 
-    async def do(stage: Step) -> ArtifactRef:
-        manifest = store.find(stage.kind, stage.key)
+    async def do(step: Step) -> ArtifactRef:
+        manifest = store.find(step.artifact_kind, step.key)
         if manifest is not None:
             return store.ref(manifest)
-        made.append(stage)
-        return make(config, stage, 0, lambda *_: None)
+        made.append(step)
+        return make(config, step, 0, lambda *_: None)
 
     return do
 
 
 def run(config: SoftLabelConfig) -> tuple[SoftLabelConfig, SoftLabelResult, list[Step]]:
-    """(the resolved config, what came out, the stages that were made)."""
-    config, made = check_scores(config), list[Step]()
-    return config, asyncio.run(distil_scores(config, inline(config, made))), made
+    """(the resolved config, what came out, the steps that were made)."""
+    config, made = check(config), list[Step]()
+    return config, asyncio.run(distill(config, inline(config, made))), made
 
 
 @pytest.fixture(scope="package")

@@ -10,17 +10,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from retort.artifacts.probabilities import PREDICTIONS
+from retort.artifacts.pseudolabels import ROWS
 from retort.config.soft_label import SoftLabelConfig
 from retort.errors import ConfigError
 from retort.io.parquet import read_rows
-from retort.recipes.execute import make, open_store
-from retort.recipes.soft_label.checks import check_scores
-from retort.recipes.soft_label.pipeline import distil_scores
-from retort.records.base import ArtifactRef, SoftLabelResult, Step
-from retort.steps.gather_probabilities import PREDICTIONS
-from retort.steps.ingest import ROWS
+from retort.recipes.execute import make
+from retort.recipes.soft_label.checks import check
+from retort.recipes.soft_label.pipeline import distill
+from retort.records.base import ArtifactRef
+from retort.records.soft_label import SoftLabelResult
+from retort.steps.base import Step
+from retort.store.opening import open_store
 
-Stages = dict[str, Step]
+Steps = dict[str, Step]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
 
 
@@ -55,31 +58,31 @@ def asking(job: Any, causal: Path) -> Any:
 @pytest.fixture(scope="module")
 def taught(
     tmp_path_factory: pytest.TempPathFactory, causal: Path, new_job: Any
-) -> tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]]:
-    config = check_scores(asking(new_job(tmp_path_factory.mktemp("asked")), causal).config())
+) -> tuple[SoftLabelConfig, SoftLabelResult, Steps, list[str]]:
+    config = check(asking(new_job(tmp_path_factory.mktemp("asked")), causal).config())
     store = open_store(config.store)
-    stages: Stages = {}
+    steps: Steps = {}
     made: list[str] = []
 
-    async def do(stage: Step) -> ArtifactRef:
-        stages[stage.name] = stage
-        if manifest := store.find(stage.kind, stage.key):
+    async def do(step: Step) -> ArtifactRef:
+        steps[step.name] = step
+        if manifest := store.find(step.artifact_kind, step.key):
             return store.ref(manifest)
-        made.append(stage.name)
-        return make(config, stage, 0, lambda *_: None)
+        made.append(step.name)
+        return make(config, step, 0, lambda *_: None)
 
-    scored = asyncio.run(distil_scores(config, do))
-    return config, scored, stages, made
+    scored = asyncio.run(distill(config, do))
+    return config, scored, steps, made
 
 
 def test_every_role_has_its_probabilities_by_id(
-    taught: tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]],
+    taught: tuple[SoftLabelConfig, SoftLabelResult, Steps, list[str]],
 ) -> None:
-    config, scored, stages, _ = taught
+    config, scored, steps, _ = taught
     store = open_store(config.store)
-    labels = {name: stage for name, stage in stages.items() if name.startswith("teacher/labels-")}
+    labels = {name: step for name, step in steps.items() if name.startswith("teacher/labels-")}
     assert set(labels) == {f"teacher/labels-{role}" for role in ("train", "dev", "unseen", "unlabeled")}
-    assert {stage.verb for stage in labels.values()} == {"pseudolabel"}
+    assert {step.kind for step in labels.values()} == {"pseudolabel"}
     assert scored.teacher is None
     assert scored.pool_probabilities is not None
     for role, ref in (("train", scored.train_probabilities), ("unlabeled", scored.pool_probabilities)):
@@ -95,21 +98,21 @@ def test_every_role_has_its_probabilities_by_id(
         assert all(np.allclose(kept[one], said[one], atol=2e-3) for one in kept)
 
 
-def test_its_demonstrations_are_dev_rows(taught: tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]]) -> None:
-    _, scored, stages, _ = taught
+def test_its_demonstrations_are_dev_rows(taught: tuple[SoftLabelConfig, SoftLabelResult, Steps, list[str]]) -> None:
+    _, scored, steps, _ = taught
     for role in ("train", "dev", "unseen", "unlabeled"):
-        assert stages[f"teacher/labels-{role}"].input("labeled") == scored.dev
+        assert steps[f"teacher/labels-{role}"].input("labeled") == scored.dev
 
 
 def test_students_learn_from_it_and_it_is_scored_beside_them(
-    taught: tuple[SoftLabelConfig, SoftLabelResult, Stages, list[str]],
+    taught: tuple[SoftLabelConfig, SoftLabelResult, Steps, list[str]],
 ) -> None:
-    _, scored, stages, made = taught
-    grids = stages["with-pool/students"].inputs
+    _, scored, steps, made = taught
+    grids = steps["with-pool/students"].inputs
     assert grids["probabilities"] == (scored.train_probabilities,)
     assert grids["pool_probabilities"] == (scored.pool_probabilities,)
     assert set(scored.scores["teacher"]) == {"train", "dev", "unseen"}
-    assert scored.student.kind == "students"
+    assert scored.final_student.kind == "students"
     assert "teacher/labels-train" in made
 
 

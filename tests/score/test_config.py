@@ -1,13 +1,16 @@
-"""A config of the score flow: what it says, and what is wrong with it."""
+"""A config of the soft-label recipe: what it says, and what is wrong with it."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from flows.run import run_config
 from retort.config import MckdConfig
-from retort.config.loading import load_config, load_job, parse_job
 from retort.config.soft_label import SoftLabelConfig
 from retort.errors import ConfigError
+from retort.recipes import load_config, parse_config
+from retort.recipes.scope import Scope
 
 Values = dict[str, Any]
 
@@ -15,7 +18,7 @@ Values = dict[str, Any]
 @pytest.fixture
 def values() -> Values:
     return {
-        "kind": "score",
+        "kind": "soft-label",
         "name": "answers",
         "problem": {"kind": "classification", "labels": ["right", "wrong"]},
         "data": {"train": "train.jsonl", "dev": {"folds": [0]}, "tests": {"unseen": "test.jsonl"}},
@@ -32,17 +35,21 @@ def changed(values: Values, dotted: str, value: Any) -> Values:
     return values
 
 
-def test_a_config_survives_json(values: Values) -> None:
-    job = parse_job({**values, "grid": {"lambda": [2], "distillation_temperature": [1, 4]}}, "c.yaml")
-    assert isinstance(job, SoftLabelConfig)
-    assert job.grid.lambdas == [2.0]
-    assert SoftLabelConfig.model_validate(job.model_dump(mode="json")) == job
+@pytest.mark.parametrize("kind", ["soft-label", "score"])
+def test_a_config_survives_json(values: Values, kind: str) -> None:
+    config = parse_config(
+        {**values, "kind": kind, "grid": {"lambda": [2], "distillation_temperature": [1, 4]}}, "c.yaml"
+    )
+    assert isinstance(config, SoftLabelConfig)
+    assert config.kind == "soft-label"
+    assert config.grid.lambdas == [2.0]
+    assert SoftLabelConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 def test_a_single_text_column_is_a_list_of_one(values: Values) -> None:
-    job = parse_job(changed(values, "data.columns.text", "answer"), "c.yaml")
-    assert isinstance(job, SoftLabelConfig)
-    assert job.data.columns.text == ["answer"]
+    config = parse_config(changed(values, "data.columns.text", "answer"), "c.yaml")
+    assert isinstance(config, SoftLabelConfig)
+    assert config.data.columns.text == ["answer"]
 
 
 @pytest.mark.parametrize(
@@ -76,19 +83,23 @@ def test_a_single_text_column_is_a_list_of_one(values: Values) -> None:
         ),
         ("teacher.folds", 1, "teacher.folds = 1: must be at least 2"),
         ("problem", {"kind": "slots"}, "problem.kind"),
-        ("kind", "scoring", "kind = 'scoring': allowed: 'mckd', 'score'"),
+        ("kind", "scoring", "kind = 'scoring': allowed: 'mckd', 'soft-label', 'score'"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(values: Values, field: str, value: Any, sentence: str) -> None:
     with pytest.raises(ConfigError) as failure:
-        parse_job(changed(values, field, value), "c.yaml")
+        parse_config(changed(values, field, value), "c.yaml")
     assert sentence in str(failure.value)
     assert "\n" not in str(failure.value)
 
 
 def test_each_flow_says_when_a_config_is_another_flows() -> None:
-    assert isinstance(load_job("examples/snips.yaml"), MckdConfig)
+    assert isinstance(load_config("examples/snips.yaml"), MckdConfig)
     for name in ("scientsbank", "beetle"):
-        assert load_job(f"examples/{name}.yaml").name == name
-    with pytest.raises(ConfigError, match="kind = 'score' has no such command"):
-        load_config("examples/beetle.yaml")
+        config = load_config(f"examples/{name}.yaml")
+        assert isinstance(config, SoftLabelConfig)
+        assert config.name == name
+    with pytest.raises(ConfigError, match=r"beetle.yaml: kind = 'soft-label' is for another flow; .* 'mckd'"):
+        asyncio.run(run_config("examples/beetle.yaml", [], "mckd", Scope()))
+    with pytest.raises(ConfigError, match=r"snips.yaml: kind = 'mckd' is for another flow; .* 'soft-label'"):
+        asyncio.run(run_config("examples/snips.yaml", [], "soft-label", Scope()))

@@ -1,4 +1,4 @@
-"""`retort run` with a config of the score flow, against a real Prefect server."""
+"""`retort run` with a config of the soft-label recipe, against a real Prefect server."""
 
 import json
 import os

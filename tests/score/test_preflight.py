@@ -7,18 +7,18 @@ import pytest
 
 from retort.commands.doctor import examine
 from retort.errors import DataError
-from retort.recipes.soft_label.checks import check_scores
+from retort.recipes.soft_label.checks import check
 
 Row = dict[str, Any]
 
 
 def test_data_that_is_right_passes(job: Any) -> None:
-    assert check_scores(job.config()).problem.labels == ["wrong", "half", "right"]
+    assert check(job.config()).problem.labels == ["wrong", "half", "right"]
 
 
 def test_classes_are_read_off_the_training_rows(job: Any) -> None:
     job.values["problem"] = {"kind": "classification"}
-    assert check_scores(job.config()).problem.labels == ["half", "right", "wrong"]
+    assert check(job.config()).problem.labels == ["half", "right", "wrong"]
 
 
 def a_new_label(rows: list[Row]) -> list[Row]:
@@ -92,12 +92,12 @@ def test_wrong_probabilities_are_named(job: Any, change: Callable[[list[Row]], l
 def test_a_model_that_is_not_there_is_named(job: Any) -> None:
     job.values["teacher"] = {"kind": "finetuned", "model": "pkg:no_such_package/model"}
     with pytest.raises(Exception, match=r"teacher.model = 'pkg:no_such_package/model': the package 'no_such_package'"):
-        check_scores(job.config())
+        check(job.config())
 
 
 def assert_refused(job: Any, sentence: str) -> None:
     with pytest.raises(DataError) as refusal:
-        check_scores(job.config())
+        check(job.config())
     assert sentence in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert refusal.value.exit_code == 2

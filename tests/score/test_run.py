@@ -1,4 +1,4 @@
-"""A whole run of the score flow, inline: what it makes and never does, and what its student is then good for."""
+"""A whole run of the soft-label recipe, inline: what it makes and never does, and what its student is then good for."""
 
 import asyncio
 import io
@@ -10,24 +10,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from retort.tracking.soft_label_step import track_scores
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
+from any_step import AnyStep
+from retort.artifacts.probabilities import PREDICTIONS, Probabilities
+from retort.artifacts.pseudolabels import ROWS
+from retort.artifacts.reports import Report
+from retort.artifacts.scores import ANSWERS, ArmScores, SeedScores
 from retort.commands.plan import plan
 from retort.commands.report import copy_report
 from retort.config.soft_label import SoftLabelConfig
 from retort.errors import DataError, StageFailed
 from retort.io.parquet import PROBABILITIES, read_rows, write_rows
-from retort.recipes.execute import make, open_store
-from retort.recipes.soft_label.checks import check_scores
-from retort.records.base import ArtifactRef, SoftLabelResult, Step
-from retort.report.soft_label.step import report_scores
-from retort.report.soft_label.summary import read_score_summary, table
-from retort.report.soft_label.terminal import render_score_terminal
-from retort.steps.context import StepContext
-from retort.steps.gather_probabilities import PREDICTIONS, aligned, gather_labels
-from retort.steps.score_predictions import ANSWERS, SCORES, ArmScores, score
+from retort.recipes.execute import make
+from retort.recipes.soft_label.checks import check
+from retort.recipes.soft_label.pipeline import distill
+from retort.recipes.soft_label.steps import gather_labels, report, score, track
+from retort.records.base import ArtifactRef
+from retort.records.soft_label import SoftLabelResult
+from retort.report.soft_label.summary import SoftLabelSummary, table
+from retort.report.soft_label.terminal import render_terminal
+from retort.steps.base import Step
 from retort.store import StepOutput
+from retort.store.opening import open_store
 
 Done = tuple[Any, SoftLabelConfig, SoftLabelResult]
 CLASSES = ("wrong", "half", "right")
@@ -38,7 +43,7 @@ def folder_of(config: SoftLabelConfig, ref: ArtifactRef) -> Path:
 
 
 def scores_of(config: SoftLabelConfig, ref: ArtifactRef) -> ArmScores:
-    return ArmScores.model_validate_json((folder_of(config, ref) / SCORES).read_text())
+    return SeedScores.open(open_store(config.store), ref).scores()
 
 
 def test_every_arm_is_scored_on_dev_and_test_over_its_seeds(done: Done) -> None:
@@ -90,26 +95,24 @@ def test_a_second_run_makes_nothing_and_a_new_lambda_only_what_it_touches(
     assert run_again(config) == []
     values = {**job.values, "grid": {**job.values["grid"], "lambda": [2, 4]}}
     changed = SoftLabelConfig.model_validate(values)
-    verbs = {stage.verb for stage in run_again(changed)}
-    assert verbs == {"train-tiny", "export-student", "predict", "score", "time-students"}
+    kinds = {step.kind for step in run_again(changed)}
+    assert kinds == {"train-tiny", "export-student", "predict", "score", "time-students"}
     assert {s.status for s in asyncio.run(plan(config)).stages if s.name not in ("report", "tracking")} == {"HIT"}
 
 
 @pytest.fixture
 def run_again() -> Callable[[SoftLabelConfig], list[Step]]:
-    from retort.recipes.soft_label.pipeline import distil_scores
-
     def again(config: SoftLabelConfig) -> list[Step]:
         store, made = open_store(config.store), list[Step]()
 
-        async def do(stage: Step) -> ArtifactRef:
-            manifest = store.find(stage.kind, stage.key)
+        async def do(step: Step) -> ArtifactRef:
+            manifest = store.find(step.artifact_kind, step.key)
             if manifest is None:
-                made.append(stage)
-                return make(config, stage, 0, lambda *_: None)
+                made.append(step)
+                return make(config, step, 0, lambda *_: None)
             return store.ref(manifest)
 
-        asyncio.run(distil_scores(check_scores(config), do))
+        asyncio.run(distill(check(config), do))
         return made
 
     return again
@@ -118,13 +121,11 @@ def run_again() -> Callable[[SoftLabelConfig], list[Step]]:
 def published(config: SoftLabelConfig, rows: list[dict[str, Any]], classes: tuple[str, ...], name: str) -> ArtifactRef:
     """Predictions as somebody else might have made them."""
     problem = {**config.problem.model_dump(mode="json"), "labels": list(classes)}
-    stage = Step(
-        name=name, verb="predict", version=0, kind="predictions", params={"problem": problem, "made": repr(rows)}
-    )
+    step = AnyStep(name=name, values={"problem": problem, "made": repr(rows)}, made="predictions")
     folder = Path(config.store.root).parent / name
     folder.mkdir()
     write_rows(folder / PREDICTIONS, PROBABILITIES, rows)
-    return open_store(config.store).publish(stage, folder, StepOutput(rows=len(rows)), 0.0, "elsewhere")
+    return open_store(config.store).publish(step, folder, StepOutput(rows=len(rows)), 0.0, "elsewhere")
 
 
 def test_rows_out_of_step_and_classes_in_another_order_change_no_score(done: Done) -> None:
@@ -191,32 +192,24 @@ def test_two_teachers_for_one_row_are_refused(done: Done) -> None:
 
 def labelled(config: SoftLabelConfig, rows: ArtifactRef, name: str) -> ArtifactRef:
     from retort.io.parquet import PSEUDOLABELS
-    from retort.steps.ingest import ROWS
 
-    stage = Step(
-        name=name,
-        verb="cross-label",
-        version=0,
-        kind="pseudolabels",
-        params={"problem": config.problem.model_dump(mode="json"), "name": name},
-    )
+    values = {"problem": config.problem.model_dump(mode="json"), "name": name}
+    step = AnyStep(name=name, values=values, made="pseudolabels")
     folder = Path(config.store.root).parent / name
     folder.mkdir()
     examples = read_rows(folder_of(config, rows) / ROWS, ["example_id", "text"])
     said = ({**row, "label": "half", "probabilities": np.float16([0.2, 0.5, 0.3])} for row in examples)
     count = write_rows(folder / ROWS, PSEUDOLABELS, said)
-    return open_store(config.store).publish(stage, folder, StepOutput(rows=count), 0.0, "elsewhere")
+    return open_store(config.store).publish(step, folder, StepOutput(rows=count), 0.0, "elsewhere")
 
 
 def test_an_example_meets_its_own_probabilities_in_training(done: Done) -> None:
     """By id: the training rows' order and the probabilities' are different ones here."""
     _, config, scored = done
     ref = scored.train_probabilities
-    stage = score(config, "aligned", (ref,), scored.train)
-    work = StepContext(stage, open_store(config.store), Path(), config.execution, 0, lambda *_: None)
     rows = {row["example_id"]: row["probabilities"] for row in read_rows(folder_of(config, ref) / PREDICTIONS)}
     ids = sorted(rows, reverse=True)
-    (found,) = aligned(work, ref, ids)
+    (found,) = Probabilities.open(open_store(config.store), ref).aligned(ids, CLASSES)
     assert np.allclose(found, [rows[one] for one in ids])
 
 
@@ -224,8 +217,8 @@ def test_the_report_says_what_the_scores_say(done: Done, tmp_path: Path) -> None
     from rich.console import Console
 
     _, config, scored = done
-    page = make(config, report_scores(config, scored), 0, lambda *_: None)
-    summary = read_score_summary(folder_of(config, page))
+    page = make(config, report(config, scored), 0, lambda *_: None)
+    summary = Report.open(open_store(config.store), page).summary(SoftLabelSummary)
     markdown = (folder_of(config, page) / "report.md").read_text()
     html = (folder_of(config, page) / "report.html").read_text()
     for columns, *rows in ((t.columns, *t.rows) for t in [table(summary, "unseen")]):
@@ -238,7 +231,7 @@ def test_the_report_says_what_the_scores_say(done: Done, tmp_path: Path) -> None
     ]
     assert told.difference.values == pytest.approx(tuple(np.subtract(accuracy[1], accuracy[0])))
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(render_score_terminal(summary))
+    console.print(render_terminal(summary))
     assert "soft-grid" in console.export_text()
     copied = copy_report(open_store(config.store), config, tmp_path / "copy")
     assert copied[0].name == "report.html"
@@ -246,16 +239,16 @@ def test_the_report_says_what_the_scores_say(done: Done, tmp_path: Path) -> None
 
 def test_the_student_is_chosen_on_the_dev_rows_and_scores_as_it_did_there(done: Done, capsys: Any) -> None:
     """`retort predict` with the exported folder, on the dev rows: as right as its manifest says."""
-    from retort.serving.files import Order, predict_file
+    from retort.serving.files import PredictionJob, predict_file
     from retort.serving.texts import Fields
 
     job, config, scored = done
-    details = open_store(config.store).find("students", scored.student.key).details  # type: ignore[union-attr]
+    details = open_store(config.store).find("students", scored.final_student.key).details  # type: ignore[union-attr]
     dev = [row for row in job.read("train.jsonl") if row["fold"] == 0]
     best = {arm: scores_of(config, scored.scores[arm]["dev"]).metrics["accuracy"].mean for arm in scored.grids}
     assert best[details["arm"]] == pytest.approx(max(best.values()))
     source = job.write("dev.jsonl", [{name: row[name] for name in ("id", "answer", "reference")} for row in dev])
-    predict_file(Order(scored.student.uri, source, None, None, Fields("text", "id"), True, "auto", 0.0))
+    predict_file(PredictionJob(scored.final_student.uri, source, None, None, Fields("text", "id"), True, "auto", 0.0))
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["id"] for answer in answers] == [row["id"] for row in dev]
     right = np.mean([answer["label"] == row["label"] for answer, row in zip(answers, dev, strict=True)])
@@ -264,14 +257,16 @@ def test_the_student_is_chosen_on_the_dev_rows_and_scores_as_it_did_there(done: 
 
 
 def test_a_row_without_a_field_is_set_aside(done: Done, capsys: Any) -> None:
-    from retort.serving.files import Order, predict_file
+    from retort.serving.files import PredictionJob, predict_file
     from retort.serving.texts import Fields
 
     job, _, scored = done
     source = job.write(
         "odd.jsonl", [{"answer": "", "reference": "red"}, {"answer": "red"}, {"answer": 3, "reference": ""}]
     )
-    tally = predict_file(Order(scored.student.uri, source, None, None, Fields("text", "id"), False, "auto", 1.0))
+    tally = predict_file(
+        PredictionJob(scored.final_student.uri, source, None, None, Fields("text", "id"), False, "auto", 1.0)
+    )
     assert (tally.labelled, dict(tally.reasons)) == (1, {"no-text": 2})
     assert "'reference' is missing" in capsys.readouterr().err
 
@@ -283,15 +278,16 @@ def test_the_run_is_in_mlflow_once(done: Done, tmp_path: Path) -> None:
 
     _, config, scored = done
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    page = make(config, report_scores(config, scored), 0, lambda *_: None)
-    stage = track_scores(config, tracking, scored, page, {})
-    make(config, stage, 0, lambda *_: None)
-    open_store(config.store).discard(stage.kind, stage.key)
-    make(config, stage, 0, lambda *_: None)
+    config = config.model_copy(update={"tracking": tracking})
+    page = make(config, report(config, scored), 0, lambda *_: None)
+    step = track(config, scored, page, {})
+    make(config, step, 0, lambda *_: None)
+    open_store(config.store).discard(step.artifact_kind, step.key)
+    make(config, step, 0, lambda *_: None)
     client = MlflowClient(tracking.uri, registry_uri=tracking.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("colours").experiment_id])
     mean = scores_of(config, scored.scores["hard"]["unseen"]).metrics["accuracy"].mean
     assert run.data.metrics["hard/unseen/accuracy"] == pytest.approx(mean)
     assert run.data.params["grid.seeds"] == "2"
     version = client.get_model_version_by_alias("colours", "challenger")
-    assert version.tags["retort.artifact"] == scored.student.uri
+    assert version.tags["retort.artifact"] == scored.final_student.uri

@@ -1,21 +1,23 @@
-"""Tiny students, trained and evaluated by the stages themselves."""
+"""Tiny students, trained and evaluated by the steps themselves."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 
+from retort.artifacts.scores import PREDICTIONS
 from retort.config import MckdConfig
 from retort.io.parquet import Row, read_rows
-from retort.recipes.execute import make, open_store
-from retort.recipes.mckd.checks import ingest_role, resolve
-from retort.records.base import ArtifactRef, Step
-from retort.steps.evaluate import PREDICTIONS, evaluate_student
-from retort.steps.train_student import train_student
+from retort.recipes.execute import made_or_found, make
+from retort.recipes.mckd.checks import resolve
+from retort.recipes.mckd.steps import evaluate_student, ingest, train_student
+from retort.records.base import ArtifactRef
+from retort.steps.base import Step
+from retort.store.opening import open_store
 
 
 class Trained(NamedTuple):
-    """A student in a store, and the evaluate stage's scores for it on the test rows."""
+    """A student in a store, and the scores of the step `evaluate` for it on the test rows."""
 
     config: MckdConfig
     student: ArtifactRef
@@ -44,16 +46,15 @@ def train() -> Train:
     def build(values: dict[str, Any]) -> Trained:
         student = {**values["student"], "training": {**values["student"]["training"], "epochs": 40}}
         config = resolve(MckdConfig.model_validate({**values, "student": student}))
-        store = open_store(config.store)
-        labeled, test = (ingest_role(config, store, role) for role in ("labeled", "test"))
+        labeled, test = (made_or_found(config, ingest(config, role)) for role in ("labeled", "test"))
         trained = _made(config, train_student(config, "final/student", labeled))
         return Trained(config, trained, _made(config, evaluate_student(config, "final/scores", trained, test)))
 
     return build
 
 
-def _made(config: MckdConfig, stage: Step) -> ArtifactRef:
-    return make(config, stage, 0, lambda *_: None)
+def _made(config: MckdConfig, step: Step) -> ArtifactRef:
+    return make(config, step, 0, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

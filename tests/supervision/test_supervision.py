@@ -82,7 +82,7 @@ PARENT = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
 from children_of_tests import sleep
-from retort.supervision import in_child
+from tasks.child_process import in_child
 if __name__ == "__main__":
     asyncio.run(in_child(sleep, sys.argv[2], timeout_seconds=60))
 """

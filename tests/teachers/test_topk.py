@@ -19,11 +19,12 @@ from retort.config.teachers import SamplingConfig
 from retort.errors import ConfigError
 from retort.io.parquet import read_rows, write_rows
 from retort.problems import Constraint
-from retort.recipes.execute import make, open_store
-from retort.records.base import ArtifactRef, Data
-from retort.steps.ingest import ingest
-from retort.steps.pseudolabel_llm import pseudolabel_asked
+from retort.recipes.execute import make
+from retort.recipes.mckd.steps import ingest, label_by_llm
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data
 from retort.store import Store
+from retort.store.opening import open_store
 from retort.students.losses import reverse_kl, token_distillation
 from retort.teachers.labeler import ASKED
 from retort.teachers.ledger import Entry, Ledger
@@ -193,15 +194,15 @@ def build(tiny_classes: dict[str, Any], teacher: Path, tmp_path_factory: pytest.
 
 
 def labelled(config: MckdConfig, data: Data) -> Path:
-    stage = pseudolabel_asked(config, "stage0/pseudolabels", config.teacher, data)  # type: ignore[arg-type]
-    return open_store(config.store).fetch(make(config, stage, 0, lambda *_: None))
+    step = label_by_llm(config, "stage0/pseudolabels", config.teacher, data)  # type: ignore[arg-type]
+    return open_store(config.store).fetch(make(config, step, 0, lambda *_: None))
 
 
 def ingested(config: MckdConfig) -> Data:
     def ref(role: str) -> ArtifactRef:
-        stage = ingest(config, role)
-        manifest = open_store(config.store).find(stage.kind, stage.key)
-        return open_store(config.store).ref(manifest) if manifest else make(config, stage, 0, lambda *_: None)
+        step = ingest(config, role)
+        manifest = open_store(config.store).find(step.artifact_kind, step.key)
+        return open_store(config.store).ref(manifest) if manifest else make(config, step, 0, lambda *_: None)
 
     refs = {role: ref(role) for role in ("labeled", "unlabeled", "test")}
     return Data(**refs, judge=refs["labeled"])
@@ -239,8 +240,8 @@ def test_a_second_labelling_takes_them_from_the_ledger(build: Build, monkeypatch
 def test_keys_stay_as_they_were_without_it(build: Build) -> None:
     plain, config = build(0), build(K)
     data = ingested(config)
-    stages = [pseudolabel_asked(c, "s", c.teacher, data) for c in (plain, config)]  # type: ignore[arg-type]
-    sampling = [stage.params["sampling"] for stage in stages]
+    steps = [label_by_llm(c, "s", c.teacher, data) for c in (plain, config)]  # type: ignore[arg-type]
+    sampling = [step.params["sampling"] for step in steps]
     assert sampling[0] == {
         "sampling_temperature": 0.0,
         "top_p": 1.0,
@@ -249,7 +250,7 @@ def test_keys_stay_as_they_were_without_it(build: Build) -> None:
         "choose": "majority",
     }
     assert sampling[1] == {**sampling[0], "top_logprobs": K}
-    assert stages[0].key != stages[1].key
+    assert steps[0].key != steps[1].key
     assert SamplingConfig.model_validate(sampling[1]).top_logprobs == K
 
 

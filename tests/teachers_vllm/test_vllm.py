@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from retort.config.loading import load_config
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
+from retort.recipes import load_config
 from retort.records.base import ParseFailure
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
 from retort.teachers.vllm.client import VllmClient, open_vllm
