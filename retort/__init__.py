@@ -1,4 +1,4 @@
-"""Distils a large language model into small, cheap students.
+"""Distills a large language model into small, cheap students.
 
 For scripts, the names of `__all__`; whatever else lies in here may change with any release.
 """

@@ -21,9 +21,9 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
 from retort.errors import ChildCrashed, ChildKilled, ChildOutOfMemory, ChildTimedOut, RetortError
+from retort.records.base import Progress
 
 T = TypeVar("T")
-Progress = Callable[[int, int, str], None]
 
 PROGRESS_EVERY_SECONDS = 0.25
 _POLL_SECONDS = 0.5

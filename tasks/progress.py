@@ -10,8 +10,8 @@ from uuid import UUID
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from rich.progress import Progress as Bars
 
+from retort.records.base import Progress
 from retort.steps.base import Step
-from tasks.child_process import Progress
 
 TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
 """The progress bars, if the flow was started in a terminal."""

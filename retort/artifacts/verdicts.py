@@ -43,10 +43,10 @@ class Selection(Artifact):
         return SelectionVerdict.model_validate_json((self.folder / VERDICT).read_text(encoding="utf-8"))
 
 
-Outcome = Literal["passed", "first", "refused", "reigns"]
+VerdictOutcome = Literal["passed", "first", "refused", "reigns"]
 """passed: better than the champion. first: there is no champion, and all other checks passed. refused: not good enough.
 reigns: it already is the champion, so there is nothing to promote."""
-OUTCOMES: tuple[Outcome, ...] = ("passed", "first", "refused", "reigns")
+OUTCOMES: tuple[VerdictOutcome, ...] = ("passed", "first", "refused", "reigns")
 
 
 class ChampionComparison(Record):
@@ -102,7 +102,7 @@ class Cost(Record):
 class Verdict(Record):
     """The gate's verdict."""
 
-    outcome: Outcome
+    outcome: VerdictOutcome
     accepted: bool
     """Whether to promote the student: if the outcome is passed or first."""
     metric: Metric

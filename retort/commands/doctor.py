@@ -9,7 +9,7 @@ from typing import Literal
 from retort.config import RecipeConfig
 from retort.errors import RetortError
 from retort.recipes import recipe_of
-from retort.recipes.base import Look
+from retort.recipes.base import DoctorCheck
 from retort.records.base import Record
 from retort.store.opening import refusals, usable_store
 from retort.tracking.address import check_reachable, database_file, tracking_uri, without_secrets
@@ -25,8 +25,8 @@ def examine(config: RecipeConfig) -> Iterator[Finding]:
     """Yield one finding per check. A failed check does not prevent the next ones."""
     reported: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="retort-doctor-") as spare:
-        for what, look in _looks(config).items():
-            finding = _finding(what, look, config)
+        for what, check in _checks(config).items():
+            finding = _finding(what, check, config)
             if what == "store" and finding.verdict == "wrong":
                 # The rows can be checked anyway.
                 config = config.model_copy(update={"store": config.store.model_copy(update={"root": spare})})
@@ -37,14 +37,14 @@ def examine(config: RecipeConfig) -> Iterator[Finding]:
             yield finding
 
 
-def _looks(config: RecipeConfig) -> Mapping[str, Look]:
-    return {"versions": versions, "store": store, **recipe_of(config).looks(config), "tracking": tracking}
+def _checks(config: RecipeConfig) -> Mapping[str, DoctorCheck]:
+    return {"versions": versions, "store": store, **recipe_of(config).doctor_checks(config), "tracking": tracking}
 
 
-def _finding(what: str, look: Look, config: RecipeConfig) -> Finding:
+def _finding(what: str, check: DoctorCheck, config: RecipeConfig) -> Finding:
     try:
         with refusals():
-            detail = look(config)
+            detail = check(config)
     except RetortError as error:
         return Finding(verdict="wrong", what=what, detail=str(error))
     if detail.startswith("note: "):

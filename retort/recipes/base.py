@@ -22,7 +22,7 @@ C = TypeVar("C", bound=RecipeConfig)
 R = TypeVar("R", bound=Result)
 Do = Callable[[Step], Awaitable[ArtifactRef]]
 """Makes a step's artifact or finds it. `retort plan` passes a function that only looks into the store."""
-Look = Callable[[Any], str]
+DoctorCheck = Callable[[Any], str]
 """One check of `retort doctor`. Takes the config; returns what it found (`note: ...` for a remark) or raises."""
 
 
@@ -61,7 +61,7 @@ class Recipe(ABC, Generic[C, R]):
         """Roles (`ingest/ROLE`) of the rows that grow from night to night."""
 
     @abstractmethod
-    def looks(self, config: C) -> Mapping[str, Look]:
+    def doctor_checks(self, config: C) -> Mapping[str, DoctorCheck]:
         """The checks of `retort doctor`, by name, in addition to versions, store and tracking."""
 
     @abstractmethod

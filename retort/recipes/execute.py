@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from retort.config import RunSettings
-from retort.records.base import ArtifactRef
+from retort.records.base import ArtifactRef, Progress
 from retort.steps.base import Step
-from retort.steps.context import Progress, StepContext
+from retort.steps.context import StepContext
 from retort.store.opening import open_store
 
 

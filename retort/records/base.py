@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Label = str
 """A label in its canonical, lossless text form, as the problem's `encode` returns it (JSON for slots, a class name for
 classification). Rows store labels in this form, and only the problem parses it."""
+Progress = Callable[[int, int, str], None]
+"""How far a step is: called with (done, total, note), for example `120, 480, "loss 0.31"`."""
 
 
 @dataclass(frozen=True, slots=True)

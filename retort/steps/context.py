@@ -1,14 +1,11 @@
 """What a step runs with: the store, an empty folder to write into, and the machine's limits."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from retort.config.infrastructure import ExecutionConfig
+from retort.records.base import Progress
 from retort.store import Store
-
-Progress = Callable[[int, int, str], None]
-"""(done, total, note)"""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from retort.artifacts.verdicts import (
     ChampionComparison,
     Cost,
     GateVerdict,
-    Outcome,
     SliceScore,
     Verdict,
+    VerdictOutcome,
     write_verdict,
 )
 from retort.config import GateConfig, Metric, Problem, SliceConfig
@@ -140,7 +140,7 @@ class Gate(Step):
         """The predictions for all test sets, one set after another."""
         return [row for ref in refs for row in Scores.open(context.store, ref).predictions()]
 
-    def _outcome(self, checks: Sequence[Check]) -> Outcome:
+    def _outcome(self, checks: Sequence[Check]) -> VerdictOutcome:
         if self._is_champion:
             return "reigns"
         if not all(check.passed for check in checks):
@@ -228,7 +228,7 @@ def check_slices(problem: Problem, gate: GateConfig) -> None:
             raise ConfigError(f"gate.slices.{place}.label = '{part.label}': no such {what}; allowed: {listed(known)}")
 
 
-def outcome_of(verdict: ArtifactRef) -> Outcome:
+def outcome_of(verdict: ArtifactRef) -> VerdictOutcome:
     """A gate's outcome, without reading its artifact."""
     return next(outcome for outcome in OUTCOMES if verdict.metrics.get(outcome))
 

@@ -37,7 +37,7 @@ from retort.teachers.forecast import keep_pace
 from retort.teachers.identity import teacher_identity
 from retort.teachers.labeler import Labeler
 from retort.teachers.ledger import Ledger
-from retort.teachers.parsing import CompletionParser, Labeled, Outcome
+from retort.teachers.parsing import CompletionParser, Labeled, Parsed
 from retort.teachers.request_builder import request_builder, sampling_seed
 from retort.teachers.top_logprobs import TokensWriter
 from retort.teachers.usage import Usage
@@ -142,7 +142,7 @@ class PseudolabelLlm(Step):
             details={"spent": usage.as_details(), "engine": facts, "damaged": ledger.damaged},
         )
 
-    def _quality(self, problem: ProblemKind, gold: list[Example], own: list[tuple[Row, Outcome]]) -> dict[str, float]:
+    def _quality(self, problem: ProblemKind, gold: list[Example], own: list[tuple[Row, Parsed]]) -> dict[str, float]:
         """How well the teacher's probabilities for the labeled set are calibrated, and the temperature that calibrates
         them; empty for hard labels. The error after calibration is measured on the same rows as the temperature was
         fitted on."""
@@ -162,7 +162,7 @@ class PseudolabelLlm(Step):
         }
 
 
-def _label_pool(context: StepContext, outcomes: Iterator[tuple[Row, Outcome]]) -> tuple[int, Counter[str]]:
+def _label_pool(context: StepContext, outcomes: Iterator[tuple[Row, Parsed]]) -> tuple[int, Counter[str]]:
     """Write labels and failures. Returns (number of labeled rows, counts by reason)."""
     counts: Counter[str] = Counter()
     failures: dict[str, ParseFailure] = {}
@@ -184,7 +184,7 @@ def _label_pool(context: StepContext, outcomes: Iterator[tuple[Row, Outcome]]) -
     return count, counts
 
 
-def _as_row(row: Row, outcome: Outcome) -> Row:
+def _as_row(row: Row, outcome: Parsed) -> Row:
     if isinstance(outcome, ParseFailure):
         return {**row, "label": None, "confidence": 0.0, "labeler": "teacher"}
     soft = outcome.probabilities and np.asarray(outcome.probabilities, dtype=np.float16)

@@ -1,6 +1,6 @@
 """The interface of all kinds of students."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,9 +12,8 @@ from torch import Tensor
 from retort.config import TrainingConfig
 from retort.models.device import Device
 from retort.problems.base import Problem, is_put_right
-from retort.records.base import Label, ParseFailure
+from retort.records.base import Label, ParseFailure, Progress
 
-Progress = Callable[[int, int, str], None]
 """Called with (done, total, note), for example `120, 480, "loss 0.31"`."""
 
 

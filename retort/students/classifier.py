@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from retort.config import TrainingConfig
 from retort.models.device import Device
 from retort.problems import Problem
-from retort.students.base import Checkpoint, Prediction, Progress, TrainingResult, TrainingRow, decided
+from retort.records.base import Progress
+from retort.students.base import Checkpoint, Prediction, TrainingResult, TrainingRow, decided
 from retort.students.batching import WINDOW_ROWS, token_batches
 from retort.students.encoder import EncodedRow, Encoder, continue_from, encode_all
 from retort.students.training import TrainingRows, train

@@ -26,7 +26,7 @@ from retort.errors import ConfigError
 from retort.models.device import Device
 from retort.models.weights import Weights
 from retort.problems import Problem
-from retort.records.base import ParseFailure
+from retort.records.base import ParseFailure, Progress
 from retort.students.architectures import (
     START,
     check_architecture,
@@ -39,7 +39,7 @@ from retort.students.architectures import (
     with_adapters,
     with_new_decoder,
 )
-from retort.students.base import Checkpoint, Outcome, Progress, TrainingResult, TrainingRow
+from retort.students.base import Checkpoint, Outcome, TrainingResult, TrainingRow
 from retort.students.batching import WINDOW_ROWS
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.encoder import as_config_error, use_fused_attention

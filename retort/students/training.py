@@ -17,8 +17,9 @@ from torch import Tensor
 
 from retort.config import TrainingConfig
 from retort.models.device import Device, random_states, set_random_states
+from retort.records.base import Progress
 from retort.students.accumulation import Gradients
-from retort.students.base import Checkpoint, History, Progress
+from retort.students.base import Checkpoint, History
 from retort.students.batching import Indices, token_batches
 from retort.students.cuda_graphs import use_fused_norms
 from retort.students.early_stopping import EarlyStopping

@@ -20,15 +20,13 @@ import pyarrow as pa
 
 from retort.errors import BudgetSpent
 from retort.io.parquet import Row, read_rows, write_rows
-from retort.records.base import ParseFailure
+from retort.records.base import ParseFailure, Progress
 from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
-from retort.teachers.parsing import CompletionParser, Labeled, Outcome
+from retort.teachers.parsing import CompletionParser, Labeled, Parsed
 from retort.teachers.request_builder import Pending, RequestBuilder
 from retort.teachers.requests import CompletionClient, CompletionRequest, OpenClient, Rejection
 from retort.teachers.top_logprobs import STORED_TYPE, TopLogprobs
 from retort.teachers.usage import Usage
-
-Progress = Callable[[int, int, str], None]
 
 _KEYS: "list[pa.Field[Any]]" = [pa.field("position", pa.int64()), pa.field("key", pa.binary(16))]
 ASKED = pa.schema(_KEYS)
@@ -60,11 +58,11 @@ class _MissingRow(NamedTuple):
 class Labeler:
     """Labels rows with one teacher. A context manager: once started, an engine stays up until the context is left."""
 
-    questions: RequestBuilder
-    reader: CompletionParser
+    builder: RequestBuilder
+    parser: CompletionParser
     ledger: Ledger
     open_client: Callable[[], OpenClient]
-    spending: Usage
+    usage: Usage
     progress: Progress
     _client: CompletionClient | None = None
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -83,7 +81,7 @@ class Labeler:
         """What the client reports about itself; empty if none was started."""
         return dict(self._client.facts) if self._client else {}
 
-    def label(self, rows: Path) -> Iterator[tuple[Row, Outcome]]:
+    def label(self, rows: Path) -> Iterator[tuple[Row, Parsed]]:
         """Each of the `rows` (a Parquet file with example_id and text) in order, with its label or why it has none.
 
         Raises BudgetSpent and whatever the client raises; every completion received by then is in the ledger.
@@ -112,7 +110,7 @@ class Labeler:
         """Retry rows as often as the config allows; keeps the last failure of each row in `failed`."""
         labeled: dict[int, Labeled] = {}
         attempt = 1
-        while again := [pending for pending in again if self.questions.may_retry(pending)]:
+        while again := [pending for pending in again if self.builder.may_retry(pending)]:
             still_failing: list[Pending] = []
             for pending, outcome in self._round(again.copy, attempt):
                 if isinstance(outcome, Labeled):
@@ -123,10 +121,10 @@ class Labeler:
             again, attempt = still_failing, attempt + 1
         return labeled
 
-    def _round(self, rows: Rows, attempt: int) -> Iterator[tuple[Pending, Outcome]]:
+    def _round(self, rows: Rows, attempt: int) -> Iterator[tuple[Pending, Parsed]]:
         """The outcome of attempt number `attempt` for every row, from the ledger or from a new request."""
-        samples, keys_file = self.questions.teacher.sampling.samples, self._folder / "asked.parquet"
-        total = write_rows(keys_file, ASKED, self.questions.keys(rows(), attempt))
+        samples, keys_file = self.builder.teacher.sampling.samples, self._folder / "asked.parquet"
+        total = write_rows(keys_file, ASKED, self.builder.keys(rows(), attempt))
         was_requested = bytearray(total // samples)
         rejected = self._request_missing(rows, keys_file, attempt, was_requested)
         entries = self.ledger.join(keys_file)
@@ -142,7 +140,7 @@ class Labeler:
                 rejection = rejected[index]
                 yield tried, ParseFailure(rejection.reason, rejection.detail, rejection.raw)
             else:
-                yield tried, self.reader.parse(pending.text, found)
+                yield tried, self.parser.parse(pending.text, found)
 
     def _request_missing(
         self, rows: Rows, keys_file: Path, attempt: int, was_requested: bytearray
@@ -159,38 +157,37 @@ class Labeler:
 
         def new_requests() -> Iterator[CompletionRequest]:
             for missing_row in chain([first], missing_rows):
-                self._stopped = self.spending.exhausted()
+                self._stopped = self.usage.exhausted()
                 if self._stopped:
                     return
-                request = self.questions.request(missing_row.pending, missing_row.keys, attempt)
+                request = self.builder.request(missing_row.pending, missing_row.keys, attempt)
                 in_flight[request.key] = missing_row
                 was_requested[missing_row.number] = 1
-                self.spending.record_request(request)
+                self.usage.record_request(request)
                 yield request
 
         with LedgerWriter(self.ledger) as writer:
             for outcome in self._started_client().ask(new_requests()):
                 missing_row = in_flight[outcome.key]
                 if isinstance(outcome, Rejection):
-                    self.spending.record_outcome(outcome, len(missing_row.keys))
+                    self.usage.record_outcome(outcome, len(missing_row.keys))
                     rejected[missing_row.number] = outcome
                     missing_row.keys.clear()
                 else:
-                    self.spending.record_outcome(outcome)
+                    self.usage.record_outcome(outcome)
                     writer.add(entry_of(missing_row.keys.pop(outcome.sample), outcome, self._max_tokens))
                 if not missing_row.keys:
                     del in_flight[outcome.key]
                 self._report_progress(len(was_requested))
         if self._stopped:
             raise BudgetSpent(
-                f"stopped at {self._stopped} after {self.spending.summary()}; "
-                "what came is kept, and the next run goes on"
+                f"stopped at {self._stopped} after {self.usage.summary()}; what came is kept, and the next run goes on"
             )
         return rejected
 
     def _missing_rows(self, rows: Rows, keys_file: Path) -> Iterator[_MissingRow]:
         """The rows with missing completions, in the order of `rows`."""
-        samples = self.questions.teacher.sampling.samples
+        samples = self.builder.teacher.sampling.samples
         missing_keys = (
             (position, key)
             for batch in self.ledger.missing(keys_file, self._max_tokens)
@@ -203,23 +200,23 @@ class Labeler:
 
     @property
     def _max_tokens(self) -> int:
-        return self.questions.teacher.sampling.max_tokens
+        return self.builder.teacher.sampling.max_tokens
 
     def _started_client(self) -> CompletionClient:
         if self._client is None:
             started = time.monotonic()
             self.progress(0, 1, "starting the teacher")
             self._client = self._stack.enter_context(self.open_client())
-            self.spending.start_seconds = time.monotonic() - started
-            self.spending.num_gpus = int(self._client.facts.get("num_gpus", 0))
+            self.usage.start_seconds = time.monotonic() - started
+            self.usage.num_gpus = int(self._client.facts.get("num_gpus", 0))
         return self._client
 
     def _report_progress(self, total: int) -> None:
-        seconds = max(self.spending.seconds, 1e-9)
+        seconds = max(self.usage.seconds, 1e-9)
         self.progress(
-            min(self.spending.completions, total),
+            min(self.usage.completions, total),
             total,
-            f"{self.spending.completions / seconds:.0f} completions/s",
+            f"{self.usage.completions / seconds:.0f} completions/s",
         )
 
 

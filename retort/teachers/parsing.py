@@ -30,7 +30,7 @@ class Labeled(NamedTuple):
     """Top log-probabilities of the raw completion, if they were requested."""
 
 
-Outcome = Labeled | ParseFailure
+Parsed = Labeled | ParseFailure
 
 
 @dataclass
@@ -48,7 +48,7 @@ class CompletionParser:
     outside_masses: list[float] = field(default_factory=list)
     """For each soft-labeled row, the probability mass outside the labels."""
 
-    def parse(self, text: str, entries: Sequence[Entry | None]) -> Outcome:
+    def parse(self, text: str, entries: Sequence[Entry | None]) -> Parsed:
         """The row's label, or why it has none. `entries` are the row's samples; None for one that never arrived."""
         present = [entry for entry in entries if entry is not None]
         if not present:
@@ -75,7 +75,7 @@ class CompletionParser:
             )
         return outcome
 
-    def _soft(self, text: str, entry: Entry) -> Outcome:
+    def _soft(self, text: str, entry: Entry) -> Parsed:
         if len(entry.scores) != len(self.problem.classes):
             return ParseFailure("no-scores", "The teacher gave no probabilities for the classes.", entry.text)
         scores = np.array([entry.scores], dtype=np.float64)

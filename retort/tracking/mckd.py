@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-class Student(NamedTuple):
+class LoggedStudent(NamedTuple):
     """A student under its name in this run, even if another run made it."""
 
     name: str
@@ -75,7 +75,7 @@ class TrackMckd(Track):
         return run_id
 
     def _child(
-        self, client: "MlflowClient", store: Store, student: Student, experiment_id: str, parent_id: str
+        self, client: "MlflowClient", store: Store, student: LoggedStudent, experiment_id: str, parent_id: str
     ) -> None:
         manifest = student.manifest
         ended, key = milliseconds(manifest.created_at), digest([self.key, student.name])
@@ -95,24 +95,24 @@ class TrackMckd(Track):
         runs.finish(client, run_id, ended)
 
 
-def _students(store: Store, result: MckdResult) -> Iterator[Student]:
+def _students(store: Store, result: MckdResult) -> Iterator[LoggedStudent]:
     """The run's students, in the order of execution."""
     if result.teacher_scores is not None:
         yield from _behind(store, "teacher/student", 0, result.teacher_scores)
     for done in result.rounds:
         for index, ref in enumerate(done.students):
             scores = {"test": done.test_scores[index], "judge": done.judge_scores[index]}
-            yield Student(f"stage{done.stage}/student-{index}", done.stage, store.manifest_of(ref), scores)
+            yield LoggedStudent(f"stage{done.stage}/student-{index}", done.stage, store.manifest_of(ref), scores)
     final = store.manifest_of(result.final_student)
-    yield Student("final/student", result.kept_stage, final, {"test": result.final_scores})
+    yield LoggedStudent("final/student", result.kept_stage, final, {"test": result.final_scores})
     for name, ref in result.baselines.items():
         yield from _behind(store, f"{name}/student", 0, ref)
 
 
-def _behind(store: Store, name: str, stage: int, scores: ArtifactRef) -> Iterator[Student]:
+def _behind(store: Store, name: str, stage: int, scores: ArtifactRef) -> Iterator[LoggedStudent]:
     manifest = student_behind(store, scores)
     if manifest is not None:
-        yield Student(name, stage, manifest, {"test": scores})
+        yield LoggedStudent(name, stage, manifest, {"test": scores})
 
 
 def _points(summary: MckdSummary) -> Iterator[Point]:
@@ -143,7 +143,7 @@ def _points(summary: MckdSummary) -> Iterator[Point]:
     yield Point("label_failures", sum(summary.failures.reasons.values()), 0)
 
 
-def _curve(store: Store, student: Student) -> Iterator[Point]:
+def _curve(store: Store, student: LoggedStudent) -> Iterator[Point]:
     history = TrainedStudent.open(store, store.ref(student.manifest)).history()
     for step, loss, rate in zip(history["steps"], history["losses"], history["learning_rates"], strict=True):
         yield Point("loss", loss, step)
@@ -152,7 +152,7 @@ def _curve(store: Store, student: Student) -> Iterator[Point]:
         yield Point("held_out_loss", loss, step)
 
 
-def _results(store: Store, student: Student) -> Iterator[Point]:
+def _results(store: Store, student: LoggedStudent) -> Iterator[Point]:
     for rows, ref in student.scores.items():
         yield from _score_points(rows, Scores.open(store, ref).scores(), student.stage)
         metrics = store.manifest_of(ref).metrics

@@ -47,7 +47,8 @@ def run_here(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The flow in this process, as `retort run` starts it but without its checks; returns its `Finished`."""
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
 
-    from flows.mckd import CHECKED, mckd
+    from flows.mckd import mckd
+    from flows.run import CHECKED
 
     def run(values: dict[str, Any], **scope: Any) -> Any:
         CHECKED.set(resolve(MckdConfig.model_validate(values)))
@@ -130,6 +131,32 @@ def manifests() -> Callable[[Path], dict[str, bytes]]:
     def read(root: Path) -> dict[str, bytes]:
         found = [path.read_bytes() for path in root.glob("*/??/*/manifest.json")]
         return {json.loads(data)["name"]: data for data in found}
+
+    return read
+
+
+@pytest.fixture
+def night(prefect_api: str) -> Callable[..., Any]:
+    """The flow `nightly` in this process, on the config in a file; returns its `Night`."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
+
+    from flows.nightly import nightly
+
+    def run(path: Path, **parameters: Any) -> Any:
+        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
+            return asyncio.run(nightly(str(path), **parameters))
+
+    return run
+
+
+@pytest.fixture
+def artifact(prefect_api: str) -> Callable[[str, str], str]:
+    """The text of a run's artifact of this key."""
+
+    def read(run_id: str, key: str) -> str:
+        body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
+        (found,) = httpx.post(f"{prefect_api}/artifacts/filter", json=body).json()
+        return str(found["data"])
 
     return read
 

@@ -1,13 +1,11 @@
 """Nights, one after the other: what is new is labelled, the gate judges, and the champion stands in the registry."""
 
-import asyncio
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
@@ -16,32 +14,6 @@ from retort.tracking.registry import reigning_version
 Build = Callable[..., dict[str, Any]]
 POOL = 60
 BAD = {"epochs": 1, "learning_rate": 1e-6}
-
-
-@pytest.fixture
-def night(prefect_api: str) -> Callable[..., Any]:
-    """The flow `nightly` in this process, on the config in a file; returns its `Night`."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL, temporary_settings
-
-    from flows.nightly import nightly
-
-    def run(path: Path, **parameters: Any) -> Any:
-        with temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOGGING_LEVEL: "CRITICAL"}):
-            return asyncio.run(nightly(str(path), **parameters))
-
-    return run
-
-
-@pytest.fixture
-def artifact(prefect_api: str) -> Callable[[str, str], str]:
-    """The text of a run's artifact of this key."""
-
-    def read(run_id: str, key: str) -> str:
-        body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
-        (found,) = httpx.post(f"{prefect_api}/artifacts/filter", json=body).json()
-        return str(found["data"])
-
-    return read
 
 
 @pytest.mark.slow
@@ -67,7 +39,7 @@ def test_nights_with_new_rows_a_refusal_a_promotion_and_nothing_new(
 
     # The first night: everything is new, and nobody reigns.
     first = night(path)
-    assert first.news == (POOL, 0, 0, 0)
+    assert first.changes == {"unlabeled": (POOL, 0, 0, 0)}
     assert first.promotion.outcome == "promoted"
     assert reigning_version(tracking["uri"], "nights").version == "1"
 
@@ -77,7 +49,7 @@ def test_nights_with_new_rows_a_refusal_a_promotion_and_nothing_new(
     rows = [{"id": f"new-{number}", "text": text} for number, text in enumerate(texts)]
     (pool.parent / "day2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     second = night(path)
-    assert second.news == (3, 0, 0, POOL)
+    assert second.changes == {"unlabeled": (3, 0, 0, POOL)}
     assert sorted(endpoint_server.asked) == sorted(f"Input: {text}\nOutput:" for text in texts)
     assert endpoint_server.asked.total() == 3
     assert second.promotion.outcome == "refused"
@@ -101,7 +73,7 @@ def test_nights_with_new_rows_a_refusal_a_promotion_and_nothing_new(
     night(path, overrides=better)
     started = time.monotonic()
     last = night(path, overrides=better)
-    assert last.news == (0, 0, 0, POOL + 3)
+    assert last.changes == {"unlabeled": (0, 0, 0, POOL + 3)}
     assert {stage.status for stage in last.finished.stages} == {"HIT"}
     assert last.promotion.outcome == "reigns"
     assert reigning_version(tracking["uri"], "nights").version == champion.version

@@ -1,4 +1,4 @@
-"""What goes to a work pool, and which GPU a stage gets; the runs themselves are in tests/stack."""
+"""What goes to a work pool, and which GPU a step gets; the runs themselves are in tests/stack."""
 
 import asyncio
 import os
@@ -8,53 +8,156 @@ from typing import Any
 import httpx
 import pytest
 
-from retort.config import MckdConfig
+from retort.config import (
+    ClassificationConfig,
+    EndpointConfig,
+    GateConfig,
+    MckdConfig,
+    MergeConfig,
+    TrainingConfig,
+    TransformersConfig,
+    VllmConfig,
+)
+from retort.config.soft_label import TinyConfig
+from retort.config.teachers import AskAgainConfig, LlmTeacherConfig, PromptConfig, SamplingConfig
 from retort.errors import ConfigError
-from retort.recipes.execute import open_store
-from retort.records.base import ArtifactRef, Step
+from retort.records.base import ArtifactRef
+from retort.steps.base import Step
+from retort.steps.cross_label import CrossLabel
+from retort.steps.evaluate import EvaluateLabels, EvaluateStudent
+from retort.steps.gate import Gate
+from retort.steps.merge_labels import MergeLabels
+from retort.steps.pseudolabel_llm import PseudolabelLlm
+from retort.steps.pseudolabel_recorded import PseudolabelRecorded
+from retort.steps.train_grid import TrainGrid
+from retort.steps.train_student import TrainStudent
+from retort.steps.train_tinybert import TrainTinyBert
+from retort.store.opening import open_store
 from tasks.gpu_slots import SHARED_GPUS, gpus_for
-from tasks.work_pools import check_pools, pool_of, read_order, write_order
+from tasks.work_pools import check_work_pools, read_order, work_pool_of, write_order
 
 REF = ArtifactRef(uri="", kind="students", key="0" * 64)
+PROBLEM = ClassificationConfig(kind="classification", labels=["up", "down"])
+SCORED: dict[str, Any] = {"problem": PROBLEM, "metrics": ("accuracy",), "resamples": 100, "seed": 0, "gold": REF}
+STUDENT: dict[str, Any] = {"problem": PROBLEM, "student_kind": "tiny", "max_length": 8, "student": REF}
+TRAINED: dict[str, Any] = {
+    "problem": PROBLEM,
+    "student": "sequence-classification",
+    "weights": "",
+    "pretrained": True,
+    "training": TrainingConfig(epochs=1),
+    "seed": 0,
+    "cells": None,
+    "soft": False,
+    "labels": REF,
+    "model": "m",
+}
+TRAIN_STUDENT = TrainStudent(name="stage1/student-0", **TRAINED)
+TRAIN_SMALL = TrainTinyBert(name="tinybert/student-0", layers=4, **TRAINED)
+TRAIN_TINY = TrainGrid(
+    name="soft-grid/students",
+    problem=PROBLEM,
+    fields=["text"],
+    student=TinyConfig(kind="tiny"),
+    settings=[{}],
+    label_smoothing=None,
+    seeds=[0],
+    train=REF,
+    dev=REF,
+)
+CROSS_LABEL = CrossLabel(name="stage1/cross-labels-0", cells=None, probabilities=False, rows=REF, **STUDENT)
+EVALUATE_STUDENT = EvaluateStudent(name="final/test", **{**STUDENT, **SCORED})
+EVALUATE_LABELS = EvaluateLabels(name="stage0/label-quality", labels=REF, **SCORED)
+MERGE_LABELS = MergeLabels(
+    name="stage1/pseudolabels",
+    problem=PROBLEM,
+    merge=MergeConfig(),
+    soft=False,
+    previous=REF,
+    cross_labels=(REF,),
+)
+GATE = Gate(
+    name="gate",
+    problem=PROBLEM,
+    metric="accuracy",
+    gate=GateConfig(),
+    student_kind="tiny",
+    max_length=8,
+    resamples=100,
+    seed=0,
+    student=REF,
+    challenger=(REF,),
+)
+LABEL_RECORDED = PseudolabelRecorded(
+    name="stage0/pseudolabels",
+    problem=PROBLEM,
+    completions="",
+    pool=REF,
+    path="completions.jsonl",
+    endpoint_url=None,
+    min_success_ratio=0.9,
+)
 
 
-def stage(verb: Any, **fields: Any) -> Step:
-    return Step(name=f"stage1/{verb}", verb=verb, version=1, kind="things", params={"teacher": "asked"}, **fields)
+def label_by(teacher: LlmTeacherConfig) -> PseudolabelLlm:
+    return PseudolabelLlm(
+        name="stage0/pseudolabels",
+        problem=PROBLEM,
+        identity={},
+        seed=0,
+        metric="accuracy",
+        prompt=PromptConfig(),
+        sampling=SamplingConfig(),
+        constrained=False,
+        labels="hard",
+        verbalizers={},
+        ask_again=AskAgainConfig(),
+        pool=REF,
+        labeled=REF,
+        config=teacher,
+        endpoint_url=None,
+    )
+
+
+VLLM = label_by(VllmConfig(kind="vllm", model="m"))
 
 
 @pytest.mark.parametrize(
     ("one", "pool"),
     [
-        (stage("pseudolabel", knobs={"config": {"kind": "vllm"}}), "t"),
-        (stage("pseudolabel", knobs={"config": {"kind": "transformers"}}), "t"),
-        (stage("pseudolabel", knobs={"config": {"kind": "endpoint"}}), None),
-        (stage("pseudolabel"), None),
-        (stage("train-student"), "s"),
-        (stage("cross-label"), "s"),
-        (stage("evaluate", inputs={"student": (REF,)}), "s"),
-        (stage("evaluate", inputs={"labels": (REF,)}), None),
-        (stage("merge-labels"), None),
-        (stage("gate"), None),
+        (VLLM, "t"),
+        (label_by(TransformersConfig(kind="transformers", model="m")), "t"),
+        (label_by(EndpointConfig(kind="endpoint", model="m", url="http://localhost/v1")), None),
+        (LABEL_RECORDED, None),
+        (TRAIN_STUDENT, "s"),
+        (TRAIN_TINY, "s"),
+        (TRAIN_SMALL, "s"),
+        (CROSS_LABEL, "s"),
+        (EVALUATE_STUDENT, "s"),
+        (EVALUATE_LABELS, None),
+        (MERGE_LABELS, None),
+        (GATE, None),
     ],
-    ids=lambda value: value.verb if isinstance(value, Step) else str(value),
+    ids=lambda value: value.kind if isinstance(value, Step) else str(value),
 )
 def test_what_needs_a_gpu_goes_to_its_pool(tiny_slots: dict[str, Any], one: Step, pool: str | None) -> None:
     execution = {"teacher_pool": "t", "student_pool": "s"}
-    assert pool_of(MckdConfig.model_validate({**tiny_slots, "execution": execution}).execution, one) == pool
-    assert pool_of(MckdConfig.model_validate(tiny_slots).execution, one) is None
+    assert work_pool_of(MckdConfig.model_validate({**tiny_slots, "execution": execution}).execution, one) == pool
+    assert work_pool_of(MckdConfig.model_validate(tiny_slots).execution, one) is None
 
 
+@pytest.mark.parametrize("one", [TRAIN_STUDENT, TRAIN_TINY, TRAIN_SMALL, VLLM], ids=lambda step: step.kind)
 def test_an_order_is_read_as_it_was_written_and_sends_nothing_further(
-    tiny_slots: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_slots: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: Step
 ) -> None:
     monkeypatch.setenv("RETORT_TEST_ROOT", str(tmp_path / "store"))
     values = {**tiny_slots, "store": {"root": "${RETORT_TEST_ROOT}"}, "execution": {"student_pool": "s"}}
-    config, one = MckdConfig.model_validate(values), stage("train-student", inputs={"labels": (REF,)})
+    config = MckdConfig.model_validate(values)
     name = write_order(config, one)
     order = read_order(config.store, name)
-    assert order.stage == one
-    assert order.config.execution.student_pool is None
-    assert order.config.store == config.store, "addresses stay as they were written, secrets are not spelt out"
+    assert (order.read_step(), type(order.read_step())) == (one, type(one))
+    assert order.settings.execution.student_pool is None
+    assert order.settings.store == config.store, "addresses stay as they were written, secrets are not spelt out"
     assert write_order(config, one) == name
 
     place = open_store(config.store).place
@@ -67,15 +170,14 @@ def test_an_order_is_read_as_it_was_written_and_sends_nothing_further(
 
 async def test_a_pool_without_the_deployments_is_told_at_once(tiny_slots: dict[str, Any], prefect_api: str) -> None:
     execution = MckdConfig.model_validate({**tiny_slots, "execution": {"student_pool": "nowhere"}}).execution
-    with pytest.raises(ConfigError, match="work pool 'nowhere' has no deployment of 'train-student'"):
-        await check_pools(execution)
+    with pytest.raises(ConfigError, match="work pool 'nowhere' has no deployment of 'step'"):
+        await check_work_pools(execution)
 
 
 async def test_each_student_holds_a_gpu_and_the_teacher_all(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SHARED_GPUS, "2")
-    student, teacher = stage("train-student"), stage("pseudolabel", knobs={"config": {"kind": "vllm"}})
     with pytest.raises(ConfigError, match="lacks a concurrency limit of gpu-0"):
-        async with gpus_for(student):
+        async with gpus_for(TRAIN_STUDENT):
             pass
     for gpu in range(2):
         httpx.post(f"{prefect_api}/v2/concurrency_limits/", json={"name": f"gpu-{gpu}", "limit": 1}).raise_for_status()
@@ -87,21 +189,23 @@ async def test_each_student_holds_a_gpu_and_the_teacher_all(prefect_api: str, mo
         nonlocal most
         async with gpus_for(one) as environment:
             gpus = environment["CUDA_VISIBLE_DEVICES"].split(",")
-            assert not set(gpus) & set(held), "two stages on one GPU"
+            assert len(gpus) == (2 if one is VLLM else 1)
+            assert not set(gpus) & set(held), "two steps on one GPU"
             held.extend(gpus)
             most = max(most, len(held))
             await asyncio.sleep(0.5)
             for gpu in gpus:
                 held.remove(gpu)
 
-    await asyncio.wait_for(asyncio.gather(work(student), work(student), work(teacher), work(student)), 60)
+    steps = (TRAIN_STUDENT, TRAIN_STUDENT, VLLM, TRAIN_STUDENT, TRAIN_TINY, TRAIN_SMALL)
+    await asyncio.wait_for(asyncio.gather(*map(work, steps)), 60)
     assert most == 2
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    async with gpus_for(stage("merge-labels")) as environment:
+    async with gpus_for(MERGE_LABELS) as environment:
         assert environment == {}
 
 
 async def test_alone_on_its_machine_a_stage_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SHARED_GPUS, raising=False)
-    async with gpus_for(stage("train-student")) as environment:
+    async with gpus_for(TRAIN_STUDENT) as environment:
         assert environment == {}

@@ -6,10 +6,10 @@ from uuid import uuid4
 
 import pytest
 
-from retort.records.base import Step
+from any_step import AnyStep
 from tasks import progress
 
-STAGE = Step(name="stage1/student-0", verb="train-student", version=1, kind="students", params={})
+STEP = AnyStep(name="stage1/student-0", made="students")
 
 
 async def test_progress_is_published_with_its_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ async def test_progress_is_published_with_its_last_value(monkeypatch: pytest.Mon
     monkeypatch.setattr(progress, "acreate_progress_artifact", create)
     monkeypatch.setattr(progress, "aupdate_progress_artifact", update)
     monkeypatch.setattr(progress, "_PUBLISH_SECONDS", 0.01)
-    async with progress.progress_of(STAGE) as on_progress:
+    async with progress.progress_of(STEP) as on_progress:
         on_progress(1, 4, "loss 1.0")
         await asyncio.sleep(0.1)
         on_progress(4, 4, "loss 0.5")
@@ -41,7 +41,7 @@ async def test_a_server_that_is_away_costs_no_stage_its_work(
 
     monkeypatch.setattr(progress, "acreate_progress_artifact", refuse)
     monkeypatch.setattr(progress, "_PUBLISH_SECONDS", 0.01)
-    async with progress.progress_of(STAGE) as on_progress:
+    async with progress.progress_of(STEP) as on_progress:
         on_progress(0, 0, "rows")
         await asyncio.sleep(0.1)
     assert "no server" in caplog.text
@@ -54,6 +54,6 @@ async def test_a_stage_that_is_over_in_a_moment_publishes_nothing(monkeypatch: p
         published.append(args)
 
     monkeypatch.setattr(progress, "acreate_progress_artifact", publish)
-    async with progress.progress_of(STAGE) as on_progress:
+    async with progress.progress_of(STEP) as on_progress:
         on_progress(1, 1, "rows")
     assert published == []

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from retort.artifacts.pseudolabels import FAILED_ROWS
+from retort.artifacts.students import MODEL
 from retort.config import MckdConfig
-from retort.config.loading import parse_config
 from retort.errors import ConfigError
 from retort.io.parquet import read_rows
-from retort.recipes.execute import open_store
-from retort.steps.cross_label import FAILED_ROWS
-from retort.steps.train_student import MODEL
+from retort.recipes import parse_config
+from retort.store.opening import open_store
 
 TRAINING = {"epochs": 2, "learning_rate": 3.0e-3, "batch_tokens": 1024, "precision": "fp32"}
 

@@ -17,7 +17,7 @@ from retort.records.base import Example, ParseFailure
 from retort.store import Store
 from retort.teachers.labeler import Labeler
 from retort.teachers.ledger import Ledger
-from retort.teachers.parsing import CompletionParser, Outcome
+from retort.teachers.parsing import CompletionParser, Parsed
 from retort.teachers.request_builder import request_builder
 from retort.teachers.requests import Completion, CompletionClient, CompletionRequest, OpenClient, Rejection
 from retort.teachers.usage import Usage
@@ -64,18 +64,18 @@ class Desk:
         rows = ({"example_id": f"u{n}", "text": text} for n, text in enumerate(texts))
         write_rows(self.rows, EXAMPLES, rows)
 
-    def label(self, client: Scripted, **settings: Any) -> list[Outcome]:
+    def label(self, client: Scripted, **settings: Any) -> list[Parsed]:
         base = {"kind": "endpoint", "url": "http://localhost", "model": "m"}
         teacher = EndpointConfig.model_validate({**base, **settings})
         problem = Classification(["bad", "good"])
         self.spent = Usage(teacher.prices, teacher.budget)
         opened: OpenClient = client.open()
         labeler = Labeler(
-            questions=request_builder(problem, teacher, LABELED),
-            reader=CompletionParser(problem, "accuracy", teacher),
+            builder=request_builder(problem, teacher, LABELED),
+            parser=CompletionParser(problem, "accuracy", teacher),
             ledger=Ledger(self.store, {"kind": "scripted"}),
             open_client=lambda: opened,
-            spending=self.spent,
+            usage=self.spent,
             progress=lambda *_: None,
         )
         with labeler:
@@ -91,7 +91,7 @@ def good_or_bad(request: CompletionRequest, sample: int) -> str:
     return "good" if "fine" in request.prompt.item else "bad"
 
 
-def reasons(outcomes: list[Outcome]) -> list[str]:
+def reasons(outcomes: list[Parsed]) -> list[str]:
     return [o.reason if isinstance(o, ParseFailure) else o.label for o in outcomes]
 
 

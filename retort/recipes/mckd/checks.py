@@ -11,7 +11,7 @@ from retort.data.partitions import cell_of
 from retort.errors import ConfigError, DataError, RetortError
 from retort.models.weights import Weights, find_weights
 from retort.problems import infer_schema, problem_for
-from retort.recipes.base import Look
+from retort.recipes.base import DoctorCheck
 from retort.recipes.checks import MOST_SHARED, check_llm, check_recorded, ingest_all, texts_of
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.steps import Role, ingest, label_by_llm, label_recorded
@@ -118,7 +118,7 @@ def check_cells(config: MckdConfig, store: Store, pool: ArtifactRef) -> None:
         )
 
 
-def looks(config: MckdConfig) -> Mapping[str, Look]:
+def doctor_checks(config: MckdConfig) -> Mapping[str, DoctorCheck]:
     roles: list[Role] = ["labeled", "unlabeled", "test"]
     roles += ["dev"] if config.data.dev is not None else []
     return {

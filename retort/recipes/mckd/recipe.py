@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from retort.config import MckdConfig
-from retort.recipes.base import Do, Look, Recipe
+from retort.recipes.base import Do, DoctorCheck, Recipe
 from retort.recipes.mckd import checks, steps
 from retort.recipes.mckd.baselines import compare_baselines
 from retort.recipes.mckd.pipeline import distill, ingest_data
@@ -38,8 +38,8 @@ class MckdRecipe(Recipe[MckdConfig, MckdResult]):
     def pools(self, config: MckdConfig) -> tuple[str, ...]:
         return ("unlabeled",)
 
-    def looks(self, config: MckdConfig) -> Mapping[str, Look]:
-        return checks.looks(config)
+    def doctor_checks(self, config: MckdConfig) -> Mapping[str, DoctorCheck]:
+        return checks.doctor_checks(config)
 
     async def distill(self, config: MckdConfig, do: Do, champion: Champion | None) -> MckdResult:
         result = await distill(config, await ingest_data(config, do), do, champion)

@@ -12,7 +12,7 @@ from retort.data.probabilities import read_probabilities
 from retort.errors import DataError
 from retort.models.weights import find_weights
 from retort.problems import infer_schema, problem_for
-from retort.recipes.base import Look
+from retort.recipes.base import DoctorCheck
 from retort.recipes.checks import MOST_SHARED, check_llm, ingest_all, texts_of
 from retort.recipes.execute import made_or_found
 from retort.recipes.soft_label.steps import ingest, label_by_llm, settings_of
@@ -121,7 +121,7 @@ def check_probabilities(config: SoftLabelConfig, teacher: ProbabilitiesConfig, s
     return len(ids) - found
 
 
-def looks(config: SoftLabelConfig) -> Mapping[str, Look]:
+def doctor_checks(config: SoftLabelConfig) -> Mapping[str, DoctorCheck]:
     return {
         **{f"data.{role}": partial(_rows_found, role) for role in roles_of(config)},
         "classes": _classes_found,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from retort.config.soft_label import SoftLabelConfig
-from retort.recipes.base import Do, Look, Recipe
+from retort.recipes.base import Do, DoctorCheck, Recipe
 from retort.recipes.soft_label import checks, steps
 from retort.recipes.soft_label.pipeline import distill
 from retort.records.base import ArtifactRef
@@ -40,8 +40,8 @@ class SoftLabelRecipe(Recipe[SoftLabelConfig, SoftLabelResult]):
     def pools(self, config: SoftLabelConfig) -> tuple[str, ...]:
         return ("train", "unlabeled") if "with-pool" in config.arms else ("train",)
 
-    def looks(self, config: SoftLabelConfig) -> Mapping[str, Look]:
-        return checks.looks(config)
+    def doctor_checks(self, config: SoftLabelConfig) -> Mapping[str, DoctorCheck]:
+        return checks.doctor_checks(config)
 
     async def distill(self, config: SoftLabelConfig, do: Do, champion: Champion | None) -> SoftLabelResult:
         return await distill(config, do, champion)

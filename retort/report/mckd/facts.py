@@ -11,7 +11,7 @@ from retort.metrics.comparison import compare_systems
 from retort.metrics.format import TITLES, p_text, percent, signed
 from retort.metrics.scores import mean_score
 from retort.problems.base import Problem
-from retort.records.base import ArtifactRef
+from retort.records.base import ArtifactRef, Progress
 from retort.records.mckd import MckdResult, StageResult
 from retort.report.mckd.artifacts import Made, data_refs, made, student_behind, timings
 from retort.report.mckd.labels import label_change, label_failures
@@ -26,7 +26,6 @@ from retort.report.mckd.summary import (
     Use,
 )
 from retort.report.mckd.teachers import teacher_facts
-from retort.steps.context import Progress
 from retort.store import Store
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from retort.data.fields import fields_of
 from retort.models.device import Device
 from retort.problems.base import Problem
-from retort.students.base import Prediction, Progress
+from retort.records.base import Progress
+from retort.students.base import Prediction
 from retort.students.tiny.scorer import BATCH_ROWS, Scorer
 
 

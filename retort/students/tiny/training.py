@@ -10,7 +10,7 @@ students have a similar number of words at each step, and the stack needs little
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retort.errors import ConfigError, DataError
+from retort.records.base import Progress
 from retort.students.losses import cross_entropy, scoring_loss
 from retort.students.tiny.network import Bags, Indices, as_bags, initial, layout, logits, unflatten, word_traits
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTraining, TrainedStudent
 from retort.students.tiny.vocabulary import Vocabulary
-
-Progress = Callable[[int, int, str], None]
 
 STACK = 64
 """Maximum number of students trained at once; bounds memory."""

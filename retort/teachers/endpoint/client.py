@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from retort.config import EndpointConfig
 from retort.teachers.endpoint.connection import Connection
 from retort.teachers.endpoint.firsttoken import check_first_tokens
-from retort.teachers.endpoint.sender import Outcome, RequestSender
+from retort.teachers.endpoint.sender import Answer, RequestSender
 from retort.teachers.requests import CompletionClient, CompletionRequest
 
 MAX_QUEUED = 256
@@ -47,7 +47,7 @@ class EndpointClient:
     def facts(self) -> dict[str, Any]:
         return {}
 
-    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Outcome]:
+    def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Answer]:
         """See `CompletionClient.ask`. If a server returns fewer samples than requested, the rest is requested again; a
         Rejection may then follow some Completions.
 
@@ -68,11 +68,11 @@ class WorkerPool:
         self._queued: deque[CompletionRequest] = deque()
         self._wake_scheduled = False
         self._pending: asyncio.Queue[CompletionRequest] = asyncio.Queue()
-        self._results: SimpleQueue[tuple[list[Outcome], bool] | BaseException] = SimpleQueue()
+        self._results: SimpleQueue[tuple[list[Answer], bool] | BaseException] = SimpleQueue()
         sender.stopped = False
         self._task = _run(loop, self._start())
 
-    def outcomes(self, requests: Iterator[CompletionRequest]) -> Iterator[Outcome]:
+    def outcomes(self, requests: Iterator[CompletionRequest]) -> Iterator[Answer]:
         limit = self._concurrency + min(self._concurrency, MAX_QUEUED)
         in_flight, more = 0, True
         while True:
@@ -139,7 +139,7 @@ class WorkerPool:
 
     async def _work(self) -> None:
         while not self._sender.stopped:
-            request, outcomes, done = await self._pending.get(), list[Outcome](), False
+            request, outcomes, done = await self._pending.get(), list[Answer](), False
             try:
                 await self._sender.send(request, outcomes)
                 done = True

@@ -13,7 +13,7 @@ from retort.teachers.endpoint.connection import FailedAttempt, Response
 from retort.teachers.endpoint.pacing import RateLimiter, backoff
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
 
-Outcome = Completion | Rejection
+Answer = Completion | Rejection
 
 MAX_EARLY_REJECTIONS = 20
 """If the server rejects this many rows before completing one, the rows are not to blame."""
@@ -46,7 +46,7 @@ class RequestSender:
         self.stopped = False
         """If set, no request is attempted again."""
 
-    async def send(self, request: CompletionRequest, outcomes: list[Outcome]) -> None:
+    async def send(self, request: CompletionRequest, outcomes: list[Answer]) -> None:
         """Append a Completion per sample to `outcomes`, or one Rejection after those received; fewer only once stopped.
 
         Raises ConfigError, TeacherUnavailable.
