@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from retort.config import (
     ClassificationConfig,
@@ -168,19 +170,26 @@ def test_an_order_is_read_as_it_was_written_and_sends_nothing_further(
         read_order(config.store, "f" * 64)
 
 
-async def test_a_pool_without_the_deployments_is_told_at_once(tiny_slots: dict[str, Any], prefect_api: str) -> None:
+@pytest.fixture
+def server(prefect_api: str) -> Iterator[str]:
+    """The address of the one that is asked, also where Prefect was imported before it was started."""
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        yield prefect_api
+
+
+async def test_a_pool_without_the_deployments_is_told_at_once(tiny_slots: dict[str, Any], server: str) -> None:
     execution = MckdConfig.model_validate({**tiny_slots, "execution": {"student_pool": "nowhere"}}).execution
     with pytest.raises(ConfigError, match="work pool 'nowhere' has no deployment of 'step'"):
         await check_work_pools(execution)
 
 
-async def test_each_student_holds_a_gpu_and_the_teacher_all(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_student_holds_a_gpu_and_the_teacher_all(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SHARED_GPUS, "2")
     with pytest.raises(ConfigError, match="lacks a concurrency limit of gpu-0"):
         async with gpus_for(TRAIN_STUDENT):
             pass
     for gpu in range(2):
-        httpx.post(f"{prefect_api}/v2/concurrency_limits/", json={"name": f"gpu-{gpu}", "limit": 1}).raise_for_status()
+        httpx.post(f"{server}/v2/concurrency_limits/", json={"name": f"gpu-{gpu}", "limit": 1}).raise_for_status()
 
     held: list[str] = []
     most = 0
