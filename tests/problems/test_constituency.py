@@ -424,9 +424,9 @@ def test_the_schema_is_read_off_the_labeled_rows() -> None:
     assert isinstance(config, ConstituencyConfig)
     assert config.labels == ["NP", "NP+NP", "S", "S+VP", "VP"]
     assert infer_schema(config, [], COLUMNS) is config
-    with pytest.raises(DataError, match=r"labelled row 2: .* is no tree"):
+    with pytest.raises(DataError, match=r"labeled row 2: .* is no tree"):
         infer_schema(ConstituencyConfig(kind="constituency"), [{"tree": "(S (V a))"}, {"tree": "(S"}], COLUMNS)
-    with pytest.raises(DataError, match="no labelled row has a tree in the field 'tree'"):
+    with pytest.raises(DataError, match="no labeled row has a tree in the field 'tree'"):
         infer_schema(ConstituencyConfig(kind="constituency"), [{}], COLUMNS)
 
 
