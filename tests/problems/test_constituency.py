@@ -454,7 +454,7 @@ def test_the_examples_schema_knows_every_label_and_most_chains(
     craft: tuple[Any, list[dict[str, str]], list[Label]],
 ) -> None:
     """What the shipped schema cannot say costs less than a point of bracket F1."""
-    from retort.config.loading import load_config
+    from retort.recipes import load_config
 
     problem = problem_for(load_config(CRAFT.with_suffix(".yaml")).problem)
     _, rows, labels = craft
