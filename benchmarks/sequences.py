@@ -99,7 +99,7 @@ def main() -> None:
         )
         result["padding"] = padding(pairs, sides, budget)
         if DEVICE.name == "cuda":
-            result["utilisation"] = utilisation(model, sides, result["train"]["retort"]["rate"])
+            result["utilization"] = utilization(model, sides, result["train"]["retort"]["rate"])
     if given.only != "train":
         student, some = new_model().to(DEVICE.name).eval(), pairs[: 128 if DEVICE.name == "cuda" else None]
         half = copy.deepcopy(student).bfloat16() if DEVICE.precision == "bf16" else None
@@ -258,7 +258,7 @@ def padding(pairs: list[Pair], sides: Any, budget: int) -> dict[str, float]:
     return {name: round(float(share), 3) for name, share in result.items()}
 
 
-def utilisation(model: T5ForConditionalGeneration, sides: Any, rate: float) -> float | None:
+def utilization(model: T5ForConditionalGeneration, sides: Any, rate: float) -> float | None:
     """Share of peak FLOPS, counting 6 x parameters x tokens. Each side has its own stack, and embeddings are looked up,
     not multiplied."""
     peak = next((value for name, value in PEAK_TFLOPS.items() if name in torch.cuda.get_device_name()), None)
@@ -328,8 +328,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"padding  {result['padding']}")
     if "same_outputs" in result:
         print(f"the same outputs: {100 * result['same_outputs']:.1f} % of rows")
-    if "utilisation" in result:
-        print(f"share of the GPU's peak in training: {result['utilisation']}")
+    if "utilization" in result:
+        print(f"share of the GPU's peak in training: {result['utilization']}")
 
 
 if __name__ == "__main__":

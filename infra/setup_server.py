@@ -30,7 +30,7 @@ from prefect.workers.process import ProcessWorker
 POOLS = {
     "cpu": "Parent runs, and stages that need no GPU",
     "gpu-teacher": "Teachers that label on GPUs of their own",
-    "gpu-student": "Students: training, labelling, scoring",
+    "gpu-student": "Students: training, labeling, scoring",
 }
 HEARTBEAT_SECONDS = 30
 """How often a run sends a heartbeat; the minimum that Prefect accepts."""

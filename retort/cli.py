@@ -255,7 +255,7 @@ def predict(
 ) -> None:
     """Label texts with a trained student, as JSON lines or Parquet.
 
-    A row that cannot be labelled is set aside: told on standard error with the reason, and counted.
+    A row that cannot be labeled is set aside: told on standard error with the reason, and counted.
     """
     from retort.serving.files import PredictionJob, predict_file
     from retort.serving.texts import Fields

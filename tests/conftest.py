@@ -117,7 +117,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_slots(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A config of 60 pool rows with recorded completions (a tenth wrong, one unparsable), 12 labelled, 20 test."""
+    """A config of 60 pool rows with recorded completions (a tenth wrong, one unparsable), 12 labeled, 20 test."""
     folder = tmp_path_factory.mktemp("slots")
     data = {role: [slots_row(role, number) for number in range(n)] for role, n in SIZES.items()}
     for role, rows in data.items():
@@ -138,7 +138,7 @@ def tiny_slots(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def tiny_classes(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same sizes with one class for each text, and a teacher fine-tuned on the 12 labelled rows."""
+    """The same sizes with one class for each text, and a teacher fine-tuned on the 12 labeled rows."""
     folder = tmp_path_factory.mktemp("classes")
     for role, size in SIZES.items():
         write_lines(folder / f"{role}.jsonl", [class_row(role, number) for number in range(size)])

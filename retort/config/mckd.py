@@ -133,7 +133,7 @@ class MckdConfig(RecipeConfig):
             raise ValueError("evaluation.judge is 'dev', but data.dev is not given")
         if self.selection.kind == "better" and not self.has_fair_judge:
             raise ValueError(
-                "method.selection.kind = 'better': the fine-tuned teacher was trained on the labelled set, so its own "
+                "method.selection.kind = 'better': the fine-tuned teacher was trained on the labeled set, so its own "
                 "labels look better there than they are; give data.dev and evaluation.judge: dev, or kind: always"
             )
         return self

@@ -289,7 +289,7 @@ class EnsembleConfig(Settings):
         unfair = [member.kind for member in self.members if isinstance(member, RecordedConfig | FinetunedConfig)]
         if self.merge == "weighted" and unfair:
             raise ValueError(
-                f"merge: weighted needs members that can be asked about the labelled set, which '{unfair[0]}' cannot "
+                f"merge: weighted needs members that can be asked about the labeled set, which '{unfair[0]}' cannot "
                 "fairly; use vote"
             )
         return self

@@ -95,4 +95,4 @@ def _mean_loss(log_probabilities: Floats, gold_indices: Indices) -> float:
 
 def _check_rows(gold_indices: Indices) -> None:
     if not len(gold_indices):
-        raise DataError("there are no gold-labelled rows to calibrate on")
+        raise DataError("there are no gold-labeled rows to calibrate on")

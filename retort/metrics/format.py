@@ -12,7 +12,7 @@ TITLES: dict[str, str] = {
     "bracket_f1": "bracket F1",
     "bracket_precision": "bracket precision",
     "bracket_recall": "bracket recall",
-    "unlabeled_f1": "unlabelled F1",
+    "unlabeled_f1": "unlabeled F1",
     "chrf": "chrF",
     "bleu": "BLEU",
     "rouge_l": "ROUGE-L",

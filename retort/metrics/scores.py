@@ -31,7 +31,7 @@ def all_statistics(
     rows = zip(golds, predictions, strict=True)
     first = next(rows, None)
     if first is None:
-        raise DataError(f"there are no gold-labelled rows to compute {', '.join(metrics)} on")
+        raise DataError(f"there are no gold-labeled rows to compute {', '.join(metrics)} on")
     widths = [len(problem.statistics(metric, *first)) for metric in metrics]
 
     def sums() -> Iterator[Floats]:

@@ -162,7 +162,7 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
     names = {name for row in rows if (name := _class_name(row.get(columns.label))) is not None}
     if len(names) < 2:
         raise DataError(
-            f"the labelled rows hold {len(names)} different classes in the field '{columns.label}', at least 2 are "
+            f"the labeled rows hold {len(names)} different classes in the field '{columns.label}', at least 2 are "
             "needed; see data.columns.label, or list them in problem.labels"
         )
     if all(_is_number(name) for name in names):

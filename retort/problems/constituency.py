@@ -299,11 +299,11 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, h
             try:
                 tree = _read_gold(brackets, has_tags=has_tags)
             except DataError as error:
-                raise DataError(f"labelled row {number}: {error}") from None
+                raise DataError(f"labeled row {number}: {error}") from None
             found |= {span.label for span in collapsed(tree.spans)}
     if not found:
         raise DataError(
-            f"no labelled row has a tree in the field '{columns.label}'; see data.columns, or give problem.labels"
+            f"no labeled row has a tree in the field '{columns.label}'; see data.columns, or give problem.labels"
         )
     return sorted(found | {part for name in found for part in name.split(CHAIN)})
 

@@ -255,10 +255,10 @@ def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> 
                 parse = read_brackets(brackets)
                 found[parse.intent].update(name for name, _ in parse.slots)
         except (DataError, Unparsable) as error:
-            raise DataError(f"labelled row {number}: {error}") from None
+            raise DataError(f"labeled row {number}: {error}") from None
     if not found:
         fields = f"'{columns.tags}', '{columns.label}' and '{TARGET}'"
-        raise DataError(f"no labelled row has a label (looked in {fields}); see data.columns, or give problem.intents")
+        raise DataError(f"no labeled row has a label (looked in {fields}); see data.columns, or give problem.intents")
     return {intent: sorted(names) for intent, names in sorted(found.items())}
 
 

@@ -72,7 +72,7 @@ def predict_file(job: PredictionJob) -> Tally:
         with _replacing(job.out) as draft:
             _write(draft, schema, answers)
             check_share(tally, job.max_bad, f"; '{job.out}' is not written")
-    rate = tally.labelled / max(1e-9, time.monotonic() - started)
+    rate = tally.labeled / max(1e-9, time.monotonic() - started)
     _tell(f"{tally}, by {student.name}; {rate:,.0f} rows/s on {student.device.name}")
     return tally
 
@@ -119,7 +119,7 @@ def _answers(
     for window in windows(_set_aside(rows, tally)):
         for row, prediction in zip(window, student.label([row.text for row in window]), strict=True):
             yield {"id": row.row_id, **answer(student.problem, row.text, prediction, probabilities=probabilities)}
-        tally.labelled += len(window)
+        tally.labeled += len(window)
         if time.monotonic() - last > TELL_SECONDS:
             last = time.monotonic()
             _tell(f"{tally} so far")

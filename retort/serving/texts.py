@@ -67,9 +67,7 @@ def read_texts(source: str, fields: Fields) -> Iterator[TextRow | BadRow]:
     head = list(itertools.islice(read, HEAD_ROWS))
     first = head[0] if head else None
     if isinstance(first, BadRow) and all(isinstance(row, BadRow) for row in head):
-        raise DataError(
-            f"{source}: none of the first {len(head)} row(s) can be labelled; {first.place}: {first.detail}"
-        )
+        raise DataError(f"{source}: none of the first {len(head)} row(s) can be labeled; {first.place}: {first.detail}")
     return itertools.chain(head, read)
 
 
@@ -196,7 +194,7 @@ class Tally:
     """Counts of the rows so far, by outcome."""
 
     def __init__(self) -> None:
-        self.labelled = 0
+        self.labeled = 0
         self.reasons: Counter[str] = Counter()
 
     @property
@@ -206,8 +204,8 @@ class Tally:
     @property
     def bad_share(self) -> float:
         """The share of rows set aside; 0 if there were no rows."""
-        return self.bad / max(1, self.labelled + self.bad)
+        return self.bad / max(1, self.labeled + self.bad)
 
     def __str__(self) -> str:
         parts = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
-        return f"{self.labelled:,} rows labelled, {self.bad:,} set aside" + (f" ({parts})" if parts else "")
+        return f"{self.labeled:,} rows labeled, {self.bad:,} set aside" + (f" ({parts})" if parts else "")

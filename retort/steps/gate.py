@@ -223,7 +223,13 @@ def check_slices(problem: Problem, gate: GateConfig) -> None:
     """Raises ConfigError for a slice whose label no row can have. Needs the resolved problem."""
     known = list((problem.intents if problem.kind == "slots" else getattr(problem, "labels", None)) or [])
     for place, part in enumerate(gate.slices):
-        if part.label is not None and part.label not in known:
+        if part.label is None:
+            continue
+        if not known:
+            raise ConfigError(
+                f"gate.slices.{place}.label: a {problem.kind} problem has no slices by label; allowed: pattern"
+            )
+        if part.label not in known:
             what = "intent" if problem.kind == "slots" else "class"
             raise ConfigError(f"gate.slices.{place}.label = '{part.label}': no such {what}; allowed: {listed(known)}")
 

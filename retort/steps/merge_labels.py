@@ -65,7 +65,7 @@ class MergeLabels(Step):
                     votes.append(head)
                     heads[index] = next(readers[index], None)
             if not votes:
-                raise StageFailed(f"{self.name}: no student labelled '{old['example_id']}'")
+                raise StageFailed(f"{self.name}: no student labeled '{old['example_id']}'")
             yield old, votes
 
     def _combined(self, problem: ProblemKind, old: Row, votes: list[Row]) -> Row:

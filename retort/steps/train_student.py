@@ -148,7 +148,7 @@ class TrainStudent(Step):
         rows = [self._training_row(problem, row, top) for row in labeled]
         if not rows:
             where = "the pool" if self.cells is None else "its cells of the pool; lower method.partitions"
-            raise StageFailed(f"{self.name}: there is no labelled row to train on in {where}")
+            raise StageFailed(f"{self.name}: there is no labeled row to train on in {where}")
         return rows
 
     def _training_row(self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]") -> "TrainingRow":

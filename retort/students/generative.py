@@ -159,8 +159,8 @@ class GenerativeStudent:
         With `training.distillation`, `counts["distilled"]` is the number of rows trained on the teacher's token
         probabilities. Raises ConfigError for labels that are too long or that the tokenizer cannot represent.
         """
-        pairs, counts = self._pairs(rows, distils=training.distillation is not None)
-        held_out_pairs, _ = self._pairs(held_out, distils=training.distillation is not None)
+        pairs, counts = self._pairs(rows, distills=training.distillation is not None)
+        held_out_pairs, _ = self._pairs(held_out, distills=training.distillation is not None)
         self.model.to(device.name)  # type: ignore[arg-type]
         trainee = self.model if self._lora is None else with_adapters(self.model, self._lora)
         with frozen(self._separate_embeddings() if training.freeze_embeddings else []):
@@ -286,10 +286,10 @@ class GenerativeStudent:
         limit -= len(mark)
         return [(np.asarray([*row[:limit], *mark], dtype=np.int64), len(row) > limit) for row in rows]
 
-    def _pairs(self, rows: Sequence[TrainingRow], *, distils: bool) -> tuple[list[Pair], dict[str, int]]:
+    def _pairs(self, rows: Sequence[TrainingRow], *, distills: bool) -> tuple[list[Pair], dict[str, int]]:
         texts, labels = [row.text for row in rows], [row.label for row in rows]
         targets, sources, most = self.target.write(texts, labels), self._sources(texts), self.notes.most
-        distilled = [self._distillation_target(row) if distils else None for row in rows]
+        distilled = [self._distillation_target(row) if distills else None for row in rows]
         targets = [one[0] if one else written for one, written in zip(distilled, targets, strict=True)]
         self._check_readable(rows, targets)
         self._check_lengths([len(target) for target in targets])
@@ -307,7 +307,7 @@ class GenerativeStudent:
         counts = {
             "cut": sum(is_cut for _, is_cut in sources),
             "long_targets": sum(len(target) > most for target in targets),
-            **({"distilled": sum(one is not None for one in distilled)} if distils else {}),
+            **({"distilled": sum(one is not None for one in distilled)} if distills else {}),
         }
         return pairs, counts
 

@@ -70,7 +70,7 @@ class Labeler:
     """The budget limit that was reached, as part of a sentence."""
 
     def __enter__(self) -> Self:
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-labelling-")))
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-labeling-")))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -67,9 +67,9 @@ def _desk(folder: Path, problem: Row, student: str, gold: Callable[[str, int], t
     desk = Desk(folder, values)
     for role, count in (("labeled", 4), ("unlabeled", 40), ("test", 5)):
         rows = [(f"{role[0]}{i}", *gold(role, i)) for i in range(count)]
-        labelled = role != "unlabeled"
+        labeled = role != "unlabeled"
         desk.write(
-            f"{role}.jsonl", [{"id": i, "text": text, **(label if labelled else {})} for i, text, label, _ in rows]
+            f"{role}.jsonl", [{"id": i, "text": text, **(label if labeled else {})} for i, text, label, _ in rows]
         )
         if role == "unlabeled":
             desk.write("completions.jsonl", [completion(i, answer) for i, _, _, answer in rows])

@@ -280,7 +280,7 @@ def test_classes_that_cannot_be_told(classes: Any, refused: Refused) -> None:
     assert "hold 1 different classes in the field 'label', at least 2 are needed" in sentence(refused(classes))
 
 
-def test_test_set_inside_the_labelled_set(slots: Any, refused: Refused) -> None:
+def test_test_set_inside_the_labeled_set(slots: Any, refused: Refused) -> None:
     slots.values["data"]["test"] = slots.values["data"]["labeled"]
     said = sentence(refused(slots))
     assert said.startswith("data.test and data.labeled share 4 of 4 texts: ")

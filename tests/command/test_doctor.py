@@ -63,20 +63,20 @@ def test_good_classification(classes: Any) -> None:
     classes.values["teacher"] = {"kind": "finetuned"}
     found = findings(classes, "method.stages=1")
     assert not wrong(found)
-    assert found["teacher"] == ("ok", "finetuned: trained on the labelled set")
+    assert found["teacher"] == ("ok", "finetuned: trained on the labeled set")
     assert found["method"] == ("ok", "1 stage: 1 training")
     assert found["tracking"][0] == "note"
 
 
 def test_equal_texts_are_counted(slots: Any) -> None:
     pool, test = slots.read("unlabeled.jsonl"), slots.read("test.jsonl")
-    labelled = slots.read("labeled.jsonl")
-    texts = [row["text"] for row in (labelled[0], labelled[2], test[0], test[2], test[4])]
+    labeled = slots.read("labeled.jsonl")
+    texts = [row["text"] for row in (labeled[0], labeled[2], test[0], test[2], test[4])]
     slots.write("unlabeled.jsonl", [{**row, "text": text} for row, text in zip(pool, texts, strict=False)] + pool[5:])
     slots.values["teacher"] = {"kind": "finetuned"}
     assert findings(slots)["leakage"] == (
         "note",
-        "equal texts in labelled and pool: 2, labelled and test: 0, pool and test: 3",
+        "equal texts in labeled and pool: 2, labeled and test: 0, pool and test: 3",
     )
 
 

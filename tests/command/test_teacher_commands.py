@@ -193,4 +193,4 @@ def test_weights_need_members_that_can_be_asked(classes: Any, command: Command) 
     classes.values["teacher"] = {"kind": "ensemble", "merge": "weighted", "members": members}
     code, _, err = command("plan", classes.save())
     assert code == 2
-    assert "merge: weighted needs members that can be asked about the labelled set, which 'recorded' cannot" in err
+    assert "merge: weighted needs members that can be asked about the labeled set, which 'recorded' cannot" in err

@@ -1,4 +1,4 @@
-"""A whole run with a teacher that is asked over HTTP: sound, faulty, and killed in mid-labelling."""
+"""A whole run with a teacher that is asked over HTTP: sound, faulty, and killed in mid-labeling."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 Build = Callable[..., dict[str, Any]]
 ROWS = 52 + 12
-"""Different texts of the pool (of its 60), and of the labelled set, which the teacher is asked about as well."""
+"""Different texts of the pool (of its 60), and of the labeled set, which the teacher is asked about as well."""
 
 
 def test_every_row_is_paid_for_once_in_its_life(
@@ -23,7 +23,7 @@ def test_every_row_is_paid_for_once_in_its_life(
     summary = run_here(asked_classes).summary
     assert endpoint_server.answered.total() == ROWS
     assert set(endpoint_server.asked.values()) == {1}
-    own = next(row for row in summary.systems if row.name == "teacher, labelled set")
+    own = next(row for row in summary.systems if row.name == "teacher, labeled set")
     assert (own.measured_on, own.scores["accuracy"].value, own.scores["accuracy"].n) == ("labelled", 1.0, 12)
     (facts,) = summary.teachers
     assert facts.metrics["prompt_tokens"] == 100 * ROWS
@@ -109,9 +109,9 @@ def test_an_ensemble_trusts_the_teacher_that_is_right(
     teacher = {"kind": "ensemble", "merge": "weighted", "members": [{**one, "model": m} for m in ("fool", "wise")]}
     summary = run_here(configured(asked_classes, tmp_path / "store", teacher=teacher)).summary
     scores = {row.name: row.scores["accuracy"].value for row in summary.systems if row.role == "teacher"}
-    assert scores == {"teacher": 1.0, "teacher, labelled set": 1.0, "teacher-0": 0.5, "teacher-1": 1.0}
+    assert scores == {"teacher": 1.0, "teacher, labeled set": 1.0, "teacher-0": 0.5, "teacher-1": 1.0}
     fool, wise = (dict(facts.lines) for facts in summary.teachers)
     assert float(wise["weight of its vote"]) > float(fool["weight of its vote"])
-    assert fool["rows labelled as by teacher 0, 1, ..."] == "100.0 %, 50.0 %"
-    assert wise["right units on the labelled set"] == "100.0 %"
+    assert fool["rows labeled as by teacher 0, 1, ..."] == "100.0 %, 50.0 %"
+    assert wise["right units on the labeled set"] == "100.0 %"
     assert endpoint_server.answered.total() == 2 * ROWS, "each member was asked about each text"

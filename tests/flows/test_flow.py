@@ -70,7 +70,7 @@ def test_the_unparsable_completion_is_kept_aside(first: Any, values: dict[str, A
     assert failure["reason"] == "unbalanced-brackets"
 
 
-def test_every_row_is_labelled_by_the_student_that_did_not_see_it(first: Any, values: dict[str, Any]) -> None:
+def test_every_row_is_labeled_by_the_student_that_did_not_see_it(first: Any, values: dict[str, Any]) -> None:
     halves = [rows_of(values, f"stage1/cross-labels-{index}") for index in range(2)]
     merged = rows_of(values, "stage1/pseudolabels")
     assert not halves[0].keys() & halves[1].keys()

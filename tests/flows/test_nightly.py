@@ -1,4 +1,4 @@
-"""Nights, one after the other: what is new is labelled, the gate judges, and the champion stands in the registry."""
+"""Nights, one after the other: what is new is labeled, the gate judges, and the champion stands in the registry."""
 
 import json
 import time

@@ -424,9 +424,9 @@ def test_the_schema_is_read_off_the_labeled_rows() -> None:
     assert isinstance(config, ConstituencyConfig)
     assert config.labels == ["NP", "NP+NP", "S", "S+VP", "VP"]
     assert infer_schema(config, [], COLUMNS) is config
-    with pytest.raises(DataError, match=r"labelled row 2: .* is no tree"):
+    with pytest.raises(DataError, match=r"labeled row 2: .* is no tree"):
         infer_schema(ConstituencyConfig(kind="constituency"), [{"tree": "(S (V a))"}, {"tree": "(S"}], COLUMNS)
-    with pytest.raises(DataError, match="no labelled row has a tree in the field 'tree'"):
+    with pytest.raises(DataError, match="no labeled row has a tree in the field 'tree'"):
         infer_schema(ConstituencyConfig(kind="constituency"), [{}], COLUMNS)
 
 
@@ -454,7 +454,7 @@ def test_the_examples_schema_knows_every_label_and_most_chains(
     craft: tuple[Any, list[dict[str, str]], list[Label]],
 ) -> None:
     """What the shipped schema cannot say costs less than a point of bracket F1."""
-    from retort.config.loading import load_config
+    from retort.recipes import load_config
 
     problem = problem_for(load_config(CRAFT.with_suffix(".yaml")).problem)
     _, rows, labels = craft

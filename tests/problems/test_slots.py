@@ -325,9 +325,9 @@ def test_the_schema_is_read_off_labeled_rows() -> None:
 
 
 def test_the_schema_of_bad_or_no_rows_is_refused() -> None:
-    with pytest.raises(DataError, match=r"labelled row 2: .*must begin with"):
+    with pytest.raises(DataError, match=r"labeled row 2: .*must begin with"):
         infer_schema(SlotsConfig(kind="slots"), [{"label": "[IN:A ]"}, {"label": "A"}], COLUMNS)
-    with pytest.raises(DataError, match="no labelled row has a label"):
+    with pytest.raises(DataError, match="no labeled row has a label"):
         infer_schema(SlotsConfig(kind="slots"), [{"text": "x"}], COLUMNS)
     with pytest.raises(ConfigError, match=r"problem\.intents is not given"):
         problem_for(SlotsConfig(kind="slots"))

@@ -67,7 +67,7 @@ def test_scores_are_means_over_students(summary: MckdSummary) -> None:
 
 
 def test_teacher_is_measured_by_its_labels_where_rows_without_one_are_wrong(summary: MckdSummary) -> None:
-    # 9 pool rows have gold; p1 p4 p6 are labelled wrong, p8 p9 not at all.
+    # 9 pool rows have gold; p1 p4 p6 are labeled wrong, p8 p9 not at all.
     teacher = summary.systems[0].scores
     assert teacher["exact_match"].n == 9
     assert teacher["exact_match"].value == pytest.approx(4 / 9)

@@ -51,7 +51,7 @@ def test_slots_are_labeled_as_in_the_evaluation(command: Command, slots_student:
             assert slot["text"] == " ".join(words[slot["start"] : slot["end"]])
         assert sum(tag[0] == "B" for tag in tags) == len(answer["slots"])
     assert any(answer["slots"] for answer in answers(out))
-    assert f"20 rows labelled, 0 set aside, by {slots_student.student.key[:12]}" in err
+    assert f"20 rows labeled, 0 set aside, by {slots_student.student.key[:12]}" in err
 
 
 def test_classes_are_labeled_as_in_the_evaluation(command: Command, classes_student: Trained, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_bad_rows_are_set_aside_and_counted(command: Command, classes_student: T
     assert code == 0
     told = [line for line in err.splitlines() if line.startswith(str(source))]
     assert [line.split(": ")[:2] for line in told] == [[f"{source}, line {n}", reason] for n, reason in bad.items()]
-    assert "3 rows labelled, 9 set aside" in err
+    assert "3 rows labeled, 9 set aside" in err
     assert "2 no-text" in err
     assert [answer["id"] for answer in answers(out.read_text())] == ["1", digest_of("a text by itself"), "eight"]
 
@@ -226,7 +226,7 @@ def spoiled(tmp_path: Path) -> Any:
         ([f"s4://bucket/{missing}", good], "s4://bucket"),
         (["models:/snips@champion", good], "--tracking or MLFLOW_TRACKING_URI"),
         (["STUDENT", tmp_path / "gone.jsonl"], "no such file"),
-        (["STUDENT", lines], f"none of the first 3 row(s) can be labelled; {lines}, line 1: 'text' is missing"),
+        (["STUDENT", lines], f"none of the first 3 row(s) can be labeled; {lines}, line 1: 'text' is missing"),
         (["STUDENT", tmp_path / "wrong.csv"], "no column 'text' for the text (--text); its columns are 'id', 'body'"),
         (["STUDENT", tmp_path / "cut.jsonl.gz"], "cut in the middle"),
         (["STUDENT", tmp_path / "rows.txt"], "the extension says no format"),

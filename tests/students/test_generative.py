@@ -116,7 +116,7 @@ def test_what_is_no_label_is_a_failure_with_its_text(build: Build) -> None:
     assert outcome.raw
 
 
-def test_the_confidence_is_the_length_normalised_probability(build: Build, rows: list[TrainingRow]) -> None:
+def test_the_confidence_is_the_length_normalized_probability(build: Build, rows: list[TrainingRow]) -> None:
     student = build("causal-text")
     learn(student, rows, epochs=8)
     text = rows[0].text

@@ -178,7 +178,7 @@ def _make_cross_labels(step: CrossLabel, context: StepContext) -> StepOutput:
     """The students' part is in `CROSS`; with probabilities, 0.9 for what they say and the rest for all else."""
     problem = problem_for(step.problem)
 
-    def labelled(row: dict[str, Any]) -> dict[str, Any]:
+    def labeled(row: dict[str, Any]) -> dict[str, Any]:
         label = problem.parse(row["text"], CROSS[row["example_id"]])
         assert isinstance(label, str), label
         probabilities = None
@@ -191,7 +191,7 @@ def _make_cross_labels(step: CrossLabel, context: StepContext) -> StepOutput:
 
     rows = in_cells(open_rows(context.store, step.rows).rows(["example_id", "text"]), step.cells)
     named = (row for row in rows if row["example_id"] in CROSS)
-    return StepOutput(rows=write_rows(context.folder / ROWS, PSEUDOLABELS, map(labelled, named)))
+    return StepOutput(rows=write_rows(context.folder / ROWS, PSEUDOLABELS, map(labeled, named)))
 
 
 def _make_student_scores(wrong: Wrong, step: EvaluateStudent, context: StepContext) -> StepOutput:

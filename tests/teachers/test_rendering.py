@@ -70,7 +70,7 @@ def test_the_prefix_is_the_same_bytes_for_every_row(tokenizer: PreTrainedTokeniz
         assert prompt.removeprefix(prefix).startswith(before + item)
 
 
-def test_prefix_and_rest_tokenised_apart_are_the_tokens_of_the_whole(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_prefix_and_rest_tokenized_apart_are_the_tokens_of_the_whole(tokenizer: PreTrainedTokenizerFast) -> None:
     prefix, _, _ = render(tokenizer, SHARED)
     start = tokenizer.encode(prefix, add_special_tokens=False)
     for prompt in prompts(tokenizer)[: len(ITEMS)]:

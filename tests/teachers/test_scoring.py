@@ -68,7 +68,7 @@ def spaced() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def test_a_completion_is_tokenised_as_it_stands_after_the_prompt() -> None:
+def test_a_completion_is_tokenized_as_it_stands_after_the_prompt() -> None:
     tokenizer = spaced()
     assert tokenizer.encode("good") == [3]
     assert tokenizer.encode("\ngood") == [1, 2, 4]

@@ -193,7 +193,7 @@ def build(tiny_classes: dict[str, Any], teacher: Path, tmp_path_factory: pytest.
     return config
 
 
-def labelled(config: MckdConfig, data: Data) -> Path:
+def labeled(config: MckdConfig, data: Data) -> Path:
     step = label_by_llm(config, "stage0/pseudolabels", config.teacher, data)  # type: ignore[arg-type]
     return open_store(config.store).fetch(make(config, step, 0, lambda *_: None))
 
@@ -211,8 +211,8 @@ def ingested(config: MckdConfig) -> Data:
 def test_the_artifact_holds_what_the_teacher_thought_of_each_label(build: Build, teacher: Path) -> None:
     plain, config = build(0), build(K)
     data = ingested(config)
-    assert not (labelled(plain, data) / TEACHER_TOKENS).exists()
-    folder = labelled(config, data)
+    assert not (labeled(plain, data) / TEACHER_TOKENS).exists()
+    folder = labeled(config, data)
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     found = list(read_teacher_tokens(folder / TEACHER_TOKENS, tokenizer_identity(tokenizer), 10**6))
     rows = list(read_rows(folder / "rows.parquet"))
@@ -228,12 +228,12 @@ def test_the_artifact_holds_what_the_teacher_thought_of_each_label(build: Build,
     assert min(tokens.logprobs[0, 1] for tokens in found) > -np.inf
 
 
-def test_a_second_labelling_takes_them_from_the_ledger(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_labeling_takes_them_from_the_ledger(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     config = build(K)
     data = ingested(config)
-    first = (labelled(config, data) / TEACHER_TOKENS).read_bytes()
+    first = (labeled(config, data) / TEACHER_TOKENS).read_bytes()
     monkeypatch.setattr("retort.steps.pseudolabel_llm.open_client", lambda *_: pytest.fail("the teacher was started"))
-    again = labelled(config, data)
+    again = labeled(config, data)
     assert (again / TEACHER_TOKENS).read_bytes() == first
 
 

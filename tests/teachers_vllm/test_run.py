@@ -147,7 +147,7 @@ def engines_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.fixture
 def beetle(tiny_classes: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """80 answers of Beetle to label, 24 labelled ones, 40 of the test."""
+    """80 answers of Beetle to label, 24 labeled ones, 40 of the test."""
     rows, test = (
         [json.loads(line) for line in gzip.decompress((ROOT / "examples/beetle" / name).read_bytes()).splitlines()]
         for name in ("train.jsonl.gz", "test_unseen_answers.jsonl.gz")

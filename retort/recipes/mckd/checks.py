@@ -140,8 +140,8 @@ def _leakage_found(config: MckdConfig) -> str:
     check_overlap(store, data)
     labeled, pool, test = (texts_of(store, ref) for ref in (data.labeled, data.unlabeled, data.test))
     shared = {
-        "labelled and pool": len(labeled & pool),
-        "labelled and test": len(labeled & test),
+        "labeled and pool": len(labeled & pool),
+        "labeled and test": len(labeled & test),
         "pool and test": len(pool & test),
     }
     found = "equal texts in " + ", ".join(f"{names}: {count}" for names, count in shared.items())
@@ -163,7 +163,7 @@ def _labeling_found(config: MckdConfig, store: Store, step: Labeling | None, dat
             return f"note: {found}" if missing else found
         case PseudolabelLlm():
             return f"{step.config.kind} {step.config.model}: {check_labeling(config, store, step)} demonstrations"
-    return "finetuned: trained on the labelled set"
+    return "finetuned: trained on the labeled set"
 
 
 def check_labeling(config: MckdConfig, store: Store, step: Labeling) -> int:

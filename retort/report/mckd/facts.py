@@ -161,8 +161,8 @@ def _more_teacher_rows(run: Run) -> list[SystemRow]:
     """The teacher on the labeled set, and each member of an ensemble."""
     rows = []
     if run.result.teacher_own_scores is not None:
-        note = f"{run.config.teacher.kind}; each labelled row, with the others as demonstrations"
-        rows.append(_labeled_row(run, "teacher, labelled set", run.result.teacher_own_scores, note))
+        note = f"{run.config.teacher.kind}; each labeled row, with the others as demonstrations"
+        rows.append(_labeled_row(run, "teacher, labeled set", run.result.teacher_own_scores, note))
     members = run.config.teacher.members if isinstance(run.config.teacher, EnsembleConfig) else []
     for (name, ref), member in zip(run.result.member_scores.items(), members, strict=True):
         rows.append(_labeled_row(run, name, ref, f"{member.kind}, alone"))

@@ -38,6 +38,8 @@ class _Pair(NamedTuple):
 
 def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -> tuple[ErrorTable, ...]:
     """`rows` are an evaluation's predictions: text, gold, predicted (None without a label)."""
+    if not isinstance(config, SlotsConfig | ConstituencyConfig | ClassificationConfig):
+        return ()
     wholes: list[_Pair] = []
     spans: list[_Pair] = []
     counts: Counter[tuple[str, str]] = Counter()
@@ -54,7 +56,6 @@ def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -
             return _span_table("Constituents", spans, counts), _class_table("Whole sentences", wholes)
         case ClassificationConfig(labels=labels):
             return (_class_table("Classes", wholes, labels),)
-    return ()
 
 
 def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None = None) -> ErrorTable:

@@ -35,11 +35,11 @@ def _membership(member: dict[str, object]) -> Iterator[tuple[str, str]]:
         return
     yield "kind", str(member["kind"])
     if member["labelled_accuracy"] is not None:
-        yield "right units on the labelled set", f"{percent(float(str(member['labelled_accuracy'])))} %"
+        yield "right units on the labeled set", f"{percent(float(str(member['labelled_accuracy'])))} %"
     yield "weight of its vote", f"{float(str(member['weight'])):.3f}"
     agreement = member["agreement"]
     assert isinstance(agreement, list)
-    yield "rows labelled as by teacher 0, 1, ...", ", ".join(f"{percent(share)} %" for share in agreement)
+    yield "rows labeled as by teacher 0, 1, ...", ", ".join(f"{percent(share)} %" for share in agreement)
 
 
 def _identity(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -88,7 +88,7 @@ def _calibration(manifest: Manifest) -> Iterator[tuple[str, str]]:
         return
     before, after = metrics["calibration_error_before"], metrics["calibration_error_after"]
     yield (
-        "expected calibration error on the labelled set",
+        "expected calibration error on the labeled set",
         f"{percent(before)} % before, {percent(after)} % after calibration on these rows "
         f"(calibration temperature {metrics['calibration_temperature']:.2f})",
     )

@@ -20,7 +20,7 @@ ARMS: dict[str, str] = {
     "soft-grid": "gold labels and the teacher's probabilities",
     "soft-only": "the teacher's probabilities alone",
     "only-where-right": "the teacher's probabilities where it is right",
-    "with-pool": "with rows that only the teacher labelled",
+    "with-pool": "with rows that only the teacher labeled",
     "tinybert": "an encoder of TinyBERT's size on gold labels",
     "tfidf": "TF-IDF and logistic regression",
     "majority": "the most frequent class",

@@ -40,7 +40,7 @@ def tfidf(
 
     labels = _labels(gold)
     if len(np.unique(labels)) < 2:
-        raise DataError(f"all labelled training rows have class {labels[0]}: TF-IDF needs two classes to tell apart")
+        raise DataError(f"all labeled training rows have class {labels[0]}: TF-IDF needs two classes to tell apart")
     labeled = [_marked(row) for row, label in zip(train, gold, strict=True) if label >= 0]
     counters = [TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+") for _ in labeled[0]]
     columns = zip(counters, zip(*labeled, strict=True), strict=True)

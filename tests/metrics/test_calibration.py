@@ -22,12 +22,12 @@ LOW, HIGH = CALIBRATION_TEMPERATURES
 
 
 def some_scores(n: int, classes: int, scale: float, seed: int = 0) -> Floats:
-    """Unnormalised: each row's probabilities sum to 0.7."""
+    """Unnormalized: each row's probabilities sum to 0.7."""
     logits = scale * np.random.default_rng(seed).normal(size=(n, classes))
     return np.log(0.7) + logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def test_scores_are_renormalised_and_what_is_missing_is_outside() -> None:
+def test_scores_are_renormalized_and_what_is_missing_is_outside() -> None:
     scores = np.log([[0.2, 0.1, 0.1], [0.5, 0.25, 0.25]])
     assert label_probabilities(scores) == pytest.approx(np.array([[0.5, 0.25, 0.25]] * 2))
     assert outside_mass(scores) == pytest.approx([0.6, 0.0])
@@ -108,5 +108,5 @@ def test_likelihood_and_brier_score_agree_with_others() -> None:
 def test_no_rows() -> None:
     empty, none = np.empty((0, 3)), np.empty(0, dtype=np.int64)
     for function in (fit_temperature, negative_log_likelihood, brier_score, expected_calibration_error):
-        with pytest.raises(DataError, match="no gold-labelled rows"):
+        with pytest.raises(DataError, match="no gold-labeled rows"):
             function(empty, none)

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from mckd_order import Recorder, config_of, data_of
-from retort.config import MckdConfig
+from retort.config import GateConfig, MckdConfig, TextConfig
 from retort.errors import ConfigError
 from retort.recipes.mckd.pipeline import distill
 from retort.recipes.mckd.recipe import MckdRecipe
 from retort.records.mckd import MckdResult
 from retort.records.result import Champion
+from retort.steps.gate import check_slices
 
 
 def tracked(warm: bool = False, **student: Any) -> MckdConfig:
@@ -151,3 +152,11 @@ def test_a_slice_of_a_class_that_there_is_not_is_refused_before_anything_is_made
     with pytest.raises(ConfigError, match=r"gate\.slices\.0\.label = 'c': no such class; allowed: a, b"):
         night(do, MckdConfig.model_validate(values))
     assert do.steps == []
+
+
+def test_a_kind_of_problem_without_names_has_no_slices_by_label() -> None:
+    gate = GateConfig.model_validate({"slices": [{"name": "part", "label": "art", "floor": 0.5}]})
+    with pytest.raises(
+        ConfigError, match=r"gate\.slices\.0\.label: a text problem has no slices by label; allowed: pattern"
+    ):
+        check_slices(TextConfig(kind="text"), gate)

@@ -102,7 +102,7 @@ def test_from_the_teachers_artifact_to_a_student_of_its_tokenizer(build: Build, 
     assert "distilled" not in manifest_of(config, without).counts
     assert losses(config, student) != losses(config, without)
 
-    # Rows that a student relabelled have no list of the teacher's: they are learnt as labels.
+    # Rows that a student relabeled have no list of the teacher's: they are learnt as labels.
     crossed = made_or_found(config, cross_label(config, "stage1/cross-labels-0", student, labels))
     merged = made_or_found(config, merge_labels(config, "stage1/pseudolabels", labels, (crossed,)))
     later = [train_student(c, "final/student", merged) for c in (plain, config)]

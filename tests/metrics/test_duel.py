@@ -25,5 +25,5 @@ def test_mcnemar_pools_the_pairs_of_systems() -> None:
 
 
 def test_no_rows_are_refused() -> None:
-    with pytest.raises(DataError, match="no gold-labelled rows"):
+    with pytest.raises(DataError, match="no gold-labeled rows"):
         compare_systems(PROBLEM, "accuracy", [], [[]], [[]], 200, 0)

@@ -1,4 +1,4 @@
-"""Students whose training ends by the labelled set, or by the distillation loss alone."""
+"""Students whose training ends by the labeled set, or by the distillation loss alone."""
 
 import json
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def pool(config: MckdConfig) -> ArtifactRef:
     return made_or_found(config, ingest(config, "unlabeled"))
 
 
-def test_by_the_labelled_set(build: Build) -> None:
+def test_by_the_labeled_set(build: Build) -> None:
     config = build({"by": "labeled", "patience": 1})
     labeled = made_or_found(config, ingest(config, "labeled"))
     step = train_student(config, "final/student", pool(config), labeled=labeled)
@@ -81,7 +81,7 @@ def test_by_the_distillation_loss_no_gold_is_asked_for(build: Build) -> None:
     assert history_of(config, student)["held_out_losses"]
 
 
-def test_a_model_that_is_trained_on_the_labelled_set_holds_a_share_of_it_out(build: Build) -> None:
+def test_a_model_that_is_trained_on_the_labeled_set_holds_a_share_of_it_out(build: Build) -> None:
     config = build({"by": "labeled", "share": 0.25})
     labeled = made_or_found(config, ingest(config, "labeled"))
     student = made_or_found(config, train_student(config, "teacher/student", labeled))

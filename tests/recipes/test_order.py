@@ -96,16 +96,16 @@ def test_students_of_two_stages_differ_in_their_labels_alone(scheme: str) -> Non
 
 @pytest.mark.parametrize("scheme", ["disjoint", "leave-one-out"])
 @pytest.mark.parametrize("partitions", [2, 3, 5])
-def test_nothing_is_labelled_by_a_student_that_saw_it(partitions: int, scheme: str) -> None:
+def test_nothing_is_labeled_by_a_student_that_saw_it(partitions: int, scheme: str) -> None:
     do = Recorder()
     distilled_by(do, config_of(stages=3, partitions=partitions, scheme=scheme))
     for step in do.made("cross-label"):
         if step.name.startswith("stage0"):
             continue
         student = do.of(step.input("student"))
-        seen, labelled = set(student.params["cells"]["only"]), set(step.params["cells"]["only"])
-        assert not seen & labelled
-        assert seen | labelled == set(range(partitions))
+        seen, labeled = set(student.params["cells"]["only"]), set(step.params["cells"]["only"])
+        assert not seen & labeled
+        assert seen | labeled == set(range(partitions))
         assert student.params["cells"]["seed"] == step.params["cells"]["seed"]
     for merge in do.made("merge-labels"):
         cells = [cell for ref in merge.inputs["cross_labels"] for cell in do.of(ref).params["cells"]["only"]]
@@ -182,7 +182,7 @@ def test_every_baseline_is_what_it_says(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["disjoint", "leave-one-out"])
-def test_same_partition_lets_each_row_be_labelled_by_one_student_that_saw_it(scheme: str) -> None:
+def test_same_partition_lets_each_row_be_labeled_by_one_student_that_saw_it(scheme: str) -> None:
     do = Recorder()
     distilled_by(do, config_of(["same-partition"], stages=2, partitions=3, scheme=scheme))
     own = [step for step in do.steps if step.name.startswith("same-partition/stage1/labels")]

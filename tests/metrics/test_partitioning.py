@@ -51,7 +51,7 @@ def test_nobody_labels_what_it_was_trained_on(scheme: Scheme, partitions: int, d
 
 
 @pytest.mark.parametrize(("scheme", "labelers"), [("disjoint", 3), ("leave-one-out", 1)])
-def test_every_cell_is_labelled(scheme: Scheme, labelers: int) -> None:
+def test_every_cell_is_labeled(scheme: Scheme, labelers: int) -> None:
     times = Counter(cell for student in range(4) for cell in label_cells(scheme, 4, student))
     assert times == dict.fromkeys(range(4), labelers)
     assert train_cells("disjoint", 4, 2) == (2,)

@@ -115,7 +115,7 @@ def test_a_score_counts_missing_predictions_as_wrong() -> None:
     assert (result.metric, result.value, result.n) == ("accuracy", 0.5, 4)
     assert 0 <= result.low <= 0.5 <= result.high <= 1
     assert statistics_of(problem, "macro_f1", ["a"], [None]).shape == (1, 6)
-    with pytest.raises(DataError, match="no gold-labelled rows to compute accuracy on"):
+    with pytest.raises(DataError, match="no gold-labeled rows to compute accuracy on"):
         score(problem, "accuracy", [], [], resamples=200, seed=0)
 
 

@@ -183,14 +183,14 @@ def answered(config: SoftLabelConfig, told: ArmScores, ref: ArtifactRef) -> list
 
 def test_two_teachers_for_one_row_are_refused(done: Done) -> None:
     _, config, scored = done
-    ref = labelled(config, scored.dev, "labels-a"), labelled(config, scored.dev, "labels-b")
+    ref = labeled(config, scored.dev, "labels-a"), labeled(config, scored.dev, "labels-b")
     with pytest.raises(StageFailed, match="two teachers have probabilities for"):
         make(config, gather_labels(config, "both", scored.dev, ref), 0, lambda *_: None)
     one = make(config, gather_labels(config, "one", scored.dev, ref[:1]), 0, lambda *_: None)
     assert one.rows == scored.dev.rows
 
 
-def labelled(config: SoftLabelConfig, rows: ArtifactRef, name: str) -> ArtifactRef:
+def labeled(config: SoftLabelConfig, rows: ArtifactRef, name: str) -> ArtifactRef:
     from retort.io.parquet import PSEUDOLABELS
 
     values = {"problem": config.problem.model_dump(mode="json"), "name": name}
@@ -267,7 +267,7 @@ def test_a_row_without_a_field_is_set_aside(done: Done, capsys: Any) -> None:
     tally = predict_file(
         PredictionJob(scored.final_student.uri, source, None, None, Fields("text", "id"), False, "auto", 1.0)
     )
-    assert (tally.labelled, dict(tally.reasons)) == (1, {"no-text": 2})
+    assert (tally.labeled, dict(tally.reasons)) == (1, {"no-text": 2})
     assert "'reference' is missing" in capsys.readouterr().err
 
 

@@ -130,7 +130,7 @@ def test_another_vocabulary_is_no_start(build: Build, champion: ArtifactRef, oth
 def test_a_champion_is_scored_by_the_names_of_its_classes(
     build: Build, champion: ArtifactRef, labels: tuple[str, ...]
 ) -> None:
-    """The labelled set of tonight may show other classes than the champion was trained on."""
+    """The labeled set of tonight may show other classes than the champion was trained on."""
 
     def said(config: MckdConfig) -> list[tuple[str, float]]:
         ref = made_or_found(

@@ -49,7 +49,7 @@ def test_who_labels_a_training_row_was_not_trained_on_it(
 ) -> None:
     config, scored, steps = taught
     store = open_store(config.store)
-    labelled: list[str] = []
+    labeled: list[str] = []
     for part in range(3):
         trained_on = set(steps[f"teacher/part-{part}"].params["cells"]["only"])
         labels = steps[f"teacher/labels-{part}"]
@@ -59,10 +59,10 @@ def test_who_labels_a_training_row_was_not_trained_on_it(
         ids = [row["example_id"] for row in read_rows(store.fetch(store.ref(manifest)) / ROWS, ["example_id"])]
         assert {cell_of(one, 3, config.seed) for one in ids} == {part}
         assert part not in trained_on
-        labelled += ids
+        labeled += ids
     rows = list(read_rows(store.fetch(scored.train_probabilities) / PREDICTIONS))
-    assert sorted(labelled) == sorted(row["example_id"] for row in rows)
-    assert len(labelled) == scored.train.rows == 96
+    assert sorted(labeled) == sorted(row["example_id"] for row in rows)
+    assert len(labeled) == scored.train.rows == 96
 
 
 def test_the_small_encoder_has_fewer_layers_and_every_seed_is_scored(
