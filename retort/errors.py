@@ -96,5 +96,10 @@ class ChildCrashed(ChildError):
     """The child raised an exception that is not a RetortError."""
 
 
+def first_line(error: Exception) -> str:
+    """A library's error in one line, for a sentence of ours: its message's first line, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 RETRYABLE = (StoreUnavailable, TrackingUnavailable, TeacherUnavailable, ChildKilled, ChildOutOfMemory)
 """Errors that a retry may fix. Retrying any other would only waste time."""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from retort.config import RecipeConfig
-from retort.errors import ConfigError
+from retort.errors import ConfigError, first_line
 from retort.models.weights import Weights
 from retort.problems import problem_for
 from retort.recipes import recipe_of
@@ -120,5 +120,6 @@ def _tokenizer(weights: Weights) -> Any:
     try:
         return AutoTokenizer.from_pretrained(weights.address, revision=weights.revision or "main")
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{FIELD} = '{weights.address}': its tokenizer cannot be loaded: {first}") from None
+        raise ConfigError(
+            f"{FIELD} = '{weights.address}': its tokenizer cannot be loaded: {first_line(error)}"
+        ) from None

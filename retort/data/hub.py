@@ -9,7 +9,7 @@ from typing import Any
 
 from retort.config import HubConfig, expand
 from retort.data.formats import PlacedRow
-from retort.errors import DataError, StoreUnavailable
+from retort.errors import DataError, StoreUnavailable, first_line
 from retort.records.base import digest
 
 HUB_SECONDS = 30.0
@@ -29,7 +29,7 @@ def hub_rows(source: HubConfig) -> Iterator[PlacedRow]:
         except StopIteration:
             return
         except Exception as error:  # anything the data set's files, the hub or the network can raise
-            raise DataError(f"{name}, row {number}: {_first_line(error)}") from error
+            raise DataError(f"{name}, row {number}: {first_line(error)}") from error
         yield f"{name}, row {number}", row
 
 
@@ -57,7 +57,7 @@ def _stream(source: HubConfig, name: str) -> Iterator[dict[str, Any]]:
         )
         return iter(stream)
     except Exception as error:  # a missing data set, subset, split or revision each has an exception type of its own
-        raise DataError(f"{name}: {_first_line(error)}") from error
+        raise DataError(f"{name}: {first_line(error)}") from error
 
 
 def _file_digests(folder: Path, name: str) -> list[tuple[str, str]]:
@@ -94,11 +94,7 @@ def _commit(name: str, source: HubConfig) -> str:
     except RepositoryNotFoundError as error:
         raise DataError(f"{source.hub}: the hub has no such data set, or does not let you read it") from error
     except Exception as error:  # which HTTP client the hub's library uses, and so what it raises, varies by version
-        raise StoreUnavailable(f"{source.hub}: the hub does not answer ({_first_line(error)})") from error
+        raise StoreUnavailable(f"{source.hub}: the hub does not answer ({first_line(error)})") from error
     if info.sha is None:
         raise DataError(f"{source.hub}: the hub names no commit for revision '{source.revision}'")
     return info.sha
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,8 +11,6 @@ from retort.recipes.mckd.recipe import MckdRecipe
 from retort.recipes.soft_label.recipe import SoftLabelRecipe
 
 RECIPES: dict[str, Recipe[Any, Any]] = {recipe.kind: recipe for recipe in (MckdRecipe(), SoftLabelRecipe())}
-DEFAULT = MckdRecipe.kind
-"""The recipe of a config file without `kind`."""
 
 
 def recipe_of(config: RecipeConfig) -> Recipe[Any, Any]:

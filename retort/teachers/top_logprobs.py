@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 from retort.errors import ConfigError
 from retort.io.parquet import BATCH_ROWS, Row
 
-TEACHER_TOKENS = "teacher_tokens.parquet"
-"""File beside the pseudolabels; exists if `sampling.top_logprobs` is set."""
-
 _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
     pa.field("tokenizer", pa.string()),
@@ -72,7 +69,7 @@ class TeacherTokens:
 
 
 class TokensWriter:
-    """A context manager that writes a TEACHER_TOKENS file row by row. Writes no file if there are no rows."""
+    """A context manager that writes `teacher_tokens.parquet` row by row. Writes no file if there are no rows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

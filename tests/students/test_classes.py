@@ -1,23 +1,21 @@
 """Generative students of classification: each class a token of its own, or its name in the tokenizer's tokens."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from retort.config import CausalConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
+from generative_students import Build, builder
+from retort.config import LoraConfig, TrainingConfig
 from retort.errors import ConfigError
 from retort.models.device import Device
-from retort.models.weights import find_weights
 from retort.problems.classification import Classification
 from retort.recipes import parse_config
 from retort.records.base import ParseFailure
 from retort.students.base import Prediction, TrainingRow
-from retort.students.generative import GenerativeStudent, new_generative_student
+from retort.students.generative import GenerativeStudent
 from retort.students.loading import load_student
 
 CPU = Device("cpu", "fp32", 1)
@@ -30,26 +28,10 @@ LEARNED = {"t5": 0.9, "pair": 0.6, "causal": 0.9, "t5-text": 0.9, "causal-text":
 """Share of right classes, where guessing gives a third. A new decoder soon tells one of the three words from the
 others, and takes long to tell these two apart."""
 
-Build = Callable[..., GenerativeStudent]
-
 
 @pytest.fixture(scope="module")
 def build(tiny_encoder: Path, tiny_t5: Path, tiny_causal: Path) -> Build:
-    """A student before its training, always the same. `causal-text` writes text, `causal` classes."""
-
-    def new(kind: str, problem: Classification = MOVIES, **fields: Any) -> GenerativeStudent:
-        name, _, target = kind.partition("-")
-        model = str({"t5": tiny_t5, "pair": tiny_encoder, "causal": tiny_causal}[name])
-        settings: dict[str, Any] = {"model": model, "target": target or None, "training": TRAINING, **fields}
-        if name == "pair":
-            settings["decoder_layers"] = 1
-        config = (
-            CausalConfig(kind="causal", **settings) if name == "causal" else Seq2SeqConfig(kind="seq2seq", **settings)
-        )
-        torch.manual_seed(0)
-        return new_generative_student(config, find_weights(config), pretrained=True, problem=problem)
-
-    return new
+    return builder({"t5": tiny_t5, "pair": tiny_encoder, "causal": tiny_causal}, MOVIES, TRAINING)
 
 
 def texts_with(word: str, count: int, seed: int) -> list[str]:

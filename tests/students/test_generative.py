@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from generative_students import Build, builder
 from retort.config import CausalConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
 from retort.errors import ConfigError
 from retort.models.device import Device
@@ -39,26 +39,9 @@ def rows() -> list[TrainingRow]:
     return made
 
 
-Build = Callable[..., GenerativeStudent]
-
-
 @pytest.fixture(scope="module")
 def build(tiny_encoder: Path, tiny_t5: Path, tiny_causal: Path) -> Build:
-    """A student before its training, always the same."""
-
-    def new(kind: str, problem: Any = SLOTS, **fields: Any) -> GenerativeStudent:
-        name, _, target = kind.partition("-")
-        model = str({"t5": tiny_t5, "pair": tiny_encoder, "causal": tiny_causal}[name])
-        settings: dict[str, Any] = {"model": model, "target": target or None, "training": TRAINING, **fields}
-        if name == "pair":
-            settings["decoder_layers"] = 1
-        config = (
-            CausalConfig(kind="causal", **settings) if name == "causal" else Seq2SeqConfig(kind="seq2seq", **settings)
-        )
-        torch.manual_seed(0)
-        return new_generative_student(config, find_weights(config), pretrained=True, problem=problem)
-
-    return new
+    return builder({"t5": tiny_t5, "pair": tiny_encoder, "causal": tiny_causal}, SLOTS, TRAINING)
 
 
 def said(student: GenerativeStudent, texts: list[str], **options: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local_teacher import ByHand, asked, opened, requests, save
+from retort.artifacts.pseudolabels import TEACHER_TOKENS
 from retort.config import MckdConfig
 from retort.config.teachers import SamplingConfig
 from retort.errors import ConfigError
@@ -30,7 +31,7 @@ from retort.teachers.labeler import ASKED
 from retort.teachers.ledger import Entry, Ledger
 from retort.teachers.requests import Completion, CompletionRequest
 from retort.teachers.shards import WITHOUT_TOP
-from retort.teachers.top_logprobs import TEACHER_TOKENS, TokensWriter, TopLogprobs, read_teacher_tokens
+from retort.teachers.top_logprobs import TokensWriter, TopLogprobs, read_teacher_tokens
 from retort.teachers.vllm.engine.toplogprobs import pack, tokenizer_identity
 
 K = 5

@@ -8,7 +8,7 @@ from retort.config import EnsembleConfig, MckdConfig, RecordedConfig
 from retort.config.teachers import LlmTeacherConfig, Member
 from retort.data import read_rows_of
 from retort.data.partitions import cell_of
-from retort.errors import ConfigError, DataError, RetortError
+from retort.errors import ConfigError, DataError, RetortError, first_line
 from retort.models.weights import Weights, find_weights
 from retort.problems import infer_schema, problem_for
 from retort.recipes.base import DoctorCheck
@@ -182,8 +182,7 @@ def _student_found(config: MckdConfig) -> str:
     except RetortError:
         raise
     except Exception as error:  # transformers, a hub or damaged files may raise anything
-        sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RetortError(f"student.model = '{config.student.model}': cannot be loaded: {sentence}") from error
+        raise RetortError(f"student.model = '{config.student.model}': cannot be loaded: {first_line(error)}") from error
 
 
 def _loaded(config: MckdConfig, weights: Weights) -> str:
