@@ -30,7 +30,7 @@ from retort.data.partitions import cell_of, in_cells
 from retort.io.parquet import EXAMPLES, GOLD, PSEUDOLABELS, Row, write_rows
 from retort.problems.slots import encode
 from retort.recipes.execute import make
-from retort.recipes.mckd.steps import cells_of, evaluate_labels, merge_labels
+from retort.recipes.mckd.steps import evaluate_labels, merge_labels, unseen_cells
 from retort.records.base import ArtifactRef, digest
 from retort.steps.base import Step
 from retort.steps.merge_labels import MergeLabels
@@ -111,7 +111,7 @@ def build() -> None:
     publish(POOL, {ROWS: (EXAMPLES, texts()), GOLD_ROWS: (GOLD, labeled(wrong=0))})
     publish(TEACHER, {ROWS: (PSEUDOLABELS, labeled(wrong=0.3, labeler="teacher"))})
     for student, artifact in enumerate(STUDENTS):
-        theirs = in_cells(labeled(wrong=0.2, labeler=artifact.name), cells_of(config(), (1 - student,)))
+        theirs = in_cells(labeled(wrong=0.2, labeler=artifact.name), unseen_cells(config(), student))
         publish(artifact, {ROWS: (PSEUDOLABELS, theirs)})
 
 

@@ -48,5 +48,7 @@ from retort.config.teachers import Teacher as Teacher
 from retort.config.teachers import TransformersConfig as TransformersConfig
 from retort.config.teachers import VllmConfig as VllmConfig
 from retort.config.training import DistillationConfig as DistillationConfig
+from retort.config.training import GoldTrainingConfig as GoldTrainingConfig
 from retort.config.training import StoppingConfig as StoppingConfig
+from retort.config.training import StudentTrainingConfig as StudentTrainingConfig
 from retort.config.training import TrainingConfig as TrainingConfig

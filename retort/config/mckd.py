@@ -33,28 +33,52 @@ class SelectionConfig(Settings):
     """better: the least share of paired bootstrap resamples in which the new labels must win."""
 
 
+class FineTuningConfig(Settings):
+    """Fine-tuning on the labeled set, after training on pseudolabels: of the students that relabel the pool last, and
+    of the final student. The other settings are those of `student.training`."""
+
+    kind: Literal["better", "always", "never"] = "better"
+    """better: if a student, fine-tuned on a part of the labeled set, gains on the rest of it."""
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 40
+    """Number of passes over the labeled set."""
+    folds: Annotated[int, Field(ge=2, le=100)] = 10
+    """better: number of parts of the labeled set, each of which judges a student that was fine-tuned on the others.
+    With `evaluation.judge: dev`, the dev set judges instead."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """better: the least share of paired bootstrap resamples in which the fine-tuned students must win."""
+
+
 class MethodConfig(Settings):
     """Multistage collaborative knowledge distillation (arXiv 2311.08640)."""
 
-    stages: Annotated[int, Field(ge=1, le=20)] = 3
+    stages: Annotated[int, Field(ge=1, le=20)] = 2
     """S. Stage s trains on the labels of stage s-1; stage 0 is the teacher. 1 is vanilla distillation."""
-    partitions: Annotated[int, Field(ge=2, le=64)] = 2
+    partitions: Annotated[int, Field(ge=2, le=64)] = 4
     """k disjoint cells of the pool, one student each."""
-    scheme: Literal["disjoint", "leave-one-out"] = "disjoint"
-    """disjoint: train on one cell, label the others. leave-one-out: train on k-1, label the remaining one."""
-    cross_labels: Literal["hard", "soft"] = "hard"
-    """soft: the next stage trains on the students' probabilities instead of their decisions."""
+    scheme: Literal["disjoint", "leave-one-out"] = "leave-one-out"
+    """disjoint: train on one cell, label the others, as in the paper. leave-one-out: train on k-1, label the remaining
+    one."""
+    cross_labels: Literal["hard", "soft"] | None = None
+    """soft: the next stage trains on the students' probabilities instead of their decisions. Default: soft if the
+    student has probabilities of classes."""
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Students are trained on those of the teacher's labels that have at least this confidence: for one completion, the
+    share of the text that it accounts for; for several, the share that agrees; for soft labels, the probability. The
+    other rows are labeled by the students, from stage 1 on."""
     merge: MergeConfig = MergeConfig()
     """Which new labels replace the old ones."""
     selection: SelectionConfig | None = None
     """Whether new labels must prove to be better. Default: better, or always if the teacher was trained on the judging
     rows."""
+    fine_tuning: FineTuningConfig | None = None
+    """Fine-tuning of students on the labeled set. Default: better, or never if the teacher was trained on it."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Determines partitions, initial weights and batch order."""
 
 
 Baseline = Literal[
     "vanilla-kd",
+    "vanilla-fine-tuned",
     "compute-matched-kd",
     "same-partition",
     "self-relabelling",
@@ -100,8 +124,9 @@ class MckdConfig(RecipeConfig):
     """The student to train."""
     method: MethodConfig = MethodConfig()
     """The distillation method."""
-    baselines: list[Baseline] = Field(default=[])
-    """Baselines to compute for comparison. Steps that they have in common with the main run are shared."""
+    baselines: list[Baseline] = Field(default=["vanilla-kd", "supervised"])
+    """Baselines to compute for comparison; the gate refuses a final student that is worse than one of them. Steps that
+    they have in common with the main run are shared."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
     gate: GateConfig = GateConfig()
@@ -141,8 +166,7 @@ class MckdConfig(RecipeConfig):
     def _check_writer(self) -> None:
         """Raises ValueError if the student writes text but class probabilities are needed: its own, which it does not
         have, or the teacher's, which it cannot be trained on."""
-        student, has_classes = self.student, self.problem.kind != "text"
-        if not isinstance(student, GenerativeConfig) or student.form(has_classes=has_classes) == "classes":
+        if self.form == "classes":
             return
         method = self.method
         if self.has_soft_teacher and self.problem.kind == "classification":
@@ -164,12 +188,7 @@ class MckdConfig(RecipeConfig):
         student, sampling = self.student, getattr(self.teacher, "sampling", None)
         if student.training.distillation is None:
             return
-        form = (
-            student.form(has_classes=self.problem.kind != "text")
-            if isinstance(student, GenerativeConfig)
-            else "classes"
-        )
-        if form != "text":
+        if self.form != "text":
             raise ValueError(
                 f"student.training.distillation goes token by token, and this student (kind '{student.kind}') gives "
                 "classes; use kind: causal or seq2seq with target: text, or no distillation"
@@ -179,6 +198,21 @@ class MckdConfig(RecipeConfig):
                 "student.training.distillation needs the teacher's likeliest next tokens, and this teacher (kind "
                 f"'{self.teacher.kind}') lists none; use kind: vllm or transformers with sampling.top_logprobs: 20, say"
             )
+
+    @property
+    def form(self) -> Literal["classes", "text"]:
+        """Whether the student gives probabilities of classes, or writes text."""
+        student = self.student
+        return (
+            student.form(has_classes=self.problem.kind != "text")
+            if isinstance(student, GenerativeConfig)
+            else "classes"
+        )
+
+    @property
+    def cross_labels(self) -> Literal["hard", "soft"]:
+        """`method.cross_labels`, or the default for the student."""
+        return self.method.cross_labels or ("soft" if self.form == "classes" else "hard")
 
     @property
     def has_fair_judge(self) -> bool:
@@ -196,6 +230,11 @@ class MckdConfig(RecipeConfig):
     def selection(self) -> SelectionConfig:
         """`method.selection`, or the default for the teacher."""
         return self.method.selection or SelectionConfig(kind="better" if self.has_fair_judge else "always")
+
+    @property
+    def fine_tuning(self) -> FineTuningConfig:
+        """`method.fine_tuning`, or the default for the teacher."""
+        return self.method.fine_tuning or FineTuningConfig(kind="better" if self.has_fair_judge else "never")
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -12,7 +12,7 @@ from retort.config.gate import GateConfig
 from retort.config.infrastructure import RecipeConfig
 from retort.config.problems import ClassificationConfig
 from retort.config.teachers import EndpointConfig, TransformersConfig, VllmConfig
-from retort.config.training import GoldTrainingConfig, TrainingConfig
+from retort.config.training import GoldTrainingConfig
 
 Arm = Literal[
     "hard",
@@ -126,7 +126,7 @@ class CrossEncoderConfig(Settings):
     """Branch, tag or commit of a hub model; pin a commit for a repeatable run."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """random: only the architecture and the tokenizer are taken from `model`."""
-    training: GoldTrainingConfig = TrainingConfig(epochs=3)
+    training: GoldTrainingConfig = GoldTrainingConfig(epochs=3)
     """How it is trained."""
     folds: Annotated[int, Field(ge=2, le=20)] = 3
     """k. A training row's probabilities come from a teacher that was trained on the other k-1 parts (Wolpert 1992,
@@ -234,7 +234,7 @@ class TinyBertConfig(Settings):
     """The model whose layers are used, see `teacher.model`."""
     seeds: Annotated[int, Field(ge=1, le=20)] = 1
     """How many are trained. Each takes about as long as training the teacher on one part."""
-    training: GoldTrainingConfig = TrainingConfig(epochs=3)
+    training: GoldTrainingConfig = GoldTrainingConfig(epochs=3)
     """How it is trained."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from retort.config.base import Settings, Text
-from retort.config.training import TrainingConfig
+from retort.config.training import StudentTrainingConfig
 
 
 class EncoderConfig(Settings):
@@ -17,7 +17,7 @@ class EncoderConfig(Settings):
     """Branch, tag or commit of a hub model; pin a commit for a repeatable run."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """random: take only the architecture and the tokenizer from `model`."""
-    training: TrainingConfig = TrainingConfig()
+    training: StudentTrainingConfig = StudentTrainingConfig()
     """How the student is trained."""
     warm_start: bool = False
     """Start the final student from the reigning champion's weights. The other students never do: a student that

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from retort.config.base import Address, Retired, RetiredFields, Settings, Text
-from retort.config.training import GoldTrainingConfig, TrainingConfig
+from retort.config.training import GoldTrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SamplingTemperature = Annotated[float, Field(ge=0, le=5)]
@@ -23,7 +23,7 @@ class RecordedConfig(Settings):
     """The stage fails if a smaller share of the pool's rows than this gets a label."""
 
 
-FINETUNED_TRAINING = TrainingConfig(epochs=40)
+FINETUNED_TRAINING = GoldTrainingConfig(epochs=40)
 """Fifty rows need many epochs."""
 
 

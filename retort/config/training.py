@@ -1,8 +1,8 @@
 """Settings of training."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import Field, model_validator
 
 from retort.config.base import Retired, RetiredFields, Settings
 
@@ -37,7 +37,7 @@ class StoppingConfig(Settings):
 
 
 class TrainingConfig(Settings):
-    """How a student is trained."""
+    """How a model is trained."""
 
     retired: ClassVar[RetiredFields] = {
         "max_grad_norm": Retired(1.0, "gradients are always clipped to a norm of 1"),
@@ -45,6 +45,8 @@ class TrainingConfig(Settings):
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 6
     """Number of passes over the training rows, which may be fractional; with `stopping`, the maximum."""
+    min_updates: Annotated[int, Field(ge=0, exclude_if=lambda updates: updates == 0)] = 0
+    """Minimum number of optimizer steps: training goes on beyond `epochs` until there were this many."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
     """AdamW's peak learning rate."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -65,14 +67,24 @@ class TrainingConfig(Settings):
     """Early stopping; left out: train for all `epochs`."""
 
 
-def _of_gold_labels(training: TrainingConfig) -> TrainingConfig:
-    reason = "is for student.training alone: a fine-tuned teacher and the arm tinybert are trained on gold labels"
-    if training.distillation is not None:
-        raise ValueError(f"training.distillation {reason}")
-    if training.stopping is not None and training.stopping.by == "distillation_loss":
-        raise ValueError(f"training.stopping.by 'distillation_loss' {reason}; use labeled")
-    return training
+class StudentTrainingConfig(TrainingConfig):
+    """How a student is trained on pseudolabels."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 4
+    """Number of passes over the training rows, which may be fractional; with `stopping`, the maximum."""
+    min_updates: Annotated[int, Field(ge=0)] = 500
+    """Minimum number of optimizer steps: training goes on beyond `epochs` until there were this many. A student of a
+    part of the pool has fewer rows than the final one, and below some hundred steps a tagger learns nothing."""
 
 
-GoldTrainingConfig = Annotated[TrainingConfig, AfterValidator(_of_gold_labels)]
-"""Training on gold labels, without distillation."""
+class GoldTrainingConfig(TrainingConfig):
+    """How a model is trained on gold labels, without distillation."""
+
+    @model_validator(mode="after")
+    def _has_no_teacher(self) -> Self:
+        reason = "is for student.training alone: a fine-tuned teacher and the arm tinybert are trained on gold labels"
+        if self.distillation is not None:
+            raise ValueError(f"training.distillation {reason}")
+        if self.stopping is not None and self.stopping.by == "distillation_loss":
+            raise ValueError(f"training.stopping.by 'distillation_loss' {reason}; use labeled")
+        return self

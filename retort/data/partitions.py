@@ -1,10 +1,11 @@
 """Which cell of the pool a row belongs to, and which cells a student trains on and labels.
 
 A row's cell is a hash of its id, so it stays the same between stages and when the pool grows overnight, and duplicate
-ids share a cell. In a large pool the cells are nearly equal in size; in a tiny one, some may be empty.
+ids share a cell. In a large pool the cells are nearly equal in size; in a tiny one, some may be empty. The labeled set
+is small, so its folds are as equal as can be (`folds_of`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Literal
 
@@ -26,8 +27,12 @@ class Cells(Record):
 
 def cell_of(example_id: str, partitions: int, seed: int) -> int:
     """The row's cell, in [0, partitions)."""
+    return _hashed(example_id, seed) % partitions
+
+
+def _hashed(example_id: str, seed: int) -> int:
     digest = blake2b(f"{seed}:{example_id}".encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % partitions
+    return int.from_bytes(digest, "little")
 
 
 def train_cells(scheme: Scheme, partitions: int, student: int) -> tuple[int, ...]:
@@ -53,3 +58,10 @@ def in_cells(rows: Iterator[Row], cells: Cells | None) -> Iterator[Row]:
         return rows
     only = set(cells.only)
     return (row for row in rows if cell_of(row["example_id"], cells.of, cells.seed) in only)
+
+
+def folds_of(ids: Sequence[str], number: int, seed: int) -> list[list[int]]:
+    """Splits rows into folds, which differ in size by at most one; returns the indices of each fold's rows. There are
+    as many folds as rows if that is less."""
+    order = sorted(range(len(ids)), key=lambda at: _hashed(ids[at], seed))
+    return [sorted(order[fold::number]) for fold in range(min(number, len(ids)))]

@@ -27,6 +27,21 @@ class StageResult(Record):
     """The comparison with the previous stage; None for the first stage, or if labels are accepted without proof."""
 
 
+class FineTuning(Record):
+    """What fine-tuning on the labeled set made, apart from the final student."""
+
+    selection: ArtifactRef | None
+    """The comparison before and after on the judging rows; None if fine-tuning needed no proof."""
+    accepted: bool
+    students: tuple[ArtifactRef, ...] = ()
+    """The fine-tuned students that relabeled the pool last; empty if it was not relabeled."""
+    test_scores: tuple[ArtifactRef, ...] = ()
+    labels: ArtifactRef | None = None
+    """Their labels, on which the final student is trained; None if it is trained on those of `kept_stage - 1`."""
+    label_scores: ArtifactRef | None = None
+    """Scores of these labels against the pool's own gold labels."""
+
+
 class MckdResult(Result):
     """Everything that a run made."""
 
@@ -44,7 +59,10 @@ class MckdResult(Result):
     labels."""
     rounds: tuple[StageResult, ...] = ()
     kept_stage: int = 1
-    """The final student is trained on the labels of stage `kept_stage - 1`; 1 is vanilla distillation."""
+    """The final student is trained on the labels of stage `kept_stage - 1`, unless fine-tuned students improved them; 1
+    is vanilla distillation."""
+    fine_tuning: FineTuning | None = None
+    """None if it was not asked for."""
     final_scores: ArtifactRef
     baselines: dict[str, ArtifactRef] = Field(default_factory=dict)
     """Scores on the test rows, by the baseline's name."""
@@ -58,4 +76,7 @@ class MckdResult(Result):
         data = [self.data.labeled, self.data.unlabeled, self.data.test, self.data.judge]
         final = [self.final_student, self.final_scores, *self.baselines.values(), *self.challenge_refs]
         teachers = [self.teacher_scores, self.teacher_own_scores, *self.member_scores.values()]
-        return self.unique([*data, *self.labels, *self.label_scores, *teachers, *rounds, *final])
+        tuning = self.fine_tuning
+        tuned = [*tuning.students, *tuning.test_scores, tuning.labels, tuning.label_scores] if tuning else []
+        tuned += [tuning.selection] if tuning else []
+        return self.unique([*data, *self.labels, *self.label_scores, *teachers, *rounds, *tuned, *final])

@@ -38,6 +38,8 @@ class Champion(Record):
     student: ArtifactRef
     fingerprint: dict[str, Any]
     """The student's fingerprint, from its manifest."""
+    trained: dict[str, Any]
+    """The fingerprint of its training on pseudolabels: its own, or that of the student which was fine-tuned."""
 
     @property
     def about(self) -> StudentFingerprint:

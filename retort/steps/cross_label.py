@@ -1,7 +1,7 @@
 """`cross-label`: a student labels rows that it was not trained on; fine-tuned teachers label the pool this way too."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -49,10 +49,8 @@ class StudentStep(Step):
         """Since version 2, students that write text only write legal labels. All others are unchanged since 1."""
         return self.version if self.writes_text else 1
 
-    def outcomes(
-        self, context: StepContext, rows: ArtifactRef, cells: Cells | None = None
-    ) -> Iterator[tuple[Row, "Outcome"]]:
-        """Each row in the cells, with the student's label for it."""
+    def outcomes(self, context: StepContext, rows: Callable[[], Iterator[Row]]) -> Iterator[tuple[Row, "Outcome"]]:
+        """Each row (example_id, text) with the student's label for it. `rows` returns a fresh iterator."""
         from retort.models.device import choose_device
         from retort.students.loading import load_student
 
@@ -60,33 +58,29 @@ class StudentStep(Step):
         folder = TrainedStudent.open(context.store, self.student).model
         student = load_student(folder, self.student_kind, self.max_length, problem_for(self.problem))
 
-        source = open_rows(context.store, rows)
-
-        def wanted() -> Iterator[Row]:
-            return in_cells(source.rows(["example_id", "text"]), cells)
-
-        total = sum(1 for _ in wanted())
+        total = sum(1 for _ in rows())
         outcomes = student.predict(
-            (row["text"] for row in wanted()),
+            (row["text"] for row in rows()),
             device=device,
             total=total,
             batch_tokens=max(64, 2048 >> context.attempt),
             progress=context.progress,
         )
-        return zip(wanted(), outcomes, strict=True)
+        return zip(rows(), outcomes, strict=True)
 
 
 class CrossLabel(StudentStep):
     """Let a student label rows that it was not trained on."""
 
     kind = "cross-label"
+    version = 3
     artifact = Pseudolabels
 
     cells: Cells | None
     probabilities: bool
     """Whether the rows keep the student's probabilities."""
     rows: ArtifactRef
-    """Examples, or pseudolabels. The latter's labels are kept only for rows that the student fails to label."""
+    """Examples, or pseudolabels whose labels the student does not see."""
     min_success_ratio: Runtime[float] = 0.0
     """The step fails if less than this share of the rows get a label."""
 
@@ -95,14 +89,16 @@ class CrossLabel(StudentStep):
         failures: list[tuple[str, ParseFailure]] = []
         repaired = 0
 
+        source = open_rows(context.store, self.rows)
+
+        def unseen() -> Iterator[Row]:
+            return in_cells(source.rows(["example_id", "text"]), self.cells)
+
         def rows() -> Iterator[Row]:
             nonlocal repaired
-            old_rows = in_cells(open_rows(context.store, self.rows).rows(), self.cells)
-            for old, (row, outcome) in zip(old_rows, self.outcomes(context, self.rows, self.cells), strict=True):
+            for row, outcome in self.outcomes(context, unseen):
                 if isinstance(outcome, ParseFailure):
                     failures.append((row["example_id"], outcome))
-                    if old.get("label") is not None:
-                        yield old
                     continue
                 confidences.append(outcome.confidence)
                 repaired += outcome.is_repaired

@@ -3,7 +3,7 @@
 Besides this step, only `select` and the report read gold labels.
 """
 
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
@@ -38,14 +38,15 @@ class EvaluateStudent(StudentStep):
     def run(self, context: StepContext) -> StepOutput:
         labels: Labels = {}
         invalid = total = 0
-        for row, outcome in self.outcomes(context, self.gold):
+        examples = Examples.open(context.store, self.gold)
+        for row, outcome in self.outcomes(context, lambda: examples.rows(["example_id", "text"])):
             total += 1
             if isinstance(outcome, ParseFailure):
                 invalid += 1
             else:
                 invalid += outcome.is_repaired
                 labels[row["example_id"]] = (outcome.label, outcome.confidence)
-        output = _score_rows(self, context, labels)
+        output = score_rows(self, context, examples.gold(), labels)
         shares = {INVALID_SHARE: invalid / total} if total else {}
         return output.model_copy(update={"metrics": {**output.metrics, **shares}})
 
@@ -70,11 +71,25 @@ class EvaluateLabels(Step):
     def run(self, context: StepContext) -> StepOutput:
         found, columns = Pseudolabels.open(context.store, self.labels), ["example_id", "label", "confidence"]
         rows = found.own_rows(columns) if self.rows == "labeled" else found.rows(columns)
-        return _score_rows(self, context, {row["example_id"]: (row["label"], row["confidence"]) for row in rows})
+        labels = {row["example_id"]: (row["label"], row["confidence"]) for row in rows}
+        return score_rows(self, context, Examples.open(context.store, self.gold).gold(), labels)
 
 
-def _score_rows(step: EvaluateStudent | EvaluateLabels, context: StepContext, predicted: Labels) -> StepOutput:
-    gold = Examples.open(context.store, step.gold).gold()
+class Scored(Protocol):
+    """A step that scores labels."""
+
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+    @property
+    def resamples(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def score_rows(step: Scored, context: StepContext, gold: list[Example], predicted: Labels) -> StepOutput:
+    """Write each gold-labeled row with its prediction, and the scores."""
     labels = [predicted.get(example.example_id, (None, None)) for example in gold]
     rows = (
         {"example_id": e.example_id, "text": e.text, "gold": e.label, "predicted": label, "confidence": confidence}
@@ -86,7 +101,7 @@ def _score_rows(step: EvaluateStudent | EvaluateLabels, context: StepContext, pr
     return StepOutput(rows=len(gold), metrics={score.metric: score.value for score in scores})
 
 
-def _scores(step: EvaluateStudent | EvaluateLabels, gold: list[Example], labels: list[Label | None]) -> list[Score]:
+def _scores(step: Scored, gold: list[Example], labels: list[Label | None]) -> list[Score]:
     golds = [example.label for example in gold if example.label is not None]
     if not golds:
         return []

@@ -99,6 +99,9 @@ class Gate(Step):
     """The final student's scores, one per test set."""
     reigning: tuple[ArtifactRef, ...] = ()
     """The champion's scores on the same test sets; empty if there is no champion."""
+    rivals: tuple[ArtifactRef, ...] = ()
+    """Scores of systems on the same rows that the student must not be worse than."""
+    rival_names: Annotated[tuple[str, ...], Field(exclude_if=lambda names: not names)] = ()
 
     def run(self, context: StepContext) -> StepOutput:
         return self.judge(context, measured_latency)
@@ -109,7 +112,8 @@ class Gate(Step):
         slices = tuple(self._slice_score(part, rows) for part in self.gate.slices)
         cost = self._cost(context, [row["text"] for row in rows[:TIMED_ROWS]], measure)
         rank = self._rank_check(contest, len(rows))
-        checks = [rank, *(Check(part.passed, _slice_sentence(part)) for part in slices), *_cost_checks(cost)]
+        sliced = (Check(part.passed, _slice_sentence(part)) for part in slices)
+        checks = [rank, *self._rival_checks(context, rows), *sliced, *_cost_checks(cost)]
         outcome = self._outcome(checks)
         verdict = Verdict(
             outcome=outcome,
@@ -181,6 +185,20 @@ class Gate(Step):
             only_final=only.only_new,
             p_value=only.p_value,
         )
+
+    def _rival_checks(self, context: StepContext, rows: Sequence[Row]) -> Iterator[Check]:
+        """A student that is significantly worse than what costs less to make is no use, also as the first champion."""
+        problem, metric = problem_for(self.problem), self.metric
+        golds, own = [row["gold"] for row in rows], [row["predicted"] for row in rows]
+        for name, ref in zip(self.rival_names, self.rivals, strict=True):
+            other = [row["predicted"] for row in self._rows(context, (ref,))]
+            compared, _ = compare_systems(problem, metric, golds, [other], [own], self.resamples, self.seed)
+            yield Check(
+                compared.high >= 0,
+                f"Against {name} the final student gains {signed(compared.gain)} {TITLES[metric]} on {len(rows):,} "
+                f"test rows (95 % interval {signed(compared.low)} to {signed(compared.high)})"
+                + (f": it is significantly worse, so use {name} instead." if compared.high < 0 else "."),
+            )
 
     def _slice_score(self, part: SliceConfig, rows: Sequence[Row]) -> SliceScore:
         problem, metric = problem_for(self.problem), part.metric or self.metric

@@ -1,7 +1,7 @@
 """`train-student`: trains a fresh student, from pretrained weights or the champion's, on the labels of some cells."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,16 +28,12 @@ if TYPE_CHECKING:
     from retort.students.base import Student as NewStudent
     from retort.students.base import TopTokens, TrainingRow
 
-_WARM = {True: "the champion's weights", False: "the champion's weights with a new head, for the class names differ"}
+_WARM = {True: "another student", False: "another student, with a new head, for the class names differ"}
 _STUDENT: TypeAdapter[Student] = TypeAdapter(Student)
 
 
-class TrainStudent(Step):
-    """Train one student on its cells of the pool."""
-
-    kind = "train-student"
-    version = 1
-    artifact = TrainedStudent
+class TrainingStep(Step):
+    """A step that trains students of one kind, from the same start."""
 
     problem: Problem
     student: Literal["token-classification", "sequence-classification", "seq2seq", "causal"]
@@ -50,6 +46,8 @@ class TrainStudent(Step):
     """Cells of the pool that the student may see; None is all of it."""
     soft: bool
     """Whether it is trained on the rows' probabilities instead of their labels."""
+    min_confidence: Annotated[float, Field(exclude_if=lambda least: least == 0)] = 0.0
+    """It is trained on rows whose label has at least this confidence."""
     options: Annotated[dict[str, Any] | None, Field(exclude_if=lambda options: not options)] = None
     """The options that only this kind of student has."""
     labels: ArtifactRef
@@ -72,24 +70,53 @@ class TrainStudent(Step):
         """The student's config as far as the step needs it, with this step's training settings."""
         weights = "pretrained" if self.pretrained else "random"
         named = {"kind": self.student, "model": self.model, "revision": self.revision, "weights": weights}
-        return _STUDENT.validate_python({**named, **(self.options or {}), "training": self.training})
+        return _STUDENT.validate_python({**named, **(self.options or {}), "training": dict(self.training)})
 
-    def run(self, context: StepContext) -> StepOutput:
-        return self.train(context, self._found_weights())
-
-    def train(self, context: StepContext, weights: Weights) -> StepOutput:
+    def untrained(self, context: StepContext, weights: Weights) -> "tuple[NewStudent, str]":
+        """Return (the student at its start, what it starts from if not from `weights`)."""
         import torch
 
-        from retort.models.device import choose_device
-        from retort.students.checkpoints import StoredCheckpoint
         from retort.students.loading import new_student
 
-        config, problem = self.config, problem_for(self.problem)
-        device = choose_device(context.execution.device, self.training.precision, self.siblings)
         torch.manual_seed(self.seed)
-        student = new_student(config, weights, pretrained=self.pretrained and not self.start, problem=problem)
-        warm = TrainedStudent.open(context.store, self.start) if self.start else None
-        same_head = warm is not None and student.continue_from(warm.model)
+        pretrained = self.pretrained and not self.start
+        student = new_student(self.config, weights, pretrained=pretrained, problem=problem_for(self.problem))
+        if self.start is None:
+            return student, ""
+        same_head = student.continue_from(TrainedStudent.open(context.store, self.start).model)
+        return student, _WARM[same_head]
+
+    def found_weights(self) -> Weights:
+        """Find the weights again, since another machine may have planned the step.
+
+        Raises ConfigError if they are not the ones in the step's key.
+        """
+        found = find_weights(self.config, self.endpoint_url and expand(self.endpoint_url))
+        if found.identity != self.weights:
+            raise ConfigError(
+                f"student.model = '{self.model}': what {self.name} finds there is not what the run began with; the "
+                "files were changed since, or this worker has others: give all machines the same, or an s3:// address"
+            )
+        return found
+
+
+class TrainStudent(TrainingStep):
+    """Train one student on its cells of the pool."""
+
+    kind = "train-student"
+    version = 1
+    artifact = TrainedStudent
+
+    def run(self, context: StepContext) -> StepOutput:
+        return self.train(context, self.found_weights())
+
+    def train(self, context: StepContext, weights: Weights) -> StepOutput:
+        from retort.models.device import choose_device
+        from retort.students.checkpoints import StoredCheckpoint
+
+        device = choose_device(context.execution.device, self.training.precision, self.siblings)
+        student, start = self.untrained(context, weights)
+        problem = problem_for(self.problem)
         rows, held_out = self._held_out(context, self._rows(context, problem, student))
         result = student.train(
             rows,
@@ -118,7 +145,7 @@ class TrainStudent(Step):
                 "training_seconds": history.seconds,
                 "tokens": history.tokens,
                 "padding_share": history.padding_share,
-                **({"start": _WARM[same_head]} if warm else {}),
+                **({"start": start} if start else {}),
                 **({"ended_by": history.ended_by, "kept_step": history.kept_step} if held_out else {}),
             },
         )
@@ -128,28 +155,20 @@ class TrainStudent(Step):
 
         discard_checkpoint(context.store, self.key)
 
-    def _found_weights(self) -> Weights:
-        """Find the weights again, since another machine may have planned the step.
-
-        Raises ConfigError if they are not the ones in the step's key.
-        """
-        found = find_weights(self.config, self.endpoint_url and expand(self.endpoint_url))
-        if found.identity != self.weights:
-            raise ConfigError(
-                f"student.model = '{self.model}': what {self.name} finds there is not what the run began with; the "
-                "files were changed since, or this worker has others: give all machines the same, or an s3:// address"
-            )
-        return found
-
     def _rows(self, context: StepContext, problem: ProblemKind, student: "NewStudent") -> "list[TrainingRow]":
         """Raises StageFailed if there are none."""
         top = self._top_tokens(context, student)
-        labeled = in_cells(labeled_rows(context.store, self.labels), self.cells)
-        rows = [self._training_row(problem, row, top) for row in labeled]
+        rows = [self._training_row(problem, row, top) for row in self._labeled(context)]
         if not rows:
             where = "the pool" if self.cells is None else "its cells of the pool; lower method.partitions"
-            raise StageFailed(f"{self.name}: there is no labeled row to train on in {where}")
+            sure = f" with a confidence of {self.min_confidence:g} or more" if self.min_confidence else ""
+            raise StageFailed(f"{self.name}: there is no labeled row{sure} to train on in {where}")
         return rows
+
+    def _labeled(self, context: StepContext) -> Iterable[Row]:
+        labeled = labeled_rows(context.store, self.labels)
+        seen = in_cells(labeled, self.cells)
+        return (row for row in seen if row["confidence"] >= self.min_confidence) if self.min_confidence else seen
 
     def _training_row(self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]") -> "TrainingRow":
         """If `soft`, with probabilities `(units, classes)`; they are one-hot if the row has none."""

@@ -27,7 +27,7 @@ class TrainTinyBert(TrainStudent):
 
     def run(self, context: StepContext) -> StepOutput:
         """Raises ConfigError if the encoder cannot be loaded or has fewer layers."""
-        whole = self._found_weights()
+        whole = self.found_weights()
         with tempfile.TemporaryDirectory(prefix="retort-layers-") as folder:
             self._write_first_layers(whole, Path(folder))
             return self.train(context, find_weights(_source(folder)))

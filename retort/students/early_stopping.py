@@ -20,12 +20,13 @@ _BEST = "best."
 
 
 class EarlyStopping:
-    """Measures the held-out loss after each epoch of a training of at most `num_steps` steps."""
+    """Measures the held-out loss after each epoch of a training of at most `epochs` epochs and `num_steps` steps."""
 
     def __init__(
         self,
         held_out: TrainingData,
         training: TrainingConfig,
+        epochs: float,
         num_steps: int,
         model: torch.nn.Module,
         trained: Mapping[str, torch.nn.Parameter],
@@ -35,8 +36,7 @@ class EarlyStopping:
         self._patience = training.stopping.patience
         # The same batches each time, independent of the training's random state.
         self._batches = held_out.batches(training.batch_tokens, np.random.default_rng(0))
-        epochs = math.ceil(training.epochs)
-        ends = (math.floor(epoch * num_steps / training.epochs) for epoch in range(1, epochs + 1))
+        ends = (math.floor(epoch * num_steps / epochs) for epoch in range(1, math.ceil(epochs) + 1))
         self._ends = {max(1, min(end, num_steps)) for end in ends}
         self._best: dict[str, Tensor] = {}
 

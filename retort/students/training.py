@@ -56,10 +56,12 @@ def fit(
         use_fused_norms(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(trained, training)
-    batches = _schedule(data, training, seed)
+    batches, epochs = _schedule(data, training, seed)
     rate, log_every = _warmup_then_linear(len(batches), training.warmup_share), max(1, len(batches) // 100)
     run = _Run(parts=micro_batches)
-    early_stopping = None if held_out is None else EarlyStopping(held_out, training, len(batches), model, trained)
+    early_stopping = (
+        None if held_out is None else EarlyStopping(held_out, training, epochs, len(batches), model, trained)
+    )
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         run = _restored(saved, trained, optimizer) or run
         if early_stopping and run.step:
@@ -158,18 +160,17 @@ def _restored(
     return run
 
 
-def _schedule(data: TrainingData, training: TrainingConfig, seed: int) -> list[Indices]:
-    """The batches of all epochs, fixed in advance; the last epoch may be incomplete."""
+def _schedule(data: TrainingData, training: TrainingConfig, seed: int) -> tuple[list[Indices], float]:
+    """The batches of all epochs, fixed in advance, and the number of epochs: as many as `training` asks for, or more
+    until there are `min_updates` batches. The last epoch may be incomplete."""
     generator = np.random.default_rng(seed)
-
-    def epochs() -> Iterator[Indices]:
-        remaining = training.epochs
-        while remaining > 0:
-            batches = data.batches(training.batch_tokens, generator)
-            yield from batches[: math.ceil(len(batches) * min(1.0, remaining))]
-            remaining -= 1
-
-    return list(epochs())
+    scheduled = data.batches(training.batch_tokens, generator)
+    epochs = max(training.epochs, training.min_updates / len(scheduled))
+    del scheduled[math.ceil(len(scheduled) * min(1.0, epochs)) :]
+    for done in range(1, math.ceil(epochs)):
+        batches = data.batches(training.batch_tokens, generator)
+        scheduled += batches[: math.ceil(len(batches) * min(1.0, epochs - done))]
+    return scheduled, epochs
 
 
 def _make_deterministic(seed: int) -> None:

@@ -3,7 +3,7 @@
 from retort.config import RecipeConfig, expand
 from retort.errors import ConfigError
 from retort.records.result import Champion
-from retort.store import Store
+from retort.store import Manifest, Store
 from retort.tracking.registry import reigning_version
 
 KIND = "students"
@@ -27,5 +27,17 @@ def reigning_student(config: RecipeConfig, store: Store) -> Champion | None:
             f"it, copy it there, or let another reign (`retort rollback {config.name} --reason TEXT`)"
         )
     return Champion(
-        model=config.name, version=champion.version, student=store.ref(manifest), fingerprint=manifest.fingerprint
+        model=config.name,
+        version=champion.version,
+        student=store.ref(manifest),
+        fingerprint=manifest.fingerprint,
+        trained=_trained(store, manifest).fingerprint,
     )
+
+
+def _trained(store: Store, student: Manifest) -> Manifest:
+    """The student before it was fine-tuned on gold labels, if it was and its artifact is still there."""
+    inputs = student.fingerprint["inputs"]
+    is_fine_tuned = bool(inputs.get("start")) and any(store.find("examples", key) for key in inputs.get("labels", []))
+    before = store.find(KIND, inputs["start"][0]) if is_fine_tuned else None
+    return before or student

@@ -103,6 +103,11 @@ def _students(store: Store, result: MckdResult) -> Iterator[LoggedStudent]:
         for index, ref in enumerate(done.students):
             scores = {"test": done.test_scores[index], "judge": done.judge_scores[index]}
             yield LoggedStudent(f"stage{done.stage}/student-{index}", done.stage, store.manifest_of(ref), scores)
+    if tuning := result.fine_tuning:
+        for index, (ref, scored) in enumerate(zip(tuning.students, tuning.test_scores, strict=True)):
+            yield LoggedStudent(
+                f"fine-tuning/student-{index}", result.kept_stage, store.manifest_of(ref), {"test": scored}
+            )
     final = store.manifest_of(result.final_student)
     yield LoggedStudent("final/student", result.kept_stage, final, {"test": result.final_scores})
     for name, ref in result.baselines.items():
@@ -120,8 +125,8 @@ def _points(summary: MckdSummary) -> Iterator[Point]:
     for row in summary.systems:
         name = re.sub(r"\W", "_", row.name)
         match row.role:
-            case "stage":
-                stage = row.stage or 0
+            case "stage" if row.stage is not None:
+                stage = row.stage
                 yield from _score_points("test", row.scores, stage)
                 yield from _score_points("judge", row.judge_scores, stage)
                 yield Point("stage_seconds", row.seconds, stage)
@@ -130,9 +135,10 @@ def _points(summary: MckdSummary) -> Iterator[Point]:
             case _ if row.measured_on == "test":
                 yield from _score_points(name, row.scores, 0)
     for labels in summary.labels:
-        yield from _score_points("label", labels.quality, labels.stage)
+        prefix = "fine_tuned_" if labels.fine_tuned else ""
+        yield from _score_points(f"{prefix}label", labels.quality, labels.stage)
         if labels.change is not None:
-            yield Point("changed_share", labels.changed_share, labels.stage)
+            yield Point(f"{prefix}changed_share", labels.changed_share, labels.stage)
     for teacher in summary.teachers:
         for name, value in teacher.metrics.items():
             yield Point(f"{teacher.name}_{name}", value, 0)

@@ -1,16 +1,23 @@
 """Baselines that an honest comparison needs. Steps that they have in common with the main run are shared."""
 
-import math
 from collections.abc import Awaitable, Callable
 
-from retort.config import Baseline, MckdConfig
-from retort.data.partitions import train_cells
+from retort.config import Baseline, FinetunedConfig, MckdConfig, TrainingConfig
 from retort.recipes.base import Do, together
-from retort.recipes.mckd.pipeline import is_soft, train_on_partitions
-from retort.recipes.mckd.steps import cross_label, evaluate_student, merge_labels, train_student
-from retort.recipes.mckd.teacher import supervised_training
+from retort.recipes.mckd.rounds import train_on_partitions
+from retort.recipes.mckd.steps import (
+    cross_label,
+    evaluate_student,
+    fine_tune,
+    gold_training,
+    merge_labels,
+    seen_cells,
+    train_student,
+    unseen_cells,
+)
 from retort.records.base import ArtifactRef
 from retort.records.mckd import MckdResult
+from retort.steps.train_student import TrainStudent
 
 
 async def compare_baselines(config: MckdConfig, result: MckdResult, do: Do) -> MckdResult:
@@ -24,26 +31,32 @@ async def compare_baselines(config: MckdConfig, result: MckdResult, do: Do) -> M
 
 async def vanilla_kd(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """One student trained on the teacher's labels for the whole pool."""
-    labels, soft = result.labels[0], is_soft(config, 1)
-    return await do(train_student(config, "vanilla-kd/student", labels, soft=soft, labeled=result.data.labeled))
+    return await do(vanilla(config, "vanilla-kd/student", result))
+
+
+def vanilla(config: MckdConfig, name: str, result: MckdResult, training: TrainingConfig | None = None) -> TrainStudent:
+    return train_student(config, name, result.labels[0], stage=1, training=training, labeled=result.data.labeled)
+
+
+async def vanilla_fine_tuned(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
+    """Vanilla KD, then fine-tuned on the labeled set: what the labeled rows give without relabeling."""
+    student = await vanilla_kd(config, result, do)
+    return await do(fine_tune(config, "vanilla-fine-tuned/student", student, result.data))
 
 
 async def compute_matched_kd(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """Vanilla KD with as many epochs as all stages together."""
-    training = config.student.training
-    longer = training.model_copy(update={"epochs": training.epochs * config.method.stages})
-    labels, soft, name = result.labels[0], is_soft(config, 1), "compute-matched-kd/student"
-    step = train_student(config, name, labels, training=longer, soft=soft, labeled=result.data.labeled)
-    return await do(step)
+    training, stages = config.student.training, config.method.stages
+    longer = {"epochs": training.epochs * stages, "min_updates": training.min_updates * stages}
+    return await do(vanilla(config, "compute-matched-kd/student", result, training.model_copy(update=longer)))
 
 
 async def same_partition(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """MCKD without cross-labeling: each student relabels the very rows that it was trained on."""
     method, labels, run = config.method, result.labels[0], "same-partition/"
-    soft = method.cross_labels == "soft"
-    cells = [train_cells(method.scheme, method.partitions, index) for index in range(method.partitions)]
+    cells = [seen_cells(config, index) for index in range(method.partitions)]
     if method.scheme == "leave-one-out":  # each row is relabeled by one of the students that saw it
-        cells = [((index + 1) % method.partitions,) for index in range(method.partitions)]
+        cells = [unseen_cells(config, (index + 1) % method.partitions) for index in range(method.partitions)]
     for stage in range(1, method.stages):
         students = await train_on_partitions(config, result.data, stage, labels, do, run)
         own = await together(
@@ -52,50 +65,48 @@ async def same_partition(config: MckdConfig, result: MckdResult, do: Do) -> Arti
                     config,
                     f"{run}stage{stage}/labels-{index}",
                     student,
-                    labels,
+                    result.data.unlabeled,
                     cells=cells[index],
                     siblings=method.partitions,
-                    probabilities=soft,
+                    probabilities=config.cross_labels == "soft",
                 )
             )
             for index, student in enumerate(students)
         )
-        labels = await do(merge_labels(config, f"{run}stage{stage}/pseudolabels", labels, own, soft=soft))
-    labeled, is_last_soft = result.data.labeled, is_soft(config, method.stages)
-    return await do(train_student(config, f"{run}student", labels, soft=is_last_soft, labeled=labeled))
+        labels = await do(merge_labels(config, f"{run}stage{stage}/pseudolabels", result.data, labels, own))
+    return await do(train_student(config, f"{run}student", labels, stage=method.stages, labeled=result.data.labeled))
 
 
 async def self_relabelling(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """One student trained on the whole pool relabels the whole pool, once per stage."""
-    labels, labeled, soft = result.labels[0], result.data.labeled, config.method.cross_labels == "soft"
+    labels, data, soft = result.labels[0], result.data, config.cross_labels == "soft"
     for stage in range(1, config.method.stages):
-        name, on_soft = f"self-relabelling/stage{stage}", is_soft(config, stage)
-        student = await do(train_student(config, f"{name}/student", labels, soft=on_soft, labeled=labeled))
-        labels = await do(cross_label(config, f"{name}/pseudolabels", student, labels, probabilities=soft))
-    on_soft = is_soft(config, config.method.stages)
-    return await do(train_student(config, "self-relabelling/student", labels, soft=on_soft, labeled=labeled))
+        name = f"self-relabelling/stage{stage}"
+        student = await do(train_student(config, f"{name}/student", labels, stage=stage, labeled=data.labeled))
+        labels = await do(cross_label(config, f"{name}/pseudolabels", student, data.unlabeled, probabilities=soft))
+    step = train_student(config, "self-relabelling/student", labels, stage=config.method.stages, labeled=data.labeled)
+    return await do(step)
 
 
 async def early_stopped(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """A student that stops after a sixth of the epochs, before it memorizes wrong labels (arXiv 2312.10185), relabels
     its own training rows; the final student is trained on those labels."""
-    training = config.student.training
-    brief = training.model_copy(update={"epochs": math.ceil(training.epochs / 6), "stopping": None})
-    labels, labeled, soft = result.labels[0], result.data.labeled, is_soft(config, 1)
-    first = await do(train_student(config, "early-stopped/first", labels, training=brief, soft=soft))
-    soft = is_soft(config, 2)
-    labels = await do(cross_label(config, "early-stopped/pseudolabels", first, labels, probabilities=soft))
-    return await do(train_student(config, "early-stopped/student", labels, soft=soft, labeled=labeled))
+    training, data, soft = config.student.training, result.data, config.cross_labels == "soft"
+    brief = {"epochs": training.epochs / 6, "min_updates": training.min_updates // 6, "stopping": None}
+    first = await do(vanilla(config, "early-stopped/first", result, training.model_copy(update=brief)))
+    labels = await do(cross_label(config, "early-stopped/pseudolabels", first, data.unlabeled, probabilities=soft))
+    return await do(train_student(config, "early-stopped/student", labels, stage=2, labeled=data.labeled))
 
 
 async def supervised(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
     """One student trained on the labeled set alone."""
-    training = supervised_training(config)
+    training = config.teacher.training if isinstance(config.teacher, FinetunedConfig) else gold_training(config)
     return await do(train_student(config, "supervised/student", result.data.labeled, training=training))
 
 
 _TRAINERS: dict[Baseline, Callable[[MckdConfig, MckdResult, Do], Awaitable[ArtifactRef]]] = {
     "vanilla-kd": vanilla_kd,
+    "vanilla-fine-tuned": vanilla_fine_tuned,
     "compute-matched-kd": compute_matched_kd,
     "same-partition": same_partition,
     "self-relabelling": self_relabelling,

@@ -4,20 +4,11 @@ The algorithm builds the steps, in order; `do` carries them out (see `Recipe`).
 """
 
 from retort.config import MckdConfig
-from retort.data.partitions import label_cells, train_cells
 from retort.recipes.base import Do, together
 from retort.recipes.checks import check_champion
-from retort.recipes.mckd.steps import (
-    Role,
-    cross_label,
-    evaluate_labels,
-    evaluate_student,
-    ingest,
-    merge_labels,
-    select,
-    start_from,
-    train_student,
-)
+from retort.recipes.mckd.finish import finish
+from retort.recipes.mckd.rounds import evaluate_round, relabel, train_on_partitions
+from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingest, select
 from retort.recipes.mckd.teacher import teacher_labels
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult, StageResult
@@ -65,9 +56,9 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
         else:
             rounds.append(challenger)
         if stage < method.stages:
-            labels.append(await relabel(config, stage, students, labels[-1], do))
+            labels.append(await relabel(config, data, f"stage{stage}", students, labels[-1], do))
 
-    final = await train_final(config, data, kept_stage, labels[kept_stage - 1], champion, do)
+    tuning, final = await finish(config, data, rounds, kept_stage, labels[kept_stage - 1], champion, do)
     return MckdResult(
         data=data,
         labels=tuple(labels),
@@ -77,80 +68,10 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
         member_scores=teacher.member_scores,
         rounds=tuple(rounds),
         kept_stage=kept_stage,
+        fine_tuning=tuning,
         final_student=final,
         final_scores=await do(evaluate_student(config, "final/test", final, data.test)),
     )
-
-
-async def train_final(
-    config: MckdConfig, data: Data, kept_stage: int, labels: ArtifactRef, champion: Champion | None, do: Do
-) -> ArtifactRef:
-    """Train on the whole pool. This is the only student that may start from the champion's weights."""
-    soft, name = is_soft(config, kept_stage), "final/student"
-    step = train_student(config, name, labels, soft=soft, labeled=data.labeled)
-    if champion and config.student.warm_start:
-        step = step.model_copy(update={"start": start_from(step, champion)})
-    return await do(step)
-
-
-async def train_on_partitions(
-    config: MckdConfig, data: Data, stage: int, labels: ArtifactRef, do: Do, run: str = ""
-) -> tuple[ArtifactRef, ...]:
-    """Train k fresh students, each on its own cells of the pool. `run` prefixes a baseline's step names:
-    `same-partition/`."""
-    method = config.method
-    return await together(
-        do(
-            train_student(
-                config,
-                f"{run}stage{stage}/student-{index}",
-                labels,
-                cells=train_cells(method.scheme, method.partitions, index),
-                index=index,
-                siblings=method.partitions,
-                soft=is_soft(config, stage),
-                labeled=data.labeled,
-            )
-        )
-        for index in range(method.partitions)
-    )
-
-
-async def relabel(
-    config: MckdConfig, stage: int, students: tuple[ArtifactRef, ...], previous: ArtifactRef, do: Do
-) -> ArtifactRef:
-    """Relabel the pool: each student labels only the rows that it was not trained on."""
-    method, soft = config.method, config.method.cross_labels == "soft"
-    several_votes = method.scheme == "disjoint" and method.partitions > 2
-    cross_labels = await together(
-        do(
-            cross_label(
-                config,
-                f"stage{stage}/cross-labels-{index}",
-                student,
-                previous,
-                cells=label_cells(method.scheme, method.partitions, index),
-                siblings=method.partitions,
-                probabilities=soft or several_votes,
-            )
-        )
-        for index, student in enumerate(students)
-    )
-    return await do(merge_labels(config, f"stage{stage}/pseudolabels", previous, cross_labels, soft=soft))
-
-
-async def evaluate_round(
-    config: MckdConfig, data: Data, stage: int, students: tuple[ArtifactRef, ...], do: Do
-) -> StageResult:
-    """Score each student on the rows that judge stages, and on the test rows, which decide nothing."""
-
-    k = len(students)
-    scores = await together(
-        do(evaluate_student(config, f"stage{stage}/{title}-{index}", student, rows, siblings=k))
-        for title, rows in (("judge", data.judge), ("test", data.test))
-        for index, student in enumerate(students)
-    )
-    return StageResult(stage=stage, students=students, judge_scores=scores[:k], test_scores=scores[k:])
 
 
 async def prove_better(
@@ -170,8 +91,3 @@ async def score_labels(config: MckdConfig, data: Data, labels: list[ArtifactRef]
         do(evaluate_labels(config, f"stage{stage}/label-quality", ref, data.unlabeled))
         for stage, ref in enumerate(labels)
     )
-
-
-def is_soft(config: MckdConfig, stage: int) -> bool:
-    """Whether a stage trains on probabilities: the teacher's in stage 1, the students' in later stages."""
-    return config.method.cross_labels == "soft" if stage > 1 else config.has_soft_teacher

@@ -3,16 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from retort.config import EnsembleConfig, GenerativeConfig, MckdConfig, RecordedConfig, TrainingConfig
+from retort.config import (
+    EnsembleConfig,
+    GoldTrainingConfig,
+    MckdConfig,
+    RecordedConfig,
+    SelectionConfig,
+    TrainingConfig,
+)
 from retort.config.teachers import LlmTeacherConfig
 from retort.data import fingerprint
-from retort.data.partitions import Cells
+from retort.data.partitions import Cells, label_cells, train_cells
 from retort.models.weights import find_weights
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult
 from retort.records.result import Champion
 from retort.report.mckd.step import ReportMckd
 from retort.steps.cross_label import CrossLabel
+from retort.steps.cross_validate import CrossValidate
 from retort.steps.evaluate import EvaluateLabels, EvaluateStudent
 from retort.steps.gate import Gate
 from retort.steps.ingest import Ingest
@@ -24,6 +32,8 @@ from retort.steps.select import Select
 from retort.steps.train_student import TrainStudent, student_options
 from retort.tracking.mckd import TrackMckd
 
+RIVALS = ("vanilla-kd", "vanilla-fine-tuned", "supervised", "teacher")
+"""What makes the final student pointless if it is better: baselines, and a teacher that labels test rows for free."""
 Role = Literal["labeled", "unlabeled", "test", "dev"]
 """A field of `data`."""
 
@@ -89,19 +99,19 @@ def train_student(
     name: str,
     labels: ArtifactRef,
     *,
-    cells: tuple[int, ...] | None = None,
+    stage: int | None = None,
+    cells: Cells | None = None,
     index: int = 0,
     siblings: int = 1,
     training: TrainingConfig | None = None,
-    soft: bool = False,
     start: ArtifactRef | None = None,
     labeled: ArtifactRef | None = None,
 ) -> TrainStudent:
-    """Train one student on `labels`: pseudolabels or gold-labeled examples.
+    """Train one student on `labels`: the pseudolabels that `stage` trains on, or gold-labeled examples (None).
 
-    `cells` are the cells of the pool that it may see; None means all. `start` is the student whose weights it starts
-    from, `student.model` by default. `labeled` is the labeled set, which may decide when training stops; it is omitted
-    when training on that set itself.
+    `cells` are the cells of the pool that it may see; None means all. `start` is the student
+    whose weights it starts from, `student.model` by default. `labeled` is the labeled set, which may decide when
+    training stops; it is omitted when training on that set itself.
 
     The seed depends only on the method's seed and `index`, so that student i of one stage and student i of the next
     start from the same weights and differ only in their labels.
@@ -118,8 +128,9 @@ def train_student(
         pretrained=student.weights == "pretrained",
         training=training,
         seed=config.method.seed + 1000 * index,
-        cells=cells_of(config, cells),
-        soft=soft,
+        cells=cells,
+        soft=stage is not None and is_soft(config, stage),
+        min_confidence=config.method.min_confidence if stage == 1 else 0.0,
         options=student_options(student, has_classes=config.problem.kind != "text"),
         labels=labels,
         start=start,
@@ -130,15 +141,42 @@ def train_student(
     )
 
 
+def is_soft(config: MckdConfig, stage: int) -> bool:
+    """Whether a stage trains on probabilities: the teacher's in stage 1, the students' in later stages."""
+    return config.cross_labels == "soft" if stage > 1 else config.has_soft_teacher
+
+
+def fine_tune(
+    config: MckdConfig, name: str, student: ArtifactRef, data: Data, *, index: int = 0, siblings: int = 1
+) -> TrainStudent:
+    """Train a student further, on the labeled set."""
+    training = gold_training(config)
+    return train_student(config, name, data.labeled, index=index, siblings=siblings, training=training, start=student)
+
+
+def cross_validate(config: MckdConfig, name: str, student: ArtifactRef, data: Data) -> CrossValidate:
+    """Score what fine-tuning would make of a student, on the labeled set itself."""
+    tuning = dict(fine_tune(config, name, student, data))
+    folds, resamples = config.fine_tuning.folds, config.evaluation.resamples
+    return CrossValidate(**tuning, folds=folds, metrics=config.metrics, resamples=resamples)
+
+
+def gold_training(config: MckdConfig) -> TrainingConfig:
+    """How to train on the labeled set: as on pseudolabels, but for as many epochs as fine-tuning has."""
+    settings = {**dict(config.student.training), "epochs": config.fine_tuning.epochs, "min_updates": 0}
+    return GoldTrainingConfig.model_validate({**settings, "distillation": None, "stopping": None})
+
+
 def start_from(step: TrainStudent, champion: Champion) -> ArtifactRef | None:
     """The student whose weights `step` (which has no `start` yet) starts from: the champion.
 
-    If the champion was trained on the same labels with the same settings, returns what the champion itself started
-    from. The step is then the champion's own and is found in the store, so a night without new data trains nothing.
+    If the champion was trained on the same labels with the same settings, before it was fine-tuned, returns what that
+    training itself started from. The step is then the champion's own and is found in the store, so a night without new
+    data trains nothing.
     """
-    inputs = dict(champion.fingerprint["inputs"])
+    inputs = dict(champion.trained["inputs"])
     own = inputs.pop("start", [])
-    if {**champion.fingerprint, "inputs": inputs} != step.fingerprint:
+    if {**champion.trained, "inputs": inputs} != step.fingerprint:
         return champion.student
     return ArtifactRef(uri=f"students/{own[0]}", kind="students", key=own[0]) if own else None
 
@@ -149,7 +187,7 @@ def cross_label(
     student: ArtifactRef,
     rows: ArtifactRef,
     *,
-    cells: tuple[int, ...] | None = None,
+    cells: Cells | None = None,
     siblings: int = 1,
     probabilities: bool = False,
     min_success_ratio: float = 0.0,
@@ -161,8 +199,8 @@ def cross_label(
         problem=config.problem,
         student_kind=config.student.kind,
         max_length=config.student.training.max_length,
-        writes_text=writes_text(config),
-        cells=cells_of(config, cells),
+        writes_text=config.form == "text",
+        cells=cells,
         probabilities=probabilities,
         student=student,
         rows=rows,
@@ -170,25 +208,31 @@ def cross_label(
     )
 
 
-def writes_text(config: MckdConfig) -> bool:
-    """Whether the student writes labels as text, token by token."""
-    student = config.student
-    return isinstance(student, GenerativeConfig) and student.form(has_classes=config.problem.kind != "text") == "text"
-
-
-def cells_of(config: MckdConfig, cells: tuple[int, ...] | None) -> Cells | None:
+def seen_cells(config: MckdConfig, student: int) -> Cells:
+    """The cells of the pool that student number `student`, in [0, partitions), is trained on."""
     method = config.method
-    return None if cells is None else Cells(of=method.partitions, seed=method.seed, only=list(cells))
+    return _cells(config, train_cells(method.scheme, method.partitions, student))
+
+
+def unseen_cells(config: MckdConfig, student: int) -> Cells:
+    """The cells of the pool that the student labels."""
+    method = config.method
+    return _cells(config, label_cells(method.scheme, method.partitions, student))
+
+
+def _cells(config: MckdConfig, only: tuple[int, ...]) -> Cells:
+    return Cells(of=config.method.partitions, seed=config.method.seed, only=list(only))
 
 
 def merge_labels(
-    config: MckdConfig, name: str, previous: ArtifactRef, cross_labels: tuple[ArtifactRef, ...], *, soft: bool = False
+    config: MckdConfig, name: str, data: Data, previous: ArtifactRef, cross_labels: tuple[ArtifactRef, ...]
 ) -> MergeLabels:
     return MergeLabels(
         name=name,
         problem=config.problem,
         merge=config.method.merge,
-        soft=soft,
+        soft=config.cross_labels == "soft",
+        pool=data.unlabeled,
         previous=previous,
         cross_labels=cross_labels,
     )
@@ -216,7 +260,7 @@ def evaluate_student(
         seed=config.method.seed,
         student_kind=champion.about.kind if champion else config.student.kind,
         max_length=champion.about.max_length if champion else config.student.training.max_length,
-        writes_text=champion.about.writes_text if champion else writes_text(config),
+        writes_text=champion.about.writes_text if champion else config.form == "text",
         student=student,
         gold=rows,
     )
@@ -263,8 +307,16 @@ def select(
     )
 
 
+def select_fine_tuning(config: MckdConfig, name: str, before: ArtifactRef, after: ArtifactRef) -> Select:
+    """Compare a student's scores on the judging rows with those after fine-tuning."""
+    selection = SelectionConfig(confidence=config.fine_tuning.confidence)
+    return select(config, name, (before,), (after,)).model_copy(update={"selection": selection})
+
+
 def gate(config: MckdConfig, result: MckdResult, reigning: tuple[ArtifactRef, ...] = ()) -> Gate:
     """`reigning` holds the champion's scores on the test rows; it is empty if there is no champion."""
+    scored = {**result.baselines, **({"teacher": result.teacher_scores} if result.teacher_scores else {})}
+    rivals = {name: ref for name in RIVALS if (ref := scored.get(name)) and ref.key != result.final_scores.key}
     return Gate(
         name="gate",
         problem=config.problem,
@@ -277,6 +329,8 @@ def gate(config: MckdConfig, result: MckdResult, reigning: tuple[ArtifactRef, ..
         student=result.final_student,
         challenger=result.test_scores,
         reigning=reigning,
+        rivals=tuple(rivals.values()),
+        rival_names=tuple(rivals),
     )
 
 

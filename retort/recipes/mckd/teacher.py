@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field
 
 from retort.config import (
-    FINETUNED_TRAINING,
     EnsembleConfig,
     FinetunedConfig,
     MckdConfig,
     RecordedConfig,
-    TrainingConfig,
 )
 from retort.config.teachers import LlmTeacherConfig, Member
 from retort.recipes.base import Do
@@ -75,8 +73,3 @@ async def _labels_of(config: MckdConfig, teacher: Member, data: Data, do: Do, na
             labels = await do(label_by_llm(config, step, teacher, data))
             own = await do(evaluate_own_labels(config, f"{name}/labeled", labels, data.labeled))
             return TeacherLabels(labels, own_scores=own)
-
-
-def supervised_training(config: MckdConfig) -> TrainingConfig:
-    """How to train on the labeled set alone: the same way as a fine-tuned teacher."""
-    return config.teacher.training if isinstance(config.teacher, FinetunedConfig) else FINETUNED_TRAINING

@@ -72,6 +72,9 @@ def _groups(result: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
         refs = [*done.students, *done.judge_scores, *done.test_scores, done.selection]
         refs += [*result.labels[done.stage : done.stage + 1], *result.label_scores[done.stage : done.stage + 1]]
         yield f"stage {done.stage}", [ref for ref in refs if ref is not None]
+    if tuning := result.fine_tuning:
+        refs = [tuning.selection, *tuning.students, *tuning.test_scores, tuning.labels, tuning.label_scores]
+        yield "fine-tuned", [ref for ref in refs if ref is not None]
     yield "final student", [result.final_student, result.final_scores]
     for name, scores in result.baselines.items():
         yield name, [scores]

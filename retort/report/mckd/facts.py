@@ -45,7 +45,7 @@ def gather(run: Run, progress: Progress) -> MckdSummary:
     progress(0, 3, "times")
     parts = _with_gate(run, made(store, result))
     progress(1, 3, "labels")
-    labels = tuple(_label_stage(run, stage) for stage in range(len(result.labels)))
+    labels = (*(_label_stage(run, stage) for stage in range(len(result.labels))), *_fine_tuned_labels(run))
     progress(2, 3, "scores")
     systems = _systems(run, parts)
     student = store.manifest_of(result.final_student)
@@ -108,6 +108,24 @@ def _label_stage(run: Run, stage: int) -> LabelStage:
     )
 
 
+def _fine_tuned_labels(run: Run) -> list[LabelStage]:
+    """The labels that fine-tuned students gave, if there are any."""
+    tuning, stage = run.result.fine_tuning, run.result.kept_stage - 1
+    if tuning is None or tuning.labels is None or tuning.label_scores is None:
+        return []
+    pool, before = run.result.data.unlabeled, run.result.labels[stage]
+    return [
+        LabelStage(
+            stage=stage,
+            fine_tuned=True,
+            rows=tuning.labels.rows,
+            used="final student",
+            quality=Scores.open(run.store, tuning.label_scores).scores(),
+            change=label_change(run.store, run.problem, pool, before, tuning.labels),
+        )
+    ]
+
+
 def _label_quality(run: Run, stage: int) -> ScoresByMetric:
     """Scores against the pool's own gold labels; empty if it has none or the recipe does not score labels."""
     scores = run.result.label_scores[stage : stage + 1]
@@ -117,10 +135,14 @@ def _label_quality(run: Run, stage: int) -> ScoresByMetric:
 def _use(run: Run, stage: int) -> Use:
     """What happened to the labels of a stage."""
     if stage == run.result.kept_stage - 1:
-        return "final student"
+        return "replaced" if _has_fine_tuned_labels(run) else "final student"
     if stage < run.result.kept_stage:
         return "replaced"
     return "rejected" if run.config.selection.kind == "better" else "not needed"
+
+
+def _has_fine_tuned_labels(run: Run) -> bool:
+    return run.result.fine_tuning is not None and run.result.fine_tuning.labels is not None
 
 
 def _systems(run: Run, parts: list[Made]) -> tuple[SystemRow, ...]:
@@ -130,13 +152,14 @@ def _systems(run: Run, parts: list[Made]) -> tuple[SystemRow, ...]:
         seconds[part.group] = seconds.get(part.group, 0.0) + part.manifest.seconds
     rows = [_teacher_row(run), *_more_teacher_rows(run)]
     rows += [_stage_row(run, done) for done in run.result.rounds]
+    rows += _fine_tuned_rows(run)
     rows.append(
         SystemRow(
             role="final",
             name="final student",
             measured_on="test",
             scores=_mean_scores(run, (run.result.final_scores,)),
-            note=f"labels of stage {run.result.kept_stage - 1}{_invalid(run, (run.result.final_scores,))}",
+            note=f"{_learnt_from(run)}{_invalid(run, (run.result.final_scores,))}",
         )
     )
     rows += _champion_rows(run)
@@ -190,6 +213,31 @@ def _stage_row(run: Run, done: StageResult) -> SystemRow:
         note=f"labels of stage {done.stage - 1}{', rejected' if rejected else ''}{_invalid(run, done.test_scores)}",
         rejected=rejected,
     )
+
+
+def _fine_tuned_rows(run: Run) -> list[SystemRow]:
+    """The fine-tuned students that relabeled the pool last, if there are any."""
+    tuning = run.result.fine_tuning
+    if tuning is None or not tuning.students:
+        return []
+    return [
+        SystemRow(
+            role="stage",
+            name="fine-tuned",
+            num_students=len(tuning.students),
+            measured_on="test",
+            scores=_mean_scores(run, tuning.test_scores),
+            note=f"the students before, fine-tuned on the labeled set{_invalid(run, tuning.test_scores)}",
+        )
+    ]
+
+
+def _learnt_from(run: Run) -> str:
+    """What the final student was trained on."""
+    fine_tuned = ", fine-tuned" if run.result.fine_tuning and run.result.fine_tuning.accepted else ""
+    if _has_fine_tuned_labels(run):
+        return f"labels of the fine-tuned students{fine_tuned}"
+    return f"labels of stage {run.result.kept_stage - 1}{fine_tuned}"
 
 
 def _champion_rows(run: Run) -> list[SystemRow]:
@@ -268,7 +316,29 @@ def _predictions(run: Run, scores: ArtifactRef) -> list[Row]:
 
 
 def _reason(run: Run, systems: Sequence[SystemRow]) -> str:
-    """Explains in one or two sentences which labels the final student is trained on."""
+    """Explains which labels the final student is trained on, and whether it was fine-tuned."""
+    return f"{_labels_reason(run, systems)} {_fine_tuning_reason(run)}".strip()
+
+
+def _fine_tuning_reason(run: Run) -> str:
+    tuning = run.result.fine_tuning
+    if tuning is None:
+        return ""
+    students = "the students that relabel the pool last and the final student" if tuning.labels else "the final student"
+    if tuning.selection is None:
+        return f"Fine-tuning on the labeled set needs no proof (method.fine_tuning: always), so {students} had it."
+    verdict, needed = Selection.open(run.store, tuning.selection).verdict(), run.config.fine_tuning.confidence
+    compared = (
+        f"it changed a student's {TITLES[verdict.metric]} on {verdict.n} judging rows that it had not seen by "
+        f"{signed(verdict.gain)} (95 % interval {signed(verdict.low)} to {signed(verdict.high)}; better in "
+        f"{verdict.win_share:.0%} of resamples, {needed:.0%} needed)"
+    )
+    if tuning.accepted:
+        return f"Fine-tuning on the labeled set was accepted: {compared}. So {students} had it."
+    return f"Fine-tuning on the labeled set was rejected: {compared}."
+
+
+def _labels_reason(run: Run, systems: Sequence[SystemRow]) -> str:
     stages, last = run.config.method.stages, run.result.kept_stage - 1
     if stages == 1:
         return (

@@ -39,7 +39,8 @@ def label_change(store: Store, problem: Problem, pool: ArtifactRef, old: Artifac
 
     def changed() -> Iterator[_Changed]:
         for gold, before, after in _side_by_side(store, pool, old, new):
-            if before["label"] == after["label"]:
+            counts["new"] += before is None
+            if before is None or before["label"] == after["label"]:
                 continue
             change = _changed(problem, gold, before, after)
             counts["changed"] += 1
@@ -51,6 +52,7 @@ def label_change(store: Store, problem: Problem, pool: ArtifactRef, old: Artifac
     return LabelChange(
         changed=counts["changed"],
         kept=kept,
+        new=counts["new"],
         known=counts["changed"] - counts["unknown"],
         fixed=counts["fixed"],
         broken=counts["broken"],
@@ -76,21 +78,22 @@ def label_failures(store: Store, teacher_labels: ArtifactRef) -> LabelFailures:
 
 def _side_by_side(
     store: Store, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef
-) -> Iterator[tuple[str | None, Row, Row]]:
-    """Yield (gold label, old row, new row) for each labeled row. All files are in the order of the pool, so one pass is
-    enough."""
+) -> Iterator[tuple[str | None, Row | None, Row]]:
+    """Yield (gold label, old row, new row) for each row that has a new label. All files are in the order of the pool,
+    so one pass is enough."""
     examples = Examples.open(store, pool)
-    golds = examples.gold_rows()
     before = Pseudolabels.open(store, old).rows(["example_id", "text", "label"])
-    after = _with_probabilities(Pseudolabels.open(store, new).path)
-    gold, pair = next(golds, None), next(zip(before, after, strict=False), None)
+    readers = [examples.gold_rows(), before, _with_probabilities(Pseudolabels.open(store, new).path)]
+    heads = [next(reader, None) for reader in readers]
     for row in examples.rows(["example_id"]):
-        example_id, label = row["example_id"], None
-        if gold is not None and gold["example_id"] == example_id:
-            label, gold = gold["label"], next(golds, None)
-        if pair is not None and pair[0]["example_id"] == example_id:
-            yield label, *pair
-            pair = next(zip(before, after, strict=False), None)
+        found: list[Row | None] = []
+        for index, head in enumerate(heads):
+            is_its = head is not None and head["example_id"] == row["example_id"]
+            found.append(head if is_its else None)
+            heads[index] = next(readers[index], None) if is_its else head
+        gold, old_row, new_row = found
+        if new_row is not None:
+            yield gold["label"] if gold else None, old_row, new_row
 
 
 def _with_probabilities(path: Path) -> Iterator[Row]:

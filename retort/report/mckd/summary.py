@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from retort.config import Metric
-from retort.metrics.format import TITLES, with_interval
+from retort.metrics.format import TITLES, percent, signed, with_interval
 from retort.records.base import Record, Score, digest
 from retort.report.base import Summary, Table
 
@@ -80,6 +80,8 @@ class LabelChange(Record):
     changed: int
     kept: int
     """Rows whose new label was not confident enough to replace the old one."""
+    new: int = 0
+    """Rows that had no label before."""
     known: int
     """Changed rows whose gold label is known: `fixed + broken + still_wrong`."""
     fixed: int
@@ -94,12 +96,18 @@ class LabelStage(Record):
     """The pool's labels after a stage; stage 0 is the teacher's."""
 
     stage: int
+    fine_tuned: bool = False
+    """Whether the stage's students were fine-tuned on the labeled set before they gave these labels."""
     rows: int
     used: Use
     quality: ScoresByMetric
     """Scores against the pool's gold labels, if it has any; a row without a label counts as wrong."""
     change: LabelChange | None
     """None for stage 0."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}{' (teacher)' if self.stage == 0 else ', fine-tuned' if self.fine_tuned else ''}"
 
     @property
     def changed_share(self) -> float:
@@ -194,7 +202,7 @@ class MckdSummary(Summary):
     stages_asked: int
     kept_stage: int
     reason: str
-    """Why the final student is trained on the labels of this stage."""
+    """Why the final student is trained on the labels of this stage, and why it was fine-tuned or not."""
     systems: tuple[SystemRow, ...]
     data: tuple[DataSet, ...]
     labels: tuple[LabelStage, ...]
@@ -214,8 +222,24 @@ class MckdSummary(Summary):
         return tuple(row for row in self.systems if row.final_gain)
 
     @property
+    def gained(self) -> str:
+        """What the final student gains over others, as a sentence; empty if there is nothing to compare it with."""
+        metric, own = self.metric, self.final.scores[self.metric]
+        gains = [
+            f"{signed(gain.value)} ({signed(gain.low)} to {signed(gain.high)}) over {row.name}"
+            for row in self.systems
+            if (gain := row.final_gain)
+        ]
+        teacher = next((row for row in self.systems if row.role == "teacher" and metric in row.scores), None)
+        if teacher:
+            value = teacher.scores[metric].value
+            where = "on the test rows" if teacher.measured_on == "test" else f"on the {teacher.measured_on}"
+            gains.insert(0, f"{signed(own.value - value)} over the teacher ({percent(value)} {where})")
+        return f"The final student scores {percent(own.value)} {TITLES[metric]}: {'; '.join(gains)}." if gains else ""
+
+    @property
     def conclusion(self) -> str:
-        return self.reason
+        return f"{self.gained} {self.reason}".strip()
 
     @property
     def data_digest(self) -> str:

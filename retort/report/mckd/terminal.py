@@ -19,11 +19,12 @@ def render_terminal(summary: MckdSummary) -> Table:
     more = len(summary.metrics) - MOST_METRICS
     elsewhere = [f"The report has {more} more metric{'s' if more > 1 else ''}."] if more > 0 else []
     cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
+    lines = [summary.gained, summary.reason, *verdict_lines(summary), *elsewhere, cost]
     rendered = Table(
         title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
         title_style="bold",
         title_justify="left",
-        caption=Text("\n".join([summary.reason, *verdict_lines(summary), *elsewhere, cost])),
+        caption=Text("\n".join(line for line in lines if line)),
         caption_justify="left",
         caption_style="",
         box=SIMPLE_HEAD,

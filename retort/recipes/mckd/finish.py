@@ -1,0 +1,106 @@
+"""The end of a run: fine-tuning on the labeled set, if it proves better, and the final student.
+
+The labeled rows are few but right, and a student that has learned the pattern of thousands of pseudolabels needs few
+rows to unlearn its teacher's habits. Mixed into the pseudolabels they are drowned, so they come last.
+
+No student of a stage is trained on the labeled set, so it judges the stages fairly. The labels of a fine-tuned student
+are made with the set, so it cannot judge what is trained on them: only the last relabeling is by fine-tuned students,
+and each fold of the set is judged by a student that was fine-tuned on the other folds.
+"""
+
+from collections.abc import Sequence
+
+from retort.config import MckdConfig
+from retort.recipes.base import Do, together
+from retort.recipes.mckd.rounds import relabel
+from retort.recipes.mckd.steps import (
+    cross_validate,
+    evaluate_labels,
+    evaluate_student,
+    fine_tune,
+    select_fine_tuning,
+    start_from,
+    train_student,
+)
+from retort.records.base import ArtifactRef
+from retort.records.mckd import Data, FineTuning, StageResult
+from retort.records.result import Champion
+from retort.steps.train_student import TrainStudent
+
+RUN, FINAL, BEFORE = "fine-tuning", "final/student", "final/before-fine-tuning"
+
+
+async def finish(
+    config: MckdConfig,
+    data: Data,
+    rounds: Sequence[StageResult],
+    kept_stage: int,
+    labels: ArtifactRef,
+    champion: Champion | None,
+    do: Do,
+) -> tuple[FineTuning | None, ArtifactRef]:
+    """Train the final student on `labels`, those of stage `kept_stage - 1`, and fine-tune it if that proves better. A
+    relabeling that proved better is then done again by fine-tuned students. Returns (what fine-tuning made, the final
+    student)."""
+
+    async def trained(name: str, labels: ArtifactRef) -> ArtifactRef:
+        return await do(final_step(config, name, data, kept_stage, labels, champion))
+
+    if config.fine_tuning.kind == "never":
+        return None, await trained(FINAL, labels)
+    if rounds:
+        last = rounds[min(kept_stage, len(rounds)) - 1]
+        students, scores = last.students, last.judge_scores[0]
+    else:
+        students = (await trained(BEFORE, labels),)
+        scores = await do(evaluate_student(config, f"{RUN}/before", students[0], data.judge))
+    tuning = await prove(config, data, students[0], scores, do)
+    if not tuning.accepted:
+        return tuning, await trained(FINAL, labels)
+    if kept_stage > 1:
+        tuning = await relabel_again(config, data, students, labels, tuning, do)
+    before = await trained(BEFORE, tuning.labels or labels)
+    return tuning, await do(fine_tune(config, FINAL, before, data))
+
+
+def final_step(
+    config: MckdConfig, name: str, data: Data, kept_stage: int, labels: ArtifactRef, champion: Champion | None
+) -> TrainStudent:
+    """Train on the whole pool. This is the only student that may start from the champion's weights."""
+    step = train_student(config, name, labels, stage=kept_stage, labeled=data.labeled)
+    if champion and config.student.warm_start:
+        step = step.model_copy(update={"start": start_from(step, champion)})
+    return step
+
+
+async def prove(config: MckdConfig, data: Data, student: ArtifactRef, scores: ArtifactRef, do: Do) -> FineTuning:
+    """Test on the judging rows whether fine-tuning makes `student` better, which has the `scores` there."""
+    if config.fine_tuning.kind == "always":
+        return FineTuning(selection=None, accepted=True)
+    if config.evaluation.judge == "dev":
+        tuned = await do(fine_tune(config, f"{RUN}/judged", student, data))
+        judged = await do(evaluate_student(config, f"{RUN}/judge", tuned, data.judge))
+    else:
+        judged = await do(cross_validate(config, f"{RUN}/judge", student, data))
+    verdict = await do(select_fine_tuning(config, f"{RUN}/selection", scores, judged))
+    # A plan cannot know the verdict yet, so it continues as if fine-tuning were accepted.
+    return FineTuning(selection=verdict, accepted=verdict.metrics.get("accepted", 1.0) == 1.0)
+
+
+async def relabel_again(
+    config: MckdConfig, data: Data, students: Sequence[ArtifactRef], labels: ArtifactRef, tuning: FineTuning, do: Do
+) -> FineTuning:
+    """Relabel the pool by the same students, fine-tuned on the whole labeled set."""
+    k = len(students)
+    tuned = await together(
+        do(fine_tune(config, f"{RUN}/student-{index}", student, data, index=index, siblings=k))
+        for index, student in enumerate(students)
+    )
+    scores = await together(
+        do(evaluate_student(config, f"{RUN}/test-{index}", student, data.test, siblings=k))
+        for index, student in enumerate(tuned)
+    )
+    improved = await relabel(config, data, RUN, tuned, labels, do)
+    quality = await do(evaluate_labels(config, f"{RUN}/label-quality", improved, data.unlabeled))
+    update = {"students": tuned, "test_scores": scores, "labels": improved, "label_scores": quality}
+    return tuning.model_copy(update=update)

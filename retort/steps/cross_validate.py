@@ -1,0 +1,51 @@
+"""`cross-validate`: what fine-tuning on the labeled set would give, measured on that set: each fold is labeled by a
+student that was fine-tuned on the other folds.
+"""
+
+from retort.artifacts.examples import Examples
+from retort.artifacts.scores import Scores
+from retort.config import Metric
+from retort.data.partitions import folds_of
+from retort.errors import StageFailed
+from retort.records.base import Example, ParseFailure
+from retort.steps.context import StepContext
+from retort.steps.evaluate import Labels, score_rows
+from retort.steps.train_student import TrainingStep
+from retort.store import StepOutput
+
+
+class CrossValidate(TrainingStep):
+    """For each fold of `labels` (gold-labeled examples): fine-tune `start` on the others and score it on that one."""
+
+    kind = "cross-validate"
+    version = 1
+    artifact = Scores
+
+    folds: int
+    metrics: tuple[Metric, ...]
+    resamples: int
+
+    def run(self, context: StepContext) -> StepOutput:
+        gold = Examples.open(context.store, self.labels).gold()
+        if len(gold) < 2:
+            raise StageFailed(f"{self.name}: the labeled set has {len(gold)} row(s); at least 2 are needed to judge it")
+        folds, labels = folds_of([row.example_id for row in gold], self.folds, self.seed), Labels()
+        for done, fold in enumerate(folds):
+            context.progress(done, len(folds), "folds")
+            labels |= self._labels_of(context, gold, fold)
+        return score_rows(self, context, gold, labels)
+
+    def _labels_of(self, context: StepContext, gold: list[Example], fold: list[int]) -> Labels:
+        from retort.models.device import choose_device
+        from retort.students.base import TrainingRow
+
+        device = choose_device(context.execution.device, self.training.precision, self.siblings)
+        student, _ = self.untrained(context, self.found_weights())
+        others = [TrainingRow(row.text, str(row.label)) for at, row in enumerate(gold) if at not in set(fold)]
+        student.train(others, self.training, seed=self.seed, device=device, micro_batches=2**context.attempt)
+        held = [gold[at] for at in fold]
+        outcomes = student.predict((row.text for row in held), device=device, total=len(held))
+        return {
+            row.example_id: (None, None) if isinstance(outcome, ParseFailure) else (outcome.label, outcome.confidence)
+            for row, outcome in zip(held, outcomes, strict=True)
+        }
