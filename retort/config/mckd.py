@@ -11,7 +11,7 @@ from retort.config.gate import GateConfig
 from retort.config.infrastructure import RecipeConfig
 from retort.config.problems import Problem
 from retort.config.students import GenerativeConfig, Student
-from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, Teacher
+from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, RecordedConfig, Teacher
 
 
 class MergeConfig(Settings):
@@ -29,8 +29,9 @@ class SelectionConfig(Settings):
     kind: Literal["better", "always"] = "better"
     """better: students trained on the new labels must beat those trained on the old ones on the judging rows.
     always: labels are kept, as in the paper."""
-    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """better: the least share of paired bootstrap resamples in which the new labels must win."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """better: the least share of paired bootstrap resamples in which the new labels must win. With less, a few dozen
+    judging rows let labels pass that are worse than a strong teacher's."""
 
 
 class FineTuningConfig(Settings):
@@ -44,8 +45,10 @@ class FineTuningConfig(Settings):
     folds: Annotated[int, Field(ge=2, le=100)] = 10
     """better: number of parts of the labeled set, each of which judges a student that was fine-tuned on the others.
     With `evaluation.judge: dev`, the dev set judges instead."""
-    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """better: the least share of paired bootstrap resamples in which the fine-tuned students must win."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """better: the least share of paired bootstrap resamples in which the fine-tuned students must win. Below a half,
+    because a teacher that had the labeled set as demonstrations labels rows like these better than others, and so do
+    the students that learn from it alone."""
 
 
 class MethodConfig(Settings):
@@ -61,10 +64,11 @@ class MethodConfig(Settings):
     cross_labels: Literal["hard", "soft"] | None = None
     """soft: the next stage trains on the students' probabilities instead of their decisions. Default: soft if the
     student has probabilities of classes."""
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
     """Students are trained on those of the teacher's labels that have at least this confidence: for one completion, the
     share of the text that it accounts for; for several, the share that agrees; for soft labels, the probability. The
-    other rows are labeled by the students, from stage 1 on."""
+    other rows are labeled by the students, from stage 1 on. Default: 1 if the teacher writes one completion for each
+    row (a label whose end had to be made up teaches the wrong thing), else 0."""
     merge: MergeConfig = MergeConfig()
     """Which new labels replace the old ones."""
     selection: SelectionConfig | None = None
@@ -213,6 +217,17 @@ class MckdConfig(RecipeConfig):
     def cross_labels(self) -> Literal["hard", "soft"]:
         """`method.cross_labels`, or the default for the student."""
         return self.method.cross_labels or ("soft" if self.form == "classes" else "hard")
+
+    @property
+    def min_confidence(self) -> float:
+        """`method.min_confidence`, or the default for the teacher."""
+        if self.method.min_confidence is not None:
+            return self.method.min_confidence
+        teacher = self.teacher
+        asked_once = (
+            isinstance(teacher, LlmTeacherConfig) and teacher.labels == "hard" and teacher.sampling.samples == 1
+        )
+        return 1.0 if isinstance(teacher, RecordedConfig) or asked_once else 0.0
 
     @property
     def has_fair_judge(self) -> bool:

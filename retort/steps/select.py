@@ -23,7 +23,7 @@ class Select(Step):
     """Compare the students of two stages on the judging rows; the metric `accepted` is 1 or 0."""
 
     kind = "select"
-    version = 2
+    version = 3
     artifact = Selection
 
     problem: Problem
@@ -42,7 +42,7 @@ class Select(Step):
         comparison, mcnemar = compare_systems(
             problem_for(self.problem), self.metric, golds, old, new, self.resamples, self.seed
         )
-        accepted = bool(comparison.gain > 0 and comparison.win_share >= self.selection.confidence)
+        accepted = comparison.win_share >= self.selection.confidence
         verdict = SelectionVerdict(
             **comparison._asdict(),
             metric=self.metric,

@@ -130,7 +130,7 @@ def train_student(
         seed=config.method.seed + 1000 * index,
         cells=cells,
         soft=stage is not None and is_soft(config, stage),
-        min_confidence=config.method.min_confidence if stage == 1 else 0.0,
+        min_confidence=config.min_confidence if stage == 1 else 0.0,
         options=student_options(student, has_classes=config.problem.kind != "text"),
         labels=labels,
         start=start,
