@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from paper_method import PAPER
 from tiny_data import LETTERS, SIZES, TRAINING, WHOLE_WORDS, class_row, completion, slots_row, write_lines
 
 # Before anything imports torch: threads that spin while they wait for each other make a tiny training on a busy
@@ -129,7 +130,8 @@ def tiny_slots(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "data": {role: str(folder / f"{role}.jsonl") for role in SIZES},
         "teacher": {"kind": "recorded", "completions": str(folder / "completions.jsonl")},
         "student": {"kind": "token-classification", "model": str(tiny_encoder), "training": TRAINING},
-        "method": {"stages": 2, "selection": {"kind": "always"}},
+        "method": {**PAPER, "stages": 2, "selection": {"kind": "always"}},
+        "baselines": [],
         "evaluation": {"resamples": 100},
         "store": {"root": str(folder / "store")},
         "execution": {"device": "cpu"},
@@ -148,7 +150,8 @@ def tiny_classes(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -
         "data": {role: str(folder / f"{role}.jsonl") for role in SIZES},
         "teacher": {"kind": "finetuned", "training": {**TRAINING, "epochs": 20}},
         "student": {"kind": "sequence-classification", "model": str(tiny_encoder), "training": TRAINING},
-        "method": {"stages": 2, "selection": {"kind": "always"}},
+        "method": {**PAPER, "stages": 2, "selection": {"kind": "always"}},
+        "baselines": [],
         "evaluation": {"resamples": 100},
         "store": {"root": str(folder / "store")},
         "execution": {"device": "cpu"},

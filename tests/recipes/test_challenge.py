@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mckd_order import Recorder, config_of, data_of
+from mckd_order import Recorder, config_of, crowned, data_of
 from retort.config import GateConfig, MckdConfig, TextConfig
 from retort.errors import ConfigError
 from retort.recipes.mckd.pipeline import distill
@@ -30,11 +30,6 @@ def night(do: Recorder, config: MckdConfig, reigning: Champion | None = None, po
     return asyncio.run(run())
 
 
-def crowned(do: Recorder, distilled: MckdResult, version: str = "1") -> Champion:
-    student = distilled.final_student
-    return Champion(model="order", version=version, student=student, fingerprint=do.of(student).fingerprint)
-
-
 def test_without_tracking_there_is_nothing_to_promote_in() -> None:
     do = Recorder()
     distilled = night(do, config_of(stages=2))
@@ -42,11 +37,15 @@ def test_without_tracking_there_is_nothing_to_promote_in() -> None:
     assert not do.made("gate")
 
 
-def test_without_a_champion_the_gate_looks_at_the_final_student_alone() -> None:
+def test_without_a_champion_the_gate_looks_at_the_final_student_and_the_teacher() -> None:
     do = Recorder()
     distilled = night(do, tracked())
     (step,) = do.made("gate")
-    assert step.inputs == {"challenger": (distilled.final_scores,), "student": (distilled.final_student,)}
+    assert step.inputs == {
+        "challenger": (distilled.final_scores,),
+        "student": (distilled.final_student,),
+        "rivals": (distilled.teacher_scores,),
+    }
     assert step == do.steps[-1]
     assert (distilled.champion, distilled.champion_scores) == (None, ())
     assert distilled.verdict in distilled.refs()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
+from paper_method import PAPER
 from retort.artifacts.pseudolabels import TEACHER_TOKENS
 from retort.artifacts.students import HISTORY
 from retort.config import MckdConfig
@@ -19,14 +20,21 @@ from retort.io.parquet import read_rows
 from retort.recipes import parse_config
 from retort.recipes.execute import made_or_found, make
 from retort.recipes.mckd.checks import check
-from retort.recipes.mckd.steps import cross_label, ingest, label_by_llm, merge_labels, train_student
+from retort.recipes.mckd.steps import cross_label, ingest, label_by_llm, merge_labels, seen_cells, train_student
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
 from retort.store import Manifest
 from retort.store.opening import open_store
 
 Build = Callable[..., dict[str, Any]]
-TRAINING = {"epochs": 2, "learning_rate": 3e-3, "batch_tokens": 512, "precision": "fp32", "freeze_embeddings": False}
+TRAINING = {
+    "epochs": 2,
+    "min_updates": 0,
+    "learning_rate": 3e-3,
+    "batch_tokens": 512,
+    "precision": "fp32",
+    "freeze_embeddings": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +69,7 @@ def build(tiny_causal: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFac
                 "min_success_ratio": 0.5,
             },
             "student": {"kind": kind, "model": model, "training": training, "target": "text", "long_targets": "cut"},
-            "method": {"stages": 2, "selection": {"kind": "always"}},
+            "method": {**PAPER, "stages": 2, "selection": {"kind": "always"}},
             "store": {"root": str(folder / "store")},
             "execution": {"device": "cpu"},
             **fields,
@@ -76,10 +84,14 @@ def manifest_of(config: MckdConfig, ref: ArtifactRef) -> Manifest:
     return manifest
 
 
-def taught(config: MckdConfig) -> ArtifactRef:
+def data_of(config: MckdConfig) -> Data:
     refs = {role: made_or_found(config, ingest(config, role)) for role in ("labeled", "unlabeled", "test")}
-    data = Data(**refs, judge=refs["labeled"])
-    return made_or_found(config, label_by_llm(config, "stage0/pseudolabels", config.teacher, data))  # type: ignore[arg-type]
+    return Data(**refs, judge=refs["labeled"])
+
+
+def taught(config: MckdConfig) -> ArtifactRef:
+    step = label_by_llm(config, "stage0/pseudolabels", config.teacher, data_of(config))  # type: ignore[arg-type]
+    return made_or_found(config, step)
 
 
 def losses(config: MckdConfig, ref: ArtifactRef) -> list[float]:
@@ -93,7 +105,7 @@ def test_from_the_teachers_artifact_to_a_student_of_its_tokenizer(build: Build, 
     labels = taught(config)
     folder = open_store(config.store).fetch(labels)
     assert (folder / TEACHER_TOKENS).exists()
-    cells = [train_student(c, "stage1/student-0", labels, cells=(0,), index=0) for c in (plain, config)]
+    cells = [train_student(c, "stage1/student-0", labels, cells=seen_cells(c, 0)) for c in (plain, config)]
     assert cells[0].key != cells[1].key
     assert "distillation" not in cells[0].params["training"], "keys of students without it stay as they were"
     without, student = (made_or_found(config, step) for step in cells)
@@ -103,8 +115,9 @@ def test_from_the_teachers_artifact_to_a_student_of_its_tokenizer(build: Build, 
     assert losses(config, student) != losses(config, without)
 
     # Rows that a student relabeled have no list of the teacher's: they are learnt as labels.
-    crossed = made_or_found(config, cross_label(config, "stage1/cross-labels-0", student, labels))
-    merged = made_or_found(config, merge_labels(config, "stage1/pseudolabels", labels, (crossed,)))
+    data = data_of(config)
+    crossed = made_or_found(config, cross_label(config, "stage1/cross-labels-0", student, data.unlabeled))
+    merged = made_or_found(config, merge_labels(config, "stage1/pseudolabels", data, labels, (crossed,)))
     later = [train_student(c, "final/student", merged) for c in (plain, config)]
     by_labels, by_tokens = (made_or_found(config, step) for step in later)
     assert manifest_of(config, by_tokens).counts["distilled"] == 0

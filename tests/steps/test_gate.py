@@ -83,14 +83,16 @@ def scored(store: Store, tmp_path: Path) -> Scored:
     return publish
 
 
-def distilled_with(student: ArtifactRef, scores: ArtifactRef) -> MckdResult:
+def distilled_with(student: ArtifactRef, scores: ArtifactRef, **rivals: ArtifactRef) -> MckdResult:
+    """`rivals` are scores of baselines, or of the `teacher`."""
     rows = ArtifactRef(uri="", kind="examples", key="rows")
     data = Data(labeled=rows, unlabeled=rows, test=rows, judge=rows)
     return MckdResult(
         data=data,
         labels=(),
         label_scores=(),
-        teacher_scores=None,
+        teacher_scores=rivals.pop("teacher", None),
+        baselines={name.replace("_", "-"): ref for name, ref in rivals.items()},
         rounds=(),
         kept_stage=1,
         final_student=student,
@@ -106,9 +108,9 @@ def judge(store: Store, student: ArtifactRef, tmp_path: Path) -> Judge:
     """The verdict of the real gate. Taking the time is left to the test that is about it."""
 
     def decide(
-        config: MckdConfig, new: ArtifactRef, old: ArtifactRef | None, latency_ms: float = 3.0
+        config: MckdConfig, new: ArtifactRef, old: ArtifactRef | None, latency_ms: float = 3.0, **rivals: ArtifactRef
     ) -> tuple[Verdict, ArtifactRef]:
-        step = gate(config, distilled_with(student, new), (old,) if old else ())
+        step = gate(config, distilled_with(student, new, **rivals), (old,) if old else ())
         folder = tmp_path / f"gate-{step.key}"
         folder.mkdir()
         context = StepContext(store, folder, ExecutionConfig(), 0, lambda *_: None)
@@ -194,6 +196,58 @@ def test_without_a_champion_floors_and_limits_decide(judge: Judge, scored: Score
     assert verdict_text(refused, None).endswith("become the first champion: 1 of 2 checks failed.")
 
 
+@pytest.mark.parametrize("rival", ["vanilla_kd", "vanilla_fine_tuned", "supervised", "teacher"])
+def test_who_is_worse_than_a_simpler_student_is_no_champion(judge: Judge, scored: Scored, rival: str) -> None:
+    """Neither the first one nor the next, however much it gains over the one that reigns."""
+    name, better = rival.replace("_", "-"), {rival: scored(RIGHT, 5)}
+    for old in (None, scored(WRONG, 5)):
+        verdict, ref = judge(configured(), scored(ONE_WRONG, 5), old, **better)
+        assert (verdict.outcome, verdict.accepted, ref.metrics["accepted"]) == ("refused", False, 0.0)
+        (sentence,) = verdict.refusals
+        assert sentence.startswith(
+            f"Against {name} the final student gains -25.0 accuracy on 20 test rows (95 % interval -"
+        )
+        assert sentence.endswith(f"): it is significantly worse, so use {name} instead.")
+        assert verdict.reasons[1] == sentence
+        assert verdict.contest is None if old is None else verdict.contest is not None
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "gain"),
+    [(ONE_WRONG, RIGHT, "-25.0"), (RIGHT, RIGHT, "+0.0"), (RIGHT, ONE_WRONG, "+25.0")],
+)
+def test_who_is_not_significantly_worse_passes(
+    judge: Judge, scored: Scored, own: list[str], other: list[str], gain: str
+) -> None:
+    """Of four rows, one is not enough to be sure: the other three are drawn in a third of the resamples."""
+    own_scores, others = scored([*own[:3], None]), scored(other)
+    if own is ONE_WRONG:
+        own_scores = scored(own)
+    verdict, _ = judge(configured(), own_scores, None, supervised=others)
+    assert verdict.outcome == "first"
+    assert verdict.refusals == ()
+    sentence = verdict.reasons[1]
+    assert sentence.startswith(f"Against supervised the final student gains {gain if own is ONE_WRONG else ''}")
+    assert sentence.endswith(").")
+
+
+def test_every_rival_is_compared_in_order_but_not_the_student_itself(judge: Judge, scored: Scored) -> None:
+    own, other = scored(RIGHT, 5), scored(ONE_WRONG, 5)
+    rivals = {"teacher": other, "supervised": scored(WRONG, 5), "same_partition": other, "vanilla_kd": own}
+    verdict, _ = judge(configured(), own, None, **rivals)
+    assert [reason.partition(" the final")[0] for reason in verdict.reasons[1:]] == [
+        "Against supervised",
+        "Against teacher",
+    ]
+    assert verdict.outcome == "first"
+
+
+def test_a_champion_reigns_although_a_rival_is_better(judge: Judge, scored: Scored) -> None:
+    scores = scored(ONE_WRONG, 5)
+    verdict, _ = judge(configured(), scores, scores, supervised=scored(RIGHT, 5))
+    assert (verdict.outcome, len(verdict.refusals)) == ("reigns", 1)
+
+
 @pytest.mark.parametrize(
     ("part", "n", "value"),
     [
@@ -272,6 +326,11 @@ def test_the_key_holds_what_the_verdict_rests_on(scored: Scored, student: Artifa
         }.items()
     ]
     changed += [key(configured(), None), key(configured(), new), key(configured(), old, old)]
+    with_rival = gate(configured(), distilled_with(student, new, supervised=old), (old,))
+    changed += [with_rival.key, gate(configured(), distilled_with(student, new, teacher=old), (old,)).key]
+    own = gate(configured(), distilled_with(student, new, supervised=new), (old,))
+    assert own.key == plain, "no rival, no new key"
+    assert not {"rivals", "rival_names"} & {*own.params, *own.inputs}
     changed.append(key(configured(evaluation={"metrics": ["macro_f1"], "resamples": 20_000})))
     assert len({plain, *changed}) == 1 + len(changed)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mckd_order import Recorder, config_of, data_of
+from mckd_order import ASKED, Recorder, config_of, data_of
 from retort.artifacts.examples import GOLD_ROWS, ROWS, Examples
 from retort.artifacts.pseudolabels import OWN_ROWS, Pseudolabels
 from retort.config import ClassificationConfig, ExecutionConfig, MckdConfig, StoreConfig
@@ -98,8 +98,7 @@ def test_the_calibration_temperature_is_applied_to_the_pool(
 
 def soft_config(baselines: tuple[str, ...] = (), **method: Any) -> MckdConfig:
     config = config_of(baselines, **method).model_dump(mode="json")
-    teacher = {"kind": "endpoint", "model": "m", "url": "http://127.0.0.1:1/v1", "labels": "soft"}
-    return MckdConfig.model_validate({**config, "teacher": teacher})
+    return MckdConfig.model_validate({**config, "teacher": {**ASKED, "labels": "soft"}})
 
 
 def soft_by_name(config: MckdConfig) -> dict[str, bool]:

@@ -74,7 +74,7 @@ def test_it_goes_on_where_the_champion_ended(build: Build, champion: ArtifactRef
     cold, warm = trained(config), trained(config, champion)
     assert cold.key != warm.key
     assert first_loss(config, warm) < 0.5 * first_loss(config, cold)
-    assert manifest_of(config, warm).details["start"] == "the champion's weights"
+    assert manifest_of(config, warm).details["start"] == "another student"
     assert manifest_of(config, warm).fingerprint["inputs"]["start"] == [champion.key]
     assert "start" not in manifest_of(config, cold).details
 

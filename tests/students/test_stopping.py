@@ -54,6 +54,34 @@ def test_more_patience_looks_further_and_never_keeps_worse() -> None:
     assert min(found[2]) <= min(found[1]) <= min(found[0])
 
 
+@pytest.mark.parametrize(("epochs", "least", "steps"), [(1, 10, 10), (0.5, 2, 2), (5, 10, 15), (2, 6, 6), (2, 0, 6)])
+def test_training_goes_on_past_its_epochs_until_there_were_enough_updates(
+    epochs: float, least: int, steps: int
+) -> None:
+    """An epoch has three steps."""
+    rows = Rows()
+    history = fitted(rows, training(epochs=epochs, min_updates=least, stopping=None, warmup_share=0.5))
+    assert (history.steps[-1], rows.calls) == (steps, steps)
+    assert history.learning_rates[-1] == pytest.approx(0.03 * 2 / steps, rel=0.5), "the schedule is that of all steps"
+
+
+def test_enough_updates_are_at_most_one_too_many() -> None:
+    for least in (50, 101, 128):
+        assert fitted(Rows(), training(epochs=1, min_updates=least, stopping=None)).steps[-1] in (least, least + 1)
+
+
+def test_early_stopping_looks_after_each_of_the_epochs_that_there_are() -> None:
+    """Enough updates make more epochs to choose from; they are no reason to go on with what gets worse."""
+    few, many = training(1000, epochs=2), training(1000, epochs=2, min_updates=10)
+    assert fitted(Rows(), few).held_out_steps == [3, 6]
+    history = fitted(Rows(), many)
+    assert history.held_out_steps == [3, 6, 9, 10]
+    assert history.ended_by == "epochs"
+    impatient = fitted(Rows(), training(1, epochs=2, min_updates=3 * EPOCHS))
+    assert impatient.ended_by == "patience"
+    assert impatient.held_out_losses == fitted(Rows(), training(1)).held_out_losses
+
+
 def test_where_patience_lasts_all_epochs_come_and_the_best_is_kept() -> None:
     rows = Rows()
     history = fitted(rows, training(1000))

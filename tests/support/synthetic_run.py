@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from paper_method import PAPER
 from retort.artifacts.examples import ROWS, Examples
 from retort.artifacts.pseudolabels import open_rows
 from retort.artifacts.scores import PREDICTED, PREDICTIONS, SCORES
@@ -91,7 +92,9 @@ Wrong = Mapping[str, Mapping[str, str]]
 
 def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Champion | None = None, **changes: Any) -> Run:
     """`changes` are fields of the config. Every artifact is told to have taken one second, a row 2.5 ms."""
-    config = MckdConfig.model_validate({**_config(tmp_path), **changes})
+    values = {**_config(tmp_path), **changes}
+    values["method"] = {"stages": 3, **PAPER, **values["method"]}
+    config = MckdConfig.model_validate(values)
     store = Store(config.store.root)
 
     def perform(step: Step) -> ArtifactRef:
@@ -114,7 +117,16 @@ def crowned(run: Run, version: str) -> Champion:
     student = run.distilled.final_student
     manifest = run.store.find(student.kind, student.key)
     assert manifest is not None
-    return Champion(model=run.config.name, version=version, student=student, fingerprint=manifest.fingerprint)
+    before = manifest.fingerprint["inputs"].get("start", [student.key])[0]
+    trained = run.store.find(student.kind, before)
+    assert trained is not None
+    return Champion(
+        model=run.config.name,
+        version=version,
+        student=student,
+        fingerprint=manifest.fingerprint,
+        trained=trained.fingerprint,
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -133,7 +145,7 @@ def _config(folder: Path) -> dict[str, Any]:
             "min_success_ratio": 0.5,
         },
         "student": {"kind": "token-classification", "model": "example/encoder"},
-        "method": {"stages": 3, "partitions": 2},
+        "method": {},
         "evaluation": {"resamples": 200},
         "baselines": ["vanilla-kd", "supervised"],
         "store": {"root": str(folder / "store")},

@@ -8,7 +8,14 @@ QUESTION = ["what", "is", "the", "weather", "in"]
 WHOLE_WORDS = [*QUESTION, "play", "by", "now", "today", "film", "was", "good", "awful", "dull", "great"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIZES = {"labeled": 12, "unlabeled": 60, "test": 20}
-TRAINING = {"epochs": 3, "learning_rate": 3.0e-3, "batch_tokens": 256, "freeze_embeddings": False, "precision": "fp32"}
+TRAINING = {
+    "epochs": 3,
+    "min_updates": 0,
+    "learning_rate": 3.0e-3,
+    "batch_tokens": 256,
+    "freeze_embeddings": False,
+    "precision": "fp32",
+}
 TITLES = ["yellow", "let it be", "clocks", "creep", "hey jude", "karma police", "time"]
 PLACES = ["paris", "new york", "rome", "cape town", "oslo"]
 

@@ -1,5 +1,6 @@
 """Checks of an MCKD config and its data, before a run and for `retort doctor`."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -26,7 +27,10 @@ from retort.teachers.checks import check_same_tokenizer
 from retort.teachers.identity import teacher_weights
 from retort.tracking.address import tracking_uri
 
+LOGGER = logging.getLogger(__name__)
 Labeling = PseudolabelRecorded | PseudolabelLlm
+FEW_UPDATES = 300
+"""Trained on halves of 1,500 trees, a tagger of 23 M parameters scored 24 F1 after 250 steps, and 42 after 900."""
 SURELY_FILLED = 50
 """With this many rows per cell on average, the chance of an empty cell is about e^-50."""
 
@@ -57,6 +61,8 @@ def check(config: MckdConfig) -> MckdConfig:
         data = ingested(config)
         check_overlap(store, data)
         check_cells(config, store, data.unlabeled)
+        if few := few_updates(config, store, data.unlabeled):
+            LOGGER.warning("Warning: %s.", few)
         for step in labelings(config, data):
             # A teacher whose labels are in the store will not run, so it is not checked.
             if step is not None and store.find(step.artifact_kind, step.key) is None:
@@ -197,10 +203,30 @@ def _loaded(config: MckdConfig, weights: Weights) -> str:
 
 
 def _trainings_planned(config: MckdConfig) -> str:
-    config = resolve(config)
-    check_cells(config, usable_store(config), made_or_found(config, ingest(config, "unlabeled")))
+    config, store = resolve(config), usable_store(config)
+    pool = made_or_found(config, ingest(config, "unlabeled"))
+    check_cells(config, store, pool)
     method = config.method
-    if method.stages == 1:
-        return "1 stage: 1 training"
     trainings = method.partitions * method.stages + 1
-    return f"{method.stages} stages of {method.partitions} students: at most {trainings} trainings"
+    planned = f"{method.stages} stages of {method.partitions} students: at most {trainings} trainings"
+    found = "1 stage: 1 training" if method.stages == 1 else planned
+    found += {"better": ", and fine-tuning", "always": ", and fine-tuning", "never": ""}[config.fine_tuning.kind]
+    few = few_updates(config, store, pool)
+    return f"note: {found}; {few}" if few else found
+
+
+def few_updates(config: MckdConfig, store: Store, pool: ArtifactRef) -> str:
+    """A warning if a student of a stage would see too few optimizer steps; empty if it sees enough. The number of
+    tokens is estimated from the rows' lengths."""
+    method, training = config.method, config.student.training
+    share = 1 / method.partitions if method.scheme == "disjoint" else 1 - 1 / method.partitions
+    tokens = sum(2 + len(row["text"]) / 4 for row in Examples.open(store, pool).rows(["text"]))
+    updates = max(
+        training.min_updates, (share if method.stages > 1 else 1) * training.epochs * tokens / training.batch_tokens
+    )
+    if updates >= FEW_UPDATES:
+        return ""
+    return (
+        f"a student sees about {updates:.0f} updates, and below {FEW_UPDATES} it may learn nothing; "
+        "raise student.training.min_updates or epochs"
+    )
