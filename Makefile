@@ -31,15 +31,20 @@ TORCH_CPU := $(if $(UV_FIND_LINKS),,--extra-index-url https://download.pytorch.o
 	$(BIN)/uv pip install --quiet --python .venv-teacher/bin/python --no-deps $(if $(filter cpu,$(TEACHER)),$(TORCH_CPU)) -r $<
 	touch $@
 
-demo: setup  ## the main job: 3,000 rows, a recorded LLM teacher, about 5 minutes on 2 cores
-	$(BIN)/retort run examples/snips.yaml
-	$(BIN)/retort report examples/snips.yaml
+demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores and about 6 minutes
+	$(BIN)/retort run examples/craft.yaml $(DEMO)
+	$(BIN)/retort report examples/craft.yaml $(DEMO)
 
-demo-quick: setup  ## the same path in about a minute: 500 rows, 2 stages
+DEMO := --set name=craft-demo --set data.limit=600 --set data.test=examples/craft/test_sample.jsonl.gz \
+	--set student.training.min_updates=300 --set method.partitions=2 \
+	--set method.fine_tuning.folds=5 --set method.fine_tuning.epochs=20
+
+demo-quick: setup  ## a strong teacher, in about a minute: examples/snips.yaml with 500 rows
 	$(BIN)/retort run examples/snips.yaml $(QUICK)
 	$(BIN)/retort report examples/snips.yaml $(QUICK)
 
-QUICK := --set name=snips-quick --set data.limit=500 --set method.stages=2
+QUICK := --set name=snips-quick --set data.limit=500 --set student.training.min_updates=90 \
+	--set method.fine_tuning.folds=2 --set method.fine_tuning.epochs=10
 
 demo-score: setup  ## a teacher of short answers into 30,000 parameters: a quick setting of examples/beetle.yaml
 	$(BIN)/retort run examples/beetle.yaml $(QUICK_SCORE)
