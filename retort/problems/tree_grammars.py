@@ -39,10 +39,10 @@ def any_tree(form: TreeForm) -> str:
 
 def bounded_tree(form: TreeForm) -> str:
     """Trees within the bounds of teachers, in Lark; derives `start`."""
-    rules = {"start": ["before0::0"]}
+    rules = {"start": ["before0::0"], "OPENING": [_names(form)]}
     for opened in range(MOST_OPENINGS):
         following = f"before{opened + 1}" if opened + 1 < MOST_OPENINGS else "leaf"
-        opening = f"({_names(form)}) {following}::incr({_DEPTH}) %if lt({_DEPTH}, {MOST_OPEN})"
+        opening = f"OPENING {following}::incr({_DEPTH}) %if lt({_DEPTH}, {MOST_OPEN})"
         rules[f"before{opened}::_"] = [opening, "leaf::_"]
     # Without the option, the library forces its own tokenization wherever only one continuation is possible.
     option = '%llguidance {"no_forcing": true}\n'

@@ -40,7 +40,8 @@ class Reading(NamedTuple):
     @property
     def counted(self) -> tuple[str, ...]:
         """What reports count it as: `salvaged`, and also `cut` if it does not account for the whole text."""
-        return ("salvaged",) * self.is_salvaged + ("cut",) * (self.covered < 1)
+        facts = {"salvaged": self.is_salvaged, "cut": self.covered < 1}
+        return tuple(name for name, is_so in facts.items() if is_so)
 
 
 def parse_completion(problem: Problem, text: str, completion: str, finish_reason: str | None = None) -> Reading:
