@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,23 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a teacher's constrained decoder may write for one text. Exactly one field is set."""
+    """What a teacher's constrained decoder may write for one text: one of `choice`, or what `grammar` derives."""
 
     choice: tuple[str, ...] | None = None
     """One of these texts."""
     grammar: str | None = None
     """A grammar in GBNF (as xgrammar and llama.cpp read it), root rule `root`."""
+    lark: str | None = None
+    """A stricter grammar than `grammar`, in llguidance's dialect of Lark, which can count; rule `start`. For decoders
+    known to read it."""
+
+
+class Mended(NamedTuple):
+    """A completion that was repaired, or is as it was."""
+
+    completion: str
+    covered: float = 1.0
+    """The share in [0, 1] of the text's words that the completion itself accounts for. The repair added the others."""
 
 
 class Problem(Protocol):
@@ -63,8 +74,12 @@ class Problem(Protocol):
         """The label in a teacher's completion for `text`. Never raises."""
         ...
 
-    def mend(self, text: str, completion: str) -> str:
-        """Repairs what is unambiguous in a completion that `parse` rejects; unchanged if nothing is. Never raises."""
+    def mend(self, text: str, completion: str) -> Mended:
+        """Repairs a completion that `parse` rejects; unchanged if it cannot be. Never raises."""
+        ...
+
+    def uncut(self, completion: str) -> str:
+        """The part of a completion that still says what it would if it had not been cut at its token limit."""
         ...
 
     def constraint(self, text: str) -> Constraint | None:
@@ -75,7 +90,7 @@ class Problem(Protocol):
         """A grammar for a student's decoder: derives the labels of `text` as `render` writes them, and nothing that
         `parse` rejects; None: anything.
 
-        Its rules are in llguidance's dialect of Lark, which can count (teachers' decoders cannot), and derive `label`.
+        Its rules are in llguidance's dialect of Lark, which can count, and derive `label`.
         """
         ...
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, lark_rules, lark_text, listed, ratio
+from retort.problems.base import Constraint, Floats, Mended, lark_rules, lark_text, listed, ratio
 from retort.records.base import Label, ParseFailure
 
 
@@ -71,8 +71,12 @@ class Classification:
             return ParseFailure("unknown-label", detail, completion)
         return label
 
-    def mend(self, text: str, completion: str) -> str:
-        return completion
+    def mend(self, text: str, completion: str) -> Mended:
+        return Mended(completion)
+
+    def uncut(self, completion: str) -> str:
+        """See `Problem.uncut`. A name may be the start of a longer one, so the line that was cut is left out."""
+        return completion.rpartition("\n")[0]
 
     def constraint(self, text: str) -> Constraint:
         return Constraint(choice=self._classes)

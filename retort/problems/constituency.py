@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
+from retort.problems.base import Constraint, Floats, Mended, listed, ratio
 from retort.problems.brackets import bracket_counts, unlabeled_f1
+from retort.problems.tree_grammars import TreeForm, any_tree, bounded_openings, bounded_tree
+from retort.problems.tree_mending import mended_tree
 from retort.problems.trees import (
     CHAIN,
     UNLABELED,
@@ -136,62 +138,31 @@ class Constituency:
     def _is_tag(self, label: str) -> bool:
         return label not in self._labels
 
-    def mend(self, text: str, completion: str) -> str:
-        """See `Problem.mend`. Adds closing brackets that are missing at the end, and removes superfluous ones there:
-        the smallest change, whatever tree was meant."""
-        depth = 0
-        for place, character in enumerate(completion):
-            depth += (character == "(") - (character == ")")
-            if depth < 0:
-                is_rest = not completion[place:].strip(" \n)")
-                return completion[:place] if is_rest else completion
-        return completion + ")" * depth
+    def mend(self, text: str, completion: str) -> Mended:
+        """See `Problem.mend` and `mended_tree`: brackets are put right, and words that were not reached are added."""
+        words = [escaped(word) for word in text.split()]
+        return mended_tree(completion, words, has_labels=self._has_labels) or Mended(completion)
 
-    def constraint(self, text: str) -> Constraint:
-        """See `Problem.constraint`: the words in order, each between any number of opening and closing brackets.
+    def uncut(self, completion: str) -> str:
+        """See `Problem.uncut`. All of it: a tree that was cut is not closed, and `mend` says what it lacks."""
+        return completion
 
-        Balancing them would take a grammar that grows faster than the number of words; `mend` closes what is left open.
-        """
-        if self._has_labels:
-            names = " | ".join(gbnf_text(f"({label} ") for label in self._labels)
-            rules, close, joint = f"open ::= {names}\n", '")"*', '" "'
-            words = [gbnf_text(escaped(word)) for word in text.split()]
-        else:
-            rules, close, joint = 'open ::= "( "\n', '" )"*', '" "'
-            words = [gbnf_text(f"( {escaped(word)} )") for word in text.split()]
-        body = f" {joint} ".join(f"open* {word} {close}" for word in words)
-        return Constraint(grammar=f"root ::= {body}\n{rules}")
+    def constraint(self, text: str) -> Constraint | None:
+        """See `Problem.constraint`. In GBNF, brackets are not balanced; `mend` puts them right."""
+        form = self._form(text)
+        return Constraint(grammar=bounded_openings(form), lark=bounded_tree(form)) if form.words else None
 
     def grammar(self, text: str) -> str | None:
         """See `Problem.grammar`: the words in order, in balanced brackets, one of them around all words if there are
-        several.
+        several."""
+        form = self._form(text)
+        return any_tree(form) if form.words else None
 
-        The rules count the words written so far in the lower 16 bits of their parameter and the open brackets above.
-        """
+    def _form(self, text: str) -> TreeForm:
         words = [escaped(word) for word in text.split()]
-        if not words:
-            return None
-        passed, depth = "[0:16]", "[16:32]"
-        close = '")"' if self._has_labels else '" )"'
-        names = [f"({label} " for label in self._labels] if self._has_labels else ["( "]
-        inside = f"ge({depth}, {int(len(words) > 1)})"
-        leaves = [
-            f"{lark_text(word if self._has_labels else f'( {word} )')} "
-            f"after::incr({passed}) %if and(eq({passed}, {number}), {inside})"
-            for number, word in enumerate(words)
-        ]
-        is_over = f"eq({passed}, {len(words)})"
-        return lark_rules(
-            {
-                "label": ["before::0"],
-                "before::_": [f"({' | '.join(map(lark_text, names))}) before::incr({depth})", *leaves],
-                "after::_": [
-                    f"{close} after::decr({depth}) %if or(ge({depth}, 2), and(eq({depth}, 1), {is_over}))",
-                    f'" " before::_ %if lt({passed}, {len(words)})',
-                    f'"" %if and(eq({depth}, 0), {is_over})',
-                ],
-            }
-        )
+        if self._has_labels:
+            return TreeForm([f"({label} " for label in self._labels], words, ")")
+        return TreeForm(["( "], [f"( {word} )" for word in words], " )")
 
     def words(self, text: str) -> list[str]:
         return [unescaped(word) for word in text.split()]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, gbnf_text, lark_rules, lark_text, listed, ratio
+from retort.problems.base import Constraint, Floats, Mended, gbnf_text, lark_rules, lark_text, listed, ratio
 from retort.problems.parses import Unparsable, align, is_bracket, read_brackets, shortened
 from retort.records.base import Label, ParseFailure
 
@@ -124,7 +124,11 @@ class Slots:
         except Unparsable as failure:
             return ParseFailure(failure.reason, failure.detail, completion)
 
-    def mend(self, text: str, completion: str) -> str:
+    def mend(self, text: str, completion: str) -> Mended:
+        return Mended(completion)
+
+    def uncut(self, completion: str) -> str:
+        """See `Problem.uncut`. All of it, since a parse that was cut is not closed."""
         return completion
 
     def constraint(self, text: str) -> Constraint:

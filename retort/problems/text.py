@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric, TextConfig
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, ratio
+from retort.problems.base import Constraint, Floats, Mended, ratio
 from retort.records.base import Label, ParseFailure
 
 if TYPE_CHECKING:
@@ -91,8 +91,12 @@ class FreeText:
             return ParseFailure("schema", f"Its {where} breaks problem.json_schema: {worst.message[:200]}.", completion)
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
-    def mend(self, text: str, completion: str) -> str:
-        return completion
+    def mend(self, text: str, completion: str) -> Mended:
+        return Mended(completion)
+
+    def uncut(self, completion: str) -> str:
+        """See `Problem.uncut`. Nothing: any text may be the start of a longer one."""
+        return ""
 
     def constraint(self, text: str) -> Constraint | None:
         return None

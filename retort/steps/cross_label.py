@@ -30,7 +30,7 @@ MOST_FAILURES = 10_000
 class StudentStep(Step):
     """A step in which a trained student labels rows."""
 
-    version = 2
+    version = 3
 
     problem: Problem
     student_kind: Annotated[str, Field(serialization_alias="student")]
@@ -46,8 +46,11 @@ class StudentStep(Step):
 
     @property
     def fingerprint_version(self) -> int:
-        """Since version 2, students that write text only write legal labels. All others are unchanged since 1."""
-        return self.version if self.writes_text else 1
+        """Since version 2, students that write text only write legal labels; since 3, their trees are mended where the
+        grammar is of no help. All others are unchanged since 1."""
+        if not self.writes_text:
+            return 1
+        return self.version if self.problem.kind == "constituency" else 2
 
     def outcomes(self, context: StepContext, rows: Callable[[], Iterator[Row]]) -> Iterator[tuple[Row, "Outcome"]]:
         """Each row (example_id, text) with the student's label for it. `rows` returns a fresh iterator."""

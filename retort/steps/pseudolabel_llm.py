@@ -54,7 +54,7 @@ class PseudolabelLlm(Step):
     """Label the pool with an LLM. Completions that cannot be parsed are set aside."""
 
     kind = "pseudolabel"
-    version = 1
+    version = 2
     artifact = Pseudolabels
 
     problem: Problem
@@ -103,6 +103,12 @@ class PseudolabelLlm(Step):
         )
 
     @property
+    def fingerprint_version(self) -> int:
+        """Since version 2, trees are salvaged, and what was cut, filtered or only thought is no label. Probabilities
+        are as they were."""
+        return self.version if self.labels == "hard" else 1
+
+    @property
     def resources(self) -> Resources:
         return CPU if isinstance(self.config, EndpointConfig) else Resources(gpu="all", work_pool="teacher")
 
@@ -127,6 +133,7 @@ class PseudolabelLlm(Step):
             write_rows(context.folder / OWN_ROWS, PSEUDOLABELS, (_as_row(row, outcome) for row, outcome in own))
             parser.calibration_temperature = quality.get("calibration_temperature", 1.0)
             parser.outside_masses.clear()
+            parser.counts.clear()
             pool = Examples.open(context.store, self.pool).path
             labeled, counts = _label_pool(context, labeler.label(pool))
             facts = labeler.facts

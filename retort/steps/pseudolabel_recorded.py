@@ -1,4 +1,4 @@
-"""`pseudolabel` by a recorded teacher: parses completions that were recorded earlier."""
+"""`pseudolabel` by a recorded teacher: completions that were recorded earlier, read like those that are asked for."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from retort.records.base import ArtifactRef, ParseFailure, RecordedCompletion
 from retort.steps.base import Runtime, Step
 from retort.steps.context import StepContext
 from retort.steps.labeling_limits import check_success
-from retort.store import StepOutput
+from retort.store import StepOutput, Store
+from retort.teachers.salvage import Reading, parse_completion
 
 Completions = dict[str, RecordedCompletion]
 Failures = dict[str, ParseFailure]
@@ -26,7 +27,7 @@ class PseudolabelRecorded(Step):
     reason."""
 
     kind = "pseudolabel"
-    version = 1
+    version = 2
     artifact = Pseudolabels
 
     problem: Problem
@@ -41,15 +42,17 @@ class PseudolabelRecorded(Step):
     def run(self, context: StepContext) -> StepOutput:
         problem, (completions, failures) = problem_for(self.problem), self._completions()
         counts: Counter[str] = Counter()
+        labels: Counter[str] = Counter()
 
         def rows() -> Iterator[Row]:
             for row in Examples.open(context.store, self.pool).rows():
-                outcome = _outcome(problem, row, completions, failures)
-                if isinstance(outcome, ParseFailure):
-                    counts[outcome.reason] += 1
-                    failures[row["example_id"]] = outcome
+                reading = _reading(problem, row, completions, failures)
+                if isinstance(reading.outcome, ParseFailure):
+                    counts[reading.outcome.reason] += 1
+                    failures[row["example_id"]] = reading.outcome
                 else:
-                    yield {**row, "label": outcome, "confidence": 1.0, "labeler": "teacher"}
+                    labels.update(reading.counted)
+                    yield {**row, "label": reading.outcome, "confidence": reading.covered, "labeler": "teacher"}
                 counts["asked"] += 1
 
         labeled = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
@@ -57,7 +60,13 @@ class PseudolabelRecorded(Step):
         check_success(self.min_success_ratio, labeled, counts)
         failed = counts["asked"] - labeled
         metrics = {"success_share": labeled / counts["asked"]}
-        return StepOutput(rows=labeled, counts={**counts, "failures": failed}, metrics=metrics)
+        return StepOutput(rows=labeled, counts={**counts, **labels, "failures": failed}, metrics=metrics)
+
+    def num_labels(self, store: Store) -> int:
+        """How many rows of the pool get a label. For `doctor`: nothing is written."""
+        problem, (completions, failures) = problem_for(self.problem), self._completions()
+        readings = (_reading(problem, row, completions, failures) for row in Examples.open(store, self.pool).rows())
+        return sum(not isinstance(reading.outcome, ParseFailure) for reading in readings)
 
     def _completions(self) -> tuple[Completions, Failures]:
         """Completions by id, and the lines that are not completions. Of two with the same id, the first counts and the
@@ -75,12 +84,10 @@ class PseudolabelRecorded(Step):
         return completions, failures
 
 
-def _outcome(problem: ProblemKind, row: Row, completions: Completions, failures: Failures) -> str | ParseFailure:
+def _reading(problem: ProblemKind, row: Row, completions: Completions, failures: Failures) -> Reading:
     example_id = row["example_id"]
     completion = completions.get(example_id)
     if completion is None:
-        return failures.get(example_id) or ParseFailure("missing", "no completion has this custom_id", "")
-    label = problem.parse(row["text"], completion.text)
-    if isinstance(label, ParseFailure) and completion.finish_reason == "length":
-        return ParseFailure("cut-short", f"the completion reached its token limit: {label.detail}", completion.text)
-    return label
+        missing = ParseFailure("missing", "no completion has this custom_id", "")
+        return Reading(failures.get(example_id) or missing)
+    return parse_completion(problem, row["text"], completion.text, completion.finish_reason)

@@ -125,8 +125,8 @@ class TextTarget:
         return Prediction(label, confidence, np.empty((0, 0), dtype=np.float32), is_mended)
 
     def keeps(self, text: str, label: Label, token_ids: Sequence[int]) -> bool:
-        """Whether decoding `token_ids` gives the label back: a tokenizer may lose case or brackets."""
-        read, _ = self._label(text, self.completion(token_ids))
+        """Whether decoding `token_ids` gives the label back, unmended: a tokenizer may lose case or brackets."""
+        read = self.problem.parse(text, self.completion(token_ids))
         return not isinstance(read, ParseFailure) and self.problem.matches(label, read)
 
     def completion(self, token_ids: Sequence[int]) -> str:
@@ -138,9 +138,13 @@ class TextTarget:
     def _label(self, text: str, completion: str) -> tuple[Label | ParseFailure, bool]:
         """The parsed label, and whether it had to be mended."""
         label = self.problem.parse(text, completion)
-        if isinstance(label, ParseFailure) and (mended := self.problem.mend(text, completion)) != completion:
-            return self.problem.parse(text, mended), True
-        return label, False
+        if not isinstance(label, ParseFailure):
+            return label, False
+        mended = self.problem.mend(text, completion)
+        if mended.covered < 1:
+            return label, False  # the student ended too early; what is missing would be a guess without a confidence
+        repaired = self.problem.parse(text, mended.completion)
+        return (label, False) if isinstance(repaired, ParseFailure) else (repaired, True)
 
 
 Target = ClassTarget | TextTarget

@@ -13,7 +13,7 @@ from retort.metrics.calibration import label_probabilities, outside_mass
 from retort.problems import Problem
 from retort.records.base import Label, ParseFailure
 from retort.teachers.ledger import Entry
-from retort.teachers.salvage import parse_completion
+from retort.teachers.salvage import Reading, parse_completion
 from retort.teachers.top_logprobs import TopLogprobs
 from retort.teachers.voting import majority, minimum_risk
 
@@ -23,7 +23,8 @@ MISSING = ParseFailure("missing", "The teacher gave no answer.", "")
 class Labeled(NamedTuple):
     label: Label
     confidence: float
-    """1.0 for a hard label from one completion; otherwise the share of agreeing samples, or the class's probability."""
+    """Of a hard label from one completion: the share of the text that the completion accounts for, see `Reading`;
+    otherwise the share of agreeing samples, or the class's probability."""
     probabilities: tuple[float, ...] | None = None
     """Class probabilities in the problem's order; None for hard labels."""
     top: TopLogprobs | None = None
@@ -44,7 +45,8 @@ class CompletionParser:
     calibration_temperature: float = 1.0
     """Divides the log-probabilities of soft labels."""
     counts: Counter[str] = field(default_factory=Counter)
-    """`salvaged`: completions whose label had to be extracted from surrounding text."""
+    """`salvaged`: completions whose label had to be extracted or repaired; `cut`: of these, those whose label accounts
+    for more words than the completion."""
     outside_masses: list[float] = field(default_factory=list)
     """For each soft-labeled row, the probability mass outside the labels."""
 
@@ -55,25 +57,21 @@ class CompletionParser:
             return MISSING
         if self.teacher.labels == "soft":
             return self._soft(text, present[0])
-        outcomes = [self._hard(text, entry) for entry in present]
-        labels = [None if isinstance(outcome, ParseFailure) else outcome for outcome in outcomes]
+        readings = [self._read(text, entry) for entry in present]
+        labels = [None if isinstance(one.outcome, ParseFailure) else one.outcome for one in readings]
         if not any(label is not None for label in labels):
-            return next(outcome for outcome in outcomes if isinstance(outcome, ParseFailure))
+            return next(one.outcome for one in readings if isinstance(one.outcome, ParseFailure))
         if len(entries) == 1:
-            return Labeled(str(labels[0]), 1.0, top=present[0].top)
+            return Labeled(str(labels[0]), readings[0].covered, top=present[0].top)
         by_risk = self.teacher.sampling.choose == "minimum-risk"
         chosen = minimum_risk(labels, self.problem, self.metric) if by_risk else majority(labels)
         assert chosen is not None, "one of the samples has a label"
         return Labeled(*chosen)
 
-    def _hard(self, text: str, entry: Entry) -> Label | ParseFailure:
-        outcome, salvaged = parse_completion(self.problem, text, entry.text)
-        self.counts["salvaged"] += salvaged
-        if isinstance(outcome, ParseFailure) and entry.finish_reason == "length":
-            return ParseFailure(
-                "cut-short", f"The completion reached sampling.max_tokens: {outcome.detail}", entry.text
-            )
-        return outcome
+    def _read(self, text: str, entry: Entry) -> Reading:
+        reading = parse_completion(self.problem, text, entry.text, entry.finish_reason)
+        self.counts.update(reading.counted)
+        return reading
 
     def _soft(self, text: str, entry: Entry) -> Parsed:
         if len(entry.scores) != len(self.problem.classes):

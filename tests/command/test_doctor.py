@@ -52,7 +52,7 @@ def test_good_config(slots: Any, real_weights: None) -> None:
     assert list(found) == THINGS
     assert {verdict for verdict, _ in found.values()} == {"ok"}
     assert found["data.unlabeled"] == ("ok", "40 rows")
-    assert found["teacher"] == ("ok", "40 of the pool's 40 rows have a recorded completion")
+    assert found["teacher"] == ("ok", "40 of the pool's 40 rows have a recorded completion, 40 of them a label")
     assert found["method"] == ("ok", "2 stages of 2 students: at most 5 trainings")
     assert ": 22.6 M parameters, on " in found["student"][1]
     assert not slots.file("new").exists()
@@ -82,7 +82,19 @@ def test_equal_texts_are_counted(slots: Any) -> None:
 
 def test_rows_without_completion_are_counted(slots: Any) -> None:
     slots.write("completions.jsonl", slots.read("completions.jsonl")[:-3])
-    assert findings(slots)["teacher"] == ("note", "37 of the pool's 40 rows have a recorded completion")
+    assert findings(slots)["teacher"] == (
+        "note",
+        "37 of the pool's 40 rows have a recorded completion, 37 of them a label",
+    )
+
+
+def test_completions_without_a_label_are_counted(slots: Any) -> None:
+    rows = slots.read("completions.jsonl")
+    for row in rows[5:]:
+        row["response"]["body"]["choices"][0]["message"]["content"] = "I cannot"
+    slots.write("completions.jsonl", rows)
+    found = "40 of the pool's 40 rows have a recorded completion, 5 of them a label"
+    assert findings(slots)["teacher"] == ("note", found)
 
 
 def test_one_wrong_thing_does_not_hide_the_next(slots: Any) -> None:

@@ -21,7 +21,6 @@ from retort.problems.constituency import Constituency
 from retort.problems.trees import Span, Tree, collapsed, decode_label, nodes_of, read_tree, unlabeled, write_tree
 from retort.records.base import Label, ParseFailure
 from retort.report.mckd.mistakes import error_tables
-from retort.teachers.salvage import parse_completion
 
 CRAFT = Path(__file__).parents[2] / "examples" / "craft"
 COLUMNS = ColumnsConfig(label="tree")
@@ -382,24 +381,6 @@ def test_tags_that_a_teacher_writes_are_left_out() -> None:
     assert PROBLEM.parse(TEXT, TREE) == BARE
 
 
-@pytest.mark.parametrize(
-    "completion", [BARE[:-1], f"{BARE} ) )", f"```\n{BARE}\n```", f"Tree:\n{BARE}", f"Tree: {BARE[:-1]}"]
-)
-def test_what_is_unambiguous_is_salvaged_and_counted(completion: str) -> None:
-    assert parse_completion(PROBLEM, TEXT, completion) == (BARE, True)
-
-
-def test_a_bracket_that_is_missing_inside_is_not_guessed() -> None:
-    outcome, salvaged = parse_completion(PROBLEM, TEXT, "S (NP The cat) (VP sat (PP on (NP the mat))) .)")
-    assert isinstance(outcome, ParseFailure)
-    assert not salvaged
-
-
-@given(st.text(alphabet="()SNP ab", max_size=30))
-def test_parse_and_mend_never_raise(completion: str) -> None:
-    parse_completion(PROBLEM, "a b", completion)
-
-
 def test_the_grammar_derives_the_trees_and_keeps_the_words() -> None:
     for form, rendering in (("labelled", BARE), ("unlabelled", UNLABELED)):
         problem = Constituency(CONFIG.model_copy(update={"form": form}))
@@ -411,7 +392,7 @@ def test_the_grammar_derives_the_trees_and_keeps_the_words() -> None:
 
 
 def as_regex(body: str) -> str:
-    tokens = re.findall(r'"(?:[^"\\]|\\.)*"|\w+|[()|*?]', body)
+    tokens = re.findall(r'"(?:[^"\\]|\\.)*"|\{[\d,]+\}|\w+|[()|*?]', body)
     return "".join(f"(?:{re.escape(json.loads(token))})" if token[0] == '"' else token for token in tokens)
 
 

@@ -24,6 +24,7 @@ from retort.recipes.walk import steps_of
 from retort.steps.base import Step
 from retort.steps.cross_label import StudentStep
 from retort.steps.gather_probabilities import GatherProbabilities
+from retort.steps.pseudolabel_recorded import PseudolabelRecorded
 from retort.steps.score_predictions import ScorePredictions
 from retort.store import Store
 from retort.store.opening import open_store
@@ -46,7 +47,8 @@ def test_steps_keep_their_keys(example: dict[str, Any], tmp_path: Path, monkeypa
 
 
 def test_what_means_something_else_has_a_new_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Since version 2 a student that writes text writes legal labels only; all others are as they were."""
+    """Since version 2 a student that writes text writes legal labels only; since 3 more of its trees are mended. All
+    others are as they were."""
     monkeypatch.chdir(ROOT)
     (example,) = [one for one in EXAMPLES if "seq2seq" in one["config"]]
     classes = steps_by_name(example, tmp_path, "method.stages=2")
@@ -55,8 +57,18 @@ def test_what_means_something_else_has_a_new_version(tmp_path: Path, monkeypatch
     assert {step.fingerprint["version"] for step in classes.values() if isinstance(step, StudentStep)} == {1}
 
 
+def test_recorded_labels_mean_something_else(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since version 2 they are salvaged like those that are asked for; all that is before them is found."""
+    monkeypatch.setattr(PseudolabelRecorded, "version", 2)
+    found = {step.name: step.status for step in asyncio.run(plan(load_config("slots.yaml"))).stages}
+    first = ["ingest/labeled", "ingest/unlabeled", "ingest/test", "stage0/pseudolabels"]
+    assert [found[name] for name in first] == ["HIT", "HIT", "HIT", "MISS"]
+
+
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store, as if labels still were what they were in it: nothing else may have changed."""
+    monkeypatch.setattr(PseudolabelRecorded, "version", 1)
     with tarfile.open(HERE / "store.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)

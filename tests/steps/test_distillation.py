@@ -46,7 +46,26 @@ def one_thread() -> Any:
 
 
 @pytest.fixture(scope="module")
-def build(tiny_causal: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+def ending_causal(tiny_causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after a few steps on a prompt, so that its completions end: what is cut is no label."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_causal), AutoModelForCausalLM.from_pretrained(tiny_causal)
+    prompt = "x\n\n" + "".join(f"play unlabeled {n}\ntime {n % 3}\n\n" for n in range(12))
+    token_ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"][:250]])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        model(input_ids=token_ids, labels=token_ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("ending")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def build(tiny_causal: Path, ending_causal: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Free text by a causal model in this process, and a student of its tokenizer."""
     folder = tmp_path_factory.mktemp("distillation")
     for role, count in {"labeled": 4, "unlabeled": 24, "test": 4}.items():
@@ -56,14 +75,14 @@ def build(tiny_causal: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFac
     def values(kind: str = "causal", distillation: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
         model = str({"causal": tiny_causal, "seq2seq": tiny_t5}[kind])
         training = {**TRAINING, **({"distillation": distillation} if distillation is not None else {})}
-        sampling = {"max_tokens": 6, "top_logprobs": 8}
+        sampling = {"max_tokens": 24, "top_logprobs": 8}
         return {
             "name": "distillation",
             "problem": {"kind": "text"},
             "data": {role: str(folder / f"{role}.jsonl") for role in ("labeled", "unlabeled", "test")},
             "teacher": {
                 "kind": "transformers",
-                "model": str(tiny_causal),
+                "model": str(ending_causal),
                 "sampling": sampling,
                 "prompt": {"instruction": "x", "demonstrations": 2, "item": "{text}"},
                 "min_success_ratio": 0.5,

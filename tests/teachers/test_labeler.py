@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 
+from retort.config import ConstituencyConfig
 from retort.config.teachers import EndpointConfig
 from retort.errors import BudgetSpent, TeacherUnavailable
 from retort.io.parquet import EXAMPLES, write_rows
+from retort.problems import Constraint
 from retort.problems.classification import Classification
+from retort.problems.constituency import Constituency
 from retort.records.base import Example, ParseFailure
 from retort.store import Store
 from retort.teachers.labeler import Labeler
 from retort.teachers.ledger import Ledger
 from retort.teachers.parsing import CompletionParser, Parsed
-from retort.teachers.request_builder import request_builder
+from retort.teachers.request_builder import Pending, request_builder
 from retort.teachers.requests import Completion, CompletionClient, CompletionRequest, OpenClient, Rejection
 from retort.teachers.usage import Usage
 
@@ -138,6 +141,22 @@ def test_what_changes_a_completion_is_requested_anew(desk: Desk, change: dict[st
     client = Scripted(good_or_bad)
     desk.label(client, **change)
     assert client.asked.total() == 1
+
+
+def test_another_grammar_asks_nothing_anew() -> None:
+    """Completions that were paid for stay usable when the grammar of the same labels changes."""
+
+    class Stricter(Constituency):
+        def constraint(self, text: str) -> Constraint:
+            return Constraint(grammar='root ::= "(S " "a" ")"')
+
+    config = ConstituencyConfig(kind="constituency", labels=["S", "NP"])
+    teacher = EndpointConfig.model_validate({"kind": "endpoint", "url": "http://localhost", "model": "m"})
+    pending, keys = Pending(0, "u0", "a"), []
+    for problem in (Constituency(config), Stricter(config)):
+        builder = request_builder(problem, teacher, [Example("l0", "a b", "(S a b)")])
+        keys.append(list(builder.keys([pending], 0)))
+    assert keys[0] == keys[1]
 
 
 def test_a_row_without_a_label_is_retried_and_then_set_aside(desk: Desk) -> None:

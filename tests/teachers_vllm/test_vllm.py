@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from retort.config import ConstituencyConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
 from retort.recipes import load_config
@@ -22,6 +23,7 @@ from retort.teachers.vllm.client import VllmClient, open_vllm
 from vllm_teacher import CONTEXT, DEMONSTRATIONS, ROOT, config_for, endless, new_request
 
 pytestmark = pytest.mark.teacher
+NAMES = ["NP", "PP", "S", "VP"]
 
 
 def completions(client: VllmClient, *requests: CompletionRequest) -> list[Completion]:
@@ -304,3 +306,29 @@ def test_a_missing_environment(python: str, tiny_causal: Path) -> None:
         open_vllm(config_for(tiny_causal, python=python), 0, str(tiny_causal), None),
     ):
         pass
+
+
+@pytest.mark.parametrize("form", ["labelled", "unlabelled"])
+def test_a_counting_grammar_gives_trees(form: str, tiny_causal: Path) -> None:
+    """In an engine of its own: one engine has one backend for all grammars. A random model opens brackets as often as
+    it may; within the grammar's bounds every completion ends and is a tree."""
+    problem = problem_for(ConstituencyConfig.model_validate({"kind": "constituency", "labels": NAMES, "form": form}))
+    texts = ["The cat ( sat ) .", "play", "play some jazz on the mat"]
+    asked = [
+        new_request(
+            number,
+            text,
+            constraint=problem.constraint(text),
+            sampling_temperature=temperature,
+            samples=tuple(range(8 if temperature else 1)),
+            max_tokens=1500,
+        )
+        for number, (text, temperature) in enumerate((text, heat) for text in texts for heat in (0.0, 1.0))
+    ]
+    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as client:
+        found = completions(client, *asked)
+    text_of = {one.key: texts[number // 2] for number, one in enumerate(asked)}
+    assert {completion.finish_reason for completion in found} == {"stop"}
+    labels = [problem.parse(text_of[completion.key], completion.text) for completion in found]
+    assert not [label for label in labels if isinstance(label, ParseFailure)]
+    assert len(found) == len(texts) * 9

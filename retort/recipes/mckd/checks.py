@@ -164,9 +164,9 @@ def _teacher_found(config: MckdConfig) -> str:
 def _labeling_found(config: MckdConfig, store: Store, step: Labeling | None, data: Data) -> str:
     match step:
         case PseudolabelRecorded():
-            missing, rows = check_labeling(config, store, step), data.unlabeled.rows
-            found = f"{rows - missing} of the pool's {rows} rows have a recorded completion"
-            return f"note: {found}" if missing else found
+            missing, rows, labels = check_labeling(config, store, step), data.unlabeled.rows, step.num_labels(store)
+            found = f"{rows - missing} of the pool's {rows} rows have a recorded completion, {labels} of them a label"
+            return f"note: {found}" if missing or labels < step.min_success_ratio * rows else found
         case PseudolabelLlm():
             return f"{step.config.kind} {step.config.model}: {check_labeling(config, store, step)} demonstrations"
     return "finetuned: trained on the labeled set"

@@ -9,7 +9,8 @@ from retort.store import Manifest, Store
 
 
 def teacher_facts(store: Store, labels: ArtifactRef) -> tuple[TeacherFacts, ...]:
-    """Facts about each teacher behind `labels`. Those that are not LLMs have only their facts as ensemble members."""
+    """Facts about each teacher behind `labels`. Those that are not LLMs have only their facts as ensemble members, and
+    what was salvaged from recorded completions."""
     manifest = store.manifest_of(labels)
     if members := manifest.details.get("members"):
         keys = manifest.fingerprint["inputs"]["members"]
@@ -18,15 +19,17 @@ def teacher_facts(store: Store, labels: ArtifactRef) -> tuple[TeacherFacts, ...]
             _facts(f"teacher-{index}", manifest_of_member, member)
             for index, (manifest_of_member, member) in enumerate(zip(found, members, strict=True))
         )
-    return (_facts("teacher", manifest, {}),) if "spent" in manifest.details else ()
+    return (_facts("teacher", manifest, {}),) if "spent" in manifest.details or "salvaged" in manifest.counts else ()
 
 
 def _facts(name: str, manifest: Manifest | None, member: dict[str, object]) -> TeacherFacts:
     lines = [*_membership(member)]
     metrics: dict[str, float] = {}
     if manifest is not None and "spent" in manifest.details:
-        lines = [*_identity(manifest), *lines, *_spent(manifest), *_calibration(manifest)]
+        lines = [*_identity(manifest), *lines, *_spent(manifest), *_salvaged(manifest), *_calibration(manifest)]
         metrics = {**{key: float(value) for key, value in manifest.details["spent"].items()}, **manifest.metrics}
+    elif manifest is not None:
+        lines += _salvaged(manifest)
     return TeacherFacts(name=name, lines=tuple(lines), metrics=metrics)
 
 
@@ -76,10 +79,15 @@ def _spent(manifest: Manifest) -> Iterator[tuple[str, str]]:
     rate = completions / spent["asking_seconds"] if spent["asking_seconds"] else 0.0
     start = f", after a start of {seconds_text(spent['start_seconds'])}" if spent["start_seconds"] >= 1 else ""
     yield "time", f"{seconds_text(spent['asking_seconds'])}{start}; {rate:.1f} completions/s"
-    if salvaged := manifest.counts.get("salvaged"):
-        yield "completions that said more than the label", f"{salvaged:,}, salvaged"
     for sentence in manifest.details.get("damaged", []):
         yield "ledger", sentence
+
+
+def _salvaged(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    if salvaged := manifest.counts.get("salvaged"):
+        yield "completions that said more than the label, or had brackets amiss", f"{salvaged:,}, salvaged"
+    if cut := manifest.counts.get("cut"):
+        yield "of these, labels for more words than the completion has", f"{cut:,}, with a confidence below 1"
 
 
 def _calibration(manifest: Manifest) -> Iterator[tuple[str, str]]:

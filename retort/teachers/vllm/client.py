@@ -256,7 +256,7 @@ def _constraint(constraint: Constraint | None) -> Message | None:
         return None
     if constraint.choice is not None:
         return {"choice": list(constraint.choice)}
-    return {"grammar": constraint.grammar}
+    return {"grammar": constraint.lark or constraint.grammar}
 
 
 class _Prefixes:

@@ -73,7 +73,9 @@ def _arguments(options: Mapping[str, Any]) -> Any:
         tensor_parallel_size=options["tensor_parallel"],
         gpu_memory_utilization=options["memory_share"],
         enable_prefix_caching=options["prefix_caching"],
-        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),
+        # xgrammar for choices and GBNF; Lark, which it refuses, goes to llguidance. An engine uses the backend of its
+        # first constraint for all others, which are of the same kind: one teacher labels one problem.
+        structured_outputs_config=StructuredOutputsConfig(backend="auto"),
         **{name: value for name, value in given.items() if value is not None},
     )
 
