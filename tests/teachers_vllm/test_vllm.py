@@ -313,7 +313,7 @@ def test_a_counting_grammar_gives_trees(form: str, tiny_causal: Path) -> None:
     """In an engine of its own: one engine has one backend for all grammars. A random model opens brackets as often as
     it may; within the grammar's bounds every completion ends and is a tree."""
     problem = problem_for(ConstituencyConfig.model_validate({"kind": "constituency", "labels": NAMES, "form": form}))
-    texts = ["The cat ( sat ) .", "play", "play some jazz on the mat"]
+    texts = ["The cat ( sat ) .", 'play "it" ::= // #', "play"]
     asked = [
         new_request(
             number,
