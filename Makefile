@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock clean
+.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,11 @@ TORCH_CPU := $(if $(UV_FIND_LINKS),,--extra-index-url https://download.pytorch.o
 	$(PYTHON) -m venv --clear .venv-teacher
 	$(BIN)/uv pip install --quiet --python .venv-teacher/bin/python --no-deps $(if $(filter cpu,$(TEACHER)),$(TORCH_CPU)) -r $<
 	touch $@
+
+llm: setup  ## a small language model in .retort/models, for examples/*-llm*.yaml; MODEL=qwen2.5-coder-0.5b or -1.5b for another
+	$(BIN)/python infra/download_model.py $(MODEL)
+
+MODEL ?= smollm2-135m
 
 demo: setup  ## the main job: 3,000 rows, a recorded LLM teacher, about 5 minutes on 2 cores
 	$(BIN)/retort run examples/snips.yaml
