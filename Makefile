@@ -31,7 +31,7 @@ TORCH_CPU := $(if $(UV_FIND_LINKS),,--extra-index-url https://download.pytorch.o
 	$(BIN)/uv pip install --quiet --python .venv-teacher/bin/python --no-deps $(if $(filter cpu,$(TEACHER)),$(TORCH_CPU)) -r $<
 	touch $@
 
-llm: setup  ## a small language model in .retort/models, for examples/*-llm*.yaml; MODEL=qwen2.5-coder-0.5b or -1.5b for another
+llm: setup  ## a small language model in .retort/models; MODEL=smollm2-135m, qwen2.5-coder-0.5b or qwen2.5-coder-1.5b
 	$(BIN)/python infra/download_model.py $(MODEL)
 
 MODEL ?= smollm2-135m
