@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock clean
+.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,11 @@ TORCH_CPU := $(if $(UV_FIND_LINKS),,--extra-index-url https://download.pytorch.o
 	$(PYTHON) -m venv --clear .venv-teacher
 	$(BIN)/uv pip install --quiet --python .venv-teacher/bin/python --no-deps $(if $(filter cpu,$(TEACHER)),$(TORCH_CPU)) -r $<
 	touch $@
+
+llm: setup  ## a small language model in .retort/models; MODEL=smollm2-135m, qwen2.5-coder-0.5b or qwen2.5-coder-1.5b
+	$(BIN)/python infra/download_model.py $(MODEL)
+
+MODEL ?= smollm2-135m
 
 demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores and about 6 minutes
 	$(BIN)/retort run examples/craft.yaml $(DEMO)

@@ -2,12 +2,15 @@
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.download_model import MODELS
 from retort.commands import doctor
+from retort.config import MckdConfig, VllmConfig
 from retort.recipes import load_config
 from retort.recipes.mckd import checks
 
@@ -23,6 +26,9 @@ THINGS = [
     "method",
     "tracking",
 ]
+
+LLM_EXAMPLES = [path for path in sorted(Path("examples").glob("*.yaml")) if ".retort/models/" in path.read_text()]
+"""Those that need `make llm` and `make teacher`."""
 
 
 @pytest.fixture(autouse=True)
@@ -189,3 +195,21 @@ def test_json(slots: Any, command: Any) -> None:
     code, out, _ = command("doctor", slots.save(), "--json", "--set", "student.model=/no/such/model")
     assert code == 2
     assert [f["what"] for f in json.loads(out)["findings"] if f["verdict"] == "wrong"] == ["student"]
+
+
+@pytest.mark.parametrize("path", LLM_EXAMPLES, ids=str)
+def test_examples_with_a_language_model(path: Path, tmp_path: Path) -> None:
+    config = load_config(path, [f"store.root={tmp_path}/store", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"])
+    assert isinstance(config, MckdConfig)
+    assert isinstance(config.teacher, VllmConfig)
+    models = {model for model in (config.teacher.model, config.student.model) if not model.startswith("pkg:")}
+    assert {Path(model).name for model in models} <= set(MODELS), "`make llm` makes them"
+    told = re.findall(r"make llm(?: MODEL=([\w.-]*\w))?", path.read_text().partition("\nname:")[0])
+    assert {name or "smollm2-135m" for name in told} == {Path(model).name for model in models}
+    if not all(Path(model).is_dir() for model in models):
+        pytest.skip("needs `make llm`, for each model")
+    if not Path(config.teacher.python).exists():
+        pytest.skip("needs `make teacher`")
+    found = {finding.what: finding for finding in doctor.examine(config)}
+    assert list(found) == THINGS
+    assert {what: finding.detail for what, finding in found.items() if finding.verdict == "wrong"} == {}
