@@ -41,7 +41,7 @@ demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 
 	$(BIN)/retort report examples/craft.yaml $(DEMO)
 
 DEMO := --set name=craft-demo --set data.limit=600 --set data.test=examples/craft/test_sample.jsonl.gz \
-	--set student.training.min_updates=300 --set method.partitions=2 \
+	--set student.training.min_updates=300 --set student.training.batch_tokens=256 --set method.partitions=2 \
 	--set method.fine_tuning.folds=5 --set method.fine_tuning.epochs=20
 
 demo-quick: setup  ## a strong teacher, in about a minute: examples/snips.yaml with 500 rows
