@@ -38,7 +38,7 @@ class LoggedStudent(NamedTuple):
 
 class TrackMckd(Track):
     kind = "track"
-    version = 1
+    version = 2
 
     all: tuple[ArtifactRef, ...]
     """Everything that the run made."""

@@ -20,7 +20,7 @@ ORDERS = {
 
 class ReportMckd(ReportStep):
     kind = "report"
-    version = 2
+    version = 3
 
     result: Runtime[MckdResult]
 
