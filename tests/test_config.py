@@ -51,7 +51,6 @@ def test_the_method_without_a_word_about_it() -> None:
     assert (found.method.stages, found.method.partitions, found.method.scheme) == (2, 4, "leave-one-out")
     assert found.baselines == ["vanilla-kd", "supervised"]
     assert (found.student.training.epochs, found.student.training.min_updates) == (4, 500)
-    assert found.method.min_confidence == 0.0
 
 
 @pytest.mark.parametrize(
@@ -71,6 +70,23 @@ def test_cross_labels_are_soft_if_the_student_has_probabilities_of_classes(
     if expected == "hard":
         with pytest.raises(ConfigError, match=r"method\.cross_labels 'soft' needs probabilities of classes"):
             config(student=named, method={"cross_labels": "soft"})
+
+
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        ({"kind": "recorded", "completions": "c.jsonl"}, 1.0),
+        ({}, 1.0),
+        ({"sampling": {"samples": 5, "sampling_temperature": 0.7}}, 0.0),
+        ({"labels": "soft"}, 0.0),
+        ({"kind": "finetuned"}, 0.0),
+    ],
+)
+def test_a_label_whose_end_was_made_up_trains_no_student(teacher: dict[str, Any], expected: float) -> None:
+    named = teacher if "kind" in teacher else {"kind": "endpoint", "model": "m", "url": "http://host/v1", **teacher}
+    assert config(teacher=named).min_confidence == expected
+    assert config(teacher=named, method={"min_confidence": 0.5}).min_confidence == 0.5
+    assert config(teacher=named, method={"min_confidence": 0}).min_confidence == 0
 
 
 def test_only_students_have_a_minimum_of_updates() -> None:

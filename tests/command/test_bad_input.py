@@ -58,7 +58,11 @@ def test_the_desk_itself_is_right(slots: Any, classes: Any) -> None:
     ("override", "told"),
     [
         ("method.stges=2", "method.stges: unknown field; did you mean 'stages'?"),
-        ("epochs=2", "epochs: unknown field; it belongs to student.training.epochs or teacher.training.epochs"),
+        (
+            "patience=2",
+            "patience: unknown field; it belongs to student.training.stopping.patience or "
+            "teacher.training.stopping.patience",
+        ),
         ("store.bucket=x", "store.bucket: unknown field; allowed: 'root', 'endpoint_url'"),
         ("data.labeled={split: x}", "data.labeled.hub: missing, but required"),
         ("problem={}", "problem.kind: missing, but required; allowed: 'slots', 'classification'"),

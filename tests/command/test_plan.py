@@ -97,6 +97,27 @@ def test_before_the_first_run_everything_is_new(slots: Any) -> None:
     assert not slots.store.exists()
 
 
+def test_fine_tuning_is_planned_as_if_it_were_accepted(slots: Any) -> None:
+    judged = planned(slots, "method.fine_tuning.kind=better").stages
+    end = [
+        *("fine-tuning/judge", "fine-tuning/selection"),
+        *(f"fine-tuning/{what}-{index}" for what in ("student", "test", "cross-labels") for index in (0, 1)),
+        *("fine-tuning/pseudolabels", "fine-tuning/label-quality", "final/before-fine-tuning"),
+    ]
+    place = EVERY_STAGE.index("final/student")
+    assert [stage.name for stage in judged] == [*EVERY_STAGE[:place], *end, *EVERY_STAGE[place:]]
+    always = [stage.name for stage in planned(slots, "method.fine_tuning.kind=always").stages]
+    assert always == [*EVERY_STAGE[:place], *end[2:], *EVERY_STAGE[place:]]
+
+
+def test_fine_tuning_after_a_run_keeps_all_but_the_final_student(done: Any) -> None:
+    missed = misses(planned(done, "method.fine_tuning.kind=better", "method.fine_tuning.epochs=3"))
+    assert not {name for name in missed if name.startswith(("ingest", "stage"))}
+    assert missed["final/student"][0] == "inputs.labels"
+    publish = misses(planned(done, "method.fine_tuning.kind=better", "method.fine_tuning.folds=3"))
+    assert publish["fine-tuning/judge"] == ("new",)
+
+
 def test_tracking_is_the_last_stage(slots: Any) -> None:
     slots.values["tracking"] = {"uri": f"sqlite:///{slots.folder}/mlflow.db"}
     assert [stage.name for stage in planned(slots).stages] == [*EVERY_STAGE[:-1], "gate", "report", "tracking"]
@@ -121,8 +142,8 @@ def test_field_of_the_training_misses_students_and_what_follows(done: Any) -> No
     missed = misses(planned(done, "student.training.epochs=8"))
     untouched = {"ingest/labeled", "ingest/unlabeled", "ingest/test", "stage0/pseudolabels", "stage0/label-quality"}
     assert missed.keys() == set(EVERY_STAGE) - untouched
-    assert missed["stage1/student-0"] == ("training.epochs: 6.0 -> 8.0",)
-    assert missed["final/student"] == ("inputs.labels", "training.epochs: 6.0 -> 8.0")
+    assert missed["stage1/student-0"] == ("training.epochs: 4.0 -> 8.0",)
+    assert missed["final/student"] == ("inputs.labels", "training.epochs: 4.0 -> 8.0")
     assert missed["stage1/test-0"] == ("inputs.student",)
 
 
@@ -219,7 +240,7 @@ def test_json_has_the_promised_shape(done: Any, command: Any) -> None:
     assert told["stages"][4] == {
         "name": "stage1/student-0",
         "status": "MISS",
-        "changed": ["training.epochs: 6.0 -> 8.0"],
+        "changed": ["training.epochs: 4.0 -> 8.0"],
     }
     assert told["teacher"] == {
         "kind": "recorded",
@@ -234,7 +255,7 @@ def test_text_for_people(done: Any, command: Any) -> None:
     assert (code, err) == (0, "")
     said = [line.split(maxsplit=2) for line in out.splitlines()]
     assert said[0] == ["HIT", "ingest/labeled"]
-    assert said[4] == ["MISS", "stage1/student-0", "training.epochs: 6.0 -> 8.0"]
+    assert said[4] == ["MISS", "stage1/student-0", "training.epochs: 4.0 -> 8.0"]
     assert out.splitlines()[-2:] == ["20 of 25 stages would be made.", "teacher (recorded): 0 requests, 0.00 to pay"]
 
 

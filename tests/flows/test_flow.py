@@ -74,10 +74,12 @@ def test_every_row_is_labeled_by_the_student_that_did_not_see_it(first: Any, val
     halves = [rows_of(values, f"stage1/cross-labels-{index}") for index in range(2)]
     merged = rows_of(values, "stage1/pseudolabels")
     assert not halves[0].keys() & halves[1].keys()
-    assert merged.keys() == halves[0].keys() | halves[1].keys() == rows_of(values, "stage0/pseudolabels").keys()
+    assert merged.keys() == halves[0].keys() | halves[1].keys() == {f"unlabeled-{number}" for number in range(60)}
+    by_teacher = rows_of(values, "stage0/pseudolabels").keys()
     for index, half in enumerate(halves):
         assert {merged[name]["labeler"] for name in half} == {f"stage1/cross-labels-{index}"}
-        assert manifest_of(values, f"stage1/student-{1 - index}").rows == len(half)
+        assert manifest_of(values, f"stage1/student-{1 - index}").rows == len(half.keys() & by_teacher)
+    assert manifest_of(values, "stage1/pseudolabels").counts["new"] == 1
 
 
 @pytest.mark.slow
@@ -135,11 +137,42 @@ def test_a_manifest_that_vanished_is_made_again_alone(
 
 
 @pytest.mark.slow
+def test_fine_tuned_students_relabel_the_pool_and_the_final_one_is_fine_tuned(
+    tiny_slots: dict[str, Any],
+    configured: Build,
+    run_here: Run,
+    task_states: Callable[[str, int], Any],
+    tmp_path: Path,
+) -> None:
+    tuning = {"kind": "better", "epochs": 4, "folds": 3, "confidence": 0}  # even if it does not gain
+    values = configured(tiny_slots, tmp_path, method__fine_tuning=tuning)
+    finished = run_here(values)
+    made = statuses(finished)
+    assert set(made.values()) == {"MADE"}
+    ours = [name for name in made if name.startswith("fine-tuning")]
+    assert len(ours) == 2 + 3 * 2 + 2
+    assert len(made) == STAGES_OF_TWO + len(ours) + 1  # final/before-fine-tuning
+    assert set(task_states(finished.run_id, len(made))["Completed"]) == set(made)
+    judged = rows_of(values, "fine-tuning/judge", "predictions.parquet")
+    assert judged.keys() == rows_of(values, "ingest/labeled").keys()
+    relabeled = rows_of(values, "fine-tuning/pseudolabels")
+    assert relabeled.keys() == {f"unlabeled-{number}" for number in range(60)}
+    for index in range(2):
+        own = rows_of(values, f"fine-tuning/cross-labels-{index}").keys()
+        assert own == rows_of(values, f"stage1/cross-labels-{index}").keys()
+        assert {relabeled[name]["labeler"] for name in own} == {f"fine-tuning/cross-labels-{index}"}
+    assert manifest_of(values, "final/before-fine-tuning").rows == 60
+    assert manifest_of(values, "final/student").rows == 12
+    assert finished.summary.final.note.startswith("labels of the fine-tuned students, fine-tuned")
+    assert set(statuses(run_here(values)).values()) == {"HIT"}
+
+
+@pytest.mark.slow
 def test_leave_one_out_with_soft_labels(
     tiny_slots: dict[str, Any], configured: Build, run_here: Run, tmp_path: Path
 ) -> None:
     method = {"stages": 3, "partitions": 3, "scheme": "leave-one-out", "cross_labels": "soft"}
-    values = configured(tiny_slots, tmp_path, method={**method, "selection": {"kind": "always"}})
+    values = configured(tiny_slots, tmp_path, method={**tiny_slots["method"], **method})
     finished = run_here(values)
     assert finished.summary.kept_stage == 3
     for name, row in rows_of(values, "stage2/pseudolabels").items():

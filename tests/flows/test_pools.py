@@ -75,6 +75,7 @@ MERGE_LABELS = MergeLabels(
     problem=PROBLEM,
     merge=MergeConfig(),
     soft=False,
+    pool=REF,
     previous=REF,
     cross_labels=(REF,),
 )

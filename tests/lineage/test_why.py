@@ -47,7 +47,7 @@ def test_every_stage_back_to_the_teacher_and_the_data(nights: Any, lineage: Line
     assert names[-1] == "final/student"
     position = {step.key: index for index, step in enumerate(lineage.steps)}
     inputs = [(step, key) for step in lineage.steps for keys in step.inputs.values() for key in keys]
-    assert len(inputs) == 12
+    assert len(inputs) == 13
     assert all(position[key] < position[step.key] for step, key in inputs)
     assert (lineage.swept, lineage.start) == ((), None)
 
@@ -104,12 +104,15 @@ def test_a_row_of_the_pool(traced: Traced, nights: Any) -> None:
     assert "final/student" in row.trained
 
 
-def test_a_row_that_was_set_aside(traced: Traced) -> None:
+def test_a_row_that_was_set_aside_is_labeled_by_students_alone(traced: Traced) -> None:
     row = told(traced, "unlabeled-8")
     (aside,) = row.set_aside
     assert (aside.stage, aside.raw) == ("stage0/pseudolabels", "no idea")
     assert [(raw.attempt, raw.text) for raw in row.said[0].completions] == [(0, "no idea"), (1, "no idea")]
-    assert (row.labels, row.trained) == ((), ())
+    vote, merged = row.labels
+    assert vote.stage.startswith("stage1/cross-labels-")
+    assert (merged.stage, merged.label, merged.labeler) == ("stage1/pseudolabels", vote.label, vote.stage)
+    assert row.trained == ("final/student",)
 
 
 def test_a_demonstration_is_asked_about_without_itself(traced: Traced) -> None:
@@ -161,7 +164,7 @@ def test_the_command_for_people(nights: Any, command: Command) -> None:
     assert code == 0
     assert "  teacher of stage0/pseudolabels (try 0, sample 0" in out
     assert "set aside, " in out
-    assert "  trained: no student" in out
+    assert "  trained: final/student" in out.splitlines()
 
 
 def test_the_command_for_machines(nights: Any, command: Command) -> None:

@@ -16,7 +16,7 @@ from retort.problems.classification import Classification
 from retort.report.mckd.mistakes import NOTHING, error_tables
 from retort.report.mckd.summary import MckdSummary, table
 from retort.report.mckd.terminal import render_terminal
-from synthetic_run import Run, crowned, synthetic
+from synthetic_run import PLAY_TRACK, Run, crowned, synthetic
 
 
 def report_of(run: Run) -> Report:
@@ -165,6 +165,101 @@ def test_the_final_student_is_compared_with_each_other_baseline(summary: MckdSum
     line = f"-42.9 [{signed(gain.low)}, {signed(gain.high)}]"
     assert f"| supervised | {line} | 0 | 2 | p = 0.500 |" in (folder / "report.md").read_text()
     assert "-42.9 <span" in (folder / "report.html").read_text()
+
+
+TUNED = {"stages": 2, "selection": {"kind": "always"}, "fine_tuning": {"kind": "better", "folds": 2}}
+BAD_BEFORE = {"stage1/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"}}
+"""On both judging rows the students are wrong before fine-tuning and right after it."""
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    wrong = {**BAD_BEFORE, "fine-tuning/test-1": {"t0": PLAY_TRACK.format("cher")}, "supervised": {"t1": "[IN:PLAY ]"}}
+    folder = tmp_path_factory.mktemp("tuned")
+    return report_of(synthetic(folder, wrong, method=TUNED, baselines=["vanilla-kd", "supervised"]))
+
+
+def test_fine_tuned_students_have_a_row_after_the_stages(tuned: Report) -> None:
+    summary = tuned.summary(MckdSummary)
+    names = ["teacher", "stage 1", "fine-tuned", "final student", "vanilla-kd", "supervised"]
+    assert [row.name for row in summary.systems] == names
+    row = summary.systems[2]
+    assert (row.role, row.num_students, row.measured_on, row.judge_scores) == ("stage", 2, "test", {})
+    assert row.scores["slot_f1"].value == pytest.approx((3 / 4 + 1) / 2)
+    assert row.note == "the students before, fine-tuned on the labeled set"
+    assert summary.final.note == "labels of the fine-tuned students, fine-tuned"
+    # The judgement and its verdict; of two students the training, scores and cross-labels; labels and their quality.
+    assert row.seconds == 2 + 2 * 3 + 2
+
+
+@pytest.mark.xfail(strict=True, reason="what a run's student started from is not counted: walks stop at `start`")
+def test_the_final_student_s_training_before_fine_tuning_is_part_of_its_cost(tuned: Report) -> None:
+    final = tuned.summary(MckdSummary).final
+    assert final.seconds == 3, "before, after, and scores"
+
+
+def test_labels_of_fine_tuned_students_follow_those_that_they_replace(tuned: Report) -> None:
+    summary = tuned.summary(MckdSummary)
+    told = [(labels.name, labels.used, labels.rows) for labels in summary.labels]
+    assert told == [("0 (teacher)", "replaced", 8), ("1", "replaced", 8), ("1, fine-tuned", "final student", 9)]
+    change = summary.labels[2].change
+    assert change is not None
+    assert (change.changed, change.new, change.fixed, change.broken) == (1, 1, 1, 0)
+    assert [example.example_id for example in change.examples] == ["p0"]
+    exact = [labels.quality["exact_match"].value for labels in summary.labels[1:]]
+    assert exact == [pytest.approx(4 / 9), pytest.approx(6 / 9)]
+    assert "| 1, fine-tuned | 9 | final student | 1 (11.1 %) |" in (tuned.folder / "report.md").read_text()
+
+
+def test_the_reason_of_fine_tuning(tuned: Report, tmp_path: Path) -> None:
+    reason = tuned.summary(MckdSummary).reason
+    assert (
+        "Fine-tuning on the labeled set was accepted: it changed a student's slot F1 on 2 judging rows that it had not "
+        "seen by +100.0 (95 % interval +100.0 to +100.0; better in 100% of resamples, 25% needed). So the students "
+        "that relabel the pool last and the final student had it."
+    ) in reason
+    worse = {"fine-tuning/judge": {"l0": "[IN:PLAY ]"}}
+    rejected = summary_of(synthetic(tmp_path, worse, method=TUNED, baselines=[]))
+    assert "Fine-tuning on the labeled set was rejected: it changed a student's slot F1 on 2 judg" in rejected.reason
+    assert rejected.final.note == "labels of stage 1"
+    assert [row.name for row in rejected.systems] == ["teacher", "stage 1", "final student"]
+    assert [labels.used for labels in rejected.labels] == ["replaced", "final student"]
+
+
+def test_the_reason_of_fine_tuning_without_a_proof(tmp_path: Path) -> None:
+    summary = summary_of(synthetic(tmp_path, method={"stages": 1, "fine_tuning": {"kind": "always"}}, baselines=[]))
+    assert summary.reason.endswith(
+        "Fine-tuning on the labeled set needs no proof (method.fine_tuning: always), so the final student had it."
+    )
+    assert summary.final.note == "labels of stage 0, fine-tuned"
+    assert [labels.used for labels in summary.labels] == ["final student"]
+
+
+def test_what_the_final_student_gains_is_told_first(tuned: Report, summary: MckdSummary, tmp_path: Path) -> None:
+    told, gain = tuned.summary(MckdSummary), tuned.summary(MckdSummary).systems[-1].final_gain
+    assert gain is not None
+    teacher = told.systems[0].scores["slot_f1"].value
+    assert told.gained == (
+        f"The final student scores 100.0 slot F1: {signed(1 - teacher)} over the teacher ({percent(teacher)} on the "
+        f"pool); +0.0 (+0.0 to +0.0) over vanilla-kd; {signed(gain.value)} ({signed(gain.low)} to {signed(gain.high)}) "
+        "over supervised."
+    )
+    assert told.conclusion == f"{told.gained} {told.reason}"
+    assert told.conclusion in (tuned.folder / "report.md").read_text().replace("&#39;", "'")
+    assert "vanilla-kd" not in summary.gained, "it is the same student"
+    other = synthetic(tmp_path, teacher={"kind": "finetuned"}, method={"stages": 1}, baselines=[])
+    assert summary_of(other).gained == (
+        "The final student scores 57.1 slot F1: -42.9 over the teacher (100.0 on the test rows)."
+    )
+
+
+def test_the_terminal_shows_the_fine_tuned_students(tuned: Report) -> None:
+    console = Console(width=200, file=StringIO(), record=True)
+    summary = tuned.summary(MckdSummary)
+    console.print(render_terminal(summary))
+    text = " ".join(console.export_text().split())
+    assert "fine-tuned (2 students)" in text
+    assert summary.gained in text
 
 
 def test_failures_keep_reason_and_raw_text(summary: MckdSummary) -> None:

@@ -117,7 +117,12 @@ def test_one_row_cannot_be_held_out_of_itself(build: Build) -> None:
     cells = [list(in_cells(iter([{"example_id": i} for i in ids]), Cells(of=64, seed=0, only=[c]))) for c in range(64)]
     (alone, *_) = [cell for cell, rows in enumerate(cells) if len(rows) == 1]
     with pytest.raises(StageFailed, match="stopping holds rows out, and there is one row only"):
-        make(config, train_student(config, "s", pool(config), cells=Cells(of=64, seed=0, only=[alone])), 0, lambda *_: None)
+        make(
+            config,
+            train_student(config, "s", pool(config), cells=Cells(of=64, seed=0, only=[alone])),
+            0,
+            lambda *_: None,
+        )
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ ASKED = {"kind": "transformers", "model": "m", "labels": "soft", "prompt": {"ins
         (None, {}),
         ("classes", {"method": {"cross_labels": "soft"}}),
         ("classes", {"teacher": ASKED}),
-        ("classes", {"method": {"partitions": 3}}),
+        ("classes", {"method": {"partitions": 3, "scheme": "disjoint"}}),
         ("text", {}),
         ("text", {"teacher": {**ASKED, "labels": "hard"}}),
         ("text", {"method": {"partitions": 3, "scheme": "leave-one-out"}}),
@@ -190,7 +190,7 @@ SENTENCE = (
         ({"teacher": {"kind": "ensemble", "members": [ASKED, {**ASKED, "model": "n"}]}}, SENTENCE),
         ({"method": {"cross_labels": "soft"}}, r"method\.cross_labels 'soft' needs probabilities of classes; use stud"),
         (
-            {"method": {"partitions": 3}},
+            {"method": {"partitions": 3, "scheme": "disjoint"}},
             r"method\.partitions 3: each row gets several labels, and a vote on them needs",
         ),
     ],

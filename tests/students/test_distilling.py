@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from retort.config import CausalConfig, DistillationConfig, TextConfig, TrainingConfig
+from retort.config import CausalConfig, DistillationConfig, StudentTrainingConfig, TextConfig
 from retort.models.device import Device
 from retort.models.weights import find_weights
 from retort.problems import problem_for
@@ -202,8 +202,14 @@ def test_a_student_becomes_its_teacher(tiny_causal: Path) -> None:
         rows.append(TrainingRow(text, str(label), top=one))
 
     def distance(**fields: Any) -> tuple[float, dict[str, int]]:
-        training = TrainingConfig(
-            epochs=30, learning_rate=1e-2, batch_tokens=256, freeze_embeddings=False, precision="fp32", **fields
+        training = StudentTrainingConfig(
+            epochs=30,
+            min_updates=0,
+            learning_rate=1e-2,
+            batch_tokens=256,
+            freeze_embeddings=False,
+            precision="fp32",
+            **fields,
         )
         config = CausalConfig(kind="causal", model=str(tiny_causal), target="text", weights="random", training=training)
         torch.manual_seed(1)

@@ -126,7 +126,7 @@ def test_sources_that_are_cut_are_counted(build: Build, rows: list[TrainingRow])
     training = TRAINING.model_copy(update={"max_length": 8})
     for kind in ("t5", "causal"):
         counts = learn(
-            build(kind, training=training), [TrainingRow("play " * 30, encode("PLAY", ["O"] * 30)), rows[1]], 1
+            build(kind, training=dict(training)), [TrainingRow("play " * 30, encode("PLAY", ["O"] * 30)), rows[1]], 1
         )
         assert counts.counts["cut"] == 1
 

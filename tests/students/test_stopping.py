@@ -54,7 +54,7 @@ def test_more_patience_looks_further_and_never_keeps_worse() -> None:
     assert min(found[2]) <= min(found[1]) <= min(found[0])
 
 
-@pytest.mark.parametrize(("epochs", "least", "steps"), [(1, 10, 10), (0.5, 2, 2), (5, 10, 15), (2, 6, 6), (2, 0, 6)])
+@pytest.mark.parametrize(("epochs", "least", "steps"), [(1, 12, 12), (0.5, 3, 3), (5, 10, 15), (2, 6, 6), (2, 0, 6)])
 def test_training_goes_on_past_its_epochs_until_there_were_enough_updates(
     epochs: float, least: int, steps: int
 ) -> None:
@@ -72,10 +72,10 @@ def test_enough_updates_are_at_most_one_too_many() -> None:
 
 def test_early_stopping_looks_after_each_of_the_epochs_that_there_are() -> None:
     """Enough updates make more epochs to choose from; they are no reason to go on with what gets worse."""
-    few, many = training(1000, epochs=2), training(1000, epochs=2, min_updates=10)
+    few, many = training(1000, epochs=2), training(1000, epochs=2, min_updates=12)
     assert fitted(Rows(), few).held_out_steps == [3, 6]
     history = fitted(Rows(), many)
-    assert history.held_out_steps == [3, 6, 9, 10]
+    assert history.held_out_steps == [3, 6, 9, 12]
     assert history.ended_by == "epochs"
     impatient = fitted(Rows(), training(1, epochs=2, min_updates=3 * EPOCHS))
     assert impatient.ended_by == "patience"

@@ -25,7 +25,7 @@ def builder(models: dict[str, Path], problem: Any, training: TrainingConfig) -> 
         settings: dict[str, Any] = {
             "model": str(models[name]),
             "target": target or None,
-            "training": training,
+            "training": dict(training),
             **fields,
         }
         if name == "pair":

@@ -12,8 +12,8 @@ from retort.steps.base import Step
 
 
 class Recorder:
-    """A `do` that makes nothing and remembers everything. `verdicts` are those of the stages, in order, `tuning` that of
-    fine-tuning."""
+    """A `do` that makes nothing and remembers everything. `verdicts` are those of the stages, in order, and `tuning` is
+    that of fine-tuning."""
 
     def __init__(self, verdicts: Iterable[bool] = (), *, tuning: bool = True) -> None:
         self.steps: list[Step] = []
@@ -49,7 +49,11 @@ def config_of(
             "problem": {"kind": "classification", "labels": ["a", "b"]},
             "data": {"labeled": "l.jsonl", "unlabeled": "u.jsonl", "test": "t.jsonl", "dev": "d.jsonl"},
             "teacher": teacher or {"kind": "finetuned"},
-            "student": {"kind": "sequence-classification", "model": "org/model", "training": {"epochs": 6, "min_updates": 0}},
+            "student": {
+                "kind": "sequence-classification",
+                "model": "org/model",
+                "training": {"epochs": 6, "min_updates": 0},
+            },
             "method": {"stages": 3, **PAPER, **method, "selection": selection},
             "baselines": list(baselines),
             "evaluation": {"judge": judge},

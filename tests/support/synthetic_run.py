@@ -27,6 +27,7 @@ from retort.records.result import Champion
 from retort.steps.base import Step
 from retort.steps.context import StepContext
 from retort.steps.cross_label import CrossLabel
+from retort.steps.cross_validate import CrossValidate
 from retort.steps.evaluate import EvaluateStudent
 from retort.steps.gate import Gate
 from retort.steps.train_student import TrainStudent
@@ -62,6 +63,8 @@ CROSS = {
     "p4": CITY.format("queen"),  # still wrong, and changed in most parts
     "p7": PLAY_TRACK.format("abba"),  # changed, gold not known
 }
+TUNED_CROSS = {**CROSS, "p0": PLAY_ARTIST.format("madonna"), "p9": CITY.format("oslo")}
+"""What the fine-tuned students say: p0 is fixed, p9 had no label."""
 LABELED = {"l0": ("play prince", PLAY_ARTIST.format("prince")), "l1": ("weather in bonn", CITY.format("bonn"))}
 TEST = {
     "t0": ("play cher", PLAY_ARTIST.format("cher")),
@@ -168,7 +171,9 @@ def _made(step: Step, context: StepContext, wrong: Wrong) -> StepOutput:
         case CrossLabel():
             return _make_cross_labels(step, context)
         case EvaluateStudent():
-            return _make_student_scores(wrong, step, context)
+            return _make_student_scores(wrong, step, step.gold, context)
+        case CrossValidate():
+            return _make_student_scores(wrong, step, step.labels, context)
         case Gate():
             return step.judge(context, lambda gate, context, texts: (2.5, "a machine"))
     return step.run(context)
@@ -188,10 +193,10 @@ def _make_student(context: StepContext) -> StepOutput:
 
 def _make_cross_labels(step: CrossLabel, context: StepContext) -> StepOutput:
     """The students' part is in `CROSS`; with probabilities, 0.9 for what they say and the rest for all else."""
-    problem = problem_for(step.problem)
+    problem, cross = problem_for(step.problem), TUNED_CROSS if step.name.startswith("fine-tuning") else CROSS
 
     def labeled(row: dict[str, Any]) -> dict[str, Any]:
-        label = problem.parse(row["text"], CROSS[row["example_id"]])
+        label = problem.parse(row["text"], cross[row["example_id"]])
         assert isinstance(label, str), label
         probabilities = None
         if step.probabilities:
@@ -202,15 +207,17 @@ def _make_cross_labels(step: CrossLabel, context: StepContext) -> StepOutput:
         return {**row, "label": label, "confidence": 0.9, "labeler": step.name, "probabilities": probabilities}
 
     rows = in_cells(open_rows(context.store, step.rows).rows(["example_id", "text"]), step.cells)
-    named = (row for row in rows if row["example_id"] in CROSS)
+    named = (row for row in rows if row["example_id"] in cross)
     return StepOutput(rows=write_rows(context.folder / ROWS, PSEUDOLABELS, map(labeled, named)))
 
 
-def _make_student_scores(wrong: Wrong, step: EvaluateStudent, context: StepContext) -> StepOutput:
+def _make_student_scores(
+    wrong: Wrong, step: EvaluateStudent | CrossValidate, gold: ArtifactRef, context: StepContext
+) -> StepOutput:
     problem = problem_for(step.problem)
     said = next((labels for name, labels in wrong.items() if step.name.startswith(name)), {})
     rows: list[dict[str, Any]] = []
-    for example in Examples.open(context.store, step.gold).gold():
+    for example in Examples.open(context.store, gold).gold():
         predicted = example.label
         if example.example_id in said:
             predicted = problem.parse(example.text, said[example.example_id])  # type: ignore[assignment]

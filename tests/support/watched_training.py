@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retort.config import StoppingConfig, TrainingConfig
+from retort.config import StoppingConfig, StudentTrainingConfig
 from retort.models.device import Device
 from retort.students.base import History
 from retort.students.batching import Indices
@@ -19,10 +19,10 @@ EPOCHS, STEPS = 40, 3
 """Steps in each epoch."""
 
 
-def training(patience: int = 3, **fields: Any) -> TrainingConfig:
+def training(patience: int = 3, **fields: Any) -> StudentTrainingConfig:
     stopping = StoppingConfig(by="distillation_loss", patience=patience)
-    given = {"epochs": EPOCHS, "learning_rate": 3e-2, "batch_tokens": 8, "precision": "fp32", "stopping": stopping}
-    return TrainingConfig(**{**given, **fields})
+    given = {"epochs": EPOCHS, "min_updates": 0, "learning_rate": 3e-2, "batch_tokens": 8, "precision": "fp32"}
+    return StudentTrainingConfig(**{**given, "stopping": stopping, **fields})
 
 
 class Rows:
@@ -60,6 +60,6 @@ class Rows:
             return float(self.loss(np.arange(24))) / 24
 
 
-def fitted(rows: Rows, config: TrainingConfig, **options: Any) -> History:
+def fitted(rows: Rows, config: StudentTrainingConfig, **options: Any) -> History:
     held_out = Rows(2, rows.model) if config.stopping else None
     return fit(rows.model, rows, config, seed=3, device=CPU, held_out=held_out, **options)
