@@ -28,7 +28,7 @@ from retort.errors import TrackingUnavailable
 from retort.records.base import Record
 from retort.steps.pseudolabel_llm import COMPACT_FROM
 from retort.store import Manifest, Store
-from retort.store.ancestry import START, inputs_of
+from retort.store.ancestry import lineage_of, warm_start
 from retort.store.listing import FoundFile
 from retort.store.opening import refusals, usable_store
 from retort.store.retention import Holding, holdings, retire
@@ -169,9 +169,8 @@ def mark(inventory: Inventory, roots: Iterable[str], alone: Collection[str] = ()
     while level:
         found = _manifests(inventory, level - marked.keys())
         marked.update((manifest.key, manifest) for manifest in found)
-        inputs = [(role, key) for manifest in found for role, key in inputs_of(manifest)]
-        level = {key for role, key in inputs if role != START}
-        ends |= {key for role, key in inputs if role == START}
+        level = {key for manifest in found for _, key in lineage_of(manifest)}
+        ends |= {key for manifest in found if (key := warm_start(manifest))}
     marked.update((manifest.key, manifest) for manifest in _manifests(inventory, ends - marked.keys()))
     return marked
 

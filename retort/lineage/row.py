@@ -155,7 +155,8 @@ class _Looker:
             cells = _cells(student)
             for rows in learned:
                 row = self.row(rows, GOLD_ROWS if rows.kind == "examples" and "pool" not in roles else ROWS)
-                if row and any(in_cells(iter([row]), cells)):
+                least = student.fingerprint["params"].get("min_confidence", 0.0)
+                if row and any(in_cells(iter([row]), cells)) and row.get("confidence", 1.0) >= least:
                     yield student.name
                     break
 

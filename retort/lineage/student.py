@@ -8,7 +8,7 @@ from retort.lineage.teacher import Prompted, prompt_of
 from retort.records.base import Record
 from retort.serving.addresses import TRACKING_VARIABLE, FoundStudent, find_student
 from retort.store import Manifest, Store
-from retort.store.ancestry import START, ancestors, input_keys, inputs_of, kinds_of
+from retort.store.ancestry import ancestors, kinds_of, lineage_of, warm_start
 from retort.store.runs import runs
 from retort.tracking.origin import DataInput, Origin, find_origin
 from retort.tracking.registry import ModelVersion, versions
@@ -102,7 +102,7 @@ def trace(traced: Traced) -> Lineage:
         origin=traced.origin,
         data=traced.origin.data if traced.origin else (),
         steps=tuple(_step(store, manifest) for manifest in traced.manifests),
-        start=next(iter(input_keys(student, START)), None),
+        start=next(filter(None, map(warm_start, reversed(traced.manifests))), None),
         swept=tuple(_swept(traced.manifests, keys)),
     )
 
@@ -115,8 +115,8 @@ def _registered(uri: str, found: FoundStudent) -> list[ModelVersion]:
 
 def _swept(manifests: Sequence[Manifest], keys: set[str]) -> Iterator[str]:
     for manifest in manifests:
-        for role, key in inputs_of(manifest):
-            if key not in keys and role != START:
+        for role, key in lineage_of(manifest):
+            if key not in keys:
                 kind = " or ".join(kinds_of(manifest, role, key))
                 yield f"{role} of {manifest.name} ({kind} {key[:12]})"
 

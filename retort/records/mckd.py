@@ -30,6 +30,8 @@ class StageResult(Record):
 class FineTuning(Record):
     """What fine-tuning on the labeled set made, apart from the final student."""
 
+    stage: int
+    """The stage whose students were fine-tuned, the last that was kept."""
     selection: ArtifactRef | None
     """The comparison before and after on the judging rows; None if fine-tuning needed no proof."""
     accepted: bool

@@ -40,11 +40,12 @@ class CrossValidate(TrainingStep):
         from retort.students.base import TrainingRow
 
         device = choose_device(context.execution.device, self.training.precision, self.siblings)
+        as_scored = choose_device(context.execution.device, "auto", self.siblings)
         student, _ = self.untrained(context, self.found_weights())
         others = [TrainingRow(row.text, str(row.label)) for at, row in enumerate(gold) if at not in set(fold)]
         student.train(others, self.training, seed=self.seed, device=device, micro_batches=2**context.attempt)
         held = [gold[at] for at in fold]
-        outcomes = student.predict((row.text for row in held), device=device, total=len(held))
+        outcomes = student.predict((row.text for row in held), device=as_scored, total=len(held))
         return {
             row.example_id: (None, None) if isinstance(outcome, ParseFailure) else (outcome.label, outcome.confidence)
             for row, outcome in zip(held, outcomes, strict=True)

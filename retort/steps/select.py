@@ -1,11 +1,10 @@
-"""`select`: decides whether a stage's labels are better than the previous ones.
+"""`select`: decides whether a stage's labels are better than the previous ones, or a student better after fine-tuning.
 
 The k students of two stages see the same rows, start from the same weights and differ only in their labels, so their
 scores on the judging rows (which none of them trains on) show which labels are better. Fine-tuning on the labeled set
 is judged in the same way: each fold of the set by a student that was fine-tuned on the other folds, against the student
-before. The verdict also counts the
-whole labels that only one side got right, student i against student i, with McNemar's p (see `Duel`). That is for the
-report and decides nothing.
+before. The verdict also counts the whole labels that only one side got right, student i against student i, with
+McNemar's p (see `Duel`). That is for the report and decides nothing.
 """
 
 from retort.artifacts.scores import Scores

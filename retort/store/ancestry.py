@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from retort.store.manifest import Manifest
 from retort.store.store import Store
 
-START = "start"
-"""The role of the student that a warm-started student started from. Walks stop there, since it has a lineage of its
-own: with a warm start every night, they would otherwise go back to the first night."""
+_START = "start"
+"""The role of the student whose weights a training started from."""
 
 _KINDS: Mapping[str, Sequence[str]] = {
     "student": ("students",),
@@ -42,10 +41,24 @@ def _walk(store: Store, kinds: Sequence[str], key: str, seen: set[str]) -> Itera
     manifest = next((found for kind in kinds if (found := store.find(kind, key))), None)
     if manifest is None:
         return
-    for role, input_key in inputs_of(manifest):
-        if role != START:
-            yield from _walk(store, kinds_of(manifest, role, input_key), input_key, seen)
+    for role, input_key in lineage_of(manifest):
+        yield from _walk(store, kinds_of(manifest, role, input_key), input_key, seen)
     yield manifest
+
+
+def lineage_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """(role, key) of each input, without the student of a warm start."""
+    warm = warm_start(manifest)
+    return ((role, key) for role, key in inputs_of(manifest) if key != warm)
+
+
+def warm_start(manifest: Manifest) -> str | None:
+    """The key of the student that a training on pseudolabels started from, if it did. It has a lineage of its own: with
+    a warm start every night, walks would otherwise go back to the first night. Fine-tuning on gold labels starts from a
+    student of the same run instead."""
+    learned = [kinds_of(manifest, "labels", key) for key in input_keys(manifest, "labels")]
+    starts = input_keys(manifest, _START)
+    return None if not starts or ("examples",) in learned else starts[0]
 
 
 def inputs_of(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -164,13 +164,21 @@ def _schedule(data: TrainingData, training: TrainingConfig, seed: int) -> tuple[
     """The batches of all epochs, fixed in advance, and the number of epochs: as many as `training` asks for, or more
     until there are `min_updates` batches. The last epoch may be incomplete."""
     generator = np.random.default_rng(seed)
-    scheduled = data.batches(training.batch_tokens, generator)
-    epochs = max(training.epochs, training.min_updates / len(scheduled))
-    del scheduled[math.ceil(len(scheduled) * min(1.0, epochs)) :]
-    for done in range(1, math.ceil(epochs)):
-        batches = data.batches(training.batch_tokens, generator)
-        scheduled += batches[: math.ceil(len(batches) * min(1.0, epochs - done))]
-    return scheduled, epochs
+
+    def epoch() -> list[Indices]:
+        return data.batches(training.batch_tokens, generator)
+
+    scheduled = epoch()
+    per_epoch = len(scheduled)
+    del scheduled[math.ceil(per_epoch * min(1.0, training.epochs)) :]
+    for done in range(1, math.ceil(training.epochs)):
+        batches = epoch()
+        scheduled += batches[: math.ceil(len(batches) * min(1.0, training.epochs - done))]
+    if len(scheduled) >= training.min_updates:
+        return scheduled, training.epochs
+    while len(scheduled) < training.min_updates:
+        scheduled += epoch()
+    return scheduled[: training.min_updates], training.min_updates / per_epoch
 
 
 def _make_deterministic(seed: int) -> None:

@@ -71,7 +71,7 @@ def _rows_behind(do: Recorder, labels: ArtifactRef) -> set[str]:
 @pytest.mark.parametrize(
     ("stages", "selection", "verdicts", "expected"),
     [
-        (1, "better", [], [TUNED[0], "fine-tuning/before", *PROOF, *TUNED]),
+        (1, "better", [], ["fine-tuning/student", "fine-tuning/before", *PROOF, *TUNED]),
         (2, "always", [], [*PROOF, *RELABELING, *TUNED]),
         (2, "better", [True], [*PROOF, *RELABELING, *TUNED]),
         (2, "better", [False], [*PROOF, *TUNED]),
@@ -103,7 +103,7 @@ def test_fine_tuned_students_relabel_the_pool_again_if_relabeling_was_kept(
 @pytest.mark.parametrize(
     ("stages", "selection", "verdicts", "expected"),
     [
-        (1, "better", [], [TUNED[0], "fine-tuning/before", *PROOF, "final/student"]),
+        (1, "better", [], ["fine-tuning/student", "fine-tuning/before", *PROOF, "final/student"]),
         (2, "always", [], [*PROOF, "final/student"]),
         (3, "better", [True, False], [*PROOF, "final/student"]),
     ],
@@ -290,3 +290,11 @@ def test_stage_1_learns_only_sure_labels_of_the_teacher() -> None:
     one = Recorder()
     run(one, config_with("never", stages=1, min_confidence=0.7))
     assert named(one, "final/student").params["min_confidence"] == 0.7
+
+
+def test_no_student_that_judges_fine_tuning_starts_from_the_champion() -> None:
+    first, second = Recorder(), Recorder()
+    champion = crowned(first, run(first, warm(stages=1)))
+    run(second, warm(stages=1), pool="pool-2", champion=champion)
+    assert "start" not in named(second, "fine-tuning/student").inputs, "it was fine-tuned on the rows that judge"
+    assert named(second, "final/before-fine-tuning").input("start") == champion.student

@@ -186,13 +186,12 @@ def test_fine_tuned_students_have_a_row_after_the_stages(tuned: Report) -> None:
     row = summary.systems[2]
     assert (row.role, row.num_students, row.measured_on, row.judge_scores) == ("stage", 2, "test", {})
     assert row.scores["slot_f1"].value == pytest.approx((3 / 4 + 1) / 2)
-    assert row.note == "the students before, fine-tuned on the labeled set"
+    assert row.note == "those of stage 1, on the labeled set"
     assert summary.final.note == "labels of the fine-tuned students, fine-tuned"
     # The judgement and its verdict; of two students the training, scores and cross-labels; labels and their quality.
     assert row.seconds == 2 + 2 * 3 + 2
 
 
-@pytest.mark.xfail(strict=True, reason="what a run's student started from is not counted: walks stop at `start`")
 def test_the_final_student_s_training_before_fine_tuning_is_part_of_its_cost(tuned: Report) -> None:
     final = tuned.summary(MckdSummary).final
     assert final.seconds == 3, "before, after, and scores"

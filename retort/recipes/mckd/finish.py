@@ -48,13 +48,15 @@ async def finish(
 
     if config.fine_tuning.kind == "never":
         return None, await trained(FINAL, labels)
+    stage = 1
     if rounds:
         last = rounds[min(kept_stage, len(rounds)) - 1]
-        students, scores = last.students, last.judge_scores[0]
+        stage, students, scores = last.stage, last.students, last.judge_scores[0]
     else:
-        students = (await trained(BEFORE, labels),)
+        # Never from the champion: it was fine-tuned on the rows that judge here.
+        students = (await do(final_step(config, f"{RUN}/student", data, kept_stage, labels, None)),)
         scores = await do(evaluate_student(config, f"{RUN}/before", students[0], data.judge))
-    tuning = await prove(config, data, students[0], scores, do)
+    tuning = await prove(config, data, stage, students[0], scores, do)
     if not tuning.accepted:
         return tuning, await trained(FINAL, labels)
     if kept_stage > 1:
@@ -73,10 +75,12 @@ def final_step(
     return step
 
 
-async def prove(config: MckdConfig, data: Data, student: ArtifactRef, scores: ArtifactRef, do: Do) -> FineTuning:
-    """Test on the judging rows whether fine-tuning makes `student` better, which has the `scores` there."""
+async def prove(
+    config: MckdConfig, data: Data, stage: int, student: ArtifactRef, scores: ArtifactRef, do: Do
+) -> FineTuning:
+    """Test on the judging rows whether fine-tuning makes a stage's student better, which has the `scores` there."""
     if config.fine_tuning.kind == "always":
-        return FineTuning(selection=None, accepted=True)
+        return FineTuning(stage=stage, selection=None, accepted=True)
     if config.evaluation.judge == "dev":
         tuned = await do(fine_tune(config, f"{RUN}/judged", student, data))
         judged = await do(evaluate_student(config, f"{RUN}/judge", tuned, data.judge))
@@ -84,7 +88,7 @@ async def prove(config: MckdConfig, data: Data, student: ArtifactRef, scores: Ar
         judged = await do(cross_validate(config, f"{RUN}/judge", student, data))
     verdict = await do(select_fine_tuning(config, f"{RUN}/selection", scores, judged))
     # A plan cannot know the verdict yet, so it continues as if fine-tuning were accepted.
-    return FineTuning(selection=verdict, accepted=verdict.metrics.get("accepted", 1.0) == 1.0)
+    return FineTuning(stage=stage, selection=verdict, accepted=verdict.metrics.get("accepted", 1.0) == 1.0)
 
 
 async def relabel_again(

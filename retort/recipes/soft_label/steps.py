@@ -79,7 +79,7 @@ class Encoder:
     @classmethod
     def of(cls, config: SoftLabelConfig, model: str, training: TrainingConfig) -> "Encoder":
         teacher = config.teacher
-        named = {"kind": "sequence-classification", "model": model, "training": training}
+        named = {"kind": "sequence-classification", "model": model, "training": dict(training)}
         if isinstance(teacher, CrossEncoderConfig) and teacher.model == model:
             named |= {"revision": teacher.revision, "weights": teacher.weights}
         return cls(config, SequenceClassificationConfig.model_validate(named))

@@ -110,13 +110,13 @@ def _label_stage(run: Run, stage: int) -> LabelStage:
 
 def _fine_tuned_labels(run: Run) -> list[LabelStage]:
     """The labels that fine-tuned students gave, if there are any."""
-    tuning, stage = run.result.fine_tuning, run.result.kept_stage - 1
+    tuning = run.result.fine_tuning
     if tuning is None or tuning.labels is None or tuning.label_scores is None:
         return []
-    pool, before = run.result.data.unlabeled, run.result.labels[stage]
+    pool, before = run.result.data.unlabeled, run.result.labels[run.result.kept_stage - 1]
     return [
         LabelStage(
-            stage=stage,
+            stage=tuning.stage,
             fine_tuned=True,
             rows=tuning.labels.rows,
             used="final student",
@@ -227,7 +227,7 @@ def _fine_tuned_rows(run: Run) -> list[SystemRow]:
             num_students=len(tuning.students),
             measured_on="test",
             scores=_mean_scores(run, tuning.test_scores),
-            note=f"the students before, fine-tuned on the labeled set{_invalid(run, tuning.test_scores)}",
+            note=f"those of stage {tuning.stage}, on the labeled set{_invalid(run, tuning.test_scores)}",
         )
     ]
 

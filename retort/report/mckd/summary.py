@@ -233,7 +233,9 @@ class MckdSummary(Summary):
         teacher = next((row for row in self.systems if row.role == "teacher" and metric in row.scores), None)
         if teacher:
             value = teacher.scores[metric].value
-            where = "on the test rows" if teacher.measured_on == "test" else f"on the {teacher.measured_on}"
+            where = {"test": "on the test rows", "pool": "on the pool"}.get(
+                teacher.measured_on or "", "on the labeled set"
+            )
             gains.insert(0, f"{signed(own.value - value)} over the teacher ({percent(value)} {where})")
         return f"The final student scores {percent(own.value)} {TITLES[metric]}: {'; '.join(gains)}." if gains else ""
 
