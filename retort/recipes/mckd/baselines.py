@@ -1,5 +1,6 @@
 """Baselines that an honest comparison needs. Steps that they have in common with the main run are shared."""
 
+import math
 from collections.abc import Awaitable, Callable
 
 from retort.config import Baseline, FinetunedConfig, MckdConfig, TrainingConfig
@@ -92,7 +93,7 @@ async def early_stopped(config: MckdConfig, result: MckdResult, do: Do) -> Artif
     """A student that stops after a sixth of the epochs, before it memorizes wrong labels (arXiv 2312.10185), relabels
     its own training rows; the final student is trained on those labels."""
     training, data, soft = config.student.training, result.data, config.cross_labels == "soft"
-    brief = {"epochs": training.epochs / 6, "min_updates": training.min_updates // 6, "stopping": None}
+    brief = {"epochs": math.ceil(training.epochs / 6), "min_updates": training.min_updates // 6, "stopping": None}
     first = await do(vanilla(config, "early-stopped/first", result, training.model_copy(update=brief)))
     labels = await do(cross_label(config, "early-stopped/pseudolabels", first, data.unlabeled, probabilities=soft))
     return await do(train_student(config, "early-stopped/student", labels, stage=2, labeled=data.labeled))
