@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from paper_method import PAPER
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -84,7 +86,7 @@ def test_a_failed_stage_is_retried_with_the_button(
     stack.ensure_worker("parents", "cpu")
     stack.ensure_worker("student-a", "gpu-student")
     values = copy.deepcopy(tiny_slots) | {"name": "one-stage", "store": {"root": str(tmp_path / "store")}}
-    values["method"] = {"stages": 1}
+    values["method"] = {**PAPER, "stages": 1}
     values["student"]["training"]["epochs"] = 300
     values["execution"] = {"device": "cpu", "student_pool": "gpu-student"}
     parent = stack.start_run("mckd/mckd", config=stack.write_config(values))
