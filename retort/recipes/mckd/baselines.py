@@ -3,7 +3,7 @@
 import math
 from collections.abc import Awaitable, Callable
 
-from retort.config import Baseline, FinetunedConfig, MckdConfig, TrainingConfig
+from retort.config import FINETUNED_TRAINING, Baseline, FinetunedConfig, MckdConfig, TrainingConfig
 from retort.recipes.base import Do, together
 from retort.recipes.mckd.rounds import train_on_partitions
 from retort.recipes.mckd.steps import (
@@ -100,8 +100,9 @@ async def early_stopped(config: MckdConfig, result: MckdResult, do: Do) -> Artif
 
 
 async def supervised(config: MckdConfig, result: MckdResult, do: Do) -> ArtifactRef:
-    """One student trained on the labeled set alone."""
-    training = config.teacher.training if isinstance(config.teacher, FinetunedConfig) else gold_training(config)
+    """One student trained on the labeled set alone, for as many epochs as a fine-tuned teacher."""
+    teacher, epochs = config.teacher, FINETUNED_TRAINING.epochs
+    training = teacher.training if isinstance(teacher, FinetunedConfig) else gold_training(config, epochs)
     return await do(train_student(config, "supervised/student", result.data.labeled, training=training))
 
 

@@ -150,7 +150,7 @@ def fine_tune(
     config: MckdConfig, name: str, student: ArtifactRef, data: Data, *, index: int = 0, siblings: int = 1
 ) -> TrainStudent:
     """Train a student further, on the labeled set."""
-    training = gold_training(config)
+    training = gold_training(config, config.fine_tuning.epochs)
     return train_student(config, name, data.labeled, index=index, siblings=siblings, training=training, start=student)
 
 
@@ -161,9 +161,9 @@ def cross_validate(config: MckdConfig, name: str, student: ArtifactRef, data: Da
     return CrossValidate(**tuning, folds=folds, metrics=config.metrics, resamples=resamples)
 
 
-def gold_training(config: MckdConfig) -> TrainingConfig:
-    """How to train on the labeled set: as on pseudolabels, but for as many epochs as fine-tuning has."""
-    settings = {**dict(config.student.training), "epochs": config.fine_tuning.epochs, "min_updates": 0}
+def gold_training(config: MckdConfig, epochs: float) -> TrainingConfig:
+    """How to train on the labeled set: as on pseudolabels, but for so many epochs."""
+    settings = {**dict(config.student.training), "epochs": epochs, "min_updates": 0}
     return GoldTrainingConfig.model_validate({**settings, "distillation": None, "stopping": None})
 
 
