@@ -57,5 +57,18 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
             yield from batch.to_pylist()
 
 
+def aligned(rows: Iterable[Row], *others: Iterator[Row]) -> Iterator[tuple[Row, list[Row | None]]]:
+    """Yield each row with the rows of the same example_id in the others, None where there is none. The others hold some
+    of the rows, in the same order, so one pass is enough."""
+    heads = [next(other, None) for other in others]
+    for row in rows:
+        found: list[Row | None] = []
+        for index, head in enumerate(heads):
+            is_its = head is not None and head["example_id"] == row["example_id"]
+            found.append(head if is_its else None)
+            heads[index] = next(others[index], None) if is_its else head
+        yield row, found
+
+
 def count_rows(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)

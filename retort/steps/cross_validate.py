@@ -7,6 +7,7 @@ from retort.artifacts.scores import Scores
 from retort.config import Metric
 from retort.data.partitions import folds_of
 from retort.errors import StageFailed
+from retort.models.weights import Weights
 from retort.records.base import Example, ParseFailure
 from retort.steps.context import StepContext
 from retort.steps.evaluate import Labels, score_rows
@@ -30,19 +31,20 @@ class CrossValidate(TrainingStep):
         if len(gold) < 2:
             raise StageFailed(f"{self.name}: the labeled set has {len(gold)} row(s); at least 2 are needed to judge it")
         folds, labels = folds_of([row.example_id for row in gold], self.folds, self.seed), Labels()
+        weights = self.found_weights()
         for done, fold in enumerate(folds):
             context.progress(done, len(folds), "folds")
-            labels |= self._labels_of(context, gold, fold)
+            labels |= self._labels_of(context, weights, gold, fold)
         return score_rows(self, context, gold, labels)
 
-    def _labels_of(self, context: StepContext, gold: list[Example], fold: list[int]) -> Labels:
+    def _labels_of(self, context: StepContext, weights: Weights, gold: list[Example], fold: list[int]) -> Labels:
         from retort.models.device import choose_device
         from retort.students.base import TrainingRow
 
         device = choose_device(context.execution.device, self.training.precision, self.siblings)
         as_scored = choose_device(context.execution.device, "auto", self.siblings)
-        student, _ = self.untrained(context, self.found_weights())
-        others = [TrainingRow(row.text, str(row.label)) for at, row in enumerate(gold) if at not in set(fold)]
+        student, _ = self.untrained(context, weights)
+        others = [TrainingRow(row.text, str(row.label)) for at, row in enumerate(gold) if at not in fold]
         student.train(others, self.training, seed=self.seed, device=device, micro_batches=2**context.attempt)
         held = [gold[at] for at in fold]
         outcomes = student.predict((row.text for row in held), device=as_scored, total=len(held))

@@ -13,7 +13,7 @@ import numpy as np
 from retort.artifacts.examples import Examples
 from retort.artifacts.pseudolabels import ROWS, Pseudolabels
 from retort.config import MergeConfig, Problem
-from retort.io.parquet import PSEUDOLABELS, Row, write_rows
+from retort.io.parquet import PSEUDOLABELS, Row, aligned, write_rows
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.records.base import ArtifactRef
@@ -59,17 +59,11 @@ class MergeLabels(Step):
 
     def _aligned(self, context: StepContext) -> Iterator[tuple[Row, Row | None, list[Row]]]:
         """Yield each row of the pool with its previous label, if it has one, and its cross-labels. All files are in the
-        order of the pool, so one pass is enough."""
-        refs = (self.previous, *self.cross_labels)
-        readers = [Pseudolabels.open(context.store, ref).rows() for ref in refs]
-        heads = [next(reader, None) for reader in readers]
-        for row in Examples.open(context.store, self.pool).rows(["example_id", "text"]):
-            found: list[Row | None] = []
-            for index, head in enumerate(heads):
-                is_its = head is not None and head["example_id"] == row["example_id"]
-                found.append(head if is_its else None)
-                heads[index] = next(readers[index], None) if is_its else head
-            yield row, found[0], [vote for vote in found[1:] if vote is not None]
+        order of the pool."""
+        labels = (Pseudolabels.open(context.store, ref).rows() for ref in (self.previous, *self.cross_labels))
+        pool = Examples.open(context.store, self.pool).rows(["example_id", "text"])
+        for row, (old, *votes) in aligned(pool, *labels):
+            yield row, old, [vote for vote in votes if vote is not None]
 
     def _combined(self, problem: ProblemKind, row: Row, votes: list[Row]) -> Row:
         if len(votes) == 1:

@@ -166,8 +166,7 @@ class TrainStudent(TrainingStep):
         return rows
 
     def _labeled(self, context: StepContext) -> Iterable[Row]:
-        labeled = labeled_rows(context.store, self.labels)
-        seen = in_cells(labeled, self.cells)
+        seen = in_cells(labeled_rows(context.store, self.labels), self.cells)
         return (row for row in seen if row["confidence"] >= self.min_confidence) if self.min_confidence else seen
 
     def _training_row(self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]") -> "TrainingRow":

@@ -56,9 +56,13 @@ def warm_start(manifest: Manifest) -> str | None:
     """The key of the student that a training on pseudolabels started from, if it did. It has a lineage of its own: with
     a warm start every night, walks would otherwise go back to the first night. Fine-tuning on gold labels starts from a
     student of the same run instead."""
+    return None if fine_tuned_from(manifest) else next(iter(input_keys(manifest, _START)), None)
+
+
+def fine_tuned_from(manifest: Manifest) -> str | None:
+    """The key of the student that was fine-tuned on gold labels, if the artifact is what came of it."""
     learned = [kinds_of(manifest, "labels", key) for key in input_keys(manifest, "labels")]
-    starts = input_keys(manifest, _START)
-    return None if not starts or ("examples",) in learned else starts[0]
+    return next(iter(input_keys(manifest, _START)), None) if ("examples",) in learned else None
 
 
 def inputs_of(manifest: Manifest) -> Iterator[tuple[str, str]]:

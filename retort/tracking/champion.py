@@ -4,6 +4,7 @@ from retort.config import RecipeConfig, expand
 from retort.errors import ConfigError
 from retort.records.result import Champion
 from retort.store import Manifest, Store
+from retort.store.ancestry import fine_tuned_from
 from retort.tracking.registry import reigning_version
 
 KIND = "students"
@@ -37,7 +38,5 @@ def reigning_student(config: RecipeConfig, store: Store) -> Champion | None:
 
 def _trained(store: Store, student: Manifest) -> Manifest:
     """The student before it was fine-tuned on gold labels, if it was and its artifact is still there."""
-    inputs = student.fingerprint["inputs"]
-    is_fine_tuned = bool(inputs.get("start")) and any(store.find("examples", key) for key in inputs.get("labels", []))
-    before = store.find(KIND, inputs["start"][0]) if is_fine_tuned else None
-    return before or student
+    before = fine_tuned_from(student)
+    return (store.find(KIND, before) if before else None) or student

@@ -210,7 +210,7 @@ def _trainings_planned(config: MckdConfig) -> str:
     trainings = method.partitions * method.stages + 1
     planned = f"{method.stages} stages of {method.partitions} students: at most {trainings} trainings"
     found = "1 stage: 1 training" if method.stages == 1 else planned
-    found += {"better": ", and fine-tuning", "always": ", and fine-tuning", "never": ""}[config.fine_tuning.kind]
+    found += "" if config.fine_tuning.kind == "never" else ", and fine-tuning"
     few = few_updates(config, store, pool)
     return f"note: {found}; {few}" if few else found
 
@@ -219,6 +219,8 @@ def few_updates(config: MckdConfig, store: Store, pool: ArtifactRef) -> str:
     """A warning if a student of a stage would see too few optimizer steps; empty if it sees enough. The number of
     tokens is estimated from the rows' lengths."""
     method, training = config.method, config.student.training
+    if training.min_updates >= FEW_UPDATES:  # the pool need not be read
+        return ""
     share = 1 / method.partitions if method.scheme == "disjoint" else 1 - 1 / method.partitions
     tokens = sum(2 + len(row["text"]) / 4 for row in Examples.open(store, pool).rows(["text"]))
     updates = max(

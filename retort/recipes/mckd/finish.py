@@ -18,6 +18,7 @@ from retort.recipes.mckd.steps import (
     evaluate_labels,
     evaluate_student,
     fine_tune,
+    is_accepted,
     select_fine_tuning,
     start_from,
     train_student,
@@ -87,8 +88,7 @@ async def prove(
     else:
         judged = await do(cross_validate(config, f"{RUN}/judge", student, data))
     verdict = await do(select_fine_tuning(config, f"{RUN}/selection", scores, judged))
-    # A plan cannot know the verdict yet, so it continues as if fine-tuning were accepted.
-    return FineTuning(stage=stage, selection=verdict, accepted=verdict.metrics.get("accepted", 1.0) == 1.0)
+    return FineTuning(stage=stage, selection=verdict, accepted=is_accepted(verdict))
 
 
 async def relabel_again(

@@ -8,7 +8,7 @@ from retort.recipes.base import Do, together
 from retort.recipes.checks import check_champion
 from retort.recipes.mckd.finish import finish
 from retort.recipes.mckd.rounds import evaluate_round, relabel, train_on_partitions
-from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingest, select
+from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingest, is_accepted, select
 from retort.recipes.mckd.teacher import teacher_labels
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult, StageResult
@@ -81,8 +81,7 @@ async def prove_better(
     verdict, whether it was accepted)."""
     name = f"stage{challenger.stage}/selection"
     verdict = await do(select(config, name, reigning.judge_scores, challenger.judge_scores))
-    # A plan cannot know the verdict yet, so it continues as if the labels were accepted.
-    return challenger.model_copy(update={"selection": verdict}), verdict.metrics.get("accepted", 1.0) == 1.0
+    return challenger.model_copy(update={"selection": verdict}), is_accepted(verdict)
 
 
 async def score_labels(config: MckdConfig, data: Data, labels: list[ArtifactRef], do: Do) -> tuple[ArtifactRef, ...]:

@@ -109,9 +109,9 @@ def train_student(
 ) -> TrainStudent:
     """Train one student on `labels`: the pseudolabels that `stage` trains on, or gold-labeled examples (None).
 
-    `cells` are the cells of the pool that it may see; None means all. `start` is the student
-    whose weights it starts from, `student.model` by default. `labeled` is the labeled set, which may decide when
-    training stops; it is omitted when training on that set itself.
+    `cells` are the cells of the pool that it may see; None means all. `start` is the student whose weights it starts
+    from, `student.model` by default. `labeled` is the labeled set, which may decide when training stops; it is omitted
+    when training on that set itself.
 
     The seed depends only on the method's seed and `index`, so that student i of one stage and student i of the next
     start from the same weights and differ only in their labels.
@@ -305,6 +305,11 @@ def select(
         reigning=reigning,
         challenger=challenger,
     )
+
+
+def is_accepted(verdict: ArtifactRef) -> bool:
+    """Whether a selection accepted. A plan cannot know the verdict yet, so it goes on as if it did."""
+    return verdict.metrics.get("accepted", 1.0) == 1.0
 
 
 def select_fine_tuning(config: MckdConfig, name: str, before: ArtifactRef, after: ArtifactRef) -> Select:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from retort.artifacts.examples import Examples
 from retort.artifacts.pseudolabels import Pseudolabels
-from retort.io.parquet import Row
+from retort.io.parquet import Row, aligned
 from retort.metrics.format import shortened
 from retort.problems import Problem
 from retort.records.base import ArtifactRef
@@ -79,19 +79,12 @@ def label_failures(store: Store, teacher_labels: ArtifactRef) -> LabelFailures:
 def _side_by_side(
     store: Store, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef
 ) -> Iterator[tuple[str | None, Row | None, Row]]:
-    """Yield (gold label, old row, new row) for each row that has a new label. All files are in the order of the pool,
-    so one pass is enough."""
+    """Yield (gold label, old row, new row) for each row that has a new label. All files are in the order of the
+    pool."""
     examples = Examples.open(store, pool)
     before = Pseudolabels.open(store, old).rows(["example_id", "text", "label"])
-    readers = [examples.gold_rows(), before, _with_probabilities(Pseudolabels.open(store, new).path)]
-    heads = [next(reader, None) for reader in readers]
-    for row in examples.rows(["example_id"]):
-        found: list[Row | None] = []
-        for index, head in enumerate(heads):
-            is_its = head is not None and head["example_id"] == row["example_id"]
-            found.append(head if is_its else None)
-            heads[index] = next(readers[index], None) if is_its else head
-        gold, old_row, new_row = found
+    after = _with_probabilities(Pseudolabels.open(store, new).path)
+    for _, (gold, old_row, new_row) in aligned(examples.rows(["example_id"]), examples.gold_rows(), before, after):
         if new_row is not None:
             yield gold["label"] if gold else None, old_row, new_row
 
