@@ -147,8 +147,11 @@ class Stack:
 
     def is_idle(self, worker: str) -> bool:
         """Whether it has cleaned up after the run that it had: nothing below the worker itself is left."""
-        below = psutil.Process(self.workers[worker].pid).children(recursive=True)
-        return all("worker start" in " ".join(process.cmdline()) for process in below)
+        try:
+            below = psutil.Process(self.workers[worker].pid).children(recursive=True)
+            return all("worker start" in " ".join(process.cmdline()) for process in below)
+        except psutil.NoSuchProcess:  # one ends while we look, or has ended and was not yet waited for (a zombie)
+            return False
 
     def kill_worker(self, name: str) -> None:
         """The worker, the run that it has started and all below it, at once: as when a machine goes."""
