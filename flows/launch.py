@@ -1,5 +1,5 @@
-"""The program behind `retort run`: checks, runs the flow in this process, shows progress bars and the result table, and
-prints JSON for other programs.
+"""The program behind `retort run`: checks, runs the flow in this process with progress on standard error, and prints
+the result on standard output: tables, or with --json one object for programs (the tables then go to standard error).
 
     python -m flows.launch CONFIG OPTIONS_AS_JSON
 
@@ -11,10 +11,12 @@ import gc
 gc.disable()  # imported objects live forever; scanning them again and again during the imports costs half a second
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from retort.errors import RetortError
 from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
 from retort.records.base import Record
+from retort.tracking.address import tracking_uri, without_secrets
 from tasks.child_process import warm_up
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class RunOptions(Record):
     overrides: tuple[str, ...] = ()
     scope: Scope = Scope()
     json_output: bool = False
+    quiet: bool = False
     repair: bool = False
 
 
@@ -65,12 +69,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    print_result(config, finished, options, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    if not (options.json_output and options.quiet):
+        arguments = [path, *(f"--set={field}" for field in options.overrides)]
+        with contextlib.redirect_stdout(sys.stderr if options.json_output else sys.stdout):
+            print_result(config, finished, arguments, seconds)
+    if options.json_output:
+        print(json.dumps(as_json(finished, seconds)))
     gc.freeze()  # spares a last scan at exit
 
 
 def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
-    """Run the flow with progress bars on standard error."""
+    """Run the flow, with its progress on standard error: bars in a terminal, else a line for every step made."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from rich.console import Console
@@ -86,8 +96,10 @@ def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        TERMINAL.set(bars)
+    console = Console(stderr=True, quiet=options.quiet)
+    bars = Progress(*columns, console=console, transient=True)
+    TERMINAL.set(bars)
+    with bars if console.is_terminal else contextlib.nullcontext():
         scope = {name: value for name, value in options.scope.model_dump(mode="json").items() if value}
         finished: Finished = asyncio.run(flow(path, overrides=list(options.overrides), **scope))
     return finished
@@ -110,19 +122,26 @@ def thaw() -> None:
     gc.enable()
 
 
-def print_result(config: RecipeConfig, finished: "Finished", options: RunOptions, seconds: float) -> None:
+def print_result(config: RecipeConfig, finished: "Finished", arguments: list[str], seconds: float) -> None:
+    """Tables, what was made, and what to do next. `arguments` are those of a command that is about this run."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(highlight=False)
+    summary = finished.summary
+    if summary:
+        console.print(recipe_of(config).render(summary, console.width))
     made = sum(stage.status == "MADE" for stage in finished.stages)
-    sentence = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
-    sentence += f"in {seconds:.0f} s."
-    if finished.summary:
-        console.print(recipe_of(config).render(finished.summary))
-        sentence += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
-    console.print(sentence, highlight=False)
-    if options.json_output:
-        print(json.dumps(as_json(finished, seconds)))
+    print(f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found, in {seconds:.0f} s.")
+    if summary is None:
+        return
+    print(f"\nStudent:  {summary.model_uri}")
+    print(f"Report:   {shlex.join(['retort', 'report', *arguments])}")
+    if config.tracking:
+        address = without_secrets(tracking_uri(config.tracking))
+        print(f"MLflow:   {address}, experiment {config.tracking.experiment or config.name}")
+    if summary.gate and summary.gate.outcome in ("passed", "first"):
+        print(f"Promote:  {shlex.join(['retort', 'promote', *arguments])}")
+    print(f"Use it:   {shlex.join(['retort', 'predict', summary.model_uri, 'FILE'])}")
 
 
 def as_json(finished: "Finished", seconds: float) -> dict[str, object]:

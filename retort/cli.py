@@ -62,6 +62,7 @@ def run(
         list[str] | None,
         typer.Option("--force", metavar="STAGE", help="Make this stage again, and all that rests on it. Repeatable."),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; with --json no tables either.")] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Check every stored file that the run would use; make damaged ones again.")
     ] = False,
@@ -69,7 +70,7 @@ def run(
     """Run the distillation. What is in the store already is not made again."""
     root = workflow_root()
     scope = {"only": only or [], "from_stage": from_stage, "force": force or []}
-    options = {"overrides": set_ or [], "scope": scope, "json_output": json_, "repair": repair}
+    options = {"overrides": set_ or [], "scope": scope, "json_output": json_, "quiet": quiet, "repair": repair}
     # This package may not import the flows, which are in a layer above it, so they run in a separate interpreter.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
     # Without -P, a folder flows/ or tasks/ of the user's would be imported instead; Prefect users often have one.

@@ -1,8 +1,9 @@
-"""Progress of one step: a bar if there is a terminal, and a progress artifact in Prefect."""
+"""Progress of one step: a bar in a terminal, else a line when it is made, and a progress artifact in Prefect."""
 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from uuid import UUID
@@ -14,7 +15,7 @@ from retort.records.base import Progress
 from retort.steps.base import Step
 
 TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
-"""The progress bars, if the flow was started in a terminal."""
+"""The progress bars, if the flow was started on the command line."""
 
 _PUBLISH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ _log = logging.getLogger(__name__)
 @contextlib.asynccontextmanager
 async def progress_of(step: Step) -> AsyncIterator[Progress]:
     """Yield a callback for the child's progress messages while the step is made."""
-    bars = TERMINAL.get()
-    bar = bars.add_task(step.name, total=None) if bars else None
+    bars, started = TERMINAL.get(), time.monotonic()
+    bar = bars.add_task(step.name, total=None) if bars and bars.console.is_terminal else None
     share = 0.0
 
     def on_progress(done: int, total: int, note: str) -> None:
@@ -36,6 +37,8 @@ async def progress_of(step: Step) -> AsyncIterator[Progress]:
     publisher = asyncio.create_task(_publish(step, lambda: share))
     try:
         yield on_progress
+        if bars and bar is None:
+            bars.console.print(f"{step.name}: made in {time.monotonic() - started:.0f} s", highlight=False)
     finally:
         publisher.cancel()
         (outcome,) = await asyncio.gather(publisher, return_exceptions=True)

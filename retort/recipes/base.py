@@ -85,8 +85,8 @@ class Recipe(ABC, Generic[C, R]):
         """The step that logs the run to MLflow. `origin` says where the run comes from. Needs `config.tracking`."""
 
     @abstractmethod
-    def render(self, summary: Any) -> "RenderableType":
-        """Render a report's facts, which have the type `summary`, as tables in the terminal."""
+    def render(self, summary: Any, width: int) -> "RenderableType":
+        """Render a report's facts, which have the type `summary`, as tables for a terminal of `width` columns."""
 
     async def run(self, config: C, do: Do, champion: Champion | None) -> R:
         """The whole run except its report: distill, compare the final student with the champion, and run the gate."""

@@ -255,7 +255,7 @@ def test_what_the_final_student_gains_is_told_first(tuned: Report, summary: Mckd
 def test_the_terminal_shows_the_fine_tuned_students(tuned: Report) -> None:
     console = Console(width=200, file=StringIO(), record=True)
     summary = tuned.summary(MckdSummary)
-    console.print(render_terminal(summary))
+    console.print(render_terminal(summary, console.width))
     text = " ".join(console.export_text().split())
     assert "fine-tuned (2 students)" in text
     assert summary.gained in text
@@ -317,13 +317,16 @@ def test_markdown_has_the_table(folder: Path, summary: MckdSummary) -> None:
         assert f"| {' | '.join(row)} |" in text
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_terminal_shows_every_score(summary: MckdSummary, width: int) -> None:
+@pytest.mark.parametrize(("width", "left_out"), [(60, 3), (80, 2), (100, 0)])
+def test_the_terminal_has_one_line_per_arm(summary: MckdSummary, width: int, left_out: int) -> None:
     console = Console(width=width, file=StringIO(), record=True)
-    console.print(render_terminal(summary))
-    text = console.export_text()
-    assert all(shown in text for shown in ("87.5", "57.1", "26.0 s", "seconds"))
-    assert all(len(line) <= width for line in text.splitlines())
+    console.print(render_terminal(summary, console.width))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    arm = next(line for line in lines if line.startswith(" stage 1 (2 students)"))
+    assert arm.split()[4:8] == ["87.5", "[62.5,", "100.0]", "+30.4"]
+    assert [line.split()[0] for line in lines if "in the report" in line] == ([str(left_out)] if left_out else [])
+    assert "The run cost 26.0 s of compute." in lines
 
 
 TRACKED = {"tracking": {"uri": "sqlite:///never-opened.db"}, "method": {"stages": 1}, "baselines": []}
@@ -382,7 +385,7 @@ def test_pages_tell_the_verdict(refused: Report) -> None:
 
 def test_the_terminal_tells_the_verdict(refused: Report) -> None:
     console = Console(width=200, file=StringIO(), record=True)
-    console.print(render_terminal(refused.summary(MckdSummary)))
+    console.print(render_terminal(refused.summary(MckdSummary), console.width))
     text = " ".join(console.export_text().split())
     assert "champion, version 4: 2 of 3 checks failed. - The final student scores 57.1 slot F1 against" in text
     assert "version 4" in text
@@ -406,7 +409,7 @@ def test_a_champion_that_is_the_final_student_is_told_once(tmp_path: Path) -> No
     assert summary.systems[-1].note == "version 1, the same student as the final one"
     assert summary.compute_seconds == told.compute_seconds
     console = Console(width=200, file=StringIO(), record=True)
-    console.print(render_terminal(summary))
+    console.print(render_terminal(summary, console.width))
     assert "The final student is the champion already, version 1." in console.export_text()
 
 

@@ -33,10 +33,17 @@ def test_a_run_and_the_same_run_again(prefect_api: str, new_job: Any, tmp_path: 
     assert told["final"]["stage"] in ("hard", "soft-grid")
     assert set(told["final"]["scores"]["unseen"]) == {"accuracy", "macro_f1", "quadratic_weighted_kappa"}
     assert "colours: unseen, 40 rows" in done.stderr
+    assert "report: made in" in done.stderr, "without a terminal, a line for every step"
     assert {"report", "scores-unseen", "scores-by-arm"} <= artifacts(prefect_api, told["run_id"])
 
-    again = json.loads(retort("run", config, "--json").stdout)
+    quiet = retort("run", config, "--json", "--quiet")
+    assert quiet.stderr == ""
+    again = json.loads(quiet.stdout)
     assert {stage["status"] for stage in again["stages"]} == {"HIT"}
+    shown = retort("run", config)
+    assert "colours: unseen, 40 rows" in shown.stdout
+    assert f"Report:   retort report {config}" in shown.stdout.splitlines()
+    assert shown.stderr == ""
     planned = json.loads(retort("plan", config, "--json").stdout)
     assert {stage["status"] for stage in planned["stages"]} == {"HIT"}
     assert planned["teacher"] == {"kind": "probabilities", "requests": 0, "money": 0.0}

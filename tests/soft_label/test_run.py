@@ -231,7 +231,7 @@ def test_the_report_says_what_the_scores_say(done: Done, tmp_path: Path) -> None
     ]
     assert told.difference.values == pytest.approx(tuple(np.subtract(accuracy[1], accuracy[0])))
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(render_terminal(summary))
+    console.print(render_terminal(summary, console.width))
     assert "soft-grid" in console.export_text()
     copied = copy_report(open_store(config.store), config, tmp_path / "copy")
     assert copied[0].name == "report.html"

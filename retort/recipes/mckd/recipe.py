@@ -60,7 +60,7 @@ class MckdRecipe(Recipe[MckdConfig, MckdResult]):
     def track(self, config: MckdConfig, result: MckdResult, page: ArtifactRef, origin: Mapping[str, str]) -> TrackMckd:
         return steps.track(config, result, page, origin)
 
-    def render(self, summary: MckdSummary) -> "RenderableType":
+    def render(self, summary: MckdSummary, width: int) -> "RenderableType":
         from retort.report.mckd.terminal import render_terminal
 
-        return render_terminal(summary)
+        return render_terminal(summary, width)

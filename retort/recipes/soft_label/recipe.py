@@ -65,7 +65,7 @@ class SoftLabelRecipe(Recipe[SoftLabelConfig, SoftLabelResult]):
     ) -> TrackSoftLabel:
         return steps.track(config, result, page, origin)
 
-    def render(self, summary: SoftLabelSummary) -> "RenderableType":
+    def render(self, summary: SoftLabelSummary, width: int) -> "RenderableType":
         from retort.report.soft_label.terminal import render_terminal
 
-        return render_terminal(summary)
+        return render_terminal(summary, width)

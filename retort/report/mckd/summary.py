@@ -262,7 +262,7 @@ def table(summary: MckdSummary, most_metrics: int | None = None) -> Table:
     columns = ("", *(TITLES[metric] for metric in metrics), "rows", "seconds", "note")
     rows = tuple(
         (
-            _title(row),
+            title(row),
             *(with_interval(row.scores.get(metric)) for metric in metrics),
             _measured(row),
             f"{row.seconds:.0f}",
@@ -273,7 +273,7 @@ def table(summary: MckdSummary, most_metrics: int | None = None) -> Table:
     return Table(columns, rows)
 
 
-def _title(row: SystemRow) -> str:
+def title(row: SystemRow) -> str:
     return f"{row.name} ({row.num_students} students)" if row.role == "stage" else row.name
 
 

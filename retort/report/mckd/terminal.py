@@ -1,39 +1,71 @@
 """The result table in the terminal."""
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
-from retort.metrics.format import seconds_text
-from retort.report.base import verdict_lines
-from retort.report.mckd.summary import MckdSummary, table
+from retort.metrics.format import TITLES, percent, seconds_text, signed, with_interval
+from retort.records.base import Score
+from retort.report.base import Table, verdict_lines
+from retort.report.mckd.summary import MckdSummary, SystemRow, title
+from retort.report.screen import screen_table
 
-MOST_METRICS = 3
-"""How many metrics fit in 80 columns; the report has all."""
+_VANILLA = "vanilla-kd"
 _STYLES = {"teacher": "", "stage": "", "final": "bold green", "champion": "", "baseline": ""}
 
 
-def render_terminal(summary: MckdSummary) -> Table:
-    """Print it with `rich.console.Console().print`. Intervals and notes have their own lines, to fit in 80 columns."""
-    content = table(summary, MOST_METRICS)
-    more = len(summary.metrics) - MOST_METRICS
-    elsewhere = [f"The report has {more} more metric{'s' if more > 1 else ''}."] if more > 0 else []
+def render_terminal(summary: MckdSummary, width: int) -> Group:
+    """One line per arm, then what was gained and why, to print with a rich console of `width` columns."""
+    tests = next((score.n for score in summary.final.scores.values()), 0)
+    heading = f"{summary.name}: scores in percent, on {tests:,} test rows, with 95 % intervals"
+    notes = [f"{row.name}: {row.note}" for row in summary.systems if row.note and row.note != "baseline"]
     cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
-    lines = [summary.gained, summary.reason, *verdict_lines(summary), *elsewhere, cost]
-    rendered = Table(
-        title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
-        title_style="bold",
-        title_justify="left",
-        caption=Text("\n".join(line for line in lines if line)),
-        caption_justify="left",
-        caption_style="",
-        box=SIMPLE_HEAD,
+    lines = [line for line in (summary.gained, summary.reason, *verdict_lines(summary), cost) if line]
+    return Group(
+        screen_table(heading, _table(summary), width, [_STYLES[row.role] for row in summary.systems]),
+        Text("\n".join(notes), style="dim"),
+        Text(),
+        Text("\n".join(lines)),
     )
-    rendered.add_column()
-    for column in content.columns[1:-1]:
-        number = column in ("rows", "seconds")
-        rendered.add_column(column, justify="right" if number else "left", no_wrap=number)
-    for row, (name, *cells, note) in zip(summary.systems, content.rows, strict=True):
-        below = (Text(cell.replace(" [", "\n[")) for cell in cells)
-        rendered.add_row(Text.assemble(name, "\n", (note, "dim not bold")), *below, style=_STYLES[row.role])
-    return rendered
+
+
+def _table(summary: MckdSummary) -> Table:
+    """The columns that matter least are the last ones, as these may not fit."""
+    first, *more = summary.metrics
+    gains = _gains_over_vanilla(summary)
+    columns = ("", TITLES[first], *(["over vanilla"] if gains else []), "seconds", *(TITLES[metric] for metric in more))
+    rows = tuple(
+        (
+            _name(row),
+            with_interval(row.scores.get(first)),
+            *([gains.get(row.name, "")] if gains else []),
+            f"{row.seconds:.0f}",
+            *(_value(row.scores.get(metric)) for metric in more),
+        )
+        for row in summary.systems
+    )
+    return Table(columns, rows)
+
+
+def _gains_over_vanilla(summary: MckdSummary) -> dict[str, str]:
+    """By row, what it scores more than vanilla distillation on the test rows, in the deciding metric. Only the final
+    student is compared row by row, and so has an interval."""
+    metric = summary.metric
+    vanilla = next((row for row in summary.systems if row.name == _VANILLA and metric in row.scores), None)
+    if vanilla is None:
+        return {}
+    gains = {}
+    for row in summary.systems:
+        if row is not vanilla and row.measured_on == "test" and metric in row.scores:
+            gains[row.name] = signed(row.scores[metric].value - vanilla.scores[metric].value)
+        if row.role == "final" and (gain := vanilla.final_gain):
+            gains[row.name] = f"{signed(gain.value)} [{signed(gain.low)}, {signed(gain.high)}]"
+    return gains
+
+
+def _name(row: SystemRow) -> str:
+    """With the rows that it was measured on, where these are not the test rows and the name does not say so."""
+    return f"{title(row)} (pool)" if row.measured_on == "pool" else title(row)
+
+
+def _value(score: Score | None) -> str:
+    return "-" if score is None else percent(score.value)
