@@ -44,6 +44,58 @@ def main_options(version: Version = False) -> None:
 
 
 @app.command()
+def new(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Rows with labels, and others if there is no file for these.")
+    ],
+    unlabeled: Annotated[
+        str | None, typer.Option("--unlabeled", metavar="FILE", help="The pool; left out: the rows without a label.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option("--test", metavar="FILE", help="Test rows; left out: some of those with a label.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="WHAT",
+            help="MODEL on a hub or in a folder, MODEL@https://server/v1, a file of completions, or finetuned (none).",
+        ),
+    ] = None,
+    key: Annotated[
+        str, typer.Option("--key", metavar="NAME", help="The environment variable with the server's API key.")
+    ] = "OPENAI_API_KEY",
+    student: Annotated[
+        str | None, typer.Option("--student", metavar="MODEL", help="Left out: one that suits problem and language.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Left out: recognized.")] = None,
+    label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Left out: recognized.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="Left out: recognized.")] = None,
+    problem: Annotated[
+        Literal["classification", "slots", "constituency", "text"] | None,
+        typer.Option("--problem", help="Left out: recognized."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Left out: the file's name.")] = None,
+) -> None:
+    """Look at your data, divide it if need be, and write a commented YAML file."""
+    from retort.commands.new import Request, create, teacher_section
+
+    if teacher is None and sys.stdin.isatty():
+        teacher = typer.prompt(
+            "The teacher: MODEL on a hub or in a folder, MODEL@https://server/v1, or a file of completions",
+            default="finetuned",
+            err=True,
+        )
+    folder = out or Path(Path(file).name.split(".")[0])
+    asked = {"text": text, "label": label, "id": id_, "problem": problem}
+    section = teacher_section(teacher or "finetuned", key)
+    created = create(Request(file, unlabeled, test, folder, asked, section, student))
+    for line in created.lines:
+        print(line)
+    print(f"\nWritten:  {created.config}\nNext:     retort doctor {created.config}")
+
+
+@app.command()
 def run(
     config: ConfigPath,
     set_: Overrides = None,
