@@ -79,14 +79,11 @@ def _registered(model: str, tracking: str | None) -> FoundStudent:
     for place in _places(version):
         if (found := _at(place, name)) is not None:
             return found
-    raise ConfigError(
-        f"MODEL '{model}' is version {version.version}, whose artifact '{version.artifact}' is not there; a relative "
-        "address counts from the folder in which it was trained"
-    )
+    raise ConfigError(f"MODEL '{model}' is version {version.version}, whose artifact '{version.artifact}' is not there")
 
 
 def _places(version: "ModelVersion") -> list[str]:
-    """Where the artifact may be. Without a server, a relative address is registered with the absolute one as source."""
+    """Where the artifact may be. Versions of before 2026-12 have a relative address, and the absolute one as source."""
     return [place for place in (version.artifact, version.source) if place]
 
 

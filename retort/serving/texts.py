@@ -63,7 +63,7 @@ def read_texts(source: str, fields: Fields) -> Iterator[TextRow | BadRow]:
     Raises DataError, immediately if none of the first rows can be used.
     """
     rows = _lines_in() if source == STANDARD_INPUT else _files(source, fields)
-    read = (row if isinstance(row, BadRow) else _checked(*row, fields) for row in rows)
+    read = (row if isinstance(row, BadRow) else checked(*row, fields) for row in rows)
     head = list(itertools.islice(read, HEAD_ROWS))
     first = head[0] if head else None
     if isinstance(first, BadRow) and all(isinstance(row, BadRow) for row in head):
@@ -142,7 +142,8 @@ def _check_column(file: DataFile, names: list[str], fields: Fields) -> list[str]
     return names
 
 
-def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+def checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+    """The row's text and id, or what is wrong with them."""
     text = _joined(row, fields.columns) if fields.columns else row.get(fields.text)
     if isinstance(text, BadField):
         return BadRow(where, "no-text", text.told)

@@ -56,9 +56,7 @@ class TrackMckd(Track):
                 self._child(client, store, student, experiment_id, run_id)
                 context.progress(done, len(students), student.name)
             scores = {name: f"{score.value:.6f}" for name, score in summary.final.scores.items()}
-            version = register_student(
-                client, summary, lambda: TrainedStudent.open(store, result.final_student).model, run_id, uri, scores
-            )
+            version = register_student(client, summary, ["text"], run_id, uri, scores)
             if summary.gate is not None and result.verdict is not None:
                 tag_verdict(client, summary, summary.gate, result.verdict.key, version)
             runs.finish(client, run_id, runs.now_ms())

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retort.errors import TrackingUnavailable
 from retort.tracking.address import check_reachable, database_file, is_server, without_secrets
+from retort.tracking.mlflow_model import write_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,14 +138,11 @@ def find_version(client: "MlflowClient", model: str, key: str) -> str | None:
     return str(versions[0].version) if versions else None
 
 
-def model_source(client: "MlflowClient", address: str, fetch: Callable[[], Path], run_id: str, uri: str) -> str:
-    """The address of a registered version's files. Usually that is the artifact's `address`; but a server refuses local
-    folders, so the folder that `fetch` returns is uploaded to it."""
-    if "://" in address:
-        return address
-    if not is_server(uri):
-        return str(Path(address).absolute())
-    client.log_artifacts(run_id, str(fetch()), "model")
+def log_model(client: "MlflowClient", run_id: str, artifact: str, columns: Sequence[str], uri: str) -> str:
+    """Log what MLflow needs to load the student whose artifact is at this address; returns the source of a version."""
+    with TemporaryDirectory() as folder:
+        write_model(Path(folder), artifact, columns, copy="://" not in artifact and is_server(uri))
+        client.log_artifacts(run_id, folder, "model")
     return f"{client.get_run(run_id).info.artifact_uri}/model"
 
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 
 from retort.artifacts.reports import Report, Tracked
-from retort.artifacts.students import TrainedStudent
 from retort.config import expand
 from retort.records.base import ArtifactRef
 from retort.report.soft_label.summary import SoftLabelSummary
@@ -40,7 +39,7 @@ class TrackSoftLabel(Track):
             runs.log_inputs(client, run_id, list(_inputs(summary)))
             log_report(client, run_id, report)
             version = register_student(
-                client, summary, lambda: TrainedStudent.open(store, self.student).folder, run_id, uri, {}
+                client, summary, store.manifest_of(self.student).fingerprint["params"]["fields"], run_id, uri, {}
             )
             if summary.gate is not None and self.verdict is not None:
                 tag_verdict(client, summary, summary.gate, self.verdict.key, version)

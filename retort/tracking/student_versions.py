@@ -1,6 +1,6 @@
 """Registers a final student as a version of the model, with the gate's verdict."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,16 +20,17 @@ COMPARED = ("gain", "low", "high", "win_share", "p_value")
 
 
 def register_student(
-    client: "MlflowClient", summary: Summary, fetch: Callable[[], Path], run_id: str, uri: str, tags: Mapping[str, str]
+    client: "MlflowClient", summary: Summary, columns: Sequence[str], run_id: str, uri: str, tags: Mapping[str, str]
 ) -> str:
     """Register the final student, once per artifact, and give it the alias `challenger`. Returns its version.
 
-    `fetch` returns the student's folder.
+    `columns` are those that the student reads.
     """
     version = runs.find_version(client, summary.name, summary.model_key)
     if version is None:
-        source = runs.model_source(client, summary.model_uri, fetch, run_id, uri)
-        known = {**tags, "retort.artifact": summary.model_uri, "retort.reason": summary.conclusion}
+        artifact = summary.model_uri if "://" in summary.model_uri else str(Path(summary.model_uri).absolute())
+        source = runs.log_model(client, run_id, artifact, columns, uri)
+        known = {**tags, "retort.artifact": artifact, "retort.reason": summary.conclusion}
         version = runs.register(client, summary.name, summary.model_key, source, run_id, known)
     if str(client.get_registered_model(summary.name).aliases.get(CHALLENGER)) != version:
         runs.set_alias(client, summary.name, CHALLENGER, version)

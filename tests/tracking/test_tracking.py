@@ -145,7 +145,8 @@ def test_the_report_lies_beside_the_database(tracking: Tracking, parent: Any) ->
 def test_the_final_student_is_a_version(tracking: Tracking, parent: Any) -> None:
     version = tracking.client.get_model_version_by_alias("tiny", "challenger")
     final = tracking.run.distilled.final_student
-    assert (version.source, version.run_id) == (final.uri, parent.info.run_id)
+    assert (version.source, version.run_id) == (f"{parent.info.artifact_uri}/model", parent.info.run_id)
+    assert version.tags["retort.artifact"] == final.uri
     assert (version.tags["retort.key"], version.tags["exact_match"]) == (final.key, "0.500000")
 
 
