@@ -317,6 +317,31 @@ def predict(
 
 
 @app.command()
+def export(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too, for encoders.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="And model.int8.onnx, with --onnx.")] = False,
+    check: Annotated[
+        str | None,
+        typer.Option("--check", metavar="FILE", help="Texts on which labels and speed of the graphs are compared."),
+    ] = None,
+    text: Annotated[str, typer.Option("--text", metavar="FIELD", help="The field that holds the text.")] = "text",
+    tracking: Registry = None,
+) -> None:
+    """Write a student as a Hugging Face folder with a model card, and as ONNX graphs."""
+    from retort.errors import ConfigError
+    from retort.lineage.export import Export
+    from retort.lineage.export import export as write
+    from retort.serving.texts import Fields
+
+    if (int8 or check) and not onnx:
+        raise ConfigError("--int8 and --check are about the graph, and go with --onnx")
+    for line in write(Export(model, folder, onnx, int8, check, Fields(text, "id"), tracking)):
+        print(line)
+
+
+@app.command()
 def serve(
     model: Model,
     host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",

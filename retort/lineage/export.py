@@ -1,0 +1,164 @@
+"""`retort export`: a student as a folder for others, with a model card, and as ONNX graphs compared with it."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from retort.errors import ConfigError
+from retort.lineage.student import Lineage, Traced, trace
+from retort.lineage.text import lineage_lines
+from retort.serving.addresses import FoundStudent, find_student
+from retort.serving.texts import Fields, TextRow, read_texts
+
+if TYPE_CHECKING:
+    from retort.serving.student import LoadedStudent
+
+ONNX, INT8, CARD = "model.onnx", "model.int8.onnx", "README.md"
+MOST_COMPARED = 2000
+"""Rows of `--check` that are labeled by each form of the student."""
+_ENCODERS = ("token-classification", "sequence-classification")
+
+
+class Export(NamedTuple):
+    """The arguments of `retort export`."""
+
+    model: str
+    folder: Path
+    onnx: bool
+    int8: bool
+    check: str | None
+    """A file of texts on which the graphs are compared with the student."""
+    fields: Fields
+    tracking: str | None
+
+
+class Compared(NamedTuple):
+    """One form of the student on the rows of `--check`, on this machine's CPU."""
+
+    name: str
+    megabytes: float
+    rows: int
+    equal: float
+    """Share of the rows with the label that the student itself gives."""
+    rows_per_second: float
+
+    def __str__(self) -> str:
+        size, speed = f"{self.megabytes:.1f} MB", f"{self.rows_per_second:,.0f} rows/s"
+        return f"{self.name}: {size}, {speed}, {self.equal:.2%} of {self.rows:,} labels as the student's"
+
+
+def export(request: Export) -> list[str]:
+    """Write the folder; returns what was written and measured, as lines.
+
+    Raises ConfigError for a folder that holds something, and for ONNX of a student that is no encoder.
+    """
+    if request.folder.exists() and any(request.folder.iterdir()):
+        raise ConfigError(f"{request.folder}: holds something already; give a new folder")
+    found = find_student(request.model, request.tracking)
+    kind = found.manifest.fingerprint["params"].get("student", "tiny")
+    if request.onnx and kind not in _ENCODERS:
+        raise ConfigError(
+            f"--onnx is for encoders ({', '.join(_ENCODERS)}), and this student is of kind '{kind}'"
+            + (": its folder holds model.onnx already" if kind == "tiny" else "; vLLM and transformers load its folder")
+        )
+    from retort.artifacts.students import TrainedStudent
+
+    source = TrainedStudent.open(found.store, found.store.ref(found.manifest)).model
+    shutil.copytree(source, request.folder, dirs_exist_ok=True)
+    compared = _with_graphs(request, found) if request.onnx else []
+    lineage = trace(Traced(request.model, request.tracking))
+    if kind != "tiny":  # that one has a card
+        (request.folder / CARD).write_text(_card(found, kind, lineage, compared), encoding="utf-8")
+    names = ", ".join(sorted(path.name for path in request.folder.iterdir()))
+    return [f"{request.folder}: {names}", *map(str, compared)]
+
+
+def _with_graphs(request: Export, found: FoundStudent) -> list[Compared]:
+    """Write the graphs, and compare them with the student if there are texts to do so."""
+    from retort.serving.student import load_student
+    from retort.students.classifier import Classifier
+    from retort.students.onnx_encoder import export_onnx, quantize_onnx, with_onnx
+
+    texts = _texts(request)
+    student = load_student(found, "cpu")
+    assert isinstance(student.student, Classifier)
+    encoder = student.student.encoder
+    own, measured = _labels(student, texts)
+    forms = [ONNX, *([INT8] if request.int8 else [])]
+    export_onnx(encoder, request.folder / ONNX)
+    if request.int8:
+        quantize_onnx(request.folder / ONNX, request.folder / INT8)
+    if not texts:
+        return []
+    compared = [Compared("the student", _megabytes(request.folder / "model.safetensors"), len(texts), 1.0, measured)]
+    for name in forms:
+        path = request.folder / name
+        graph = Classifier(with_onnx(encoder, path), student.student.problem)
+        labels, speed = _labels(replace(student, student=graph), texts)
+        equal = sum(ours == theirs for ours, theirs in zip(own, labels, strict=True)) / len(texts)
+        compared.append(Compared(name, _megabytes(path), len(texts), equal, speed))
+    return compared
+
+
+def _texts(request: Export) -> list[str]:
+    if request.check is None:
+        return []
+    rows = (row for row in read_texts(request.check, request.fields) if isinstance(row, TextRow))
+    return [row.text for _, row in zip(range(MOST_COMPARED), rows, strict=False)]
+
+
+def _labels(student: "LoadedStudent", texts: Sequence[str]) -> tuple[list[str], float]:
+    """The labels, and how many rows were labeled per second."""
+    if not texts:
+        return [], 0.0
+    list(student.label(texts[:32]))  # the first batch pays for what is set up once
+    started = time.perf_counter()
+    labels = [one.label for one in student.label(texts)]
+    return labels, len(texts) / (time.perf_counter() - started)
+
+
+def _megabytes(path: Path) -> float:
+    return path.stat().st_size / 1e6
+
+
+_TASKS = {
+    "token-classification": "token-classification",
+    "sequence-classification": "text-classification",
+    "seq2seq": "text2text-generation",
+    "causal": "text-generation",
+}
+
+
+def _card(found: FoundStudent, kind: str, lineage: Lineage, compared: Sequence[Compared]) -> str:
+    """The model card, filled from the manifests and the registry."""
+    params = found.manifest.fingerprint["params"]
+    problem = params["problem"]
+    scores = {
+        name: value
+        for version in lineage.registered[:1]
+        for name, value in version.tags.items()
+        if not name.startswith(("retort.", "gate."))
+    }
+    sections = [
+        f"---\nlibrary_name: transformers\npipeline_tag: {_TASKS[kind]}\ntags: [retort, knowledge-distillation]\n---",
+        f"# {found.name}\nA student for the problem `{problem['kind']}`, distilled by Retort from a teacher's labels. "
+        f"It reads at most {params.get('max_length') or params['training']['max_length']} tokens of a text.",
+        _labels_of(problem),
+        "## Scores on the test rows\n" + "\n".join(f"- {name}: {value}" for name, value in scores.items())
+        if scores
+        else "",
+        "## Forms\n" + "\n".join(f"- {one}" for one in compared) if compared else "",
+        "## Where it came from\n```\n" + "\n".join(lineage_lines(lineage)) + "\n```",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _labels_of(problem: dict[str, Any]) -> str:
+    named = problem.get("labels") or problem.get("intents")
+    if not named:
+        return ""
+    lines = [f"- {name}: {', '.join(slots)}" for name, slots in named.items()] if isinstance(named, dict) else []
+    return "## Labels\n" + ("\n".join(lines) or ", ".join(map(str, named)))
