@@ -155,6 +155,40 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
 
 
 @app.command()
+def sweep(
+    config: ConfigPath,
+    vary: Annotated[
+        list[str],
+        typer.Option("--vary", metavar="FIELD=V1,V2", help="data.limit=500,1000,5000. Repeatable: all pairs."),
+    ],
+    set_: Overrides = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="For sweep.jsonl and the picture sweep.svg.")
+    ] = Path(".retort/sweep"),
+) -> None:
+    """Run the config once per value of a field, and show the scores side by side. Nothing is registered."""
+    from rich.console import Console
+
+    from retort.commands.sweep import draw_sweep, sweep_table
+    from retort.commands.sweep import sweep as run_all
+    from retort.report.screen import screen_table
+
+    points = []
+    for point in run_all(config, set_ or [], vary):
+        points.append(point)
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({**one._asdict(), "setting": dict(one.setting)}) for one in points]
+        (out / "sweep.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    console = Console(highlight=False)
+    console.print(screen_table("", sweep_table(points), console.width))
+    if any(not point.failed for point in points):
+        draw_sweep(points, out / "sweep.svg")
+        print(f"{out}/sweep.jsonl, {out}/sweep.svg")
+    if any(point.failed for point in points):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     config: ConfigPath,
     set_: Overrides = None,
