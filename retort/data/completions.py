@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retort.data.files import data_files
-from retort.data.lines import json_fault, lines_of, place
+from retort.data.lines import KeyTwice, json_fault, json_value, lines_of, place
 from retort.records.base import RecordedCompletion
 
 
@@ -17,7 +17,7 @@ class BadLine:
     place: str
     raw: str
     reason: str
-    """`not-json`, `no-custom-id`, `http-<status>`, `error`, `no-choices`."""
+    """`not-json`, `key-twice`, `no-custom-id`, `http-<status>`, `error`, `no-choices`."""
     detail: str
     """One human-readable sentence."""
     example_id: str | None = None
@@ -37,9 +37,10 @@ def read_completions(path: str, endpoint_url: str | None = None) -> Iterator[Rec
 
 def _outcome(where: str, raw: str) -> RecordedCompletion | BadLine:
     try:
-        line = json.loads(raw)
+        line = json_value(raw)
     except (ValueError, RecursionError) as error:
-        return BadLine(where, raw, "not-json", f"{where}: {json_fault(error)}")
+        reason = "key-twice" if isinstance(error, KeyTwice) else "not-json"
+        return BadLine(where, raw, reason, f"{where}: {json_fault(error)}")
     if not isinstance(line, dict):
         return BadLine(where, raw, "not-json", f"{where}: not a JSON object")
     example_id = line.get("custom_id")

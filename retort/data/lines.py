@@ -4,9 +4,11 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
+from retort.data.bad_rows import BadRow, raw_text
 from retort.data.files import DataFile
-from retort.errors import DataError
+from retort.errors import DataError, RowFault
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -31,21 +33,46 @@ def place(file: DataFile, number: int) -> str:
     return f"{file.name}, line {number}"
 
 
+def bad_line(file: DataFile, number: int, line: bytes, fault: RowFault) -> BadRow:
+    return BadRow(place(file, number), fault.reason, str(fault), raw_text(line))
+
+
 def decoded(file: DataFile, number: int, line: bytes) -> str:
-    """Decode the line. Raises DataError if it is not UTF-8."""
+    """Decode the line. Raises RowFault if it is not UTF-8, DataError if it is gzip data."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
         if number == 1 and line.startswith(_GZIP):
             raise DataError(f"{file.name}: this is gzip data; its name must end in .gz") from error
         if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
-            raise DataError(cut(file, number)) from error
+            raise RowFault(cut(file, number), "incomplete") from error
         where = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
-        raise DataError(f"{place(file, number)}: not UTF-8 ({where}); save the file as UTF-8") from error
+        told = f"{place(file, number)}: not UTF-8 ({where}); save the file as UTF-8"
+        raise RowFault(told, "not-utf8") from error
+
+
+class KeyTwice(ValueError):
+    """A JSON object has a key twice. Which one counts would be a guess."""
+
+
+def json_value(text: str) -> Any:
+    """Like `json.loads`, but raises KeyTwice, a ValueError, for an object that has a key twice."""
+    return json.loads(text, object_pairs_hook=_keys_once)
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise KeyTwice(f"'{twice:.60}' is written twice")
+    return found
 
 
 def json_fault(error: ValueError | RecursionError) -> str:
     """Why a line is not JSON, without the parser's line number, which counts within the line."""
+    if isinstance(error, KeyTwice):
+        return str(error)
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at column {error.colno})"
     return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else f"not JSON ({error})"
@@ -55,8 +82,8 @@ def cut(file: DataFile, number: int) -> str:
     return f"{file.name}: the file is cut in the middle: line {number} is incomplete; {_last_good(number - 1)}"
 
 
-def cause(file: DataFile, rest: Iterator[tuple[int, bytes]], fault: DataError) -> DataError:
-    """The real cause of an unreadable line: in a gzip file, damage that often shows only at the end of the data."""
+def cause(file: DataFile, rest: Iterator[object], fault: DataError) -> DataError:
+    """The real cause of an unreadable row: in a gzip file, damage that often shows only at the end of the data."""
     if file.is_gzip:
         try:
             for _ in rest:

@@ -7,7 +7,6 @@ raises DataError.
 import csv
 import hashlib
 import itertools
-import json
 import math
 import sys
 from collections import Counter
@@ -17,10 +16,10 @@ from typing import Any, NamedTuple
 
 from retort.data.fields import join_fields
 from retort.data.files import DataFile, data_files
-from retort.data.formats import rows_of
-from retort.data.lines import json_fault, lines_of, place
+from retort.data.formats import strict_rows_of
+from retort.data.lines import KeyTwice, json_fault, json_value, lines_of, place
 from retort.data.reading import ID_DIGITS
-from retort.errors import DataError
+from retort.errors import DataError, RowFault
 
 STANDARD_INPUT = "-"
 MOST_CHARACTERS = 100_000
@@ -42,7 +41,8 @@ class BadRow:
     place: str
     """File and line, or file and row for Parquet."""
     reason: str
-    """A short code to count: `not-json`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`, `bad-id`."""
+    """A short code to count: `not-json`, `key-twice`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`,
+    `bad-id`, and `not-utf8` or `unreadable` for a value in a Parquet file."""
     detail: str
     """One human-readable sentence, without the text itself."""
 
@@ -95,7 +95,7 @@ def _files(source: str, fields: Fields) -> Iterator[_Placed | BadRow]:
 
 
 def _whole_rows(file: DataFile, fields: Fields) -> Iterator[_Placed]:
-    for where, row in rows_of(file):
+    for where, row in strict_rows_of(file):
         _check_column(file, list(row), fields)
         yield where, row
 
@@ -104,9 +104,9 @@ def _json_row(where: str, line: bytes) -> _Placed | BadRow:
     """Parse a line: a JSON object, or a bare JSON string as the text."""
     try:
         # Invalid UTF-8 becomes unpaired surrogates, which are rejected later, for this row only.
-        row = json.loads(line.decode(errors="surrogateescape"))
+        row = json_value(line.decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
-        return BadRow(where, "not-json", json_fault(error))
+        return BadRow(where, "key-twice" if isinstance(error, KeyTwice) else "not-json", json_fault(error))
     if isinstance(row, str):
         return where, {"text": row}
     return (where, row) if isinstance(row, dict) else BadRow(where, "not-json", "neither a JSON object nor a text")
@@ -143,6 +143,14 @@ def _check_column(file: DataFile, names: list[str], fields: Fields) -> list[str]
 
 
 def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+    try:
+        return _text_row(where, row, fields)
+    except RowFault as fault:
+        return BadRow(where, fault.reason, str(fault).removeprefix(f"{where}: "))
+
+
+def _text_row(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+    """Raises RowFault for a value that cannot be read."""
     text = _joined(row, fields.columns) if fields.columns else row.get(fields.text)
     if isinstance(text, BadField):
         return BadRow(where, "no-text", text.told)
