@@ -42,6 +42,10 @@ def _source_tag(value: object) -> str:
 Source = Annotated[Annotated[Address, Tag("address")] | Annotated[HubConfig, Tag("hub")], Discriminator(_source_tag)]
 
 
+MAX_BAD_SHARE = 0.01
+MaxBadShare = Annotated[float, Field(ge=0, le=1, exclude_if=lambda share: share == MAX_BAD_SHARE)]
+
+
 class DataConfig(Settings):
     """Where the rows are: files (JSON Lines, Parquet, CSV; gzip), folders, globs, or hub data sets."""
 
@@ -57,3 +61,6 @@ class DataConfig(Settings):
     """Column names, the same in all sources."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Use only this many rows of the pool (the first in the order of hashed ids), to try things out."""
+    max_bad_share: MaxBadShare = MAX_BAD_SHARE
+    """Largest share of the pool's rows that may be unusable. They are set aside and counted; with more, the run stops
+    before anything is spent. A bad row of any other source always stops it."""

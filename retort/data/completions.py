@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from retort.data.files import data_files
-from retort.data.lines import KeyTwice, json_fault, json_value, lines_of, place
+from retort.data.lines import json_fault, lines_of, place
+from retort.io.strict_json import KeyTwice, json_value
 from retort.records.base import RecordedCompletion
 
 

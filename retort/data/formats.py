@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from retort.data.bad_rows import BadRow, raw_text
 from retort.data.files import DataFile
-from retort.data.lines import KeyTwice, bad_line, cause, cut, decoded, json_fault, json_value, lines_of, place
+from retort.data.lines import bad_line, cause, cut, decoded, json_fault, lines_of, place
 from retort.errors import DataError, RowFault, first_line
+from retort.io.strict_json import KeyTwice, json_value
 
 BATCH_ROWS = 4096
 

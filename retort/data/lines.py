@@ -4,11 +4,11 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 from retort.data.bad_rows import BadRow, raw_text
 from retort.data.files import DataFile
 from retort.errors import DataError, RowFault
+from retort.io.strict_json import KeyTwice
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -49,24 +49,6 @@ def decoded(file: DataFile, number: int, line: bytes) -> str:
         where = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
         told = f"{place(file, number)}: not UTF-8 ({where}); save the file as UTF-8"
         raise RowFault(told, "not-utf8") from error
-
-
-class KeyTwice(ValueError):
-    """A JSON object has a key twice. Which one counts would be a guess."""
-
-
-def json_value(text: str) -> Any:
-    """Like `json.loads`, but raises KeyTwice, a ValueError, for an object that has a key twice."""
-    return json.loads(text, object_pairs_hook=_keys_once)
-
-
-def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise KeyTwice(f"'{twice:.60}' is written twice")
-    return found
 
 
 def json_fault(error: ValueError | RecursionError) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, listed, ratio
+from retort.problems.base import Constraint, Floats, Mended, gold_text, listed, ratio
 from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.tree_grammars import TreeForm, any_tree, bounded_openings, bounded_tree
 from retort.problems.tree_mending import mended_tree
@@ -99,7 +99,7 @@ class Constituency:
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. A blank field means no label."""
-        brackets = str(row.get(columns.label) or "").strip()
+        brackets = gold_text(row, columns.label)
         if not brackets:
             return None
         tree = _read_gold(brackets, has_tags=self._has_tags)
@@ -266,11 +266,12 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, h
     """
     found: set[str] = set()
     for number, row in enumerate(rows, start=1):
-        if brackets := str(row.get(columns.label) or "").strip():
-            try:
-                tree = _read_gold(brackets, has_tags=has_tags)
-            except DataError as error:
-                raise DataError(f"labeled row {number}: {error}") from None
+        try:
+            brackets = gold_text(row, columns.label)
+            tree = _read_gold(brackets, has_tags=has_tags) if brackets else None
+        except DataError as error:
+            raise DataError(f"labeled row {number}: {error}") from None
+        if tree is not None:
             found |= {span.label for span in collapsed(tree.spans)}
     if not found:
         raise DataError(

@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, gbnf_text, lark_rules, lark_text, listed, ratio
+from retort.problems.base import (
+    Constraint,
+    Floats,
+    Mended,
+    gbnf_text,
+    gold_text,
+    is_missing,
+    lark_rules,
+    lark_text,
+    listed,
+    ratio,
+)
 from retort.problems.parses import Unparsable, align, is_bracket, read_brackets, shortened
 from retort.records.base import Label, ParseFailure
 
@@ -73,7 +84,7 @@ class Slots:
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Tags and intent take precedence over a parse; blank fields mean no label."""
         text = str(row[columns.text])
-        if row.get(columns.tags):
+        if _has_tags(row, columns):
             intent, tags = _read_tags(row, columns)
             self._check(intent, tags, len(text.split()))
             return encode(intent, tags)
@@ -252,7 +263,7 @@ def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> 
     found: defaultdict[str, set[str]] = defaultdict(set)
     for number, row in enumerate(rows, start=1):
         try:
-            if row.get(columns.tags):
+            if _has_tags(row, columns):
                 intent, tags = _read_tags(row, columns)
                 found[intent].update(tag[2:] for tag in tags if tag != "O")
             elif brackets := _brackets(row, columns):
@@ -318,17 +329,21 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
 
     Raises DataError if the intent is missing or a tag is not in BIO form.
     """
-    intent, tags = row.get(columns.intent), row[columns.tags]
+    intent, tags = gold_text(row, columns.intent), row[columns.tags]
     if not intent:
         raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
-    tags = [str(tag) for tag in (tags.split() if isinstance(tags, str) else tags)]
+    tags = [str(tag) for tag in tags] if isinstance(tags, list | tuple) else gold_text(row, columns.tags).split()
     for tag in tags:
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
             raise DataError(f"tag '{tag}' is not O, B-slot or I-slot")
-    return intent_name(str(intent)), [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
+    return intent_name(intent), [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
+
+
+def _has_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> bool:
+    tags = row.get(columns.tags)
+    return bool(tags) and not is_missing(tags)
 
 
 def _brackets(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     """The parse of a raw row; empty if it has none."""
-    value = row.get(columns.label)
-    return str((row.get(TARGET) if value is None else value) or "").strip()
+    return gold_text(row, TARGET if is_missing(row.get(columns.label)) else columns.label)

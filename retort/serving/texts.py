@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from retort.data.fields import join_fields
 from retort.data.files import DataFile, data_files
 from retort.data.formats import strict_rows_of
-from retort.data.lines import KeyTwice, json_fault, json_value, lines_of, place
+from retort.data.lines import json_fault, lines_of, place
 from retort.data.reading import ID_DIGITS
 from retort.errors import DataError, RowFault
+from retort.io.strict_json import KeyTwice, json_value
 
 STANDARD_INPUT = "-"
 MOST_CHARACTERS = 100_000
