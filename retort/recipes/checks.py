@@ -71,8 +71,8 @@ def check_llm(store: Store, step: PseudolabelLlm) -> int:
 def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool) -> int:
     """Return how many rows of the pool have no completion.
 
-    Raises DataError for completions of unknown rows, unless the pool was limited (not `whole_pool`). Rows that were set
-    aside are known; those whose id cannot be read may have any.
+    Raises DataError for completions of unknown rows, unless the pool was limited (not `whole_pool`) or they may be those
+    of rows that were set aside, of which an id may be wrong or cannot be read.
     """
     completions = read_completions(step.path, step.endpoint_url)
     completed = {one.example_id for one in completions if one.example_id}
@@ -80,7 +80,7 @@ def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool)
     ids = {row["example_id"] for row in pool.rows(["example_id"])}
     aside = [row["example_id"] for row in pool.set_aside_rows()]
     unknown = completed - ids - set(aside)
-    if len(unknown) > aside.count(None) and whole_pool:
+    if len(unknown) > len(aside) and whole_pool:
         raise DataError(
             f"teacher.completions = '{step.path}': {len(unknown)} completion(s) for ids that the pool does not have, "
             f"such as '{min(unknown)}'"
