@@ -9,8 +9,8 @@ MLflow. Then 2 % are broken: the run must stop with one sentence and exit code 2
 broken rows are mended, and all rows must be there.
 
 `ingest` is the step that reads the pool, in a process of its own: seconds, and peak memory with the interpreter and its
-libraries. The other lines are whole commands, with the memory of their largest process. Ends with exit code 1 if a
-count is wrong.
+libraries. The other lines are whole commands, with the memory of their main process, from which trainings are started.
+Ends with exit code 1 if a count is wrong.
 """
 
 import argparse
@@ -241,7 +241,7 @@ def mended(path: Path, folder: Path, rows: int) -> None:
 
 
 def timed(what: str, command: list[str], code: int = 0) -> str:
-    """Run the command and print its seconds and the peak MiB of its largest process. Returns its standard error."""
+    """Run the command and print its seconds and its process's peak MiB. Returns its standard error."""
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors)

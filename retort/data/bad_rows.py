@@ -15,7 +15,7 @@ class BadRow:
     place: str
     """File and line, or file and row."""
     reason: str
-    """A short code to count: see `docs/data.md`."""
+    """A short code to count: see `docs/bad-rows.md`."""
     detail: str
     """One human-readable sentence, with the place."""
     raw: str

@@ -13,7 +13,7 @@ from retort.data.files import data_files
 from retort.data.formats import PlacedRow, rows_of, strict_rows_of
 from retort.data.hub import hub_fingerprint, hub_rows
 from retort.errors import DataError, RowFault
-from retort.problems.base import Problem
+from retort.problems.base import Problem, is_missing
 from retort.records.base import Example, digest
 
 ID_DIGITS = 16
@@ -172,7 +172,12 @@ def _group(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | 
     if columns.group not in row:
         told = f"{place}: no column '{columns.group}' for the group; its columns are {_names(row)}"
         raise RowFault(told, "no-group")
-    return _unicode(place, columns.group, str(row[columns.group]))
+    value = row[columns.group]
+    if isinstance(value, bytes):
+        return _utf8(place, columns.group, value)
+    if isinstance(value, list | dict):
+        raise RowFault(f"{place}: '{columns.group}' is {value!r:.60}, where a text or a number is needed", "bad-group")
+    return _unicode(place, columns.group, str(value))
 
 
 def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
@@ -180,7 +185,7 @@ def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
         return join_fields({name: _field(place, row, name) for name in columns.text})
     text = _field(place, row, columns.text)
     if not text.strip():
-        reason = "null-text" if row[columns.text] is None else "empty-text"
+        reason = "null-text" if is_missing(row[columns.text]) else "empty-text"
         raise RowFault(f"{place}: the text ('{columns.text}') is empty", reason)
     return text
 
@@ -190,11 +195,13 @@ def _field(place: str, row: Mapping[str, Any], column: str) -> str:
     if column not in row:
         raise RowFault(f"{place}: no column '{column}' for the text; its columns are {_names(row)}", "no-text")
     value = row[column]
+    if is_missing(value):
+        return ""
     if isinstance(value, bytes):  # of a hub's data set
         return _utf8(place, column, value)
-    if not isinstance(value, str) and value is not None:
+    if not isinstance(value, str):
         raise RowFault(f"{place}: '{column}' is {value!r:.60}, where a text is needed", "not-text")
-    return _unicode(place, column, value or "")
+    return _unicode(place, column, value)
 
 
 def _example_id(place: str, row: Mapping[str, Any], columns: ColumnsConfig, text: str) -> str:

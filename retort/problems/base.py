@@ -144,10 +144,10 @@ def is_missing(value: object) -> bool:
 def gold_text(row: Mapping[str, Any], column: str) -> str:
     """A column's value as text without outer white space; empty if it is missing, null or NaN.
 
-    Raises DataError for a list, an object, or bytes that are not UTF-8.
+    Raises DataError for a list, an object, an infinite number, or bytes that are not UTF-8.
     """
     value = row.get(column)
-    if isinstance(value, list | tuple | dict | set):
+    if isinstance(value, list | tuple | dict | set) or (isinstance(value, float) and math.isinf(value)):
         raise DataError(f"'{column}' is {value!r:.60}, where a text or a number is needed")
     if isinstance(value, bytes):
         try:

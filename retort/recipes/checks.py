@@ -71,8 +71,8 @@ def check_llm(store: Store, step: PseudolabelLlm) -> int:
 def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool) -> int:
     """Return how many rows of the pool have no completion.
 
-    Raises DataError for completions of unknown rows, unless the pool was limited (not `whole_pool`) or they may be those
-    of rows that were set aside, of which an id may be wrong or cannot be read.
+    Raises DataError for completions of unknown rows, unless the pool was limited (not `whole_pool`) or they may be
+    those of rows that were set aside, of which an id may be wrong or cannot be read.
     """
     completions = read_completions(step.path, step.endpoint_url)
     completed = {one.example_id for one in completions if one.example_id}

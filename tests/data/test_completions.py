@@ -77,3 +77,11 @@ def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress((json.dumps(GOOD) + "\n").encode() * 100)[:-20])
     with pytest.raises(DataError, match="cut in the middle"):
         list(read_completions(str(path)))
+
+
+def test_a_key_twice(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text('{"custom_id": "a", "custom_id": "b", "response": null}\n')
+    (line,) = read_completions(str(path))
+    assert isinstance(line, BadLine)
+    assert (line.reason, line.detail) == ("key-twice", f"{path}, line 1: 'custom_id' is written twice")
