@@ -28,13 +28,26 @@ class BadRow:
         return RowFault(self.detail, self.reason)
 
 
+class LineRow(dict[str, Any]):
+    """A row that was read from a line, or from several in CSV."""
+
+    __slots__ = ("line",)
+
+    def __init__(self, values: Mapping[str, Any], line: bytes) -> None:
+        super().__init__(values)
+        self.line = line
+
+
 def raw_text(line: bytes) -> str:
     """The line without its ending. A byte that is not UTF-8 becomes `\\xNN`."""
     return line.decode(errors="backslashreplace").rstrip("\r\n")
 
 
 def raw_row(row: Mapping[str, Any]) -> str:
-    """The row as JSON. A value that cannot be read is shown as what can be said of it."""
+    """The line that it was read from, or JSON, in which a value that cannot be read is shown as what can be said of
+    it."""
+    if isinstance(row, LineRow):
+        return raw_text(row.line)
     values = {name: _readable(row, name) for name in row}
     return json.dumps(values, ensure_ascii=False, default=_shown).encode(errors="backslashreplace").decode()
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retort.data.bad_rows import BadRow, raw_text
+from retort.data.bad_rows import BadRow, LineRow, raw_text
 from retort.data.files import DataFile
 from retort.data.lines import bad_line, cause, cut, decoded, json_fault, lines_of, place
 from retort.errors import DataError, RowFault, first_line
@@ -43,7 +43,7 @@ def _json_rows(file: DataFile, lines: Lines) -> Iterator[PlacedRow | BadRow]:
     for number, line in lines:
         if line.strip():
             try:
-                yield place(file, number), _json_object(file, number, line)
+                yield place(file, number), LineRow(_json_object(file, number, line), line)
             except RowFault as fault:
                 yield bad_line(file, number, line, fault)
 
@@ -86,12 +86,13 @@ def _csv_rows(file: DataFile, lines: Lines) -> Iterator[PlacedRow | BadRow]:
         except RowFault as fault:
             if header is None:
                 raise
-            yield BadRow(text.place, fault.reason, str(fault), text.raw)
+            yield BadRow(text.place, fault.reason, str(fault), raw_text(text.line))
             continue
         if header is None:
             header = _header(text.place, fields) if fields else None
         elif fields:
-            yield text.place, {name: field or None for name, field in zip(header, fields, strict=True)}
+            values = {name: field or None for name, field in zip(header, fields, strict=True)}
+            yield text.place, LineRow(values, text.line)
 
 
 class _CsvLines:
@@ -129,8 +130,9 @@ class _CsvLines:
         return place(self._file, self._row[0][0])
 
     @property
-    def raw(self) -> str:
-        return raw_text(b"".join(line for _, line in self._row))
+    def line(self) -> bytes:
+        """The current row as it is in the file."""
+        return b"".join(line for _, line in self._row)
 
     def fault(self, error: csv.Error) -> RowFault:
         if "unexpected end of data" in str(error):

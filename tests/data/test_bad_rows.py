@@ -83,8 +83,7 @@ def test_a_line_is_set_aside_and_the_next_one_is_read(
     assert (bad.place, bad.reason, bad.example_id) == (f"{path}, line 2", reason, example_id)
     assert bad.detail == strict(path)
     assert bad.detail.startswith(bad.place)
-    assert "�" not in bad.raw
-    assert json.dumps(bad.raw)
+    assert bad.raw == line.decode(errors="backslashreplace")
 
 
 def test_a_byte_that_is_not_utf8_is_kept_escaped(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_csv_goes_on_in_the_line_after_the_one_that_is_wrong(tmp_path: Path) -> 
         ("6", "not-csv", '4,"never closed'),
         ("8", "not-csv", '6,"closed" wrongly'),
         ("9", "not-utf8", "7,caf\\xe9"),
-        ("10", "null-text", '{"id": "8", "text": null}'),
+        ("10", "null-text", "8,"),
     ]
     assert all(one.detail.startswith(f"{path}, line ") for one in bad)
 
