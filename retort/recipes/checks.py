@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from retort.artifacts.examples import Examples, set_aside
 from retort.config import Problem, RecipeConfig, expand
-from retort.data.completions import read_completions
+from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError, DataError
 from retort.problems import problem_for
 from retort.recipes.execute import made_or_found
@@ -71,11 +71,10 @@ def check_llm(store: Store, step: PseudolabelLlm) -> int:
 def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool) -> int:
     """Return how many rows of the pool have no completion.
 
-    Raises DataError for completions of unknown rows, unless the pool was limited (not `whole_pool`) or they may be
-    those of rows that were set aside, of which an id may be wrong or cannot be read.
+    Raises DataError if no line is a completion, and for completions of unknown rows, unless the pool was limited (not
+    `whole_pool`) or they may be those of rows that were set aside, of which an id may be wrong or cannot be read.
     """
-    completions = read_completions(step.path, step.endpoint_url)
-    completed = {one.example_id for one in completions if one.example_id}
+    completed = _completed(step)
     pool = Examples.open(store, step.pool)
     ids = {row["example_id"] for row in pool.rows(["example_id"])}
     aside = [row["example_id"] for row in pool.set_aside_rows()]
@@ -86,3 +85,25 @@ def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool)
             f"such as '{min(unknown)}'"
         )
     return len(ids - completed)
+
+
+def _completed(step: PseudolabelRecorded) -> set[str]:
+    """The ids that lines of the file of completions have, whether a line holds a completion or says why there is none.
+
+    Raises DataError if none holds one: then it is another kind of file.
+    """
+    completed: set[str] = set()
+    first_bad, num_good = None, 0
+    for one in read_completions(step.path, step.endpoint_url):
+        if one.example_id:
+            completed.add(one.example_id)
+        if isinstance(one, BadLine):
+            first_bad = first_bad or one
+        else:
+            num_good += 1
+    if first_bad is not None and not num_good:
+        raise DataError(
+            f"teacher.completions = '{step.path}': no line is a completion; {first_bad.detail}; needed are lines of a "
+            "batch's output (of OpenAI's chat completions or responses, Anthropic or Gemini), see docs/teachers.md"
+        )
+    return completed

@@ -303,6 +303,14 @@ def test_completion_for_an_unknown_id(slots: Any, refused: Refused) -> None:
     )
 
 
+def test_no_completion_among_the_completions(slots: Any, refused: Refused) -> None:
+    rows = [{"custom_id": row["custom_id"], "method": "POST", "url": "/v1/x", "body": {}}
+            for row in slots.read("completions.jsonl")]  # fmt: skip
+    path = slots.write("completions.jsonl", rows)
+    said = sentence(refused(slots))
+    assert said.startswith(f"teacher.completions = '{path}': no line is a completion; {path}, line 1: a request of a")
+
+
 def model_folder(desk: Any, *names: str) -> str:
     folder: Path = desk.folder / "model"
     folder.mkdir()
