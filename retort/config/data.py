@@ -8,18 +8,23 @@ from retort.config.base import Address, Settings, Text
 
 
 class ColumnsConfig(Settings):
-    """The names of the columns that Retort reads."""
+    """The names of the columns that Retort reads. One that lies within another is named by its path (`answer.text`); in
+    CoNLL files, text and tags are the first and the last column unless they are numbers, counted from '1'."""
 
     id: Text = "id"
     """A unique name of the row; without this column, the sha256 of the text is used."""
     text: Text = "text"
-    """The text to label."""
+    """The text to label; a list of words is joined with spaces."""
     label: Text = "label"
     """The gold label: a class name, a text, a constituency tree, or for slots the bracketed parse."""
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"
-    """Slots only: one BIO tag per word, separated by spaces or as a list; takes precedence over `label`."""
+    """Slots only: one tag per word, separated by spaces or as a list; takes precedence over `label`. Read are IOB1,
+    IOB2, and IOBES with BILOU, BMES and BMEWO; tags may be numbers, see `tag_names`."""
+    tag_names: Annotated[list[Text] | None, Field(exclude_if=lambda names: names is None)] = None
+    """The tags that numbers stand for, from that of 0 on: [O, B-CITY, I-CITY]. Default: as the Parquet file says, or
+    the data set's card (README.md, dataset_infos.json) beside the files."""
 
 
 class HubConfig(Settings):

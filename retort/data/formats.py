@@ -1,4 +1,4 @@
-"""Rows of one file: JSON Lines, CSV or Parquet. Each row comes with its place, for error messages."""
+"""Rows of one file: JSON Lines, CSV, CoNLL, trees or Parquet. Each row comes with its place, for error messages."""
 
 import csv
 from collections import Counter, deque
@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retort.data.bad_rows import BadRow, LineRow, raw_text
+from retort.data.conll import conll_rows
+from retort.data.csv_dialect import delimiter_of, excel_delimiter
 from retort.data.files import DataFile
 from retort.data.lines import bad_line, cause, cut, decoded, json_fault, lines_of, place
+from retort.data.treebank import treebank_rows
 from retort.errors import DataError, RowFault, first_line
 from retort.io.strict_json import KeyTwice, json_value
 
@@ -27,7 +30,8 @@ def rows_of(file: DataFile) -> Iterator[PlacedRow | BadRow]:
     """
     if file.format == "parquet":
         return _parquet_rows(file)
-    return (_csv_rows if file.format == "csv" else _json_rows)(file, lines_of(file))
+    read = {"jsonl": _json_rows, "csv": _csv_rows, "conll": conll_rows, "treebank": treebank_rows}[file.format]
+    return read(file, lines_of(file))
 
 
 def strict_rows_of(file: DataFile) -> Iterator[PlacedRow]:
@@ -73,7 +77,7 @@ def _json_name(value: object) -> str:
 def _csv_rows(file: DataFile, lines: Lines) -> Iterator[PlacedRow | BadRow]:
     """The first line is the header. Empty fields become None, since CSV cannot express a missing value otherwise."""
     text = _CsvLines(file, lines)
-    reader = csv.reader(text, strict=True)
+    reader = csv.reader(text, delimiter=text.find_delimiter(), strict=True)
     header: list[str] | None = None
     while True:
         try:
@@ -112,6 +116,17 @@ class _CsvLines:
         self._row.append((number, line))
         return line.decode(errors="surrogateescape")
 
+    def find_delimiter(self) -> str:
+        """What parts the fields. Only the header is looked at; it is read again then."""
+        for number, line in self._lines:
+            text = line.decode(errors="replace")
+            if (told := excel_delimiter(text)) is not None:
+                return told
+            if text.strip():
+                self._again.append((number, line))
+                return delimiter_of(text, is_tsv=".tsv" in self._file.path.lower())
+        return ","
+
     def start_row(self) -> None:
         self._row.clear()
 
@@ -138,6 +153,8 @@ class _CsvLines:
         if "unexpected end of data" in str(error):
             told = f"the file is cut in the middle: the row that begins in line {self._row[0][0]} is incomplete"
             return RowFault(f"{self._file.name}: {told}", "incomplete")
+        if "new-line character" in str(error):
+            return RowFault(f"{self.place}: not CSV: its lines end in CR alone; save it with LF or CRLF", "not-csv")
         return RowFault(f"{self.place}: not CSV ({error})", "not-csv")
 
 

@@ -2,16 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from retort.config import ColumnsConfig, HubConfig, Source
 from retort.config.soft_label import AnswerColumnsConfig
 from retort.data.bad_rows import BadRow, raw_row
 from retort.data.fields import join_fields
-from retort.data.files import data_files
+from retort.data.files import DataFile, data_files
 from retort.data.formats import PlacedRow, rows_of, strict_rows_of
-from retort.data.hub import hub_fingerprint, hub_rows
+from retort.data.hub import hub_class_names, hub_fingerprint, hub_rows
+from retort.data.row_form import FormedRow, RowForm, form_of
 from retort.errors import DataError, RowFault
 from retort.problems.base import Problem, is_missing
 from retort.records.base import Example, digest
@@ -29,26 +31,44 @@ class Folds(NamedTuple):
     """True selects the rows in these folds, False all others."""
 
 
-def read_rows_of(source: Source, endpoint_url: str | None = None) -> Iterator[PlacedRow]:
-    """Yield (place, raw row) for every row, file by file in sorted order, in bounded memory.
+def read_rows_of(
+    source: Source, endpoint_url: str | None = None, columns: ColumnsConfig | None = None
+) -> Iterator[PlacedRow]:
+    """Yield (place, raw row) for every row, file by file in sorted order, in bounded memory. With `columns`, rows are
+    in the form that problems read, see `retort.data.row_form`.
 
     Raises DataError for missing or damaged files and for the first row that cannot be read, StoreUnavailable if the
     bucket fails.
     """
-    if isinstance(source, HubConfig):
-        yield from hub_rows(source)
-        return
-    for file in data_files(source, endpoint_url):
-        yield from strict_rows_of(file)
+    for rows in _files_of(source, endpoint_url, columns, strict_rows_of):
+        for row in rows:
+            assert not isinstance(row, BadRow), "readers that are strict raise its fault"
+            yield row
 
 
-def _all_rows_of(source: Source, endpoint_url: str | None) -> Iterator[PlacedRow | BadRow]:
+def _all_rows_of(source: Source, endpoint_url: str | None, columns: ColumnsConfig) -> Iterator[PlacedRow | BadRow]:
     """Like `read_rows_of`, with the rows that cannot be read."""
+    for rows in _files_of(source, endpoint_url, columns, rows_of):
+        yield from rows
+
+
+def _files_of(
+    source: Source,
+    endpoint_url: str | None,
+    columns: ColumnsConfig | None,
+    read: Callable[[DataFile], Iterator[PlacedRow | BadRow]],
+) -> Iterator[Iterable[PlacedRow | BadRow]]:
+    """The rows of each file; a hub's data set counts as one."""
     if isinstance(source, HubConfig):
-        yield from hub_rows(source)
+        rows = hub_rows(source)
+        yield (
+            rows
+            if columns is None
+            else map(RowForm(columns, None, partial(hub_class_names, source, columns.tags)), rows)
+        )
         return
     for file in data_files(source, endpoint_url):
-        yield from rows_of(file)
+        yield read(file) if columns is None else map(form_of(file, columns), read(file))
 
 
 def fingerprint(source: Source, endpoint_url: str | None = None) -> str:
@@ -75,7 +95,7 @@ def read_examples(
     If the text is made of several columns, each of them may be empty. Raises DataError, naming the line.
     """
     read = _Reading(columns, problem, gold == "required")
-    for place, row in read_rows_of(source, endpoint_url):
+    for place, row in read_rows_of(source, endpoint_url, columns):
         if folds is not None and (_fold(place, row, folds.column) in folds.numbers) != folds.inside:
             continue
         yield read.example(place, row)
@@ -89,7 +109,7 @@ def read_pool(
     Raises DataError for missing, cut or damaged files only.
     """
     read = _Reading(columns, problem, gold_is_needed=False)
-    for one in _all_rows_of(source, endpoint_url):
+    for one in _all_rows_of(source, endpoint_url, columns):
         if isinstance(one, BadRow):
             yield one
             continue
@@ -97,7 +117,13 @@ def read_pool(
         try:
             yield read.example(place, row)
         except RowFault as fault:
-            yield BadRow(place, fault.reason, str(fault), raw_row(row), _id_of(place, row, columns))
+            yield BadRow(
+                place,
+                fault.reason,
+                str(fault),
+                raw_row(row.raw if isinstance(row, FormedRow) else row),
+                _id_of(place, row, columns),
+            )
 
 
 class _Reading:

@@ -157,6 +157,11 @@ def gold_text(row: Mapping[str, Any], column: str) -> str:
     return "" if is_missing(value) else str(value).strip()
 
 
+def row_name(row: Mapping[str, Any], number: int) -> str:
+    """Where a labeled row is, if it says so; otherwise its number, counted from 1."""
+    return str(getattr(row, "place", f"labeled row {number}"))
+
+
 def is_put_right(problem: Problem, text: str, label: Label, probabilities: Floats) -> bool:
     """Whether `label`, decided on `(units, classes)` probabilities, differs from the most probable class of each unit:
     these may not form a legal label together (a slot that starts with I-, a tree that skips a level)."""

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
-from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, gold_text, listed, ratio
+from retort.errors import ConfigError, DataError, RowFault
+from retort.problems.base import Constraint, Floats, Mended, gold_text, listed, ratio, row_name
 from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.tree_grammars import TreeForm, any_tree, bounded_openings, bounded_tree
 from retort.problems.tree_mending import mended_tree
@@ -265,15 +265,17 @@ class Constituency:
 def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, config: ConstituencyConfig) -> list[str]:
     """The labels and unary chains that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, if a tree cannot be read, or if there is none.
+    Raises DataError, naming the row, if a tree cannot be read, or if there is none.
     """
     found: set[str] = set()
     for number, row in enumerate(rows, start=1):
         try:
             brackets = gold_text(row, columns.label)
             tree = _read_gold(brackets, config) if brackets else None
+        except RowFault:
+            raise  # it says where
         except DataError as error:
-            raise DataError(f"labeled row {number}: {error}") from None
+            raise DataError(f"{row_name(row, number)}: {error}") from None
         if tree is not None:
             found |= {span.label for span in collapsed(tree.spans)}
     if not found:

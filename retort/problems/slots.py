@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
-from retort.errors import ConfigError, DataError
+from retort.errors import ConfigError, DataError, RowFault
 from retort.problems.base import (
     Constraint,
     Floats,
@@ -28,6 +28,7 @@ from retort.problems.base import (
     lark_text,
     listed,
     ratio,
+    row_name,
 )
 from retort.problems.parses import Unparsable, align, is_bracket, read_brackets, shortened
 from retort.problems.words import words_of
@@ -257,7 +258,7 @@ class Slots:
 def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> dict[str, list[str]]:
     """The slots of each intent that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is none.
+    Raises DataError, naming the row, if a label cannot be read, or if there is none.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
     for number, row in enumerate(rows, start=1):
@@ -268,8 +269,10 @@ def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> 
             elif brackets := _brackets(row, columns):
                 parse = read_brackets(brackets)
                 found[parse.intent].update(name for name, _ in parse.slots)
+        except RowFault:
+            raise  # it says where
         except (DataError, Unparsable) as error:
-            raise DataError(f"labeled row {number}: {error}") from None
+            raise DataError(f"{row_name(row, number)}: {error}") from None
     if not found:
         fields = f"'{columns.tags}', '{columns.label}' and '{TARGET}'"
         raise DataError(f"no labeled row has a label (looked in {fields}); see data.columns, or give problem.intents")

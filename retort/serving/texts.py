@@ -14,11 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from retort.config import ColumnsConfig
+from retort.data.bad_rows import BadRow as UnreadRow
+from retort.data.csv_dialect import delimiter_of
 from retort.data.fields import join_fields
 from retort.data.files import DataFile, data_files
-from retort.data.formats import strict_rows_of
+from retort.data.formats import rows_of
 from retort.data.lines import json_fault, lines_of, place
 from retort.data.reading import ID_DIGITS
+from retort.data.row_form import form_of
 from retort.errors import DataError, RowFault
 from retort.io.strict_json import KeyTwice, json_value
 
@@ -87,7 +91,7 @@ def _files(source: str, fields: Fields) -> Iterator[_Placed | BadRow]:
         file.format  # noqa: B018  raises for an unknown extension now, not hours later
     for file in files:
         match file.format:
-            case "parquet":
+            case "parquet" | "conll" | "treebank":
                 yield from _whole_rows(file, fields)
             case "csv":
                 yield from _csv_rows(file, fields)
@@ -95,9 +99,15 @@ def _files(source: str, fields: Fields) -> Iterator[_Placed | BadRow]:
                 yield from (_json_row(place(file, number), line) for number, line in lines_of(file) if line.strip())
 
 
-def _whole_rows(file: DataFile, fields: Fields) -> Iterator[_Placed]:
-    for where, row in strict_rows_of(file):
-        _check_column(file, list(row), fields)
+def _whole_rows(file: DataFile, fields: Fields) -> Iterator[_Placed | BadRow]:
+    form = form_of(file, ColumnsConfig(id=fields.id, text=fields.text))
+    for one in map(form, rows_of(file)):
+        if isinstance(one, UnreadRow):
+            yield BadRow(one.place, one.reason, one.detail.removeprefix(f"{one.place}: "))
+            continue
+        where, row = one
+        if fields.columns or fields.text not in row:
+            _check_column(file, list(row), fields)
         yield where, row
 
 
@@ -115,7 +125,10 @@ def _json_row(where: str, line: bytes) -> _Placed | BadRow:
 
 def _csv_rows(file: DataFile, fields: Fields) -> Iterator[_Placed | BadRow]:
     """The first line is the header."""
-    reader = csv.reader((line.decode(errors="surrogateescape") for _, line in lines_of(file)), strict=True)
+    lines = (line.decode(errors="surrogateescape") for _, line in lines_of(file))
+    first = next(lines, "")
+    delimiter = delimiter_of(first, is_tsv=".tsv" in file.path.lower())
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         where = place(file, reader.line_num + 1)
@@ -153,6 +166,8 @@ def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | Ba
 def _text_row(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
     """Raises RowFault for a value that cannot be read."""
     text = _joined(row, fields.columns) if fields.columns else row.get(fields.text)
+    if isinstance(text, list) and text and all(isinstance(word, str) for word in text):
+        text = " ".join(text)
     if isinstance(text, BadField):
         return BadRow(where, "no-text", text.told)
     if not isinstance(text, str):

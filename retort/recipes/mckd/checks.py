@@ -23,7 +23,7 @@ from retort.recipes.checks import (
     texts_of,
 )
 from retort.recipes.execute import made_or_found
-from retort.recipes.mckd.steps import Role, ingest, label_by_llm, label_recorded
+from retort.recipes.mckd.steps import Role, columns_of, ingest, label_by_llm, label_recorded
 from retort.recipes.mckd.teacher import STEP, member_step
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
@@ -45,8 +45,10 @@ SURELY_FILLED = 50
 
 def resolve(config: MckdConfig) -> MckdConfig:
     """Return the config with the schema filled in from the labeled set, if it has none."""
-    rows = (row for _, row in read_rows_of(config.data.labeled, config.store.endpoint_url))
-    problem = infer_schema(config.problem, rows, config.data.columns)
+    source, server = config.data.labeled, config.store.endpoint_url
+    columns = columns_of(config, source)
+    rows = (row for _, row in read_rows_of(source, server, columns))
+    problem = infer_schema(config.problem, rows, columns)
     return config if problem is config.problem else config.model_copy(update={"problem": problem})
 
 

@@ -31,7 +31,7 @@ def resolve(config: SoftLabelConfig) -> SoftLabelConfig:
     """Return the config with the classes filled in from the training file, if it names none."""
     if config.problem.labels is not None:
         return config
-    rows = (row for _, row in read_rows_of(config.data.train, config.store.endpoint_url))
+    rows = (row for _, row in read_rows_of(config.data.train, config.store.endpoint_url, config.data.columns))
     problem = infer_schema(config.problem, rows, config.data.columns)
     return config.model_copy(update={"problem": problem})
 
