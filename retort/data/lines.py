@@ -64,7 +64,7 @@ def _decompressed(file: DataFile, raw: BinaryIO) -> Iterator[Iterable[bytes]]:
             with lzma.LZMAFile(raw) as stream:
                 yield stream
         case ".zst":
-            with pa.CompressedInputStream(raw, "zstd") as blocks:
+            with pa.CompressedInputStream(cast(io.IOBase, raw), "zstd") as blocks:
                 yield io.BufferedReader(cast(io.RawIOBase, blocks))
         case _:
             yield raw

@@ -274,3 +274,19 @@ def test_a_damaged_student_is_named(command: Command, classes_student: Trained, 
     code, _, err = command("predict", tmp_path / "students" / key[:2] / key, classes_student.test_file)
     assert code == 1
     assert "file 'model/model.safetensors' has" in err
+
+
+def test_rows_of_other_formats(tmp_path: Path) -> None:
+    files = {
+        "a.conll": "#id: 1\n# id: 2\nplay O\nabba B-ARTIST\n\nplay\n\nstop O\n",
+        "b.mrg": "(S (N the) (V cat))\n(S (N) (V x))\n",
+        "c.csv": "id;text\n3;a, b\n",
+        "d.jsonl": '{"id": 4, "text": ["a", "b"]}\n{"id": 5, "text": [1]}\n',
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    read = list(read_texts(str(tmp_path), FIELDS))
+    assert [(row.text if isinstance(row, TextRow) else row.reason) for row in read] == [
+        "play abba", "wrong-columns", "stop", "the cat", "not-a-tree", "a, b", "a b", "no-text",
+    ]  # fmt: skip
+    assert [row.row_id for row in read if isinstance(row, TextRow) and len(row.row_id) == 1] == ["2", "3", "4"]
