@@ -6,7 +6,7 @@ import re
 DELIMITERS = ",\t;|"
 MOST_CHARACTERS = 2**27
 """Of one field. An open quote would otherwise take the rest of a file into memory."""
-_EXCEL = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+_EXCEL = re.compile(r"sep=([,\t;|])\s*", re.IGNORECASE)
 """A first line by which Excel is told the delimiter."""
 
 csv.field_size_limit(MOST_CHARACTERS)

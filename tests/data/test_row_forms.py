@@ -1,6 +1,7 @@
 """What people have: tags of every form, CoNLL files, lists of words, treebanks, CSV dialects, compressed files."""
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -527,3 +528,24 @@ def test_documents_in_a_folder_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "more.xlsx").touch()
     said = fault(lambda: list(read_rows_of(str(tmp_path))), tmp_path)
     assert said.startswith("more.xlsx: the extension says no format that can be read; allowed: .jsonl, ")
+
+
+PIECES = st.sampled_from(
+    (
+        b'a@O@B-CITY@E-CITY@ @\t@\n@\r\n@\r@#@# id: 1@# intent: x@(@)@(S @-NONE- @-DOCSTART-@"@,@;@id;text\n@sep=;\n@'
+        b'sep="\n@\xff@\xe9@\x00@\xef\xbb\xbf@\xc2\xa0\xe2\x80\xa8@'
+        b'{"text": ["a", "b"], "bio": [0, 1]}\n@{"text": "a", "bio": {"a": 1}, "intent": 0}\n'
+    ).split(b"@")
+)
+
+
+@given(st.lists(PIECES, max_size=30).map(b"".join), st.sampled_from(["conll", "mrg", "csv", "tsv", "jsonl"]))
+def test_any_bytes_give_rows_bad_rows_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, end: str
+) -> None:
+    path = tmp_path_factory.mktemp("any") / f"a.{end}"
+    path.write_bytes(data)
+    for columns in (ColumnsConfig(), ColumnsConfig(text="2", tags="1")):
+        with contextlib.suppress(DataError):
+            for one in read_pool(str(path), columns, SLOTS):
+                assert one.place.startswith(str(path)) if isinstance(one, BadRow) else one.text.strip()
