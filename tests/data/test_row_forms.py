@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import boto3  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -441,6 +443,19 @@ def test_compressed_files_that_are_cut_or_none(tmp_path: Path, end: str) -> None
     assert f"b.jsonl: this is {kind} data; its name must end in {end}" == fault(
         lambda: list(read_rows_of(str(plain))), tmp_path
     )
+
+
+def test_compressed_files_in_a_bucket(s3_moto: tuple[str, str]) -> None:
+    endpoint_url, bucket = s3_moto
+    client, prefix = boto3.client("s3", endpoint_url=endpoint_url), uuid4().hex
+    for end, pack in COMPRESSED.items():
+        client.put_object(
+            Bucket=bucket, Key=f"{prefix}/a{end[1:]}.jsonl{end}", Body=pack(b'{"ner_tags": [0]}\n' * 5000)
+        )
+    client.put_object(Bucket=bucket, Key=f"{prefix}/README.md", Body=CARD.encode())
+    address = f"s3://{bucket}/{prefix}"
+    assert len(list(read_rows_of(address, endpoint_url))) == 20_000
+    assert with_tag_names(WORDS, address, endpoint_url).tag_names == NAMES
 
 
 @pytest.mark.parametrize(
