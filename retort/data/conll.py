@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from retort.data.bad_rows import BadRow, raw_text
+from retort.data.bad_rows import BadRow, LineRow, raw_text
 from retort.data.files import DataFile
 from retort.data.lines import decoded, place
 from retort.errors import RowFault
@@ -26,14 +26,14 @@ def conll_rows(file: DataFile, lines: Iterable[tuple[int, bytes]]) -> Iterator[t
     """A row for each sentence, with its place; a sentence that cannot be read is a BadRow."""
     layout = _Layout()
     for block in _blocks(lines):
-        first = block[0][0]
+        where, whole = place(file, block[0][0]), b"".join(line for _, line in block)
         try:
             row = layout.row(file, block)
         except RowFault as fault:
-            yield BadRow(place(file, first), fault.reason, str(fault), raw_text(b"".join(line for _, line in block)))
+            yield BadRow(where, fault.reason, str(fault), raw_text(whole))
         else:
             if row is not None:
-                yield place(file, first), row
+                yield where, LineRow(row, whole)
 
 
 def _blocks(lines: Iterable[tuple[int, bytes]]) -> Iterator[Block]:

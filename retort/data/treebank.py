@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from retort.data.bad_rows import BadRow
+from retort.data.bad_rows import BadRow, LineRow
 from retort.data.files import DataFile
 from retort.data.lines import decoded, place
 from retort.errors import RowFault
@@ -28,7 +28,7 @@ def treebank_rows(file: DataFile, lines: Iterable[tuple[int, bytes]]) -> Iterato
             told = f"{where}: no tree: {fault.detail[0].lower()}{fault.detail[1:].removesuffix('.')}"
             yield BadRow(where, "not-a-tree", told, tree)
         else:
-            yield where, {TEXT: " ".join(map(unescaped, words)), TREE: tree}
+            yield where, LineRow({TEXT: " ".join(map(unescaped, words)), TREE: tree}, tree.encode())
 
 
 def _trees(file: DataFile, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:

@@ -115,6 +115,11 @@ def test_a_pool_sets_a_bad_sequence_aside_as_it_was(tmp_path: Path) -> None:
     assert isinstance(bad, BadRow)
     assert (bad.reason, bad.example_id) == ("bad-tags", "1")
     assert json.loads(bad.raw)["bio"] == "O E-CITY"
+    sentence = tmp_path / "b.conll"
+    sentence.write_text("# intent: x\na\tO\nb\tE-CITY\n")
+    (bad,) = read_pool(str(sentence), ColumnsConfig(), SLOTS)
+    assert isinstance(bad, BadRow)
+    assert bad.raw == "# intent: x\na\tO\nb\tE-CITY"
 
 
 @given(
