@@ -51,6 +51,6 @@ def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], colum
         case ClassificationConfig(labels=None):
             labels = classification.infer_labels(rows, columns, ordered=config.ordered)
             return config.model_copy(update={"labels": labels})
-        case ConstituencyConfig(labels=None, form="labelled", tags=has_tags):
-            return config.model_copy(update={"labels": constituency.infer_labels(rows, columns, has_tags=has_tags)})
+        case ConstituencyConfig(labels=None, form="labelled"):
+            return config.model_copy(update={"labels": constituency.infer_labels(rows, columns, config)})
     return config

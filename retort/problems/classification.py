@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, lark_rules, lark_text, listed, ratio
+from retort.problems.base import Constraint, Floats, Mended, gold_text, lark_rules, lark_text, listed, ratio
 from retort.records.base import Label, ParseFailure
 
 
@@ -50,7 +50,7 @@ class Classification:
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Numbers are read as decimal text; a blank label means no label."""
-        name = _class_name(row.get(columns.label))
+        name = _class_name(row, columns.label)
         if name is not None and name not in self._index:
             raise DataError(f"label '{name}' is not a class; allowed: {listed(self._classes)}")
         return name
@@ -163,9 +163,15 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
 
     Raises DataError for fewer than two, ConfigError if `ordered` classes are not numbers.
     """
-    names = {name for row in rows if (name := _class_name(row.get(columns.label))) is not None}
+    names: set[str] = set()
+    unread: DataError | None = None
+    for row in rows:
+        try:
+            names |= {name} if (name := _class_name(row, columns.label)) is not None else set()
+        except DataError as error:  # ingest refuses such a row by file and line
+            unread = unread or error
     if len(names) < 2:
-        raise DataError(
+        raise unread or DataError(
             f"the labeled rows hold {len(names)} different classes in the field '{columns.label}', at least 2 are "
             "needed; see data.columns.label, or list them in problem.labels"
         )
@@ -176,11 +182,12 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
     return sorted(names)
 
 
-def _class_name(value: object) -> str | None:
+def _class_name(row: Mapping[str, Any], column: str) -> str | None:
+    value = row.get(column)
     # A column of integers with missing values is read as floats (3.0).
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return None if value is None else str(value).strip() or None
+        return str(int(value))
+    return gold_text(row, column) or None
 
 
 def _is_number(name: str) -> bool:

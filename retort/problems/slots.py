@@ -1,7 +1,7 @@
 """Intents and slots of requests: semantic parsing with one level.
 
-A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each word
-of `text.split()`. Spans follow CoNLL: I-x after O or after another type opens a span; labels write it as B-x. Teachers
+A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each of
+`words_of(text)`. Spans follow CoNLL: I-x after O or after another type opens a span; labels write it as B-x. Teachers
 write the decoupled bracketed parse of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`.
 """
 
@@ -16,9 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
-from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, gbnf_text, lark_rules, lark_text, listed, ratio
+from retort.errors import ConfigError, DataError, RowFault
+from retort.problems.base import (
+    Constraint,
+    Floats,
+    Mended,
+    gbnf_text,
+    gold_text,
+    is_missing,
+    lark_rules,
+    lark_text,
+    listed,
+    ratio,
+    row_name,
+)
 from retort.problems.parses import Unparsable, align, is_bracket, read_brackets, shortened
+from retort.problems.words import words_of
 from retort.records.base import Label, ParseFailure
 
 Span = tuple[str, int, int]
@@ -73,9 +86,9 @@ class Slots:
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Tags and intent take precedence over a parse; blank fields mean no label."""
         text = str(row[columns.text])
-        if row.get(columns.tags):
+        if _has_tags(row, columns):
             intent, tags = _read_tags(row, columns)
-            self._check(intent, tags, len(text.split()))
+            self._check(intent, tags, len(words_of(text)))
             return encode(intent, tags)
         if not (brackets := _brackets(row, columns)):
             return None
@@ -101,7 +114,7 @@ class Slots:
 
     def render(self, text: str, label: Label) -> str:
         intent, tags = decode(label)
-        words = text.split()
+        words = words_of(text)
         slots = [f"[SL:{name} {' '.join(words[start:end])} ] " for name, start, end in spans(tags)]
         return f"[IN:{intent} {''.join(slots)}]"
 
@@ -120,7 +133,7 @@ class Slots:
                 if name not in self._slots[parse.intent]:
                     detail = self._unknown_slot(parse.intent, shortened(name))
                     raise Unparsable("unknown-slot", f"{detail[0].upper()}{detail[1:]}.")
-            return encode(parse.intent, align(text.split(), parse.slots))
+            return encode(parse.intent, align(words_of(text), parse.slots))
         except Unparsable as failure:
             return ParseFailure(failure.reason, failure.detail, completion)
 
@@ -137,7 +150,7 @@ class Slots:
         The grammar is linear in the number of words: `w3` derives word 3 and what may follow it. It does not count how
         often a word is used; `parse` rejects slots that share one.
         """
-        words = text.split()
+        words = words_of(text)
         rules = ["root ::= " + " | ".join(f"intent{number}" for number in range(len(self._intents)))]
         for number, intent in enumerate(self._intents):
             openings = " | ".join(gbnf_text(f"[SL:{name} ") for name in self._slots[intent])
@@ -156,7 +169,7 @@ class Slots:
 
         The rules count the words passed so far in the lower 16 bits of their parameter; the bits above are the intent.
         """
-        copied = [(number, word) for number, word in enumerate(text.split()) if not is_bracket(word)]
+        copied = [(number, word) for number, word in enumerate(words_of(text)) if not is_bracket(word)]
         end = copied[-1][0] + 1 if copied else 0
         intents, slots, span = [], ['"]"'], []
         for number, intent in enumerate(self._intents):
@@ -176,7 +189,7 @@ class Slots:
         return lark_rules(rules)
 
     def words(self, text: str) -> list[str]:
-        return text.split()
+        return words_of(text)
 
     def sites(self, num_words: int) -> NDArray[np.int64]:
         return np.arange(num_words + 1)
@@ -198,10 +211,8 @@ class Slots:
 
         Raises ValueError unless there is one unit for the intent and one for each word.
         """
-        if len(probabilities) != 1 + len(text.split()):
-            raise ValueError(
-                f"{len(probabilities)} units of probabilities for {len(text.split())} words and the intent"
-            )
+        if len(probabilities) != 1 + (num_words := len(words_of(text))):
+            raise ValueError(f"{len(probabilities)} units of probabilities for {num_words} words and the intent")
         num_tags = len(self._tags)
         intents, tags = probabilities[0, num_tags:], probabilities[1:, :num_tags]
         best_tags = (tags[:, None, :] * self._tags_of_intent).argmax(axis=2)  # (words, intents)
@@ -247,19 +258,21 @@ class Slots:
 def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> dict[str, list[str]]:
     """The slots of each intent that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is none.
+    Raises DataError, naming the row, if a label cannot be read, or if there is none.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
     for number, row in enumerate(rows, start=1):
         try:
-            if row.get(columns.tags):
+            if _has_tags(row, columns):
                 intent, tags = _read_tags(row, columns)
                 found[intent].update(tag[2:] for tag in tags if tag != "O")
             elif brackets := _brackets(row, columns):
                 parse = read_brackets(brackets)
                 found[parse.intent].update(name for name, _ in parse.slots)
+        except RowFault:
+            raise  # it says where
         except (DataError, Unparsable) as error:
-            raise DataError(f"labeled row {number}: {error}") from None
+            raise DataError(f"{row_name(row, number)}: {error}") from None
     if not found:
         fields = f"'{columns.tags}', '{columns.label}' and '{TARGET}'"
         raise DataError(f"no labeled row has a label (looked in {fields}); see data.columns, or give problem.intents")
@@ -318,17 +331,30 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
 
     Raises DataError if the intent is missing or a tag is not in BIO form.
     """
-    intent, tags = row.get(columns.intent), row[columns.tags]
+    intent, tags = _intent(row, columns), row[columns.tags]
     if not intent:
         raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
-    tags = [str(tag) for tag in (tags.split() if isinstance(tags, str) else tags)]
+    if not isinstance(tags, str | bytes | list | tuple):
+        raise DataError(f"'{columns.tags}' is {tags!r:.60}, where a tag for each word is needed")
+    tags = [str(tag) for tag in tags] if isinstance(tags, list | tuple) else gold_text(row, columns.tags).split()
     for tag in tags:
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
             raise DataError(f"tag '{tag}' is not O, B-slot or I-slot")
-    return intent_name(str(intent)), [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
+    return intent_name(intent), [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
+
+
+def _intent(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    value = row.get(columns.intent)
+    # A column of integers with missing values is read as floats (3.0).
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else gold_text(row, columns.intent)
+
+
+def _has_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> bool:
+    """Whether there is a tag at all: a blank text and an empty list are none."""
+    tags = row.get(columns.tags)
+    return not is_missing(tags) and tags != [] and not (isinstance(tags, str) and not tags.strip())
 
 
 def _brackets(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     """The parse of a raw row; empty if it has none."""
-    value = row.get(columns.label)
-    return str((row.get(TARGET) if value is None else value) or "").strip()
+    return gold_text(row, TARGET if is_missing(row.get(columns.label)) else columns.label)

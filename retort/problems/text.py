@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric, TextConfig
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, ratio
+from retort.io.strict_json import KeyTwice, json_value
+from retort.problems.base import Constraint, Floats, Mended, gold_text, ratio
 from retort.records.base import Label, ParseFailure
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class FreeText:
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. A blank field means no label; objects and lists are written as JSON."""
         value = row.get(columns.label)
-        text = json.dumps(value) if isinstance(value, dict | list) else str("" if value is None else value).strip()
+        text = json.dumps(value) if isinstance(value, dict | list) else gold_text(row, columns.label)
         if not text:
             return None
         label = self.parse("", text)
@@ -71,7 +72,7 @@ class FreeText:
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
         """See `Problem.parse`. Outer white space is ignored; in JSON, all white space and the order of keys.
 
-        Reason codes: `empty`, `pattern`, `not-json`, `schema`.
+        Reason codes: `empty`, `pattern`, `not-json`, `key-twice`, `schema`.
         """
         label = completion.strip()
         if not label:
@@ -82,7 +83,9 @@ class FreeText:
 
     def _parse_json(self, validator: "Validator", completion: str) -> Label | ParseFailure:
         try:
-            value = json.loads(completion, parse_constant=_refuse)
+            value = json_value(completion, parse_constant=_refuse)
+        except KeyTwice as error:
+            return ParseFailure("key-twice", f"In its JSON, {error}.", completion)
         except (ValueError, RecursionError) as error:
             return ParseFailure("not-json", f"It is not JSON: {error}.", completion)
         worst = min(validator.iter_errors(value), key=lambda error: len(error.absolute_path), default=None)

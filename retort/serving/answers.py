@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from retort.problems import Problem
 from retort.problems.slots import Slots, decode, spans
+from retort.problems.words import words_of
 
 if TYPE_CHECKING:
     from retort.students.base import Prediction
@@ -35,7 +36,7 @@ def answer(problem: Problem, text: str, prediction: "Prediction", *, probabiliti
     }
     if isinstance(problem, Slots):
         intent, tags = decode(prediction.label)
-        words = text.split()
+        words = words_of(text)
         result["intent"] = intent
         result["slots"] = [
             {"name": name, "text": " ".join(words[start:end]), "start": start, "end": end}

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from retort.metrics.format import TITLES, percent, seconds_text, signed, with_interval
 from retort.records.base import Score
-from retort.report.base import Table, verdict_lines
+from retort.report.base import Table, set_aside_line, verdict_lines
 from retort.report.mckd.summary import MckdSummary, SystemRow, title
 from retort.report.screen import screen_table
 
@@ -19,12 +19,12 @@ def render_terminal(summary: MckdSummary, width: int) -> Group:
     heading = f"{summary.name}: scores in percent, on {tests:,} test rows, with 95 % intervals"
     notes = [f"{row.name}: {row.note}" for row in summary.systems if row.note and row.note != "baseline"]
     cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
-    lines = [line for line in (summary.gained, summary.reason, *verdict_lines(summary), cost) if line]
+    lines = [summary.gained, summary.reason, *verdict_lines(summary), set_aside_line(summary), cost]
     return Group(
         screen_table(heading, _table(summary), width, [_STYLES[row.role] for row in summary.systems]),
         Text("\n".join(notes), style="dim"),
         Text(),
-        Text("\n".join(lines)),
+        Text("\n".join(line for line in lines if line)),
     )
 
 

@@ -5,7 +5,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from retort.metrics.format import seconds_text
-from retort.report.base import Table, verdict_lines
+from retort.report.base import Table, set_aside_line, verdict_lines
 from retort.report.screen import screen_table
 from retort.report.soft_label.summary import SoftLabelSummary, cost_table, gain_table, table
 
@@ -24,7 +24,8 @@ def render_terminal(summary: SoftLabelSummary, width: int) -> Group:
     costs = _table(f"on one thread of {summary.costs.machine}, fp32", cost_table(summary), width)
     spent = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
     gains = [_table("", gain_table(summary), width)] if summary.gains else []
-    conclusion = "\n".join([summary.reason, *verdict_lines(summary), spent])
+    aside = [line] if (line := set_aside_line(summary)) else []
+    conclusion = "\n".join([summary.reason, *verdict_lines(summary), *aside, spent])
     return Group(*scores, *gains, Text(note, style="dim"), Text(), costs, Text(conclusion))
 
 
