@@ -97,7 +97,7 @@ def read_pool(
         try:
             yield read.example(place, row)
         except RowFault as fault:
-            yield BadRow(place, fault.reason, str(fault), raw_row(row), _id_of(place, row, columns))
+            yield BadRow.of(place, fault, raw_row(row), _id_of(place, row, columns))
 
 
 class _Reading:
@@ -125,7 +125,8 @@ class _Reading:
 
     def _gold(self, place: str, row: Mapping[str, Any]) -> str | None:
         try:
-            return self._problem.gold(row, self._columns)
+            label = self._problem.gold(row, self._columns)
+            return None if label is None else _unicode(place, self._columns.label, label)
         except RowFault:
             raise
         except DataError as error:

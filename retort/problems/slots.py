@@ -332,7 +332,10 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
     intent, tags = gold_text(row, columns.intent), row[columns.tags]
     if not intent:
         raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
-    tags = [str(tag) for tag in tags] if isinstance(tags, list | tuple) else gold_text(row, columns.tags).split()
+    if isinstance(tags, list | tuple):
+        tags = [gold_text({columns.tags: tag}, columns.tags) for tag in tags]
+    else:
+        tags = gold_text(row, columns.tags).split()
     for tag in tags:
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
             raise DataError(f"tag '{tag}' is not O, B-slot or I-slot")
