@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from retort.errors import RowFault
 
@@ -22,6 +22,10 @@ class BadRow:
     """The row as it was: the line, or the JSON of a row that was no line. A byte that is not UTF-8 is `\\xNN`."""
     example_id: str | None = None
     """The row's id, if it could be read."""
+
+    @classmethod
+    def of(cls, place: str, fault: RowFault, raw: str, example_id: str | None = None) -> Self:
+        return cls(_encodable(place), fault.reason, _encodable(str(fault)), _encodable(raw), example_id)
 
     @property
     def fault(self) -> RowFault:
@@ -49,7 +53,12 @@ def raw_row(row: Mapping[str, Any]) -> str:
     if isinstance(row, LineRow):
         return raw_text(row.line)
     values = {name: _readable(row, name) for name in row}
-    return json.dumps(values, ensure_ascii=False, default=_shown).encode(errors="backslashreplace").decode()
+    return json.dumps(values, ensure_ascii=False, default=_shown)
+
+
+def _encodable(text: str) -> str:
+    """The text with `\\udXXX` for half of a surrogate pair, which a row, and also a file's name, may hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _readable(row: Mapping[str, Any], name: str) -> Any:

@@ -90,7 +90,7 @@ def _csv_rows(file: DataFile, lines: Lines) -> Iterator[PlacedRow | BadRow]:
         except RowFault as fault:
             if header is None:
                 raise
-            yield BadRow(text.place, fault.reason, str(fault), raw_text(text.line))
+            yield BadRow.of(text.place, fault, raw_text(text.line))
             continue
         if header is None:
             header = _header(text.place, fields) if fields else None
@@ -191,7 +191,7 @@ def _parquet_rows(file: DataFile) -> Iterator[PlacedRow]:
                         number += 1
                         where = f"{file.name}, row {number}"
                         yield where, _ParquetRow(where, columns, index)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names of columns that are not UTF-8
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # from the disk or the network; Arrow's own errors have no errno
             where = f"after row {number}" if number else "from the start"

@@ -85,7 +85,7 @@ def place(file: DataFile, number: int) -> str:
 
 
 def bad_line(file: DataFile, number: int, line: bytes, fault: RowFault) -> BadRow:
-    return BadRow(place(file, number), fault.reason, str(fault), raw_text(line))
+    return BadRow.of(place(file, number), fault, raw_text(line))
 
 
 def decoded(file: DataFile, number: int, line: bytes) -> str:

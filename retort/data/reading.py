@@ -117,13 +117,8 @@ def read_pool(
         try:
             yield read.example(place, row)
         except RowFault as fault:
-            yield BadRow(
-                place,
-                fault.reason,
-                str(fault),
-                raw_row(row.raw if isinstance(row, FormedRow) else row),
-                _id_of(place, row, columns),
-            )
+            raw = raw_row(row.raw if isinstance(row, FormedRow) else row)
+            yield BadRow.of(place, fault, raw, _id_of(place, row, columns))
 
 
 class _Reading:
@@ -151,7 +146,8 @@ class _Reading:
 
     def _gold(self, place: str, row: Mapping[str, Any]) -> str | None:
         try:
-            return self._problem.gold(row, self._columns)
+            label = self._problem.gold(row, self._columns)
+            return None if label is None else _unicode(place, self._columns.label, label)
         except RowFault:
             raise
         except DataError as error:

@@ -144,7 +144,7 @@ def is_missing(value: object) -> bool:
 def gold_text(row: Mapping[str, Any], column: str) -> str:
     """A column's value as text without outer white space; empty if it is missing, null or NaN.
 
-    Raises DataError for a list, an object, an infinite number, or bytes that are not UTF-8.
+    Raises DataError for a list, an object, an infinite number, bytes that are not UTF-8, or half of a surrogate pair.
     """
     value = row.get(column)
     if isinstance(value, list | tuple | dict | set) or (isinstance(value, float) and math.isinf(value)):
@@ -154,7 +154,10 @@ def gold_text(row: Mapping[str, Any], column: str) -> str:
             return value.decode().strip()
         except UnicodeDecodeError:
             raise DataError(f"'{column}' is not UTF-8") from None
-    return "" if is_missing(value) else str(value).strip()
+    text = "" if is_missing(value) else str(value).strip()
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise DataError(f"'{column}' holds half of a surrogate pair ({text!a:.60})")
+    return text
 
 
 def row_name(row: Mapping[str, Any], number: int) -> str:

@@ -336,7 +336,10 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
         raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
     if not isinstance(tags, str | bytes | list | tuple):
         raise DataError(f"'{columns.tags}' is {tags!r:.60}, where a tag for each word is needed")
-    tags = [str(tag) for tag in tags] if isinstance(tags, list | tuple) else gold_text(row, columns.tags).split()
+    if isinstance(tags, list | tuple):
+        tags = [gold_text({columns.tags: tag}, columns.tags) for tag in tags]
+    else:
+        tags = gold_text(row, columns.tags).split()
     for tag in tags:
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
             raise DataError(f"tag '{tag}' is not O, B-slot or I-slot")

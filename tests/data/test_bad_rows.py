@@ -66,11 +66,15 @@ def lines(*rows: Mapping[str, Any]) -> bytes:
         (b'{"id": "g0", "text": "another"}', "duplicate-id", "g0"),
         (b'{"id": "x", "text": "a", "text": "b"}', "key-twice", None),
         (b'{"id": "x", "text": "a", "more": {"k": 1, "k": 2}}', "key-twice", None),
+        (b'{"id": "x", "text": "a", "\\ud83d": 1, "\\ud83d": 2}', "key-twice", None),
         (b'{"id": null, "text": "a"}', "bad-id", None),
         (b'{"id": [1], "text": "a"}', "bad-id", None),
         (b'{"id": " ", "text": "a"}', "bad-id", None),
         (b'{"id": "x", "text": "a", "label": "ugly"}', "bad-gold", "x"),
         (b'{"id": "x", "text": "a", "label": ["good"]}', "bad-gold", "x"),
+        (b'{"id": "x", "text": "a", "label": "\\ud83d"}', "bad-gold", "x"),
+        (b'{"id": "\\ud83d", "text": "a"}', "not-unicode", None),
+        (b"\x00", "not-json", None),
     ],
 )
 def test_a_line_is_set_aside_and_the_next_one_is_read(
@@ -81,7 +85,7 @@ def test_a_line_is_set_aside_and_the_next_one_is_read(
     examples, (bad,) = pool(path)
     assert [example.example_id for example in examples] == ["g0", "g1", "g2"]
     assert (bad.place, bad.reason, bad.example_id) == (f"{path}, line 2", reason, example_id)
-    assert bad.detail == strict(path)
+    assert bad.detail == strict(path).encode(errors="backslashreplace").decode()
     assert bad.detail.startswith(bad.place)
     assert bad.raw == line.decode(errors="backslashreplace")
 
@@ -201,6 +205,13 @@ def test_parquet_columns_that_nobody_reads_do_no_harm(tmp_path: Path) -> None:
             first[name]
         assert str(caught.value).startswith(f"{path}, row 1: {sentence}")
     assert first.get("gone") is None
+
+
+def test_parquet_whose_column_names_are_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["1"], "text": ["a"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"text", b"te\xfft"))
+    assert strict(path).startswith(f"{path}: not a Parquet file, or damaged from the start (")
 
 
 def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
