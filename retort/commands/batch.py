@@ -30,22 +30,33 @@ from retort.teachers.usage import Usage
 class _Exporter:
     """A completion client that writes requests to a file and yields no completions.
 
-    Each sample is a separate request whose id is its ledger key, since an answer contains only that id.
+    Each sample is a separate request whose id is its ledger key, since an answer contains only that id. Rows of several
+    sets can have the same key; it is written once, because vendors refuse a file with the same id twice.
     """
 
     def __init__(self, teacher: EndpointConfig, stream: BinaryIO) -> None:
         self._teacher, self._stream = teacher, stream
         self.facts: dict[str, Any] = {}
-        self.num_requests = 0
+        self._written: set[bytes] = set()
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._written)
 
     @contextmanager
     def open(self) -> Iterator[CompletionClient]:
         yield self
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        single = (replace(request, key=key, samples=(0,)) for request in requests for key in request.ledger_keys)
-        self.num_requests += write_requests(self._teacher, single, self._stream)
+        write_requests(self._teacher, self._new(requests), self._stream)
         yield from ()
+
+    def _new(self, requests: Iterator[CompletionRequest]) -> Iterator[CompletionRequest]:
+        for request in requests:
+            for key in request.ledger_keys:
+                if key not in self._written:
+                    self._written.add(key)
+                    yield replace(request, key=key, samples=(0,))
 
 
 async def export_requests(config: RecipeConfig, file: Path) -> int:

@@ -78,7 +78,7 @@ def forecast(
         missing_rows, found = _missing_rows(ledger, builder, file)
         known += found
         for example_id, text in missing_rows:
-            shared = builder.shared(example_id)
+            shared = builder.shared(example_id, text)
             if id(shared) not in shared_tokens:
                 shared_tokens[id(shared)] = _tokens(counter, shared)
             requests += 1

@@ -41,12 +41,13 @@ class RequestBuilder:
     teacher: LlmTeacherConfig
     everything: tuple[Turn, ...]
     """The turns before a row of the pool."""
-    excluding: Mapping[str, tuple[Turn, ...]]
-    """The turns before a row that is itself a demonstration, by its id: its own label must not be shown."""
+    excluding: Mapping[tuple[str, str], tuple[Turn, ...]]
+    """The turns before a row that is itself a demonstration, by its id and text: its own label must not be shown. An id
+    alone does not tell, since a row of another file may have the same."""
 
-    def shared(self, example_id: str) -> tuple[Turn, ...]:
+    def shared(self, example_id: str, text: str) -> tuple[Turn, ...]:
         """The turns before a row; the same object for all rows of the pool."""
-        return self.excluding.get(example_id, self.everything)
+        return self.excluding.get((example_id, text), self.everything)
 
     @property
     def verbalizers(self) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ class RequestBuilder:
         schema = self.problem.schema if self.is_constrained(attempt) else ""
         digests: dict[int, bytes] = {}
         for pending in rows:
-            shared = self.shared(pending.example_id)
+            shared = self.shared(pending.example_id, pending.text)
             if id(shared) not in digests:
                 digests[id(shared)] = self._shared_digest(shared, attempt)
             item = item_text(self.teacher.prompt, pending.text)
@@ -74,7 +75,7 @@ class RequestBuilder:
         """The request for one row; `keys` are the ledger keys of the requested samples, by the sample's number."""
         return CompletionRequest(
             key=next(iter(keys.values())),
-            prompt=prompt_for(self.teacher.prompt, self.shared(pending.example_id), pending.text),
+            prompt=prompt_for(self.teacher.prompt, self.shared(pending.example_id, pending.text), pending.text),
             constraint=self.problem.constraint(pending.text) if self.is_constrained(attempt) else None,
             sampling_temperature=self.temperature(attempt),
             top_p=self.teacher.sampling.top_p,
@@ -129,7 +130,7 @@ def request_builder(problem: Problem, teacher: LlmTeacherConfig, labeled: Sequen
         teacher=teacher,
         everything=shared_turns(problem, prompt, chosen),
         excluding={
-            shown.example_id: shared_turns(problem, prompt, [other for other in chosen if other is not shown])
+            (shown.example_id, shown.text): shared_turns(problem, prompt, [other for other in chosen if other is not shown])
             for shown in chosen
         },
     )
