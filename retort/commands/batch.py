@@ -19,6 +19,7 @@ from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.store import Store
 from retort.store.opening import refusals, usable_store
 from retort.teachers.endpoint.batchfile import NO_SOFT_LABELS, read_answers, write_requests
+from retort.teachers.endpoint.structured import wrapping
 from retort.teachers.labeler import ASKED, Labeler
 from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser
@@ -109,12 +110,13 @@ async def import_answers(config: RecipeConfig, file: Path) -> tuple[int, int, li
     with refusals():
         store = usable_store(config)
         teacher, steps, _ = await _endpoint(config, store)
-        ledger, limit = Ledger(store, steps[0].identity), teacher.sampling.max_tokens
+        ledger, limit = Ledger(store, steps[0].identity), teacher.max_tokens
+        wrapped = wrapping(problem_for(steps[0].problem).constraint(""), teacher.constraint_style)
         bad: list[BadLine] = []
 
         def answers() -> Iterator[Completion]:
             bad.clear()
-            for line in read_answers(str(file), config.store.endpoint_url, teacher.constraint_style):
+            for line in read_answers(str(file), config.store.endpoint_url, wrapped):
                 if isinstance(line, BadLine):
                     bad.append(line)
                 else:

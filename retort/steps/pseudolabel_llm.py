@@ -123,7 +123,7 @@ class PseudolabelLlm(Step):
             request_builder(problem, teacher, gold),
             parser,
             ledger,
-            lambda: open_client(teacher, context.attempt, context.execution, self.endpoint_url),
+            lambda: open_client(teacher, context.attempt, context.execution, context.store, self.endpoint_url),
             usage,
             context.progress,
         )

@@ -201,7 +201,7 @@ class Labeler:
 
     @property
     def _max_tokens(self) -> int:
-        return self.builder.teacher.sampling.max_tokens
+        return self.builder.teacher.max_tokens
 
     def _started_client(self) -> CompletionClient:
         if self._client is None:
