@@ -144,7 +144,7 @@ class Ledger:
         """For each row of `asked` (see `missing`; `samples` positions each), in order: the first row with the same
         keys, which is the one that is requested. Rows are counted from 0."""
         for batch in query(FIRST, asked=str(asked), samples=samples):
-            yield from batch.column(0).to_pylist()
+            yield from map(int, batch.column(0).to_numpy())
 
     def join(self, asked: Path) -> Iterator[Entry | None]:
         """The best entry for each row of `asked` (see `missing`; positions must be unique), ordered by position.

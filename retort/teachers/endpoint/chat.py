@@ -153,7 +153,7 @@ def _choice(choice: object) -> tuple[str, str | None]:
     part of the text; a completion that is nothing else is written as thoughts that do not end."""
     message = choice.get("message") if isinstance(choice, dict) else None
     content = message.get("content") if isinstance(message, dict) else 0
-    if not isinstance(choice, dict) or not isinstance(content, str | None):
+    if not isinstance(choice, dict) or not isinstance(message, dict) or not isinstance(content, str | None):
         raise MalformedResponse("a choice holds no message with a text")
     finish_reason = choice.get("finish_reason")
     if not content and (thoughts := message.get("reasoning_content") or message.get("reasoning")):

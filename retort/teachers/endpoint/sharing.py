@@ -33,12 +33,12 @@ class SharedLimit:
         config: EndpointConfig,
         store: Store,
         on_change: Callable[[int], None],
-        refresh_seconds: float = REFRESH_SECONDS,
+        refresh_seconds: float | None = None,
     ) -> None:
         """`on_change` is told, from any thread, among how many processes the limit is shared."""
         self._folder = f"ledger/limits/{digest({'url': config.url, 'model': config.model})[:16]}"
         self._path, self._place = f"{self._folder}/{uuid4().hex}", store.place
-        self._on_change, self._refresh_seconds = on_change, refresh_seconds
+        self._on_change, self._refresh_seconds = on_change, refresh_seconds or REFRESH_SECONDS
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._stay, name="shared-limit", daemon=True)
 
