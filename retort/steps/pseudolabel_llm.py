@@ -118,7 +118,7 @@ class PseudolabelLlm(Step):
         gold = demonstrations.gold()
         ledger = Ledger(context.store, self.identity)
         parser = CompletionParser(problem, self.metric, teacher)
-        usage = Usage(teacher.prices, teacher.budget)
+        usage = Usage(teacher.prices, teacher.budget, teacher.max_tokens - teacher.sampling.max_tokens)
         labeler = Labeler(
             request_builder(problem, teacher, gold),
             parser,

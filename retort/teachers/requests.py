@@ -8,6 +8,9 @@ from typing import Any, Literal, Protocol
 from retort.problems import Constraint
 from retort.teachers.top_logprobs import TopLogprobs
 
+INTERRUPTED = ("error", "abort", "insufficient_system_resource")
+"""Values of `finish_reason` for a completion that the server broke off (OpenRouter and Mistral, vLLM, DeepSeek)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -301,6 +301,11 @@ def test_what_is_no_address_is_the_config_s_fault() -> None:
             ask(url, [])
 
 
+def test_the_whole_address_is_too_much() -> None:
+    with pytest.raises(ConfigError, match="leave /chat/completions out; Retort adds it"):
+        ask("http://a/v1/chat/completions", [])
+
+
 def test_more_requests_at_once_than_open_files(endpoint_server: EndpointServer) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))

@@ -296,6 +296,30 @@ def test_a_completion_that_is_only_thought_is_set_aside_as_such(
     assert (found.reason, found.raw) == (reason, "<think>food\n")
 
 
+@pytest.mark.parametrize("finish_reason", ["error", "insufficient_system_resource"])
+def test_a_completion_that_was_broken_off_is_asked_again(endpoint_server: EndpointServer, finish_reason: str) -> None:
+    endpoint_server.finish_reason = finish_reason
+
+    def heal(body: Any) -> str:
+        endpoint_server.finish_reason = "stop" if len(endpoint_server.bodies) > 2 else finish_reason
+        return "food"
+
+    endpoint_server.reply = heal
+    assert texts(ask(endpoint_server, requests(1))) == ["food"]
+    assert len(endpoint_server.bodies) == 3
+    problem = problem_for(ClassificationConfig(kind="classification", labels=["food", "drink"]))
+    found = parse_completion(problem, "apple", "food", finish_reason).outcome
+    assert not isinstance(found, str), "neither is one that is recorded a label"
+    assert (found.reason, found.raw) == ("interrupted", "food")
+
+
+def test_an_error_with_status_200_is_shown(endpoint_server: EndpointServer) -> None:
+    endpoint_server.fail(endpoint_server.status(200, '{"error": {"message": "Provider is overloaded", "code": 502}}'))
+    (outcome,) = ask(endpoint_server, requests(1), retries=1)
+    assert isinstance(outcome, Rejection)
+    assert (outcome.reason, "Provider is overloaded" in outcome.detail) == ("bad-response", True)
+
+
 # Constraints of free text
 
 

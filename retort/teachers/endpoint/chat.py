@@ -15,8 +15,9 @@ from retort.config.endpoint import ConstraintStyle
 from retort.config.teachers import LlmTeacherConfig
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.endpoint.structured import constraint_settings, unwrap_label, wrapping
-from retort.teachers.requests import Completion, CompletionRequest, Turn
+from retort.teachers.requests import INTERRUPTED, Completion, CompletionRequest, Turn
 
+MAX_ERROR_CHARACTERS = 300
 TOP_LOGPROBS = 20
 """The most alternatives that OpenAI and vLLM list."""
 
@@ -116,8 +117,9 @@ def parse_response(
     response = _json_object(raw)
     choices = response.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise MalformedResponse("it holds no choices")
-    read = [_choice(choice) for choice in choices[: len(samples)]]
+        error = f", but an error: {response['error']}" if response.get("error") else ""
+        raise MalformedResponse(f"it holds no choices{error}"[:MAX_ERROR_CHARACTERS])
+    read = [_said(choice) for choice in choices[: len(samples)]]
     prompt_tokens, cached_tokens, completion_tokens = _usage(response.get("usage"))
     if request.verbalizers:
         scores = first_token_scores(request.verbalizers, _alternatives(choices[0]))
@@ -148,16 +150,23 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     return response
 
 
+def _said(choice: Any) -> tuple[str, str | None]:
+    """(text, finish_reason). Thoughts that a server keeps apart are no part of the text, but a completion that is
+    nothing else is written as thoughts that do not end. Raises MalformedResponse for one that was broken off."""
+    text, finish_reason = _choice(choice)
+    if finish_reason in INTERRUPTED:
+        raise MalformedResponse(f"it was broken off (finish_reason '{finish_reason}')")
+    thoughts = "" if text else choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+    return f"<think>{thoughts}" if thoughts else text, finish_reason
+
+
 def _choice(choice: object) -> tuple[str, str | None]:
-    """(text, finish_reason). Empty text is valid: the model may have refused. Thoughts that a server keeps apart are no
-    part of the text; a completion that is nothing else is written as thoughts that do not end."""
+    """(text, finish_reason). Empty text is valid: the model may have refused, or reasoned until its limit."""
     message = choice.get("message") if isinstance(choice, dict) else None
     content = message.get("content") if isinstance(message, dict) else 0
-    if not isinstance(choice, dict) or not isinstance(message, dict) or not isinstance(content, str | None):
+    if not isinstance(choice, dict) or not isinstance(content, str | None):
         raise MalformedResponse("a choice holds no message with a text")
     finish_reason = choice.get("finish_reason")
-    if not content and (thoughts := message.get("reasoning_content") or message.get("reasoning")):
-        content = f"<think>{thoughts}"
     return content or "", finish_reason if isinstance(finish_reason, str) else None
 
 

@@ -147,7 +147,7 @@ def redirected(url: URL, status: int, headers: Mapping[str, str]) -> URL | str |
 def address(config: EndpointConfig, path: str) -> URL:
     """The address of `path` at the endpoint, with the query of the configured address. Raises ConfigError."""
     try:
-        parts = urlsplit(expand(config.url))
+        parts = urlsplit(expand(config.url).strip())
         url = URL(parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl())
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         good = good and not (parts.username or parts.fragment)
@@ -158,6 +158,8 @@ def address(config: EndpointConfig, path: str) -> URL:
             f"teacher.url = '{config.url}' must be an http:// or https:// address up to and with /v1, without a user "
             "name or '#'"
         )
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise ConfigError(f"teacher.url = '{config.url}': leave /chat/completions out; Retort adds it")
     return url
 
 
