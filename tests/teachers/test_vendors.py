@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from endpoint_server import EndpointServer, all_answered_once, ask, config, requests, texts
 from retort.config import ClassificationConfig, TextConfig
@@ -23,6 +24,7 @@ from retort.teachers.requests import Completion, Rejection
 from retort.teachers.salvage import parse_completion
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "snips.yaml"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "teachers.md"
 ONE = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 
 
@@ -151,6 +153,17 @@ def test_a_refused_field_of_the_row_is_the_row_s(endpoint_server: EndpointServer
     endpoint_server.fail(endpoint_server.status(400, json.dumps(error)), item="row 00001")
     outcomes = ask(endpoint_server, requests(3))
     assert sum(isinstance(outcome, Rejection) for outcome in outcomes) == 1
+
+
+def test_what_the_documents_say_of_each_vendor_is_a_config() -> None:
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("|") and "`url: " in line]
+    assert len(rows) == 9
+    for row in rows:
+        fields = [code for code in re.findall(r"`([^`]+)`", row) if ": " in code]
+        teacher = yaml.safe_load("\n".join(fields))
+        EndpointConfig.model_validate({"kind": "endpoint", "model": "m", **teacher})
+    (example,) = re.findall(r"```yaml\n(teacher:\n  kind: endpoint\n.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert load_config(EXAMPLE, [f"teacher={json.dumps(yaml.safe_load(example)['teacher'])}"])
 
 
 # Headers and addresses

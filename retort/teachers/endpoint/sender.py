@@ -179,7 +179,7 @@ class RequestSender:
         match response.status:
             case 429:
                 return self._failed_attempt("busy", response, summary)
-            case 403 if "flagged" in summary.casefold() or "moderation" in summary.casefold():
+            case 403 if b"flagged" in response.raw.lower():  # OpenRouter's word for a row that moderation refuses
                 return self._reject(request, response, summary)
             case 401 | 403:
                 raise ConfigError(f"teacher.api_key: {self._config.url} refuses {self._key_description} ({summary})")
