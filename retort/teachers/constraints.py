@@ -18,6 +18,20 @@ def expressible(constraint: Constraint | None, teacher: LlmTeacherConfig) -> Con
     return constraint if constraint.choice is not None else None
 
 
+def held_to(problem: Problem, teacher: LlmTeacherConfig) -> str:
+    """What the teacher's completions are held to, as part of a sentence."""
+    if teacher.labels == "soft":
+        return "asked for probabilities"
+    constraint = expressible(problem.constraint(_TEXT), teacher) if teacher.constrained else None
+    if constraint is None:
+        return "not constrained"
+    if constraint.choice is not None:
+        return "held to the classes"
+    if constraint.json_schema is not None:
+        return "held to problem.json_schema"
+    return "held to a grammar" if constraint.regex is None else "held to problem.pattern"
+
+
 def check_constrained(problem: Problem, teacher: LlmTeacherConfig) -> None:
     """Raises ConfigError if the config says `constrained: true` although nothing constrains.
 

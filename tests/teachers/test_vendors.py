@@ -15,7 +15,7 @@ from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, Problem, problem_for
 from retort.recipes import load_config
 from retort.records.base import Example
-from retort.teachers.constraints import check_constrained
+from retort.teachers.constraints import check_constrained, held_to
 from retort.teachers.endpoint.client import open_endpoint
 from retort.teachers.endpoint.structured import constraint_settings, unwrap_label, wrapping
 from retort.teachers.identity import teacher_identity
@@ -272,9 +272,9 @@ def test_a_row_that_is_flagged_is_the_row_s_fault(endpoint_server: EndpointServe
     assert [outcome.reason for outcome in outcomes if isinstance(outcome, Rejection)] == ["http-403"]
 
 
-def test_an_error_in_a_list_is_read(endpoint_server: EndpointServer) -> None:
-    endpoint_server.fail(endpoint_server.status(401, '[{"error": {"code": 401, "message": "key not valid"}}]'))
-    with pytest.raises(ConfigError, match=r"\(HTTP 401: key not valid\)"):
+def test_a_key_that_is_refused_with_400_in_a_list(endpoint_server: EndpointServer) -> None:
+    endpoint_server.fail(endpoint_server.status(400, '[{"error": {"code": 400, "message": "API key not valid."}}]'))
+    with pytest.raises(ConfigError, match=r"refuses a request without a key \(HTTP 400: API key not valid.\)"):
         ask(endpoint_server, requests(1))
 
 
@@ -398,6 +398,22 @@ def test_a_pattern_that_is_sent_is_part_of_the_key_and_no_other() -> None:
     free = VllmConfig.model_validate({"kind": "vllm", "model": "m", "constrained": False})
     for teacher in (config("http://a/v1"), free):
         assert key(teacher) == key(teacher, pattern="[0-9]"), "nothing is sent, as before"
+
+
+def test_a_doctor_can_say_what_a_teacher_is_held_to() -> None:
+    classes = problem_for(ClassificationConfig(kind="classification", labels=["food", "drink"]))
+    slots = problem_for(load_config(EXAMPLE).problem)
+    schema, pattern = text_problem(json_schema=ONE), text_problem(pattern="[0-9]")
+    problems = (classes, slots, schema, pattern, text_problem())
+    assert [held_to(problem, config("http://a/v1", constraint_style="vllm")) for problem in problems] == [
+        "held to the classes",
+        "held to a grammar",
+        "held to problem.json_schema",
+        "held to problem.pattern",
+        "not constrained",
+    ]
+    assert {held_to(problem, config("http://a/v1")) for problem in problems} == {"not constrained"}
+    assert held_to(slots, config("http://a/v1", constraint_style="json-schema")) == "not constrained"
 
 
 def test_constrained_is_refused_where_nothing_constrains() -> None:

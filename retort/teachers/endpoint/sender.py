@@ -24,6 +24,7 @@ MAX_PAUSE_SECONDS = 600.0
 _ROWS_STATUSES = (400, 413, 422, 451)
 """What a server answers if a row is at fault."""
 _PASSING_STATUSES = (408, 409, 424, 425, 499, 500, 502, 504)
+_INVALID_KEY = re.compile(rb"api[_ ]key[_ ](invalid|not[_ ]valid)|invalid[_ ]api[_ ]key", re.IGNORECASE)
 _PARAMETER_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "extra_forbidden")
 _INSTEAD = {
     "max_tokens": "set teacher.token_limit_name: max_completion_tokens",
@@ -181,7 +182,7 @@ class RequestSender:
                 return self._failed_attempt("busy", response, summary)
             case 403 if b"flagged" in response.raw.lower():  # OpenRouter's word for a row that moderation refuses
                 return self._reject(request, response, summary)
-            case 401 | 403:
+            case 401 | 403 | 400 if response.status != 400 or self._is_about_key(response):
                 raise ConfigError(f"teacher.api_key: {self._config.url} refuses {self._key_description} ({summary})")
             case 402:
                 raise TeacherUnavailable(f"the teacher at {self._config.url} wants to be paid first ({summary})")
@@ -203,6 +204,10 @@ class RequestSender:
         if not self._num_completed:
             return ConfigError(why)
         return TeacherUnavailable(f"the teacher no longer answers as it did: {why}")
+
+    def _is_about_key(self, response: Response) -> bool:
+        """Whether a 400 says what others say with a 401 (Gemini)."""
+        return not self._num_completed and _INVALID_KEY.search(response.raw) is not None
 
     def _failed_attempt(
         self, kind: Literal["failed", "busy", "unreachable"], response: Response, summary: str
