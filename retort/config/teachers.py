@@ -277,9 +277,9 @@ class EndpointConfig(LlmTeacherConfig):
     """Timeout of one request, in seconds."""
     retries: Annotated[int, Field(ge=0, le=100)] = 6
     """Retries of a request after 429, 5xx, a closed connection, a timeout or a malformed response, with backoff."""
-    row_wait_seconds: Annotated[float, Field(gt=0, exclude_if=lambda seconds: seconds == 900)] = 900
+    row_wait_seconds: Annotated[float, Field(gt=0, exclude_if=lambda seconds: seconds == 3600)] = 3600
     """Most seconds that one row may wait for its retries, in all."""
-    run_wait_seconds: Annotated[float, Field(gt=0, exclude_if=lambda seconds: seconds == 3600)] = 3600
+    run_wait_seconds: Annotated[float, Field(gt=0, exclude_if=lambda seconds: seconds == 14400)] = 14400
     """Most seconds that a run may wait, in all, while the server answers nothing but 429 and failures."""
 
     @property

@@ -1,6 +1,7 @@
 """Cheap checks of a teacher's configuration, before an engine starts or a token is paid for."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def check_endpoint(teacher: EndpointConfig) -> None:
     """Request the list of models, which costs nothing. A server without such a list passes."""
     import httpx
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs the address, whose query may hold a key
     setting, url = f"teacher.url = '{teacher.url}'", address(teacher, "models")
     try:
         response = httpx.get(str(url), headers=headers(teacher), timeout=PROBE_SECONDS)

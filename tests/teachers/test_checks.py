@@ -1,6 +1,7 @@
 """Checks of an endpoint before a token is paid for, against a real server that lists its models."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -100,13 +101,17 @@ def test_a_server_that_is_wrong(server: Callable[..., str], answer: Answer, sent
 
 
 def test_the_list_is_asked_for_at_the_given_version_and_with_the_given_headers(
-    server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     seen: list[tuple[str, str | None]] = []
     url = server((200, MODELS), lambda request: seen.append((request.path, request.headers.get("api-key"))))
     monkeypatch.setenv("RETORT_TEST_KEY", KEY)
-    check_endpoint(config(f"{url}?api-version=7", api_key="${RETORT_TEST_KEY}", api_key_header="api-key"))
-    assert seen == [("/v1/models?api-version=7", KEY)]
+    check_endpoint(
+        config(f"{url}?api-version=7&key=${{RETORT_TEST_KEY}}", api_key="${RETORT_TEST_KEY}", api_key_header="api-key")
+    )
+    assert seen == [(f"/v1/models?api-version=7&key={KEY}", KEY)]
+    assert KEY not in caplog.text
 
 
 def test_a_list_that_has_moved(server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
