@@ -256,7 +256,7 @@ def test_other_redirects_are_refused_for_the_whole_run(
             list(client.ask(iter(requests(30))))
 
 
-@pytest.mark.parametrize("status", [401, 403, 405, 410, 415, 501, 505, 204])
+@pytest.mark.parametrize("status", [401, 405, 410, 415, 501, 505, 204])
 def test_what_is_no_row_s_fault_ends_the_run_at_any_time(endpoint_server: EndpointServer, status: int) -> None:
     with open_endpoint(config(endpoint_server, concurrency=1)) as client:
         texts(list(client.ask(iter(requests(1)))))
@@ -264,6 +264,20 @@ def test_what_is_no_row_s_fault_ends_the_run_at_any_time(endpoint_server: Endpoi
         with pytest.raises((ConfigError, TeacherUnavailable), match=f"HTTP {status}"):
             list(client.ask(iter(requests(30))))
     assert len(endpoint_server.bodies) == 2
+
+
+def test_403_amid_completions_is_the_row_s_fault_and_several_in_a_row_the_key_s(
+    endpoint_server: EndpointServer,
+) -> None:
+    with open_endpoint(config(endpoint_server, concurrency=1)) as client:
+        endpoint_server.fail(endpoint_server.status(403, "<h1>Blocked by the firewall</h1>"), item="row 00003")
+        outcomes = list(client.ask(iter(requests(9))))
+        (refusal,) = [outcome for outcome in outcomes if isinstance(outcome, Rejection)]
+        assert (refusal.reason, refusal.key) == ("http-403", requests(4)[3].key)
+        endpoint_server.fail(endpoint_server.error(403, "revoked"))
+        with pytest.raises(ConfigError, match="HTTP 403: revoked"):
+            list(client.ask(iter(requests(30))))
+    assert len(endpoint_server.bodies) == 9 + 5
 
 
 def test_a_row_that_is_flagged_is_the_row_s_fault(endpoint_server: EndpointServer) -> None:

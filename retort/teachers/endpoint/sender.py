@@ -1,15 +1,14 @@
 """Sends one request to an endpoint with retries: what is retried, what is rejected, and what ends the run."""
 
 import asyncio
-import json
-import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
 from retort.config import EndpointConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.teachers.endpoint.chat import BodyWriter, MalformedResponse, MissingLogprobs, parse_response
 from retort.teachers.endpoint.connection import FailedAttempt, Response
+from retort.teachers.endpoint.errors import INSTEAD, is_about_key, refused_field, server_message
 from retort.teachers.endpoint.pacing import RateLimiter, Waits, backoff
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
 
@@ -17,6 +16,8 @@ Answer = Completion | Rejection
 
 MAX_EARLY_REJECTIONS = 20
 """If the server rejects this many rows before completing one, the rows are not to blame."""
+MANY_FORBIDDEN = 5
+"""If so many rows in a row get a 403, it is the key."""
 FREE_WAITS = 10
 """How many 429s in a row one request may get, while no other completes, before each further one counts as a failure."""
 MAX_PAUSE_SECONDS = 600.0
@@ -24,24 +25,9 @@ MAX_PAUSE_SECONDS = 600.0
 _ROWS_STATUSES = (400, 413, 422, 451)
 """What a server answers if a row is at fault."""
 _PASSING_STATUSES = (408, 409, 424, 425, 499, 500, 502, 504)
-_INVALID_KEY = re.compile(rb"api[_ ]key[_ ](invalid|not[_ ]valid)|invalid[_ ]api[_ ]key", re.IGNORECASE)
-_PARAMETER_CODES = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "extra_forbidden")
-_INSTEAD = {
-    "max_tokens": "set teacher.token_limit_name: max_completion_tokens",
-    "max_completion_tokens": "set teacher.token_limit_name: max_tokens",
-    "temperature": "set teacher.sampling.sampling_temperature: null, so that it is not sent",
-    "top_p": "set teacher.sampling.top_p: 1, so that it is not sent",
-    "seed": "set teacher.seed_name: null, so that it is not sent",
-    "random_seed": "set teacher.seed_name: null, so that it is not sent",
-    "n": "set teacher.samples_per_request: 1, so that it is not sent",
-    "response_format": "set another teacher.constraint_style",
-    "structured_outputs": "set another teacher.constraint_style",
-    "logprobs": "use teacher.labels: hard",
-    "top_logprobs": "use teacher.labels: hard",
-}
-"""What to do about a field of the body that a model refuses."""
-MAX_MESSAGE_CHARACTERS, MAX_RAW_BYTES = 300, 10_000
-"""How much of a server's response is shown in a sentence, and how much is kept as raw text."""
+"""What may be another if the request is repeated."""
+MAX_RAW_BYTES = 10_000
+"""How much of a server's response is kept as raw text."""
 
 
 class RequestSender:
@@ -58,7 +44,7 @@ class RequestSender:
         self._body_writer = BodyWriter.of(config)
         self.waits = Waits()
         self.limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute, self.waits)
-        self._num_completed = self._num_rejected = self._consecutive_failures = 0
+        self._num_completed = self._num_rejected = self._consecutive_failures = self._consecutive_forbidden = 0
         self._early_rejections: set[int] = set()
         """HTTP statuses of the rejections before the first completion."""
         self.in_flight: set[asyncio.Task[object] | None] = set()
@@ -138,6 +124,7 @@ class RequestSender:
         result = self._interpret(request, samples, response)
         if isinstance(result, list):
             self._num_completed += 1
+            self._consecutive_forbidden = 0
             self.limiter.correct(
                 sum(completion.prompt_tokens + completion.completion_tokens for completion in result) - tokens
             )
@@ -168,19 +155,22 @@ class RequestSender:
             return Rejection(request.key, "no-logprobs", why, _raw_text(response))
         except MalformedResponse as error:
             if response.raw.lstrip().startswith(b"<") and not self._num_completed:
-                raise ConfigError(f"{self._not_compatible}: it answered a page: {_server_message(response)}") from None
+                raise ConfigError(
+                    f"{self._not_compatible}: it answered a page: {server_message(response.raw)}"
+                ) from None
             return FailedAttempt("malformed", f"its answer is no chat completion: {error}", _raw_text(response))
 
     def _interpret_error(self, request: CompletionRequest, response: Response) -> Rejection | FailedAttempt:
-        server_message = _server_message(response)
-        summary = f"HTTP {response.status}: {server_message}" if server_message else f"HTTP {response.status}"
-        if field := _refused_field(response.raw, self._config.body):
-            advice = _INSTEAD.get(field, f"take '{field}' out of teacher.body")
+        message = server_message(response.raw)
+        summary = f"HTTP {response.status}: {message}" if message else f"HTTP {response.status}"
+        if field := refused_field(response.raw, self._config.body):
+            advice = INSTEAD.get(field, f"take '{field}' out of teacher.body")
             raise ConfigError(f"teacher.url = '{self._config.url}' refuses the field '{field}' ({summary}); {advice}")
         match response.status:
             case 429:
                 return self._failed_attempt("busy", response, summary)
-            case 403 if b"flagged" in response.raw.lower():  # OpenRouter's word for a row that moderation refuses
+            # "flagged" is OpenRouter's word for a row that moderation refuses.
+            case 403 if b"flagged" in response.raw.lower() or self._may_be_the_row():
                 return self._reject(request, response, summary)
             case 401 | 403 | 400 if response.status != 400 or self._is_about_key(response):
                 raise ConfigError(f"teacher.api_key: {self._config.url} refuses {self._key_description} ({summary})")
@@ -205,9 +195,14 @@ class RequestSender:
             return ConfigError(why)
         return TeacherUnavailable(f"the teacher no longer answers as it did: {why}")
 
+    def _may_be_the_row(self) -> bool:
+        """Whether a 403 amid completions may be about its row, whose text a firewall dislikes."""
+        self._consecutive_forbidden += 1
+        return self._num_completed > 0 and self._consecutive_forbidden < MANY_FORBIDDEN
+
     def _is_about_key(self, response: Response) -> bool:
         """Whether a 400 says what others say with a 401 (Gemini)."""
-        return not self._num_completed and _INVALID_KEY.search(response.raw) is not None
+        return not self._num_completed and is_about_key(response.raw)
 
     def _failed_attempt(
         self, kind: Literal["failed", "busy", "unreachable"], response: Response, summary: str
@@ -255,51 +250,5 @@ class RequestSender:
         return f"the key in {self._config.api_key}" if self._config.api_key else "a request without a key"
 
 
-def _refused_field(raw: bytes, body: Mapping[str, Any]) -> str | None:
-    """The field of the body that an error says the model does not take, if it is one that the config decides on: no row
-    is to blame for that."""
-    try:
-        error = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    for fault in _faults(error):
-        place = fault.get("loc")
-        field = place[-1] if isinstance(place, list) and place else fault.get("param")
-        code = fault.get("code") or fault.get("type")
-        if code in _PARAMETER_CODES and isinstance(field, str) and (field in _INSTEAD or field in body):
-            return field
-    return None
-
-
-def _faults(error: object) -> Iterator[Mapping[str, Any]]:
-    """The objects in an error, wherever a vendor puts them."""
-    if isinstance(error, dict):
-        yield error
-        error = list(error.values())
-    if isinstance(error, list):
-        for part in error:
-            yield from _faults(part)
-
-
 def _raw_text(response: Response) -> str:
     return response.raw[:MAX_RAW_BYTES].decode(errors="replace")
-
-
-def _server_message(response: Response) -> str:
-    """The server's error message, as part of a sentence."""
-    text = " ".join(re.sub(r"<[^<>]*>", " ", _error_message(response.raw.decode(errors="replace"))).split())
-    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS] + " ..."
-
-
-def _error_message(text: str) -> str:
-    """The message in an error's JSON, in any of the usual fields; otherwise the whole text."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    while isinstance(value, dict | list) and value:
-        if isinstance(value, list):  # Gemini's are in a list
-            value = value[0]
-            continue
-        value = value.get("error") or value.get("message") or value.get("detail") or json.dumps(value)
-    return value if isinstance(value, str) else text
