@@ -84,6 +84,18 @@ def test_equal_rows_are_exported_once_as_a_run_would_ask(asked: Any, command: Co
     assert {request["body"]["temperature"] for request in requests} == {0.0}
 
 
+def test_answers_under_a_json_schema_are_unwrapped(asked: Any, command: Command) -> None:
+    asked.values["teacher"] |= {"constraint_style": "json-schema", "body": {"service_tier": "flex"}}
+    config, out_file, in_file = asked.save(), str(asked.file("requests.jsonl")), str(asked.file("answers.jsonl"))
+    command("batch", "export", config, out_file)
+    requests = requests_in(asked, "requests.jsonl")
+    assert {request["body"]["service_tier"] for request in requests} == {"flex"}
+    asked.write("answers.jsonl", [answer(request, '{"label": "good"}') for request in requests])
+    assert "44 answers taken" in command("batch", "import", config, in_file)[2]
+    command("batch", "export", config, out_file)
+    assert requests_in(asked, "requests.jsonl") == [], "each of them is a label"
+
+
 def test_each_sample_comes_back_under_its_own_key(asked: Any, command: Command) -> None:
     asked.values["teacher"]["sampling"] = {"samples": 3, "sampling_temperature": 1.0}
     config, out_file, in_file = asked.save(), str(asked.file("requests.jsonl")), str(asked.file("answers.jsonl"))
