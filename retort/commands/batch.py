@@ -19,6 +19,7 @@ from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.store import Store
 from retort.store.opening import refusals, usable_store
 from retort.teachers.endpoint.batchfile import NO_SOFT_LABELS, read_answers, write_requests
+from retort.teachers.endpoint.structured import wrapping
 from retort.teachers.labeler import ASKED, Labeler
 from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser
@@ -30,22 +31,33 @@ from retort.teachers.usage import Usage
 class _Exporter:
     """A completion client that writes requests to a file and yields no completions.
 
-    Each sample is a separate request whose id is its ledger key, since an answer contains only that id.
+    Each sample is a separate request whose id is its ledger key, since an answer contains only that id. Rows of several
+    sets can have the same key; it is written once, because vendors refuse a file with the same id twice.
     """
 
     def __init__(self, teacher: EndpointConfig, stream: BinaryIO) -> None:
         self._teacher, self._stream = teacher, stream
         self.facts: dict[str, Any] = {}
-        self.num_requests = 0
+        self._written: set[bytes] = set()
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._written)
 
     @contextmanager
     def open(self) -> Iterator[CompletionClient]:
         yield self
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        single = (replace(request, key=key, samples=(0,)) for request in requests for key in request.ledger_keys)
-        self.num_requests += write_requests(self._teacher, single, self._stream)
+        write_requests(self._teacher, self._new(requests), self._stream)
         yield from ()
+
+    def _new(self, requests: Iterator[CompletionRequest]) -> Iterator[CompletionRequest]:
+        for request in requests:
+            for key in request.ledger_keys:
+                if key not in self._written:
+                    self._written.add(key)
+                    yield replace(request, key=key, samples=(0,))
 
 
 async def export_requests(config: RecipeConfig, file: Path) -> int:
@@ -98,12 +110,13 @@ async def import_answers(config: RecipeConfig, file: Path) -> tuple[int, int, li
     with refusals():
         store = usable_store(config)
         teacher, steps, _ = await _endpoint(config, store)
-        ledger, limit = Ledger(store, steps[0].identity), teacher.sampling.max_tokens
+        ledger, limit = Ledger(store, steps[0].identity), teacher.max_tokens
+        wrapped = wrapping(problem_for(steps[0].problem).constraint(""), teacher.constraint_style)
         bad: list[BadLine] = []
 
         def answers() -> Iterator[Completion]:
             bad.clear()
-            for line in read_answers(str(file), config.store.endpoint_url, teacher.constraint_style):
+            for line in read_answers(str(file), config.store.endpoint_url, wrapped):
                 if isinstance(line, BadLine):
                     bad.append(line)
                 else:

@@ -77,7 +77,7 @@ def _prompt_of(
         row = next((row for row in rows if example_id in (None, row["example_id"])), None)
     if row is None:
         return None
-    prompt = prompt_for(step.config.prompt, builder.shared(row["example_id"]), row["text"])
+    prompt = prompt_for(step.config.prompt, builder.shared(row["example_id"], row["text"]), row["text"])
     weights = teacher_weights(step.config, config.store.server)
     return _shown(f"{step.config.kind} {step.config.model}", row["example_id"], prompt, weights)
 

@@ -115,6 +115,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _sentence(detail: ErrorDetails, schema: Schema) -> str:
     """One sentence with the field, the given value and what is allowed."""
     location, context = detail["loc"], detail.get("ctx", {})
+    hidden = not _SECRETS.isdisjoint(location)
     given, where = detail["input"], ".".join(_written(location, schema))
     match detail["type"]:
         case "missing":
@@ -126,14 +127,14 @@ def _sentence(detail: ErrorDetails, schema: Schema) -> str:
         case "union_tag_invalid":
             return f"{where}.kind = {_short(context['tag'])}: allowed: {_listed(_kinds(location, schema))}"
         case "value_error":
-            shown = "" if location and location[-1] in _SECRETS else f" = {_short(given)}"
+            shown = "" if hidden else f" = {_short(given)}"
             prefix = f"{where}{shown}: " if where and not isinstance(given, dict) else ""
             return f"{prefix}{context['error']}"
-    return f"{where} = {_short(given)}: {_rule(detail, schema)}"
+    return f"{where}: {_rule(detail, schema)}" if hidden else f"{where} = {_short(given)}: {_rule(detail, schema)}"
 
 
-_SECRETS = {"api_key"}
-"""Fields whose value is never shown in an error."""
+_SECRETS = {"api_key", "headers", "url"}
+"""Fields whose value is never shown in an error: it is a secret, or may hold one."""
 
 _UNIONS = {
     *(("problem",), ("teacher",), ("student",)),

@@ -1,12 +1,20 @@
 """Configuration of teachers, which label the pool first, and of how they are prompted."""
 
-import re
 from string import Formatter
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from retort.config.base import Address, Retired, RetiredFields, Settings, Text
+from retort.config.endpoint import (
+    Body,
+    ConstraintStyle,
+    HeaderName,
+    Headers,
+    Url,
+    check_constraining,
+    from_environment,
+)
 from retort.config.training import GoldTrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -78,8 +86,9 @@ class PromptConfig(Settings):
 class SamplingConfig(Settings):
     """How the teacher generates completions."""
 
-    sampling_temperature: SamplingTemperature = 0.0
-    """Temperature of sampling; 0 always takes the most probable token."""
+    sampling_temperature: SamplingTemperature | None = 0.0
+    """Temperature of sampling; 0 always takes the most probable token. null, for endpoints whose models refuse the
+    field: it is never sent, also when a row is asked again, and neither is a seed."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: sample from the most probable tokens that together have this probability."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
@@ -136,6 +145,9 @@ class BudgetConfig(Settings):
 class LlmTeacherConfig(Settings):
     """A causal language model that labels row by row."""
 
+    chooses_temperature: ClassVar[bool] = False
+    """Whether a teacher of this kind has a temperature of its own if none is given."""
+
     model: Text
     """A hub name, a folder, an s3:// address or pkg:package/folder; for an endpoint, the model name on the server."""
     prompt: PromptConfig = PromptConfig()
@@ -164,6 +176,17 @@ class LlmTeacherConfig(Settings):
         if self.labels == "soft" and self.sampling.samples > 1:
             raise ValueError("labels: soft reads probabilities, so sampling.samples must be 1")
         return self
+
+    @model_validator(mode="after")
+    def _temperature_is_known(self) -> Self:
+        if self.sampling.sampling_temperature is None and not self.chooses_temperature:
+            raise ValueError("sampling.sampling_temperature may be null for kind: endpoint only; give a number")
+        return self
+
+    @property
+    def max_tokens(self) -> int:
+        """The token limit of a completion, thoughts included."""
+        return self.sampling.max_tokens
 
     @model_validator(mode="after")
     def _top_logprobs_are_of_one_completion(self) -> Self:
@@ -213,35 +236,67 @@ class VllmConfig(LlmTeacherConfig):
     """Seconds that an engine may take to start: load, compile, warm up."""
 
 
-_VARIABLE_ONLY = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-
-
-def _from_environment(text: str) -> str:
-    if not _VARIABLE_ONLY.fullmatch(text):
-        raise ValueError("must be read from the environment, as ${NAME}, so that no key lies in a file or a log")
-    return text
-
-
 class EndpointConfig(LlmTeacherConfig):
     """Any OpenAI-compatible server: a vLLM server or a vendor's."""
 
+    chooses_temperature: ClassVar[bool] = True
+
     kind: Literal["endpoint"]
-    url: Address
-    """The server's address, up to and including /v1."""
-    api_key: Annotated[Address, AfterValidator(_from_environment)] | None = None
+    url: Url
+    """The server's address, up to and including /v1, or what stands in its place; a query (?api-version=...) is kept in
+    every address that is made from it."""
+    api_key: Annotated[Address, AfterValidator(from_environment)] | None = None
     """${NAME} of the environment variable that holds the API key."""
-    constraint_style: Literal["none", "vllm", "json-schema"] = "none"
+    api_key_header: Annotated[HeaderName, Field(exclude_if=lambda name: name == "Authorization")] = "Authorization"
+    """The header that carries the API key: Authorization, as a bearer token; any other, such as api-key, as it is."""
+    headers: Annotated[Headers, Field(exclude_if=lambda headers: not headers)] = Field(default={})
+    """Further headers of each request. They are not part of any key; ${NAME} is read from the environment."""
+    body: Annotated[Body, Field(exclude_if=lambda body: not body)] = Field(default={})
+    """Further fields of each request's body, such as reasoning_effort; part of the ledger's keys."""
+    constraint_style: ConstraintStyle = "none"
     """How constraints are sent to the server: not at all, as vLLM's structured_outputs, or as response_format."""
+    token_limit_name: Annotated[
+        Literal["max_tokens", "max_completion_tokens"], Field(exclude_if=lambda name: name == "max_tokens")
+    ] = "max_tokens"
+    """What the server calls the limit on a completion's tokens."""
+    seed_name: Annotated[Literal["seed", "random_seed"] | None, Field(exclude_if=lambda name: name == "seed")] = "seed"
+    """What the server calls the seed of sampling; null: it is not sent."""
+    reasoning_tokens: Annotated[int, Field(ge=0, exclude_if=lambda tokens: tokens == 0)] = 0
+    """Tokens that a reasoning model may think before it answers: added to sampling.max_tokens in the limit that is
+    sent, and to the forecast of the first run."""
+    samples_per_request: Annotated[int, Field(ge=1, le=64, exclude_if=lambda number: number == 64)] = 64
+    """Most completions that the server gives for one request (n)."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
     """Number of concurrent requests."""
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """The server's limit on requests per minute, if it has one."""
+    """The server's limit on requests per minute, if it has one. All runs that ask this address for this model and have
+    the same store share it."""
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
-    """The server's limit on prompt and completion tokens per minute, if it has one."""
+    """The server's limit on prompt and completion tokens per minute, if it has one; shared in the same way."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120
     """Timeout of one request, in seconds."""
     retries: Annotated[int, Field(ge=0, le=100)] = 6
     """Retries of a request after 429, 5xx, a closed connection, a timeout or a malformed response, with backoff."""
+    row_wait_seconds: Annotated[float, Field(gt=0, exclude_if=lambda seconds: seconds == 3600)] = 3600
+    """Most seconds that one row may wait for its retries, in all."""
+    run_wait_seconds: Annotated[float, Field(gt=0, exclude_if=lambda seconds: seconds == 14400)] = 14400
+    """Most seconds that a run may wait, in all, while the server answers nothing but 429 and failures."""
+
+    @property
+    def max_tokens(self) -> int:
+        return self.sampling.max_tokens + self.reasoning_tokens
+
+    @model_validator(mode="after")
+    def _key_has_one_header(self) -> Self:
+        given = {name.lower() for name in self.headers}
+        if self.api_key is not None and self.api_key_header.lower() in given:
+            raise ValueError(f"headers: '{self.api_key_header}' is given by api_key; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _constrained_once(self) -> Self:
+        check_constraining(self.body, self.constraint_style)
+        return self
 
     @model_validator(mode="after")
     def _no_top_logprobs(self) -> Self:

@@ -18,7 +18,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a teacher's constrained decoder may write for one text: one of `choice`, or what `grammar` derives."""
+    """What a teacher's constrained decoder may write for one text: one of `choice`, what `grammar` derives, JSON that
+    satisfies `json_schema`, or what `regex` matches."""
 
     choice: tuple[str, ...] | None = None
     """One of these texts."""
@@ -27,6 +28,9 @@ class Constraint:
     lark: str | None = None
     """A stricter grammar than `grammar`, in llguidance's dialect of Lark, which can count; rule `start`. For decoders
     known to read it."""
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = None
+    """A regular expression for the whole text, which llguidance can read."""
 
 
 class Mended(NamedTuple):

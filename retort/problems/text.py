@@ -102,7 +102,19 @@ class FreeText:
         return ""
 
     def constraint(self, text: str) -> Constraint | None:
-        return None
+        """See `Problem.constraint`. With both, the pattern is only checked. So is a pattern that decoders cannot read:
+        one that looks ahead or behind, or refers back."""
+        if self._json_schema is not None:
+            return Constraint(json_schema=self._json_schema)
+        return Constraint(regex=self._pattern.pattern) if self._pattern and self._can_be_decoded else None
+
+    @cached_property
+    def _can_be_decoded(self) -> bool:
+        from llguidance import LLMatcher
+
+        return self._pattern is not None and not LLMatcher.validate_grammar(
+            LLMatcher.grammar_from_regex(self._pattern.pattern)
+        )
 
     def grammar(self, text: str) -> str | None:
         """See `Problem.grammar`. JSON has the canonical form that `parse` returns: sorted keys and no white space; keys

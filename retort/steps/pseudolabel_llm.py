@@ -118,12 +118,12 @@ class PseudolabelLlm(Step):
         gold = demonstrations.gold()
         ledger = Ledger(context.store, self.identity)
         parser = CompletionParser(problem, self.metric, teacher)
-        usage = Usage(teacher.prices, teacher.budget)
+        usage = Usage(teacher.prices, teacher.budget, teacher.max_tokens - teacher.sampling.max_tokens)
         labeler = Labeler(
             request_builder(problem, teacher, gold),
             parser,
             ledger,
-            lambda: open_client(teacher, context.attempt, context.execution, self.endpoint_url),
+            lambda: open_client(teacher, context.attempt, context.execution, context.store, self.endpoint_url),
             usage,
             context.progress,
         )

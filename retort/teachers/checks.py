@@ -1,24 +1,32 @@
 """Cheap checks of a teacher's configuration, before an engine starts or a token is paid for."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from retort.config import Student, expand
+from yarl import URL
+
+from retort.config import Student
 from retort.config.teachers import EndpointConfig, LlmTeacherConfig, VllmConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.models.weights import Weights
+from retort.teachers.constraints import check_constrained
+from retort.teachers.endpoint.connection import address, headers, redirected
 from retort.teachers.endpoint.firsttoken import check_first_tokens
 from retort.teachers.request_builder import RequestBuilder
 from retort.teachers.token_counts import token_counter
 
 PROBE_SECONDS = 10.0
+_ANY_NAME = ("llamacpp",)
+"""Owners, by their lists, of models that answer under any name."""
 _CAUSAL_CLASS_PARTS = ("ForCausalLM", "LMHead", "ForConditionalGeneration")
 """Parts of the class names of models that generate text; the last one also covers vision-language models."""
 
 
 def check_teacher(teacher: LlmTeacherConfig, builder: RequestBuilder, weights: Weights | None) -> None:
     """Check one teacher. Raises ConfigError, or TeacherUnavailable for an endpoint that cannot be reached."""
+    check_constrained(builder.problem, teacher)
     if isinstance(teacher, EndpointConfig):
         check_first_tokens(builder.verbalizers)
         check_endpoint(teacher)
@@ -65,17 +73,21 @@ def check_endpoint(teacher: EndpointConfig) -> None:
     """Request the list of models, which costs nothing. A server without such a list passes."""
     import httpx
 
-    url = expand(teacher.url).rstrip("/")
-    setting = f"teacher.url = '{teacher.url}'"
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{setting}: must begin with http:// or https://")
-    headers = {"Authorization": f"Bearer {expand(teacher.api_key)}"} if teacher.api_key else {}
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs the address, whose query may hold a key
+    setting, url = f"teacher.url = '{teacher.url}'", address(teacher, "models")
     try:
-        response = httpx.get(f"{url}/models", headers=headers, timeout=PROBE_SECONDS, follow_redirects=True)
-    except httpx.HTTPError as error:
+        response = httpx.get(str(url), headers=headers(teacher), timeout=PROBE_SECONDS)
+        target = redirected(url, response.status_code, response.headers)
+        if isinstance(target, URL):
+            response = httpx.get(str(target), headers=headers(teacher), timeout=PROBE_SECONDS)
+        elif target is not None and response.headers["Location"].partition("?")[0].rstrip("/").endswith("/models"):
+            raise ConfigError(f"{setting}: {target}")  # so the endpoint as a whole has moved
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise TeacherUnavailable(
             f"{setting}: cannot be reached ({type(error).__name__}); is the server running?"
         ) from None
+    if response.status_code == 403 and "scope" in response.text:
+        return  # a key that may ask, but not list models
     if response.status_code in (401, 403):
         given = f"the key in {teacher.api_key}" if teacher.api_key else "a request without a key; set teacher.api_key"
         raise ConfigError(f"{setting}: the server refuses {given} (HTTP status {response.status_code})")
@@ -85,15 +97,25 @@ def check_endpoint(teacher: EndpointConfig) -> None:
 
 def _check_model_list(teacher: EndpointConfig, response: Any) -> None:
     try:
-        names = [str(model["id"]) for model in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
+        listed = response.json()
+        names = [str(model["id"]) for model in listed["data"]]
+        is_whole = not listed.get("has_more") and not any(one.get("owned_by") in _ANY_NAME for one in listed["data"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(
             f"teacher.url = '{teacher.url}': what answers there is no OpenAI-compatible server (its list of models is "
             "something else); give the address up to and with /v1"
         ) from None
-    if names and teacher.model not in names:
+    if names and is_whole and not any(_is_meant(teacher.model, name) for name in names):
         shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
         raise ConfigError(f"teacher.model = '{teacher.model}': the server does not have it; it has {shown}")
+
+
+def _is_meant(model: str, listed: str) -> bool:
+    """Whether a listed model is, or may be, the one that is asked for: vendors list some under longer names than they
+    take (Gemini models/NAME, Ollama NAME:latest, Anthropic NAME-DATE), and take suffixes that they do not list
+    (OpenRouter NAME:nitro)."""
+    listed = listed.removeprefix("models/")
+    return model.partition(":")[0] == listed.partition(":")[0] or listed.startswith(f"{model.removesuffix('-latest')}-")
 
 
 def _model_config(weights: Weights) -> dict[str, Any] | None:
@@ -125,7 +147,7 @@ def _check_length(
     if not isinstance(limit, int) or not counter.exact:
         return
     shared = sum(counter.count(turn.content) for turn in builder.everything)
-    needed = 1 if builder.verbalizers else teacher.sampling.max_tokens
+    needed = 1 if builder.verbalizers else teacher.max_tokens
     if shared + needed >= limit:
         raise ConfigError(
             f"teacher.prompt.demonstrations: instruction and demonstrations have {shared} tokens, and with "

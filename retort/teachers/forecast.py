@@ -78,7 +78,7 @@ def forecast(
         missing_rows, found = _missing_rows(ledger, builder, file)
         known += found
         for example_id, text in missing_rows:
-            shared = builder.shared(example_id)
+            shared = builder.shared(example_id, text)
             if id(shared) not in shared_tokens:
                 shared_tokens[id(shared)] = _tokens(counter, shared)
             requests += 1
@@ -86,7 +86,8 @@ def forecast(
             cached_tokens += shared_tokens[id(shared)] if seen[id(shared)] else 0
             seen[id(shared)] += 1
     pace = read_pace(store, ledger)
-    per_completion = pace.completion_tokens if pace else _expected_completion_tokens(counter, builder)
+    thoughts = 0 if builder.verbalizers else teacher.max_tokens - teacher.sampling.max_tokens
+    per_completion = pace.completion_tokens if pace else _expected_completion_tokens(counter, builder) + thoughts
     completion_tokens = round(requests * per_completion)
     seconds = requests / pace.completions_per_second + pace.start_seconds if pace and requests else None
     return Forecast(
@@ -115,7 +116,7 @@ def _missing_rows(ledger: Ledger, builder: RequestBuilder, file: Path) -> tuple[
     with tempfile.TemporaryDirectory(prefix="retort-forecast-") as folder:
         keys_file = Path(folder) / "asked.parquet"
         total = write_rows(keys_file, ASKED, builder.keys(pending_rows(file), 0))
-        batches = ledger.missing(keys_file, builder.teacher.sampling.max_tokens)
+        batches = ledger.missing(keys_file, builder.teacher.max_tokens)
         positions = (position for batch in batches for position in batch.column(0).to_numpy())
         num_missing = Counter(int(position) // samples for position in positions)
     rows = enumerate(read_rows(file, ["example_id", "text"]))

@@ -26,7 +26,8 @@ def teacher_identity(teacher: LlmTeacherConfig, endpoint_url: str | None) -> dic
         case TransformersConfig():
             return {"kind": teacher.kind, "model": _name(weights), "dtype": teacher.dtype}
         case EndpointConfig():
-            return {"kind": teacher.kind, "model": teacher.model, "url": teacher.url}
+            body = {"body": teacher.body} if teacher.body else {}
+            return {"kind": teacher.kind, "model": teacher.model, "url": teacher.url, **body}
     raise AssertionError(f"a teacher of kind {type(teacher).__name__} cannot be asked")
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby
+from itertools import chain, count, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -128,16 +128,17 @@ class Labeler:
         was_requested = bytearray(total // samples)
         rejected = self._request_missing(rows, keys_file, attempt, was_requested)
         entries = self.ledger.join(keys_file)
-        for index, pending in enumerate(rows()):
+        # Equal rows share one request, and its outcome.
+        first_rows = self.ledger.first_rows(keys_file, samples) if any(was_requested) else count()
+        for pending, first in zip(rows(), first_rows, strict=False):
             found = [next(entries) for _ in range(samples)]
             tried = replace(
                 pending,
                 num_tries=pending.num_tries + 1,
-                was_requested=pending.was_requested or bool(was_requested[index]),
-                is_rejected=index in rejected,
+                was_requested=pending.was_requested or bool(was_requested[first]),
+                is_rejected=first in rejected,
             )
-            if index in rejected:
-                rejection = rejected[index]
+            if rejection := rejected.get(first):
                 yield tried, ParseFailure(rejection.reason, rejection.detail, rejection.raw)
             else:
                 yield tried, self.parser.parse(pending.text, found)
@@ -200,7 +201,7 @@ class Labeler:
 
     @property
     def _max_tokens(self) -> int:
-        return self.builder.teacher.sampling.max_tokens
+        return self.builder.teacher.max_tokens
 
     def _started_client(self) -> CompletionClient:
         if self._client is None:

@@ -41,6 +41,10 @@ JOIN = f"""
     SELECT position, entry.* FROM read_parquet($asked) AS asked
     LEFT JOIN {SHARDS} AS entry ON entry.key = asked.key ORDER BY position, {BEST_FIRST}
 """
+FIRST = """
+    SELECT (min(position) OVER (PARTITION BY key) // $samples)::BIGINT AS first FROM read_parquet($asked)
+    WHERE position % $samples = 0 ORDER BY position
+"""
 MERGE = f"FROM {SHARDS} ORDER BY key, {BEST_FIRST}"
 
 T = TypeVar("T")
@@ -136,6 +140,12 @@ class Ledger:
         """
         return self._find(MISSING, asked=str(asked), max_tokens=max_tokens)
 
+    def first_rows(self, asked: Path, samples: int) -> Iterator[int]:
+        """For each row of `asked` (see `missing`; `samples` positions each), in order: the first row with the same
+        keys, which is the one that is requested. Rows are counted from 0."""
+        for batch in query(FIRST, asked=str(asked), samples=samples):
+            yield from map(int, batch.column(0).to_numpy())
+
     def join(self, asked: Path) -> Iterator[Entry | None]:
         """The best entry for each row of `asked` (see `missing`; positions must be unique), ordered by position.
 
@@ -166,7 +176,7 @@ class Ledger:
             return 0
         newest = max(small)
         with TemporaryDirectory(prefix="retort-ledger-") as drafts:
-            pieces = write_pieces(first_of_each_key(query(MERGE, small.values())), Path(drafts))
+            pieces = write_pieces(first_of_each_key(query(MERGE, shards=small.values())), Path(drafts))
             merged = {self._shards.upload(piece, newest) for piece in pieces}
         # A piece may already exist: two compactions of the same shards produce identical files.
         removed = small.keys() - merged
@@ -175,7 +185,7 @@ class Ledger:
 
     def _find(self, sql: str, **parameters: Any) -> Iterator[pa.RecordBatch]:
         def start(shards: dict[str, Path]) -> Iterator[pa.RecordBatch]:
-            batches = query(sql, shards.values(), **parameters)
+            batches = query(sql, shards=shards.values(), **parameters)
             first = list(islice(batches, 1))
             return chain(first, batches)
 

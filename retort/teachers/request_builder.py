@@ -11,6 +11,7 @@ from retort.io.parquet import Row
 from retort.problems import Problem
 from retort.problems.base import listed
 from retort.records.base import Example
+from retort.teachers.constraints import expressible
 from retort.teachers.demonstrations import choose_demonstrations
 from retort.teachers.ledger import ledger_key
 from retort.teachers.prompts import item_text, prompt_for, shared_turns
@@ -41,12 +42,13 @@ class RequestBuilder:
     teacher: LlmTeacherConfig
     everything: tuple[Turn, ...]
     """The turns before a row of the pool."""
-    excluding: Mapping[str, tuple[Turn, ...]]
-    """The turns before a row that is itself a demonstration, by its id: its own label must not be shown."""
+    excluding: Mapping[tuple[str, str], tuple[Turn, ...]]
+    """The turns before a row that is itself a demonstration, by its id and text: its own label must not be shown. An id
+    alone does not tell, since a row of another file may have the same."""
 
-    def shared(self, example_id: str) -> tuple[Turn, ...]:
+    def shared(self, example_id: str, text: str) -> tuple[Turn, ...]:
         """The turns before a row; the same object for all rows of the pool."""
-        return self.excluding.get(example_id, self.everything)
+        return self.excluding.get((example_id, text), self.everything)
 
     @property
     def verbalizers(self) -> tuple[str, ...]:
@@ -59,10 +61,10 @@ class RequestBuilder:
         """Position and ledger key of each completion that the rows need in an attempt. Row i and sample s, both from 0,
         have position `i * samples + s`. What rows share is hashed once."""
         samples, number = self.teacher.sampling.samples, 0
-        schema = self.problem.schema if self.is_constrained(attempt) else ""
+        schema = self.problem.schema + self._regex if self.is_constrained(attempt) else ""
         digests: dict[int, bytes] = {}
         for pending in rows:
-            shared = self.shared(pending.example_id)
+            shared = self.shared(pending.example_id, pending.text)
             if id(shared) not in digests:
                 digests[id(shared)] = self._shared_digest(shared, attempt)
             item = item_text(self.teacher.prompt, pending.text)
@@ -74,18 +76,21 @@ class RequestBuilder:
         """The request for one row; `keys` are the ledger keys of the requested samples, by the sample's number."""
         return CompletionRequest(
             key=next(iter(keys.values())),
-            prompt=prompt_for(self.teacher.prompt, self.shared(pending.example_id), pending.text),
+            prompt=prompt_for(self.teacher.prompt, self.shared(pending.example_id, pending.text), pending.text),
             constraint=self.problem.constraint(pending.text) if self.is_constrained(attempt) else None,
             sampling_temperature=self.temperature(attempt),
             top_p=self.teacher.sampling.top_p,
-            max_tokens=self.teacher.sampling.max_tokens,
+            max_tokens=self.teacher.max_tokens,
             samples=tuple(keys),
             ledger_keys=tuple(keys.values()),
             verbalizers=self.verbalizers,
             top_logprobs=self.teacher.sampling.top_logprobs,
         )
 
-    def temperature(self, attempt: int) -> float:
+    def temperature(self, attempt: int) -> float | None:
+        """None: it is left to the server, at every attempt."""
+        if self.teacher.sampling.sampling_temperature is None:
+            return None
         again = self.teacher.ask_again.sampling_temperature
         return again if attempt else self.teacher.sampling.sampling_temperature
 
@@ -99,17 +104,27 @@ class RequestBuilder:
         begins another only for a row that was set aside then, whose attempts are all in the ledger. At temperature 0
         an identical request would get the same completion, so it is not repeated.
         """
-        differs = self.temperature(1) > 0 or not self.teacher.constrained
+        differs = self.temperature(1) != 0 or not self.teacher.constrained
         mid_pass = pending.num_tries % (1 + self.teacher.ask_again.times) != 0
         useful = differs and self.teacher.labels == "hard" and not pending.is_rejected
         return useful and (mid_pass or not pending.was_requested)
+
+    @property
+    def _regex(self) -> str:
+        """The regular expression that completions are held to, which the schema does not tell; "" if there is none."""
+        if self.problem.classes:
+            return ""
+        constraint = expressible(self.problem.constraint(""), self.teacher)
+        return constraint.regex or "" if constraint else ""
 
     def _shared_digest(self, shared: Sequence[Turn], attempt: int) -> bytes:
         """Digest of everything a completion depends on besides the row and the teacher's identity, which determines
         the ledger's folder. Excludes sampling.max_tokens: a completion that finished is as good under a larger limit.
         """
         temperature = self.temperature(attempt)
-        sampled = {"top_p": self.teacher.sampling.top_p, "seed": sampling_seed(self.teacher)} if temperature else {}
+        sampled = (
+            {"top_p": self.teacher.sampling.top_p, "seed": sampling_seed(self.teacher)} if temperature != 0 else {}
+        )
         # Top log-probabilities cannot be added to a completion later.
         listed = {"top_logprobs": k} if (k := self.teacher.sampling.top_logprobs) else {}
         parts = [
@@ -129,7 +144,9 @@ def request_builder(problem: Problem, teacher: LlmTeacherConfig, labeled: Sequen
         teacher=teacher,
         everything=shared_turns(problem, prompt, chosen),
         excluding={
-            shown.example_id: shared_turns(problem, prompt, [other for other in chosen if other is not shown])
+            (shown.example_id, shown.text): shared_turns(
+                problem, prompt, [other for other in chosen if other is not shown]
+            )
             for shown in chosen
         },
     )

@@ -8,6 +8,9 @@ from typing import Any, Literal, Protocol
 from retort.problems import Constraint
 from retort.teachers.top_logprobs import TopLogprobs
 
+INTERRUPTED = ("error", "abort", "insufficient_system_resource")
+"""Values of `finish_reason` for a completion that the server broke off (OpenRouter and Mistral, vLLM, DeepSeek)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -35,7 +38,8 @@ class CompletionRequest:
     prompt: Prompt
     constraint: Constraint | None = None
     """What a completion may be; None allows anything up to the end of the line."""
-    sampling_temperature: float = 0.0
+    sampling_temperature: float | None = 0.0
+    """None: the server's own."""
     top_p: float = 1.0
     max_tokens: int = 256
     samples: tuple[int, ...] = (0,)
@@ -89,7 +93,8 @@ class CompletionClient(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an engine reports about itself: `version`, `dtype`, `num_gpus` ...; empty for a server."""
+        """What an engine reports about itself: `version`, `dtype`, `num_gpus` ...; of a server, how often and for how
+        long it was waited for."""
         ...
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from retort.problems import Problem
 from retort.records.base import Label, ParseFailure
+from retort.teachers.requests import INTERRUPTED
 
 _THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 _OPEN_THOUGHTS = "<think>"
@@ -47,10 +48,12 @@ class Reading(NamedTuple):
 def parse_completion(problem: Problem, text: str, completion: str, finish_reason: str | None = None) -> Reading:
     """The label, or why there is none, with the unmodified completion.
 
-    Adds the reason codes `filtered`, `cut-short` and `only-thoughts` to those of the problem's parser.
+    Adds the reason codes `filtered`, `interrupted`, `cut-short` and `only-thoughts` to those of the problem's parser.
     """
     if finish_reason == "content_filter":
         return Reading(ParseFailure("filtered", "A content filter ended the completion.", completion))
+    if finish_reason in INTERRUPTED:
+        return Reading(ParseFailure("interrupted", f"The server broke it off ({finish_reason}).", completion))
     is_cut = finish_reason == "length"
     visible = _THOUGHTS.sub("", completion)
     if visible.lstrip().startswith(_OPEN_THOUGHTS):

@@ -167,11 +167,13 @@ def _fault_of(stream: BinaryIO, name: str) -> str | None:
     return "it has not the columns of a ledger"
 
 
-def query(sql: str, shards: Iterable[Path], **parameters: Any) -> Iterator[pa.RecordBatch]:
-    """The result of an SQL statement over `$shards`, in batches and in bounded memory, however large the shards are."""
+def query(sql: str, *, shards: Iterable[Path] | None = None, **parameters: Any) -> Iterator[pa.RecordBatch]:
+    """The result of an SQL statement, in batches and in bounded memory, however large its files are. `shards` are its
+    `$shards`; leave them out if it has none."""
     with _database() as (database, none):
-        files = [none, *map(str, shards)]  # DuckDB wants at least one
-        yield from database.sql(sql, params={"shards": files, **parameters}).to_arrow_reader(BATCH_ROWS)
+        if shards is not None:
+            parameters["shards"] = [none, *map(str, shards)]  # DuckDB wants at least one
+        yield from database.sql(sql, params=parameters).to_arrow_reader(BATCH_ROWS)
 
 
 @contextmanager

@@ -23,6 +23,8 @@ class Usage:
 
     prices: PricesConfig
     budget: BudgetConfig
+    reasoning_tokens: int = 0
+    """Tokens of thoughts that are expected in a completion, until the first one arrives."""
     num_gpus: int = 0
     """GPUs that the teacher occupies during the run."""
     requests: int = 0
@@ -49,6 +51,7 @@ class Usage:
             self.started_at = time.monotonic()
             text = sum(len(turn.content) for turn in request.prompt.shared) + len(request.prompt.item)
             self.expected_tokens = text / CHARACTERS_PER_TOKEN + min(request.max_tokens, 64)
+            self.expected_tokens += self.reasoning_tokens
 
     def record_outcome(self, outcome: Completion | Rejection, samples: int = 1) -> None:
         """Record a completion, or a rejection that stands for `samples` completions."""

@@ -74,6 +74,28 @@ def test_batch_files_fill_the_ledger(asked: Any, command: Command) -> None:
     assert (teacher["requests"], teacher["known"]) == (4, 40)
 
 
+def test_equal_rows_are_exported_once_as_a_run_would_ask(asked: Any, command: Command) -> None:
+    rows = [json.loads(line) for line in asked.file("unlabeled.jsonl").read_text().splitlines()]
+    asked.write("unlabeled.jsonl", [*rows, *({"id": f"same{n}", "text": "the same text"} for n in range(1000))])
+    out_file = str(asked.file("requests.jsonl"))
+    assert command("batch", "export", str(asked.path), out_file)[0] == 0
+    requests = requests_in(asked, "requests.jsonl")
+    assert len({request["custom_id"] for request in requests}) == len(requests) == 45
+    assert {request["body"]["temperature"] for request in requests} == {0.0}
+
+
+def test_answers_under_a_json_schema_are_unwrapped(asked: Any, command: Command) -> None:
+    asked.values["teacher"] |= {"constraint_style": "json-schema", "body": {"service_tier": "flex"}}
+    config, out_file, in_file = asked.save(), str(asked.file("requests.jsonl")), str(asked.file("answers.jsonl"))
+    command("batch", "export", config, out_file)
+    requests = requests_in(asked, "requests.jsonl")
+    assert {request["body"]["service_tier"] for request in requests} == {"flex"}
+    asked.write("answers.jsonl", [answer(request, '{"label": "good"}') for request in requests])
+    assert "44 answers taken" in command("batch", "import", config, in_file)[2]
+    command("batch", "export", config, out_file)
+    assert requests_in(asked, "requests.jsonl") == [], "each of them is a label"
+
+
 def test_each_sample_comes_back_under_its_own_key(asked: Any, command: Command) -> None:
     asked.values["teacher"]["sampling"] = {"samples": 3, "sampling_temperature": 1.0}
     config, out_file, in_file = asked.save(), str(asked.file("requests.jsonl")), str(asked.file("answers.jsonl"))

@@ -33,6 +33,8 @@ class EndpointServer:
             "prompt_tokens_details": {"cached_tokens": 90},
         }
         self.finish_reason = "stop"
+        self.thoughts: Body = {}
+        """Fields of a message beside its content."""
         self.most_choices = 64
         """Maximum choices of one response, however large `n` is."""
         self.delay_seconds = 0.0
@@ -42,6 +44,8 @@ class EndpointServer:
         self.bodies: list[Body] = []
         self.raw_bodies: list[bytes] = []
         self.headers: list[Any] = []
+        self.paths: list[str] = []
+        """With their queries."""
         self.connections: set[tuple[str, int]] = set()
         self.under_way = self.most_under_way = 0
         self._faults: list[tuple[Fault, str | None, list[int | None]]] = []
@@ -72,7 +76,7 @@ class EndpointServer:
 
     async def _start(self) -> int:
         app = web.Application(client_max_size=2**26)
-        app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_post("/{prefix:.+}/chat/completions", self._handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -87,6 +91,7 @@ class EndpointServer:
         self.bodies.append(body)
         self.raw_bodies.append(raw)
         self.headers.append(request.headers)
+        self.paths.append(request.path_qs)
         assert request.transport is not None
         self.connections.add(request.transport.get_extra_info("peername"))
         self.under_way += 1
@@ -117,7 +122,7 @@ class EndpointServer:
     def completion(self, body: Body) -> Body:
         choices = []
         for index in range(min(body.get("n", 1), self.most_choices)):
-            message = {"role": "assistant", "content": self.reply(body)}
+            message = {"role": "assistant", "content": self.reply(body), **self.thoughts}
             choices.append({"index": index, "message": message, "finish_reason": self.finish_reason})
             if body.get("logprobs") and self.alternatives:
                 listed = [{"token": token, "logprob": value} for token, value in self.alternatives]

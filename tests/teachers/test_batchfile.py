@@ -50,7 +50,7 @@ def test_a_request_is_what_the_endpoint_is_sent() -> None:
         "custom_id": KEYS[1].hex(),
         "method": "POST",
         "url": "/v1/chat/completions",
-        "body": json.loads(BodyWriter("dummy", "json-schema").body(request, (0,))),
+        "body": json.loads(BodyWriter.of(ENDPOINT).body(request, (0,))),
     }
 
 
@@ -87,9 +87,7 @@ def test_a_json_schema_completion_is_unwrapped(tmp_path: Path) -> None:
     lines = batch_lines([CompletionRequest(KEYS[1], PROMPT, CHOICE), CompletionRequest(KEYS[2], PROMPT, CHOICE)])
     output = write(tmp_path / "o.jsonl", [answered(lines[0], '{"label": "food"}'), answered(lines[1], "drink")])
     assert [
-        completion.text
-        for completion in read_answers(output, None, "json-schema")
-        if isinstance(completion, Completion)
+        completion.text for completion in read_answers(output, None, CHOICE) if isinstance(completion, Completion)
     ] == [
         "food",
         "drink",

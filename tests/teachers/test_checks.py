@@ -1,10 +1,12 @@
 """Checks of an endpoint before a token is paid for, against a real server that lists its models."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,17 +24,22 @@ KEY = "a-key-that-nobody-may-see"
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[[Answer], str]]:
+def server() -> Iterator[Callable[..., str]]:
     """Starts a server that gives this answer to `/v1/models`; returns its address up to /v1."""
     servers: list[ThreadingHTTPServer] = []
 
-    def start(answer: Answer) -> str:
+    def start(answer: Answer, look: Callable[[Any], None] = lambda _: None, location: str = "") -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 allowed = self.headers.get("Authorization") == f"Bearer {KEY}" or answer[0] != 401
                 self.send_response(
-                    answer[0] if self.path == "/v1/models" and not (answer[0] == 401 and allowed) else 404
+                    answer[0]
+                    if self.path.partition("?")[0] == "/v1/models" and not (answer[0] == 401 and allowed)
+                    else 404
                 )
+                look(self)
+                if location:
+                    self.send_header("Location", location)
                 self.end_headers()
                 self.wfile.write(answer[1].encode())
 
@@ -53,8 +60,25 @@ def config(url: str, **more: str) -> EndpointConfig:
     return EndpointConfig.model_validate({"kind": "endpoint", "model": "small", "url": url, **more})
 
 
-@pytest.mark.parametrize("answer", [(200, MODELS), (404, "no such page"), (500, "oh")])
-def test_a_server_that_may_be_right_passes(server: Callable[[Answer], str], answer: Answer) -> None:
+def listing(*names: str, **more: object) -> Answer:
+    return 200, json.dumps({"data": [{"id": name} for name in names], **more})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, MODELS),
+        (404, "no such page"),
+        (500, "oh"),
+        (403, "Missing scopes: api.model.read"),
+        listing("models/small"),
+        listing("small:latest"),
+        listing("small-2026-01-01"),
+        listing("other", has_more=True),
+        (200, json.dumps({"data": [{"id": "/weights.gguf", "owned_by": "llamacpp"}]})),
+    ],
+)
+def test_a_server_that_may_be_right_passes(server: Callable[..., str], answer: Answer) -> None:
     assert check_endpoint(config(server(answer))) is None
 
 
@@ -70,13 +94,35 @@ def test_a_server_that_may_be_right_passes(server: Callable[[Answer], str], answ
         ((403, "no"), "the server refuses a request without a key; set teacher.api_key (HTTP status 403)"),
     ],
 )
-def test_a_server_that_is_wrong(server: Callable[[Answer], str], answer: Answer, sentence: str) -> None:
+def test_a_server_that_is_wrong(server: Callable[..., str], answer: Answer, sentence: str) -> None:
     with pytest.raises(ConfigError) as raised:
         check_endpoint(config(server(answer)))
     assert sentence in str(raised.value)
 
 
-def test_a_refused_key_is_named_and_not_shown(server: Callable[[Answer], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_is_asked_for_at_the_given_version_and_with_the_given_headers(
+    server: Callable[..., str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    seen: list[tuple[str, str | None]] = []
+    url = server((200, MODELS), lambda request: seen.append((request.path, request.headers.get("api-key"))))
+    monkeypatch.setenv("RETORT_TEST_KEY", KEY)
+    check_endpoint(
+        config(f"{url}?api-version=7&key=${{RETORT_TEST_KEY}}", api_key="${RETORT_TEST_KEY}", api_key_header="api-key")
+    )
+    assert seen == [(f"/v1/models?api-version=7&key={KEY}", KEY)]
+    assert KEY not in caplog.text
+
+
+def test_a_list_that_has_moved(server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    there = server((200, MODELS))
+    url = server((308, ""), location=f"{there}/models")
+    with pytest.raises(ConfigError, match="another host or port, or not encrypted"):
+        check_endpoint(config(url))
+    check_endpoint(config(server((302, ""), location="/login")))
+
+
+def test_a_refused_key_is_named_and_not_shown(server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     url = server((401, "no"))
     monkeypatch.setenv("RETORT_TEST_KEY", "wrong-" + KEY)
     with pytest.raises(ConfigError) as raised:
@@ -88,7 +134,7 @@ def test_a_refused_key_is_named_and_not_shown(server: Callable[[Answer], str], m
 
 
 def test_an_address_that_is_none() -> None:
-    with pytest.raises(ConfigError, match="must begin with http:// or https://"):
+    with pytest.raises(ConfigError, match="must be an http:// or https:// address"):
         check_endpoint(config("localhost:8000/v1"))
 
 

@@ -40,7 +40,7 @@ def test_every_request_is_completed_once_over_few_connections(endpoint_server: E
 
 def test_a_client_can_be_used_again_and_with_no_requests(endpoint_server: EndpointServer) -> None:
     with open_endpoint(config(endpoint_server)) as client:
-        assert client.facts == {}
+        assert client.facts == {"retries": 0, "waited_seconds": 0.0}
         assert list(client.ask(iter(()))) == []
         assert len(list(client.ask(iter(requests(3))))) == 3
         assert len(list(client.ask(iter(requests(5))))) == 5
@@ -305,10 +305,15 @@ def test_what_is_no_address_is_the_config_s_fault() -> None:
         "http://",
         "http://a:99999/v1",
         "http://u:p@a/v1",
-        "http://a/v1?b=c",
+        "http://a/v1#b",
     ):
         with pytest.raises(ConfigError, match=f"teacher.url = '{re.escape(url)}' must be an http:// or https://"):
             ask(url, [])
+
+
+def test_the_whole_address_is_too_much() -> None:
+    with pytest.raises(ConfigError, match="leave /chat/completions out; Retort adds it"):
+        ask("http://a/v1/chat/completions", [])
 
 
 def test_more_requests_at_once_than_open_files(endpoint_server: EndpointServer) -> None:

@@ -190,6 +190,23 @@ def test_a_rejected_row_is_not_retried_in_this_run(desk: Desk) -> None:
     assert client.asked["Input: long\nOutput:"] == 1
 
 
+def test_a_rejected_prompt_is_asked_once_for_all_its_copies(desk: Desk) -> None:
+    desk.pool("long", "fine day", *["long"] * 9)
+    script = lambda q, _: Rejection(q.key, "http-400", "too long") if "long" in q.prompt.item else "good"  # noqa: E731
+    client = Scripted(script)
+    outcomes = desk.label(client, sampling={"samples": 2, "sampling_temperature": 1.0}, ask_again={"times": 3})
+    assert reasons(outcomes) == ["http-400", "good", *["http-400"] * 9]
+    assert client.asked["Input: long\nOutput:"] == 1
+
+
+def test_copies_of_a_riddle_share_its_tries(desk: Desk) -> None:
+    desk.pool(*["riddle"] * 10)
+    for run in range(2):
+        client = Scripted(lambda *_: "who knows")
+        assert reasons(desk.label(client)) == ["unknown-label"] * 10
+        assert client.asked.total() == 2, f"run {run}: as often as a single row"
+
+
 def test_a_death_keeps_what_came(desk: Desk) -> None:
     desk.pool(*(f"fine day {n}" for n in range(10)))
     with pytest.raises(TeacherUnavailable):
@@ -238,11 +255,15 @@ def test_money_counts_cached_tokens_and_gpu_hours(desk: Desk) -> None:
 
 
 def test_a_demonstration_does_not_see_itself(desk: Desk) -> None:
-    write_rows(desk.rows, EXAMPLES, ({"example_id": e.example_id, "text": e.text} for e in LABELED))
+    others = [Example(e.example_id, f"not {e.text}", None) for e in LABELED]
+    rows = ({"example_id": e.example_id, "text": e.text} for e in [*LABELED, *others])
+    write_rows(desk.rows, EXAMPLES, rows)
     client = Scripted(good_or_bad)
     desk.label(client)
-    for request, example in zip(client.requests, LABELED, strict=True):
+    for request, example in zip(client.requests, LABELED, strict=False):
         shown = [turn.content for turn in request.prompt.shared]
         assert request.prompt.item == f"Input: {example.text}\nOutput:"
         assert request.prompt.item not in shown
         assert len(shown) == 1 + 2 * (len(LABELED) - 1)
+    for request in client.requests[len(LABELED) :]:
+        assert len(request.prompt.shared) == 1 + 2 * len(LABELED), "an id of another file is no demonstration's"

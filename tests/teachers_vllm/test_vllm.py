@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from retort.config import ConstituencyConfig
+from retort.config import ConstituencyConfig, TextConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
 from retort.recipes import load_config
@@ -71,6 +71,20 @@ def test_a_grammar_gives_parses(client: VllmClient) -> None:
     failures = {label.reason for label in parsed if isinstance(label, ParseFailure)}
     assert failures <= {"overlapping-slots"}
     assert any(not isinstance(label, ParseFailure) for label in parsed)
+
+
+def test_free_text_is_held_to_its_pattern_or_schema(client: VllmClient) -> None:
+    """A random model may write spaces between JSON's signs until its tokens are used up."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    for fields in ({"pattern": "[a-c]{3}|d+e"}, {"json_schema": {**schema, "additionalProperties": False}}):
+        problem = problem_for(TextConfig.model_validate({"kind": "text", **fields}))
+        asked = new_request(
+            0, "a", constraint=problem.constraint("a"), sampling_temperature=1.0, samples=tuple(range(24))
+        )
+        found = completions(client, asked_with(asked, max_tokens=100))
+        whole = [completion.text for completion in found if completion.finish_reason == "stop"]
+        assert whole
+        assert not [text for text in whole if isinstance(problem.parse("a", text), ParseFailure)]
 
 
 def asked_with(asked: CompletionRequest, **changes: Any) -> CompletionRequest:

@@ -32,6 +32,7 @@ from retort.steps.pseudolabel_recorded import PseudolabelRecorded
 from retort.store import Store
 from retort.store.opening import refusals, usable_store
 from retort.teachers.checks import check_same_tokenizer
+from retort.teachers.constraints import held_to
 from retort.teachers.identity import teacher_weights
 from retort.tracking.address import tracking_uri
 
@@ -181,7 +182,8 @@ def _labeling_found(config: MckdConfig, store: Store, step: Labeling | None, dat
             found = f"{rows - missing} of the pool's {rows} rows have a recorded completion, {labels} of them a label"
             return f"note: {found}" if missing or labels < step.min_success_ratio * rows else found
         case PseudolabelLlm():
-            return f"{step.config.kind} {step.config.model}: {check_labeling(config, store, step)} demonstrations"
+            shown, held = check_labeling(config, store, step), held_to(problem_for(step.problem), step.config)
+            return f"{step.config.kind} {step.config.model}: {shown} demonstrations, {held}"
     return "finetuned: trained on the labeled set"
 
 

@@ -79,6 +79,12 @@ def _spent(manifest: Manifest) -> Iterator[tuple[str, str]]:
     rate = completions / spent["asking_seconds"] if spent["asking_seconds"] else 0.0
     start = f", after a start of {seconds_text(spent['start_seconds'])}" if spent["start_seconds"] >= 1 else ""
     yield "time", f"{seconds_text(spent['asking_seconds'])}{start}; {rate:.1f} completions/s"
+    engine = manifest.details.get("engine", {})
+    if retries := engine.get("retries"):
+        yield (
+            "retries",
+            f"{retries:,}; the server answered nothing for {seconds_text(engine['waited_seconds'])} meanwhile",
+        )
     for sentence in manifest.details.get("damaged", []):
         yield "ledger", sentence
 

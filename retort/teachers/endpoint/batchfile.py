@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from retort.config import EndpointConfig, VllmConfig
+from retort.config import EndpointConfig
 from retort.config.teachers import LlmTeacherConfig
 from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError
-from retort.teachers.endpoint.chat import BodyWriter, ConstraintStyle, unwrap_label
+from retort.problems import Constraint
+from retort.teachers.endpoint.chat import BodyWriter
+from retort.teachers.endpoint.structured import unwrap_label
 from retort.teachers.requests import Completion, CompletionRequest
 
 NO_SOFT_LABELS = "labels: soft does not go through batch files; use labels: hard, or ask the endpoint"
@@ -23,22 +25,23 @@ def write_requests(config: LlmTeacherConfig, requests: Iterable[CompletionReques
 
     Raises ConfigError for requests with verbalizers, since batch output files are read without log-probabilities.
     """
-    bodies, lines = BodyWriter(config.model, constraint_style(config)), 0
+    bodies, lines, path = BodyWriter.of(config), 0, _path(config)
     for request in requests:
         if request.verbalizers:
             raise ConfigError(NO_SOFT_LABELS)
         for sample in request.samples:
             name = custom_id(request.key, sample, alone=request.samples == (0,))
-            start = f'{{"custom_id": "{name}", "method": "POST", "url": "/v1/chat/completions", "body": '
+            start = f'{{"custom_id": "{name}", "method": "POST", "url": "{path}", "body": '
             stream.write(start.encode() + bodies.body(request, (sample,)) + b"}\n")
             lines += 1
     return lines
 
 
 def read_answers(
-    address: str, endpoint_url: str | None, style: ConstraintStyle = "none"
+    address: str, endpoint_url: str | None, wrapped: Constraint | None = None
 ) -> Iterator[Completion | BadLine]:
-    """The completions in batch output files, in order; `style` must be the one the requests were written with.
+    """The completions in batch output files, in order; `wrapped` is the constraint under which labels come in a field
+    of an object, see `wrapping`.
 
     A line without a usable completion becomes a BadLine, with one of the reasons of `read_completions`, `unknown-id`
     (a custom_id that no export wrote) or `duplicate` (not the first completion of its custom_id). Whether a key was
@@ -58,15 +61,14 @@ def read_answers(
             yield BadLine(address, line.text, reason, f"{address}: {detail}", line.example_id)
             continue
         seen.add(key + sample.to_bytes(4, "big"))
-        text = unwrap_label(line.text) if style == "json-schema" else line.text
+        text = unwrap_label(line.text, wrapped) if wrapped else line.text
         yield Completion(key, sample, text, line.finish_reason, line.prompt_tokens, 0, line.completion_tokens)
 
 
-def constraint_style(config: LlmTeacherConfig) -> ConstraintStyle:
-    """How a teacher's batch requests express constraints."""
-    if isinstance(config, EndpointConfig):
-        return config.constraint_style
-    return "vllm" if isinstance(config, VllmConfig) else "none"
+def _path(config: LlmTeacherConfig) -> str:
+    """Where a batch is answered; Azure wants it without the version if its deployments' addresses have none."""
+    is_deployment = isinstance(config, EndpointConfig) and "/openai/deployments/" in config.url
+    return "/chat/completions" if is_deployment else "/v1/chat/completions"
 
 
 def custom_id(key: bytes, sample: int, *, alone: bool) -> str:

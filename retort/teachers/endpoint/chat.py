@@ -6,15 +6,19 @@ follows the label is left to the parser.
 """
 
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Self
 from zlib import crc32
 
+from retort.config import EndpointConfig, VllmConfig
+from retort.config.endpoint import ConstraintStyle
+from retort.config.teachers import LlmTeacherConfig
 from retort.data.answers import finish_reason_of, text_of
-from retort.problems import Constraint
 from retort.teachers.endpoint.firsttoken import first_token_scores
-from retort.teachers.requests import Completion, CompletionRequest, Turn
+from retort.teachers.endpoint.structured import constraint_settings, unwrap_label, wrapping
+from retort.teachers.requests import INTERRUPTED, Completion, CompletionRequest, Turn
 
-ConstraintStyle = Literal["none", "vllm", "json-schema"]
+MAX_ERROR_CHARACTERS = 300
 TOP_LOGPROBS = 20
 """The most alternatives that OpenAI and vLLM list."""
 
@@ -28,13 +32,36 @@ class MissingLogprobs(Exception):
 
 
 class BodyWriter:
-    """Writes the HTTP bodies of one model's requests."""
+    """Writes the HTTP bodies of one model's requests, in the words of its server."""
 
-    def __init__(self, model: str, style: ConstraintStyle) -> None:
+    def __init__(
+        self,
+        model: str,
+        style: ConstraintStyle,
+        *,
+        token_limit_name: str = "max_tokens",
+        seed_name: str | None = "seed",
+        further: Mapping[str, Any] = {},
+    ) -> None:
+        """`further` are fields that are sent as they are."""
         self._start = f'{{"model": {json.dumps(model)}, "messages": ['.encode()
-        self._style = style
+        self._style, self._token_limit_name, self._seed_name = style, token_limit_name, seed_name
+        self._further = dict(further)
         self._shared: tuple[Turn, ...] | None = None
         self._opening, self._shared_characters = b"", 0
+
+    @classmethod
+    def of(cls, config: LlmTeacherConfig) -> Self:
+        """For a teacher that is asked over HTTP or through batch files."""
+        if not isinstance(config, EndpointConfig):
+            return cls(config.model, "vllm" if isinstance(config, VllmConfig) else "none")
+        return cls(
+            config.model,
+            config.constraint_style,
+            token_limit_name=config.token_limit_name,
+            seed_name=config.seed_name,
+            further=config.body,
+        )
 
     def body(self, request: CompletionRequest, samples: tuple[int, ...]) -> bytes:
         """The JSON body that requests `samples`. Up to the row, it is the same bytes for all rows with the same shared
@@ -58,54 +85,25 @@ class BodyWriter:
 
     def _settings(self, request: CompletionRequest, samples: tuple[int, ...]) -> dict[str, Any]:
         """All parameters except model and messages; those that equal the protocol's defaults are omitted."""
+        temperature, limit = request.sampling_temperature, self._token_limit_name
         if request.verbalizers:
             # Temperature 1 and no constraint, because some servers apply both before computing log-probabilities.
-            return {"temperature": 1.0, "max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        settings: dict[str, Any] = {"temperature": request.sampling_temperature, "max_tokens": request.max_tokens}
+            chosen = {} if temperature is None else {"temperature": 1.0}
+            return chosen | {limit: 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS} | self._further
+        settings: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+        settings[limit] = request.max_tokens
         if request.top_p < 1:
             settings["top_p"] = request.top_p
         if len(samples) > 1:
             settings["n"] = len(samples)
-        if request.sampling_temperature > 0:
-            settings["seed"] = seed(request.key, samples[0])
-        return settings | constraint_settings(request.constraint, self._style)
+        if temperature and self._seed_name:
+            settings[self._seed_name] = seed(request.key, samples[0])
+        return settings | constraint_settings(request.constraint, self._style) | self._further
 
 
 def seed(key: bytes, sample: int) -> int:
     """A seed in [0, 2**31) that differs by row, attempt and sample, and is the same in every run."""
     return (crc32(key) + sample) % 2**31
-
-
-def constraint_settings(constraint: Constraint | None, style: ConstraintStyle) -> dict[str, Any]:
-    """The body fields that constrain decoding to legal labels; empty for a grammar with the json-schema style, since
-    no JSON schema can express one."""
-    if constraint is None or style == "none":
-        return {}
-    if style == "vllm":
-        if constraint.choice is not None:
-            return {"structured_outputs": {"choice": constraint.choice}}
-        return {"structured_outputs": {"grammar": constraint.grammar}}
-    if constraint.choice is None:
-        return {}
-    schema = {
-        "type": "object",
-        "properties": {"label": {"type": "string", "enum": constraint.choice}},
-        "required": ["label"],
-        "additionalProperties": False,
-    }
-    return {
-        "response_format": {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
-    }
-
-
-def unwrap_label(text: str) -> str:
-    """The label in `{"label": ...}`; any other text (truncated, or not following the schema) is returned unchanged."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    label = value.get("label") if isinstance(value, dict) and len(value) == 1 else None
-    return label if isinstance(label, str) else text
 
 
 def parse_response(
@@ -120,21 +118,22 @@ def parse_response(
     response = _json_object(raw)
     choices = response.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise MalformedResponse("it holds no choices")
-    read = [_choice(choice) for choice in choices[: len(samples)]]
+        error = f", but an error: {response['error']}" if response.get("error") else ""
+        raise MalformedResponse(f"it holds no choices{error}"[:MAX_ERROR_CHARACTERS])
+    read = [_said(choice) for choice in choices[: len(samples)]]
     prompt_tokens, cached_tokens, completion_tokens = _usage(response.get("usage"))
     if request.verbalizers:
         scores = first_token_scores(request.verbalizers, _alternatives(choices[0]))
         best = request.verbalizers[max(range(len(scores)), key=scores.__getitem__)]
         tokens = (prompt_tokens, cached_tokens, completion_tokens)
         return [Completion(request.key, samples[0], best, "stop", *tokens, scores)]
-    unwrap = style == "json-schema" and request.constraint is not None and request.constraint.choice is not None
+    wrapped = wrapping(request.constraint, style)
     each, rest = divmod(completion_tokens, len(read))
     return [
         Completion(
             request.key,
             sample,
-            unwrap_label(text) if unwrap else text,
+            unwrap_label(text, wrapped) if wrapped else text,
             finish_reason,
             *((prompt_tokens, cached_tokens, each + rest) if sample == samples[0] else (0, 0, each)),
         )
@@ -150,6 +149,16 @@ def _json_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(response, dict):
         raise MalformedResponse("it is no JSON object")
     return response
+
+
+def _said(choice: Any) -> tuple[str, str | None]:
+    """(text, finish_reason). Thoughts that a server keeps apart are no part of the text, but a completion that is
+    nothing else is written as thoughts that do not end. Raises MalformedResponse for one that was broken off."""
+    text, finish_reason = _choice(choice)
+    if finish_reason in INTERRUPTED:
+        raise MalformedResponse(f"it was broken off (finish_reason '{finish_reason}')")
+    thoughts = "" if text else choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+    return f"<think>{thoughts}" if thoughts else text, finish_reason
 
 
 def _choice(choice: object) -> tuple[str, str | None]:
@@ -174,12 +183,17 @@ def _alternatives(choice: Any) -> list[tuple[str, float]]:
 
 
 def _usage(usage: object) -> tuple[int, int, int]:
-    """(prompt, cached prompt, completion) tokens; 0 where the server reports none."""
+    """(prompt, cached prompt, completion) tokens; 0 where the server reports none.
+
+    Thoughts are billed as completion tokens. Some vendors (Gemini, xAI) leave them out of these and count them in the
+    total only.
+    """
     if not isinstance(usage, dict):
         return 0, 0, 0
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return _count(usage.get("prompt_tokens")), _count(cached), _count(usage.get("completion_tokens"))
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return prompt, _count(cached), max(completion, _count(usage.get("total_tokens")) - prompt)
 
 
 def _count(value: object) -> int:

@@ -3,15 +3,17 @@
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
 from retort.config import EndpointConfig
+from retort.store import Store
 from retort.teachers.endpoint.connection import Connection
 from retort.teachers.endpoint.firsttoken import check_first_tokens
 from retort.teachers.endpoint.sender import Answer, RequestSender
+from retort.teachers.endpoint.sharing import SharedLimit
 from retort.teachers.requests import CompletionClient, CompletionRequest
 
 MAX_QUEUED = 256
@@ -21,17 +23,22 @@ T = TypeVar("T")
 
 
 @contextmanager
-def open_endpoint(config: EndpointConfig, backoff_seconds: float = 1.0) -> Iterator[CompletionClient]:
-    """A client for the endpoint. Sends nothing until `ask` is called. `backoff_seconds` is the pause after a first
-    failure; it doubles with each further one.
+def open_endpoint(
+    config: EndpointConfig, store: Store | None = None, backoff_seconds: float = 1.0
+) -> Iterator[CompletionClient]:
+    """A client for the endpoint. Sends nothing until `ask` is called. Limits per minute are shared with the others that
+    have the `store`. `backoff_seconds` is the pause after a first failure; it doubles with each further one.
 
-    Raises ConfigError for an invalid address, or a key that is not in the environment.
+    Raises ConfigError for an invalid address, or a key that is not in the environment, and StoreUnavailable.
     """
     connection = Connection(config)
-    with _loop_thread() as loop:
+    sender = RequestSender(config, connection.post, backoff_seconds)
+    is_limited = config.requests_per_minute is not None or config.tokens_per_minute is not None
+    shared = SharedLimit(config, store, sender.limiter.share) if store is not None and is_limited else nullcontext()
+    with _loop_thread() as loop, shared:
         _run(loop, connection.open())
         try:
-            yield EndpointClient(loop, RequestSender(config, connection.post, backoff_seconds), config.concurrency)
+            yield EndpointClient(loop, sender, config.concurrency)
         finally:
             _run(loop, _cancel_all())
             _run(loop, connection.close())
@@ -45,7 +52,8 @@ class EndpointClient:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {}
+        waits = self._sender.waits
+        return {"retries": waits.retries, "waited_seconds": round(waits.seconds, 3)}
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Answer]:
         """See `CompletionClient.ask`. If a server returns fewer samples than requested, the rest is requested again; a

@@ -1,8 +1,6 @@
 """Sends one request to an endpoint with retries: what is retried, what is rejected, and what ends the run."""
 
 import asyncio
-import json
-import re
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -10,19 +8,26 @@ from retort.config import EndpointConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.teachers.endpoint.chat import BodyWriter, MalformedResponse, MissingLogprobs, parse_response
 from retort.teachers.endpoint.connection import FailedAttempt, Response
-from retort.teachers.endpoint.pacing import RateLimiter, backoff
+from retort.teachers.endpoint.errors import INSTEAD, is_about_key, refused_field, server_message
+from retort.teachers.endpoint.pacing import RateLimiter, Waits, backoff
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
 
 Answer = Completion | Rejection
 
 MAX_EARLY_REJECTIONS = 20
 """If the server rejects this many rows before completing one, the rows are not to blame."""
+MANY_FORBIDDEN = 5
+"""If so many rows in a row get a 403, it is the key."""
 FREE_WAITS = 10
 """How many 429s in a row one request may get, while no other completes, before each further one counts as a failure."""
 MAX_PAUSE_SECONDS = 600.0
 """A server that demands a longer pause counts as unavailable for this run."""
-MAX_MESSAGE_CHARACTERS, MAX_RAW_BYTES = 300, 10_000
-"""How much of a server's response is shown in a sentence, and how much is kept as raw text."""
+_ROWS_STATUSES = (400, 413, 422, 451)
+"""What a server answers if a row is at fault."""
+_PASSING_STATUSES = (408, 409, 424, 425, 499, 500, 502, 504)
+"""What may be another if the request is repeated."""
+MAX_RAW_BYTES = 10_000
+"""How much of a server's response is kept as raw text."""
 
 
 class RequestSender:
@@ -36,9 +41,10 @@ class RequestSender:
         backoff_seconds: float,
     ) -> None:
         self._config, self._post, self._backoff_seconds = config, post, backoff_seconds
-        self._body_writer = BodyWriter(config.model, config.constraint_style)
-        self._limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute)
-        self._num_completed = self._num_rejected = self._consecutive_failures = 0
+        self._body_writer = BodyWriter.of(config)
+        self.waits = Waits()
+        self.limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute, self.waits)
+        self._num_completed = self._num_rejected = self._consecutive_failures = self._consecutive_forbidden = 0
         self._early_rejections: set[int] = set()
         """HTTP statuses of the rejections before the first completion."""
         self.in_flight: set[asyncio.Task[object] | None] = set()
@@ -51,29 +57,53 @@ class RequestSender:
 
         Raises ConfigError, TeacherUnavailable.
         """
-        missing, failures, waits, progress = request.samples, 0, 0, self._progress
+        missing, tries, failures, waits, waited = request.samples, 0, 0, 0, 0.0
+        at_first = progress = self._progress
         while missing and not self.stopped:
-            result = await self._attempt(request, missing)
+            result = await self._attempt(request, missing[: self._config.samples_per_request])
             if isinstance(result, Rejection):
                 outcomes.append(result)
                 return
             if isinstance(result, list):
                 outcomes += result
-                missing, failures, waits = missing[len(result) :], 0, 0
+                missing, tries, failures, waits, waited = missing[len(result) :], 0, 0, 0, 0.0
                 continue
             if self.stopped:
                 return
+            tries += 1
             if result.kind == "busy":
                 waits = waits + 1 if progress == self._progress else 1
                 progress = self._progress
-                self._limiter.pause(result.wait_seconds or backoff(self._backoff_seconds, waits))
-                if waits <= FREE_WAITS:
-                    continue
-            failures += 1
-            if failures > self._config.retries:
-                outcomes.append(self._give_up(request, result))
+                failures += waits > FREE_WAITS
+                seconds = result.wait_seconds or backoff(self._backoff_seconds, waits)
+            else:
+                failures += 1
+                seconds = max(backoff(self._backoff_seconds, failures), result.wait_seconds or 0)
+            waited += seconds
+            if failures > self._config.retries or (most := self._config.row_wait_seconds) < waited:
+                within = f"{tries} tries"
+                if failures <= self._config.retries:
+                    within += f", and the next one would pass teacher.row_wait_seconds = {most:g}"
+                outcomes.append(self._give_up(request, result, within, is_served=self._progress > at_first))
                 return
-            await asyncio.sleep(max(backoff(self._backoff_seconds, failures), result.wait_seconds or 0))
+            await self._wait(seconds, result)
+
+    async def _wait(self, seconds: float, failure: FailedAttempt) -> None:
+        """Wait until a request may be repeated; after a 429, all requests do. Raises TeacherUnavailable if the run
+        would wait for too long."""
+        most, so_far = self._config.run_wait_seconds, self.waits.seconds
+        if so_far + seconds > most:
+            raise TeacherUnavailable(
+                f"the teacher at {self._config.url} is not available: {failure.message}; after "
+                f"{so_far:.0f} s of waiting in all, {seconds:.0f} s more would pass teacher.run_wait_seconds = {most:g}"
+            )
+        self.waits.retries += 1
+        if failure.kind == "busy":
+            self.limiter.pause(seconds)
+            return
+        since = asyncio.get_running_loop().time()
+        await asyncio.sleep(seconds)
+        self.waits.add(since)
 
     @property
     def _progress(self) -> int:
@@ -84,7 +114,7 @@ class RequestSender:
         self, request: CompletionRequest, samples: tuple[int, ...]
     ) -> list[Completion] | Rejection | FailedAttempt:
         tokens = self._body_writer.num_tokens(request)
-        await self._limiter.acquire(tokens)
+        await self.limiter.acquire(tokens)
         task = asyncio.current_task()
         self.in_flight.add(task)
         try:
@@ -94,10 +124,12 @@ class RequestSender:
         result = self._interpret(request, samples, response)
         if isinstance(result, list):
             self._num_completed += 1
-            self._limiter.correct(
+            self._consecutive_forbidden = 0
+            self.limiter.correct(
                 sum(completion.prompt_tokens + completion.completion_tokens for completion in result) - tokens
             )
         if not isinstance(result, FailedAttempt):
+            self.waits.answered()
             self._consecutive_failures = 0
         elif result.kind != "busy":
             self._consecutive_failures += 1
@@ -107,6 +139,8 @@ class RequestSender:
         self, request: CompletionRequest, samples: tuple[int, ...], response: Response | FailedAttempt
     ) -> list[Completion] | Rejection | FailedAttempt:
         if isinstance(response, FailedAttempt):
+            if response.kind == "redirected":
+                raise self._end_of_run(f"teacher.url = '{self._config.url}': {response.message}")
             if response.kind == "incompatible" and not self._num_completed:
                 raise ConfigError(f"{self._not_compatible}: {response.message}")
             return response
@@ -121,16 +155,24 @@ class RequestSender:
             return Rejection(request.key, "no-logprobs", why, _raw_text(response))
         except MalformedResponse as error:
             if response.raw.lstrip().startswith(b"<") and not self._num_completed:
-                raise ConfigError(f"{self._not_compatible}: it answered a page: {_server_message(response)}") from None
+                raise ConfigError(
+                    f"{self._not_compatible}: it answered a page: {server_message(response.raw)}"
+                ) from None
             return FailedAttempt("malformed", f"its answer is no chat completion: {error}", _raw_text(response))
 
     def _interpret_error(self, request: CompletionRequest, response: Response) -> Rejection | FailedAttempt:
-        server_message = _server_message(response)
-        summary = f"HTTP {response.status}: {server_message}" if server_message else f"HTTP {response.status}"
+        message = server_message(response.raw)
+        summary = f"HTTP {response.status}: {message}" if message else f"HTTP {response.status}"
+        if field := refused_field(response.raw, self._config.body):
+            advice = INSTEAD.get(field, f"take '{field}' out of teacher.body")
+            raise ConfigError(f"teacher.url = '{self._config.url}' refuses the field '{field}' ({summary}); {advice}")
         match response.status:
             case 429:
                 return self._failed_attempt("busy", response, summary)
-            case 401 | 403:
+            # "flagged" is OpenRouter's word for a row that moderation refuses.
+            case 403 if b"flagged" in response.raw.lower() or self._may_be_the_row():
+                return self._reject(request, response, summary)
+            case 401 | 403 | 400 if response.status != 400 or self._is_about_key(response):
                 raise ConfigError(f"teacher.api_key: {self._config.url} refuses {self._key_description} ({summary})")
             case 402:
                 raise TeacherUnavailable(f"the teacher at {self._config.url} wants to be paid first ({summary})")
@@ -139,17 +181,28 @@ class RequestSender:
                     f"teacher.url = '{self._config.url}' knows no model '{self._config.model}' (teacher.model), or the "
                     f"address is not the one up to and with /v1 ({summary})"
                 )
-            case 400 | 413 | 422:
+            case status if status in _ROWS_STATUSES:
                 return self._reject(request, response, summary)
             case 404 | 503:
                 return self._failed_attempt("unreachable", response, summary)
-            case 408 | 409 | 425 | 500 | 502 | 504:
+            case status if status in _PASSING_STATUSES or status > 505:
                 return self._failed_attempt("failed", response, summary)
-            case status if status > 505:
-                return self._failed_attempt("failed", response, summary)
+        raise self._end_of_run(f"{self._not_compatible}: it answered {summary}")
+
+    def _end_of_run(self, why: str) -> ConfigError | TeacherUnavailable:
+        """No row is to blame. A server that has answered before may do so again."""
         if not self._num_completed:
-            raise ConfigError(f"{self._not_compatible}: it answered {summary}")
-        return self._reject(request, response, summary)
+            return ConfigError(why)
+        return TeacherUnavailable(f"the teacher no longer answers as it did: {why}")
+
+    def _may_be_the_row(self) -> bool:
+        """Whether a 403 amid completions may be about its row, whose text a firewall dislikes."""
+        self._consecutive_forbidden += 1
+        return self._num_completed > 0 and self._consecutive_forbidden < MANY_FORBIDDEN
+
+    def _is_about_key(self, response: Response) -> bool:
+        """Whether a 400 says what others say with a 401 (Gemini)."""
+        return not self._num_completed and is_about_key(response.raw)
 
     def _failed_attempt(
         self, kind: Literal["failed", "busy", "unreachable"], response: Response, summary: str
@@ -173,16 +226,20 @@ class RequestSender:
             request.key, f"http-{response.status}", f"The server refused the row ({summary})", _raw_text(response)
         )
 
-    def _give_up(self, request: CompletionRequest, failure: FailedAttempt) -> Rejection:
-        """Reject the row after its last attempt. Raises TeacherUnavailable if the server is to blame, not the row."""
-        tries = f"{self._config.retries + 1} tries"
-        is_server_fault = failure.kind == "busy" or (
+    def _give_up(
+        self, request: CompletionRequest, failure: FailedAttempt, within: str, *, is_served: bool
+    ) -> Rejection:
+        """Reject the row after its last attempt. Raises TeacherUnavailable if the server is to blame, not the row;
+        `is_served` says whether it handled other rows meanwhile."""
+        is_server_fault = (failure.kind == "busy" and not is_served) or (
             failure.kind == "unreachable" and self._consecutive_failures > self._config.retries
         )
         if is_server_fault or self._consecutive_failures >= 2 * self._config.concurrency + 20:
-            raise TeacherUnavailable(f"the teacher at {self._config.url} is not available: {failure.message} ({tries})")
+            raise TeacherUnavailable(
+                f"the teacher at {self._config.url} is not available: {failure.message} ({within})"
+            )
         reason = "bad-response" if failure.kind == "malformed" else "unavailable"
-        return Rejection(request.key, reason, f"The server failed in {tries}: {failure.message}", failure.raw)
+        return Rejection(request.key, reason, f"The server failed in {within}: {failure.message}", failure.raw)
 
     @property
     def _not_compatible(self) -> str:
@@ -195,20 +252,3 @@ class RequestSender:
 
 def _raw_text(response: Response) -> str:
     return response.raw[:MAX_RAW_BYTES].decode(errors="replace")
-
-
-def _server_message(response: Response) -> str:
-    """The server's error message, as part of a sentence."""
-    text = " ".join(re.sub(r"<[^<>]*>", " ", _error_message(response.raw.decode(errors="replace"))).split())
-    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[:MAX_MESSAGE_CHARACTERS] + " ..."
-
-
-def _error_message(text: str) -> str:
-    """The message in an error's JSON, in any of the usual fields; otherwise the whole text."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    while isinstance(value, dict):
-        value = value.get("error") or value.get("message") or value.get("detail") or json.dumps(value)
-    return value if isinstance(value, str) else text

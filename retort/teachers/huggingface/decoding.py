@@ -86,7 +86,7 @@ class Generation:
 
     def _choose(self, logits: Tensor) -> int:
         request = self.row.request
-        if request.sampling_temperature == 0:
+        if not request.sampling_temperature:
             return int(logits.argmax())
         return sample_token(logits, request.sampling_temperature, request.top_p, self.generator)
 

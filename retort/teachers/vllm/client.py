@@ -256,6 +256,10 @@ def _constraint(constraint: Constraint | None) -> Message | None:
         return None
     if constraint.choice is not None:
         return {"choice": list(constraint.choice)}
+    if constraint.json_schema is not None:
+        return {"json": dict(constraint.json_schema)}
+    if constraint.regex is not None:
+        return {"regex": constraint.regex}
     return {"grammar": constraint.lark or constraint.grammar}
 
 
