@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from retort.config import StoreConfig
 from retort.errors import ConfigError
+from retort.recipes.execute import sweep_leftovers  # and, with its package, every step that a recipe has
 from retort.records.base import ArtifactRef
 from tasks.child_process import warm_up
 from tasks.steps import task_of
@@ -28,7 +29,7 @@ async def step(name: Annotated[str, Field(min_length=1)], order: str, store: Sto
     """
     warm_up()  # imports torch in the server process while the order is read here
     ordered = await asyncio.to_thread(read_order, store, order)
-    import retort.recipes  # noqa: F401 - every step that a recipe has
+    await asyncio.to_thread(sweep_leftovers, ordered.settings)
 
     try:
         wanted = ordered.read_step()

@@ -30,6 +30,7 @@ from retort.errors import ConfigError, DamagedArtifact, StageFailed
 from retort.records.base import ArtifactRef, Record, digest
 from retort.steps.base import Step, step_class
 from retort.store.opening import open_store
+from retort.store.store import Store, read_again
 
 STEP_FLOW = "step"
 """Name of the flow that makes one step, see flows/steps.py."""
@@ -157,16 +158,26 @@ def read_order(store: StoreConfig, name: str) -> WorkOrder:
     """Raises ConfigError if the store has no such order, or if the order does not match its digest."""
     opened = open_store(store)
     try:
-        order = WorkOrder.model_validate_json(opened.place.read(_path(name)))
+        content = read_again(lambda: _read_order(opened, name))
     except FileNotFoundError:
         raise ConfigError(
             f"order = '{name}': {opened.root} holds no such order (any more); retry the parent run"
         ) from None
+    try:
+        return WorkOrder.model_validate(content)
     except ValidationError:
         raise ConfigError(f"order = '{name}': written by another version of Retort; retry the parent run") from None
-    if digest(order.model_dump(mode="json")) != name:
-        raise ConfigError(f"order = '{name}': the order in {opened.root} is not the one that was written")
-    return order
+
+
+def _read_order(store: Store, name: str) -> Any:
+    try:
+        content = json.loads(store.place.read(_path(name)))
+        intact = digest(content) == name
+    except ValueError:
+        intact = False
+    if not intact:
+        raise DamagedArtifact(f"order = '{name}': the order in {store.root} is not the one that was written")
+    return content
 
 
 def _path(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retort.data.files import data_files
-from retort.data.lines import json_fault, lines_of, place
+from retort.data.lines import json_fault, lines_of, place, storable
 from retort.records.base import RecordedCompletion
 
 
@@ -48,8 +48,8 @@ def _outcome(where: str, raw: str) -> RecordedCompletion | BadLine:
     fault = _fault(line)
     if fault is not None:
         reason, detail = fault
-        return BadLine(where, raw, reason, f"{where}: {detail}", example_id)
-    return _completion(example_id, line["response"]["body"])
+        return BadLine(where, raw, reason, storable(f"{where}: {detail}"), storable(example_id))
+    return _completion(storable(example_id), line["response"]["body"])
 
 
 def _fault(line: dict[str, Any]) -> tuple[str, str] | None:
@@ -87,7 +87,7 @@ def _completion(example_id: str, body: dict[str, Any]) -> RecordedCompletion:
     finish_reason = choice.get("finish_reason")
     return RecordedCompletion(
         example_id=example_id,
-        text=_content(choice) or "",
+        text=storable(_content(choice) or ""),
         finish_reason=finish_reason if isinstance(finish_reason, str) else None,
         prompt_tokens=_count(tokens.get("prompt_tokens")),
         completion_tokens=_count(tokens.get("completion_tokens")),
@@ -95,4 +95,4 @@ def _completion(example_id: str, body: dict[str, Any]) -> RecordedCompletion:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and value > 0 else 0

@@ -44,6 +44,12 @@ def decoded(file: DataFile, number: int, line: bytes) -> str:
         raise DataError(f"{place(file, number)}: not UTF-8 ({where}); save the file as UTF-8") from error
 
 
+def storable(text: str) -> str:
+    """The text with halves of surrogate pairs replaced, which JSON can express and UTF-8 cannot: a completion that was
+    cut inside a pair must not fail what it is stored with."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def json_fault(error: ValueError | RecursionError) -> str:
     """Why a line is not JSON, without the parser's line number, which counts within the line."""
     if isinstance(error, json.JSONDecodeError):

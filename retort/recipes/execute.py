@@ -1,10 +1,10 @@
 """Runs a step and publishes its artifact. Expensive steps call this in a supervised child process."""
 
-import tempfile
 import time
-from pathlib import Path
 
 from retort.config import RunSettings
+from retort.io.scratch import scratch, sweep
+from retort.models.weights import downloads
 from retort.records.base import ArtifactRef, Progress
 from retort.steps.base import Step
 from retort.steps.context import StepContext
@@ -15,12 +15,17 @@ def make(settings: RunSettings, step: Step, attempt: int, progress: Progress) ->
     """Make a step's artifact and publish it. If the step raises, nothing is published."""
     store = open_store(settings.store)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="retort-") as folder:
-        context = StepContext(store, Path(folder), settings.execution, attempt, progress)
+    with scratch("made") as folder:
+        context = StepContext(store, folder, settings.execution, attempt, progress)
         output = step.run(context)
-        ref = store.publish(step, Path(folder), output, time.monotonic() - started, settings.name)
+        ref = store.publish(step, folder, output, time.monotonic() - started, settings.name)
         step.published(context)
     return ref
+
+
+def sweep_leftovers(settings: RunSettings) -> int:
+    """Delete the temporary folders that killed processes of this user left on this machine; returns how many."""
+    return sum(sweep(parent) for parent in (None, open_store(settings.store).cache, downloads()))
 
 
 def made_or_found(settings: RunSettings, step: Step) -> ArtifactRef:

@@ -77,3 +77,15 @@ def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress((json.dumps(GOOD) + "\n").encode() * 100)[:-20])
     with pytest.raises(DataError, match="cut in the middle"):
         list(read_completions(str(path)))
+
+
+def test_halves_of_surrogate_pairs_and_odd_counts_do_not_survive(tmp_path: Path) -> None:
+    """JSON can express both; the tables that completions and failures are kept in cannot."""
+    path = tmp_path / "completions.jsonl"
+    odd = answer("\ud83d", choices=choice("hell\ud83d"), usage={"prompt_tokens": -5, "completion_tokens": "2"})
+    failed = {"custom_id": "2", "response": None, "error": {"message": "\udc00"}}
+    path.write_text("\n".join(map(json.dumps, (odd, failed))))
+    first, second = read_completions(str(path))
+    assert first == RecordedCompletion("?", "hell?", "stop", 0, 0)
+    assert isinstance(second, BadLine)
+    second.detail.encode()
