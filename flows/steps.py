@@ -7,7 +7,7 @@ import asyncio
 from typing import Annotated
 
 from prefect import flow
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from retort.config import StoreConfig
 from retort.errors import ConfigError
@@ -33,10 +33,10 @@ async def step(name: Annotated[str, Field(min_length=1)], order: str, store: Sto
 
     try:
         wanted = ordered.read_step()
-    except (KeyError, ValidationError):
+    except (KeyError, ValueError):
         raise ConfigError(
-            f"order = '{order}': this worker does not know the step '{ordered.step_class}' of {name}, or other fields "
-            "of it: give all workers the version of Retort that the parent run has"
+            f"order = '{order}': this worker does not know the step '{ordered.step_class}' of {name}, or knows another "
+            "version of it: give all workers the version of Retort that the parent run has"
         ) from None
     ref: ArtifactRef = await task_of(wanted)(ordered.settings, wanted)
     return ref
