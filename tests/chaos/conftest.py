@@ -4,16 +4,17 @@
 """
 
 import os
+import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chaos_runs import Ended, Kill, artifacts, config_of, contents, kept_completions, run
+from chaos_runs import Kill, artifacts, config_of, contents, kept_completions, run
 from endpoint_server import EndpointServer
 
 MOMENTS = int(os.environ.get("RETORT_CHAOS_MOMENTS", "2"))
@@ -21,6 +22,8 @@ MOMENTS = int(os.environ.get("RETORT_CHAOS_MOMENTS", "2"))
 WRITES = int(os.environ.get("RETORT_CHAOS_WRITES", "2"))
 """Writes at which a run is killed, spread over the run; 0: every one."""
 IS_WHOLE = WRITES == 0
+MINUTES = float(os.environ.get("RETORT_CHAOS_MINUTES", "inf"))
+"""How long each of these two goes on at most."""
 FIGURES = Counter[str]()
 COMPLETIONS = 64
 """Different texts of the pool and the labeled set."""
@@ -105,15 +108,27 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def chosen_writes(chaos: Chaos) -> list[int]:
-    """Numbers of writes, from 1: all of the undisturbed run's, or a few that are spread over it."""
+    """Numbers of writes, from 1: all of the undisturbed run's in a random order, or a few that are spread over it."""
     every = range(1, chaos.writes + 1)
-    return list(every) if IS_WHOLE else [every[(2 * n + 1) * len(every) // (2 * WRITES)] for n in range(WRITES)]
+    return (
+        random.Random(0).sample(every, len(every))
+        if IS_WHOLE
+        else [every[(2 * n + 1) * len(every) // (2 * WRITES)] for n in range(WRITES)]
+    )
 
 
 @pytest.fixture
-def moments() -> int:
-    """Random moments at which a run is killed."""
-    return MOMENTS
+def moments(chaos: Chaos) -> list[float]:
+    """Random moments at which a run is killed, in seconds after its start."""
+    chosen = random.Random(0)
+    return [chosen.uniform(0.0, chaos.seconds) for _ in range(MOMENTS)]
+
+
+@pytest.fixture
+def in_time() -> Callable[[], bool]:
+    """Whether there is time for more."""
+    end = time.monotonic() + 60 * MINUTES
+    return lambda: time.monotonic() < end
 
 
 @pytest.fixture
@@ -126,8 +141,3 @@ def figures() -> Counter[str]:
 def is_whole() -> bool:
     """Whether more is tried than in `make test`."""
     return IS_WHOLE
-
-
-def told_in_a_sentence(ended: Ended) -> bool:
-    """Whether a run that failed says so as an error of Retort's, in one line."""
-    return ended.exit_code in (1, 2) and len(ended.told.splitlines()) == 1
