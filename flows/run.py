@@ -28,6 +28,7 @@ from retort.config import ExecutionConfig, RecipeConfig, RunSettings
 from retort.errors import ConfigError
 from retort.recipes import load_config, recipe_of
 from retort.recipes.base import Do
+from retort.recipes.execute import sweep_leftovers
 from retort.recipes.scope import Scope, again, check_scope, make_only
 from retort.recipes.walk import steps_of, whole_run
 from retort.records.base import ArtifactRef, Performed, Record
@@ -103,6 +104,7 @@ async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     """Run the part of the config that `scope` selects. Record a whole run on this run's page, in MLflow and in the
     store."""
     await check_work_pools(config.execution)
+    await asyncio.to_thread(sweep_leftovers, config)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
     do = again(scope, store, first_started() or started, task_runner(config, performed))

@@ -7,10 +7,11 @@ import asyncio
 from typing import Annotated
 
 from prefect import flow
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from retort.config import StoreConfig
 from retort.errors import ConfigError
+from retort.recipes.execute import sweep_leftovers  # and, with its package, every step that a recipe has
 from retort.records.base import ArtifactRef
 from tasks.child_process import warm_up
 from tasks.steps import task_of
@@ -28,14 +29,14 @@ async def step(name: Annotated[str, Field(min_length=1)], order: str, store: Sto
     """
     warm_up()  # imports torch in the server process while the order is read here
     ordered = await asyncio.to_thread(read_order, store, order)
-    import retort.recipes  # noqa: F401 - every step that a recipe has
+    await asyncio.to_thread(sweep_leftovers, ordered.settings)
 
     try:
         wanted = ordered.read_step()
-    except (KeyError, ValidationError):
+    except (KeyError, ValueError):
         raise ConfigError(
-            f"order = '{order}': this worker does not know the step '{ordered.step_class}' of {name}, or other fields "
-            "of it: give all workers the version of Retort that the parent run has"
+            f"order = '{order}': this worker does not know the step '{ordered.step_class}' of {name}, or knows another "
+            "version of it: give all workers the version of Retort that the parent run has"
         ) from None
     ref: ArtifactRef = await task_of(wanted)(ordered.settings, wanted)
     return ref

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 PROGRESS_EVERY_SECONDS = 0.25
 _POLL_SECONDS = 0.5
+_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says, in a RuntimeError, where Python says MemoryError."""
 _log = logging.getLogger(__name__)
 _context = get_context("forkserver")
 # Lets the children's threads sleep while they wait for each other. By default they spin, and then a single other busy
@@ -161,6 +163,8 @@ def _outcome(pipe: Connection, function: Callable[..., Any], args: tuple[object,
     except (Exception, SystemExit) as error:  # sent to the parent, which logs it and raises ChildCrashed
         if type(error).__name__ == "OutOfMemoryError":
             return "error", ChildOutOfMemory("the GPU's memory was too small")
+        if isinstance(error, RuntimeError) and _CPU_MEMORY in str(error):
+            return "error", ChildOutOfMemory("the machine's memory was too small")
         return _crash(error)
 
 

@@ -30,6 +30,7 @@ from retort.errors import ConfigError, DamagedArtifact, StageFailed
 from retort.records.base import ArtifactRef, Record, digest
 from retort.steps.base import Step, step_class
 from retort.store.opening import open_store
+from retort.store.store import Store, read_again
 
 STEP_FLOW = "step"
 """Name of the flow that makes one step, see flows/steps.py."""
@@ -44,10 +45,15 @@ class WorkOrder(Record):
     """Name of the step's class."""
     step: dict[str, Any]
     """The step's fields."""
+    key: str
+    """The step's key. A worker whose code gives it another would make an artifact that the parent run never finds."""
 
     def read_step(self) -> Step:
-        """Raises KeyError or ValidationError for a step that this version of the code does not know."""
-        return step_class(self.step_class).model_validate(self.step)
+        """Raises KeyError or ValueError for a step that this version of the code does not know, or knows otherwise."""
+        step = step_class(self.step_class).model_validate(self.step)
+        if step.key != self.key:
+            raise ValueError(f"{self.step_class} has another version here")
+        return step
 
 
 def work_pool_of(execution: ExecutionConfig, step: Step) -> str | None:
@@ -146,7 +152,7 @@ def write_order(settings: RunSettings, step: Step) -> str:
     """Write the order into the store and return its digest. It has no secrets: `${VAR}` is expanded only when used."""
     execution = settings.execution.model_copy(update={"teacher_pool": None, "student_pool": None})
     here = RunSettings(name=settings.name, store=settings.store, execution=execution)
-    order = WorkOrder(settings=here, step_class=type(step).__name__, step=step.model_dump(mode="json"))
+    order = WorkOrder(settings=here, step_class=type(step).__name__, step=step.model_dump(mode="json"), key=step.key)
     content = order.model_dump(mode="json")
     name = digest(content)
     open_store(settings.store).place.write(_path(name), json.dumps(content, ensure_ascii=False).encode())
@@ -157,16 +163,28 @@ def read_order(store: StoreConfig, name: str) -> WorkOrder:
     """Raises ConfigError if the store has no such order, or if the order does not match its digest."""
     opened = open_store(store)
     try:
-        order = WorkOrder.model_validate_json(opened.place.read(_path(name)))
+        content = read_again(lambda: _read_order(opened, name))
     except FileNotFoundError:
         raise ConfigError(
             f"order = '{name}': {opened.root} holds no such order (any more); retry the parent run"
         ) from None
+    except DamagedArtifact as error:
+        raise ConfigError(str(error)) from None
+    try:
+        return WorkOrder.model_validate(content)
     except ValidationError:
         raise ConfigError(f"order = '{name}': written by another version of Retort; retry the parent run") from None
-    if digest(order.model_dump(mode="json")) != name:
-        raise ConfigError(f"order = '{name}': the order in {opened.root} is not the one that was written")
-    return order
+
+
+def _read_order(store: Store, name: str) -> Any:
+    try:
+        content = json.loads(store.place.read(_path(name)))
+        intact = digest(content) == name
+    except ValueError:
+        intact = False
+    if not intact:
+        raise DamagedArtifact(f"order = '{name}': the order in {store.root} is not the one that was written")
+    return content
 
 
 def _path(name: str) -> str:

@@ -1,6 +1,5 @@
 """`retort batch`: exports requests for the completions that the ledger lacks, and imports the answers."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from retort.config import EndpointConfig, RecipeConfig
 from retort.data.completions import BadLine
 from retort.errors import ConfigError
 from retort.io.parquet import write_rows
+from retort.io.scratch import scratch
 from retort.problems import problem_for
 from retort.recipes import recipe_of
 from retort.recipes.teacher_cost import Ingests
@@ -141,8 +141,8 @@ async def _endpoint(config: RecipeConfig, store: Store) -> tuple[EndpointConfig,
 
 def _lacking(ledger: Ledger, keys: Iterator[bytes], max_tokens: int) -> tuple[set[bytes], int]:
     """Return (the keys that the ledger lacks, the number of all keys)."""
-    with tempfile.TemporaryDirectory(prefix="retort-batch-") as folder:
-        file = Path(folder) / "asked.parquet"
+    with scratch("batch") as folder:
+        file = folder / "asked.parquet"
         total = write_rows(file, ASKED, ({"position": at, "key": key} for at, key in enumerate(keys)))
         batches = ledger.missing(file, max_tokens)
         return {key for batch in batches for key in batch.column(1).to_pylist() if key is not None}, total

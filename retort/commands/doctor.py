@@ -2,12 +2,12 @@
 
 import importlib.metadata
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from retort.config import RecipeConfig
 from retort.errors import RetortError
+from retort.io.scratch import scratch
 from retort.recipes import recipe_of
 from retort.recipes.base import DoctorCheck
 from retort.records.base import Record
@@ -24,12 +24,12 @@ class Finding(Record):
 def examine(config: RecipeConfig) -> Iterator[Finding]:
     """Yield one finding per check. A failed check does not prevent the next ones."""
     reported: set[str] = set()
-    with tempfile.TemporaryDirectory(prefix="retort-doctor-") as spare:
+    with scratch("doctor") as spare:
         for what, check in _checks(config).items():
             finding = _finding(what, check, config)
             if what == "store" and finding.verdict == "wrong":
                 # The rows can be checked anyway.
-                config = config.model_copy(update={"store": config.store.model_copy(update={"root": spare})})
+                config = config.model_copy(update={"store": config.store.model_copy(update={"root": str(spare)})})
             if finding.verdict == "wrong" and finding.detail in reported:
                 yield Finding(verdict="note", what=what, detail="not looked at, for a reason given above")
                 continue

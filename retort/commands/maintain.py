@@ -9,8 +9,9 @@ Mark and sweep over one store. These are kept:
 - everything used within the grace period, with its lineage.
 
 A lineage ends at a student that a warm start used: the student is kept, but not what it was made from. Everything else
-is deleted, as are files without a manifest, dangling pointers, old run records and old work orders. The ledgers of
-completions are never swept, but those with many shards are compacted.
+is deleted, as are files without a manifest, half-written files, uploads in parts that nobody finished, dangling
+pointers, old run records and old work orders. Kept artifacts whose files are gone are told. The ledgers of completions
+are never swept, but those with many shards are compacted.
 """
 
 import json
@@ -24,16 +25,16 @@ from itertools import groupby
 from typing import NamedTuple
 
 from retort.config import RecipeConfig, expand
-from retort.errors import TrackingUnavailable
+from retort.errors import StoreUnavailable, TrackingUnavailable
 from retort.records.base import Record
 from retort.steps.pseudolabel_llm import COMPACT_FROM
 from retort.store import Manifest, Store
 from retort.store.ancestry import lineage_of, warm_start
-from retort.store.listing import FoundFile
+from retort.store.listing import FoundFile, Upload
 from retort.store.opening import refusals, usable_store
-from retort.store.retention import Holding, holdings, retire
+from retort.store.retention import Holding, holdings, is_artifacts, retire
 from retort.store.runs import RUNS, read_runs, run_paths
-from retort.store.store import CONNECTIONS, LATEST
+from retort.store.store import CONNECTIONS, LATEST, REPAIR
 from retort.teachers.ledger import Ledger
 from retort.tracking.address import check_reachable, database_file, tracking_uri
 from retort.tracking.registry import versions
@@ -61,7 +62,10 @@ class Maintained(Record):
     kept: dict[str, Amount]
     """Complete artifacts by kind, and files of the ledgers."""
     freed: dict[str, Amount]
-    """Artifacts by kind, and `leftovers` (files that no manifest names), `pointers`, `runs`, `orders`."""
+    """Artifacts by kind, and `leftovers` (files that no manifest names, and half-written ones), `uploads` (in parts and
+    never finished), `pointers`, `runs`, `orders`."""
+    broken: tuple[str, ...] = ()
+    """A sentence for each kept artifact whose manifest names files that are gone or have another size."""
     compacted: dict[str, int]
     """Shards that were merged, or would have been, by the folder of each ledger that has too many."""
 
@@ -71,6 +75,7 @@ class Maintained(Record):
         yield from _table(self.kept)
         yield "freed:" if self.deleted else "would be freed (--delete does it):"
         yield from _table(self.freed)
+        yield from self.broken
         for folder, shards in self.compacted.items():
             yield f"{folder}: {shards} shards {'merged' if self.deleted else 'would be merged'}, no completion lost"
 
@@ -96,6 +101,7 @@ def maintain(
             runs=len(inventory.kept_runs),
             kept=_kept(inventory, marked.keys()),
             freed=freed,
+            broken=tuple(_broken(inventory, marked)),
             compacted=dict(_compacted(inventory.store, delete)),
         )
 
@@ -127,13 +133,24 @@ class Inventory:
     def roots(self) -> Iterator[str]:
         """Keys of the artifacts to keep along with their lineage, besides registered students."""
         for record in read_runs(self.store, self.kept_runs):
-            yield from (artifact.rpartition("/")[2] for artifact in record.artifacts)
+            for artifact in record.artifacts:
+                kind, _, key = artifact.rpartition("/")
+                self.check_listed(kind, key)
+                yield key
         lately = min(self.unused_since, time.time() - 86400 * self.nights)
         for pointer in self.store.pointers().values():
             holding = self.held.get(pointer.key)
             if holding and holding.last_used >= lately:
                 yield pointer.key
         yield from (key for key, holding in self.held.items() if holding.last_used >= self.unused_since)
+
+    def check_listed(self, kind: str, key: str) -> None:
+        """Raises StoreUnavailable if the listing lacks an artifact that exists: after such a listing, what the artifact
+        was made from would be deleted."""
+        if key not in self.held and self.store.find(kind, key) is not None:
+            raise StoreUnavailable(
+                f"the listing of {self.store.root} lacks {kind}/{key}, which is there: nothing was deleted, try later"
+            )
 
 
 def _tracked(inventory: Inventory) -> dict[str, Manifest]:
@@ -170,6 +187,9 @@ def mark(inventory: Inventory, roots: Iterable[str], alone: Collection[str] = ()
         found = _manifests(inventory, level - marked.keys())
         marked.update((manifest.key, manifest) for manifest in found)
         level = {key for manifest in found for _, key in lineage_of(manifest)}
+        for manifest in found:
+            for key in level & manifest.input_kinds.keys():
+                inventory.check_listed(manifest.input_kinds[key], key)
         ends |= {key for manifest in found if (key := warm_start(manifest))}
     marked.update((manifest.key, manifest) for manifest in _manifests(inventory, ends - marked.keys()))
     return marked
@@ -213,6 +233,13 @@ def _doomed(inventory: Inventory, marked: Mapping[str, Manifest]) -> Iterator[Do
         elif holding.last_used < since:
             what = holding.kind if holding.is_complete else "leftovers"
             yield Doomed(what, holding.bytes, partial(retire, store, holding, since))
+    for file in store.place.drafts():
+        folder = file.path.partition("/")[0]
+        if file.modified < since and folder not in (LATEST, RUNS, ORDERS) and not is_artifacts(file.path):
+            yield _files("leftovers", store, folder if "/" in file.path else "", [file])
+    for upload in store.place.uploads():
+        if upload.started < since:
+            yield _upload(store, upload)
     kept = {key for key, holding in inventory.held.items() if key in marked or holding.last_used >= since}
     pointers = {path for path, pointer in store.pointers().items() if pointer.key not in kept}
     runs = set(inventory.run_paths) - set(inventory.kept_runs)
@@ -232,6 +259,22 @@ def _files(what: str, store: Store, folder: str, files: Sequence[FoundFile]) -> 
         return size
 
     return Doomed(what, size, free)
+
+
+def _upload(store: Store, upload: Upload) -> Doomed:
+    size = store.place.bytes_up(upload)
+
+    def free() -> int:
+        store.place.abort(upload)
+        return size
+
+    return Doomed("uploads", size, free)
+
+
+def _broken(inventory: Inventory, marked: Mapping[str, Manifest]) -> Iterator[str]:
+    for key, manifest in marked.items():
+        if lacking := inventory.held[key].lacking(manifest):
+            yield (f"{manifest.kind}/{key} of {manifest.name}: {', '.join(lacking)} gone or of another size; {REPAIR}")
 
 
 def _summed(parts: Iterable[tuple[str, int]]) -> dict[str, Amount]:

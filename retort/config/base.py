@@ -32,6 +32,14 @@ def expand(address: str) -> str:
     return _VARIABLE.sub(value, address)
 
 
+def home_expanded(path: str) -> str:
+    """Replace a leading `~` or `~user` with the home folder. Raises ConfigError if there is no such user."""
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise ConfigError(f"'{path}': there is no home folder of '{path.partition('/')[0]}'; write ./{path} for a name")
+    return found
+
+
 def _no_variable(text: str) -> str:
     if _VARIABLE.search(text):
         raise ValueError("${...} is expanded in addresses and secrets only")

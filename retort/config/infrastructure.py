@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from retort.config.base import Address, Name, Settings, Text, expand
+from retort.config.base import Address, Name, Settings, Text, expand, home_expanded
 
 
 class StoreConfig(Settings):
@@ -14,6 +14,11 @@ class StoreConfig(Settings):
     """A folder, or s3://bucket/prefix; credentials come from the environment (AWS_ACCESS_KEY_ID ...)."""
     endpoint_url: Address | None = None
     """Address of an S3-compatible server other than AWS."""
+
+    @property
+    def address(self) -> str:
+        """`root`, expanded."""
+        return home_expanded(expand(self.root))
 
     @property
     def server(self) -> str | None:

@@ -97,19 +97,22 @@ def _unreadable(error: OSError) -> str:
 def _apply(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     *parents, last = (part.strip() for part in dotted.split("."))
+    shown = " ".join(override.split())
     if not equals or not all((*parents, last)):
-        raise ConfigError(f"--set {override}: must look like method.stages=2")
+        raise ConfigError(f"--set {shown}: must look like method.stages=2")
     node = values
     for parent in parents:
         if node.get(parent) is None:
             node[parent] = {}
         node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: '{parent}' is one value in the config and has no fields")
+            raise ConfigError(f"--set {shown}: '{parent}' is one value in the config and has no fields")
     try:
         node[last] = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"--set {override}: '{text}' is not YAML; put a text with special signs in quotes") from None
+        raise ConfigError(
+            f"--set {shown}: '{' '.join(text.split())}' is not YAML; put a text with special signs in quotes"
+        ) from None
 
 
 def _sentence(detail: ErrorDetails, schema: Schema) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from retort.data.answers import NoAnswer, answer_of, request_id_of
 from retort.data.files import data_files
-from retort.data.lines import json_fault, lines_of, place
+from retort.data.lines import json_fault, lines_of, place, storable
 from retort.io.strict_json import KeyTwice, json_value
 from retort.records.base import RecordedCompletion
 
@@ -48,7 +48,7 @@ def _outcome(where: str, raw: str) -> RecordedCompletion | BadLine:
     if example_id is None:
         return BadLine(where, raw, "no-custom-id", f"{where}: no 'custom_id' (Gemini: 'key') that is a string")
     try:
-        answer = answer_of(line)
+        text, *rest = answer_of(line)
     except NoAnswer as fault:
-        return BadLine(where, raw, fault.reason, f"{where}: {fault.detail}", example_id)
-    return RecordedCompletion(example_id, *answer)
+        return BadLine(where, raw, fault.reason, storable(f"{where}: {fault.detail}"), storable(example_id))
+    return RecordedCompletion(storable(example_id), storable(text), *rest)

@@ -102,6 +102,12 @@ def decoded(file: DataFile, number: int, line: bytes) -> str:
         raise RowFault(told, "not-utf8") from error
 
 
+def storable(text: str) -> str:
+    """The text with halves of surrogate pairs replaced, which JSON can express and UTF-8 cannot: a completion that was
+    cut inside a pair must not fail what it is stored with."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def json_fault(error: ValueError | RecursionError) -> str:
     """Why a line is not JSON, without the parser's line number, which counts within the line."""
     if isinstance(error, KeyTwice):

@@ -4,10 +4,11 @@ Imports s3fs, which is slow, so import this module only for s3:// addresses.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BufferedReader
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import aiohttp
 import s3fs
@@ -40,7 +41,19 @@ def filesystem(endpoint_url: str | None) -> s3fs.S3FileSystem:
 
 def open_remote(system: s3fs.S3FileSystem, path: str) -> BinaryIO:
     """Open a stream of ranged GETs that holds at most two blocks in memory."""
-    return cast(BinaryIO, BufferedReader(system.open(path, "rb", block_size=BLOCK_BYTES), 2**20))
+    file = system.open(path, "rb", block_size=BLOCK_BYTES)
+    file.cache.fetcher = partial(_whole_range, file, file.cache.fetcher)
+    return cast(BinaryIO, BufferedReader(file, 2**20))
+
+
+def _whole_range(file: Any, fetch: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+    """Fetch a range. A short answer is asked for once more, since a reader would take it for the end of the file."""
+    wanted, data = min(end, file.size) - start, b""
+    for _ in range(2):
+        data = fetch(start, end)
+        if len(data) == wanted:
+            return data
+    raise OSError(f"{len(data)} bytes came where {wanted} were asked for")
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,6 +12,7 @@ from retort.artifacts.examples import GOLD_ROWS
 from retort.config import Problem, Teacher
 from retort.config.teachers import LlmTeacherConfig
 from retort.io.parquet import read_rows, write_rows
+from retort.io.scratch import scratch
 from retort.problems import problem_for
 from retort.records.base import Example, Record
 from retort.store import Manifest, Store
@@ -76,8 +75,8 @@ def completions_of(store: Store, labels: Manifest, example_id: str, text: str) -
     ledger = Ledger(store, labels.fingerprint["params"]["identity"])
     pending, samples = Pending(0, example_id, text), builder.teacher.sampling.samples
     for attempt in range(1 + builder.teacher.ask_again.times):
-        with tempfile.TemporaryDirectory(prefix="retort-lineage-") as folder:
-            keys = Path(folder) / "asked.parquet"
+        with scratch("lineage") as folder:
+            keys = folder / "asked.parquet"
             write_rows(keys, ASKED, builder.keys([pending], attempt))
             entries = list(ledger.join(keys))
         yield from (

@@ -4,15 +4,15 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from retort.config.base import home_expanded
 from retort.errors import ConfigError, StoreUnavailable
+from retort.io.scratch import scratch
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -50,8 +50,9 @@ def find_weights(config: Source, endpoint_url: str | None = None, field: str = "
             return _packaged(model, config)
         if "://" in model:
             return _from_bucket(model, config, endpoint_url)
-        if Path(model).exists():
-            return Weights(model, _folder_identity(Path(model), config))
+        folder = Path(home_expanded(model))
+        if folder.exists():
+            return Weights(str(folder), _folder_identity(folder, config))
     except (ConfigError, StoreUnavailable) as error:
         raise type(error)(f"{field} = '{model}': {error}") from error.__cause__
     if not _HUB_NAME.fullmatch(model) or model.startswith("."):
@@ -100,24 +101,34 @@ def _from_bucket(model: str, config: Source, endpoint_url: str | None) -> Weight
     _check_files((Path(entry["name"]).name for entry in found), config)
     files = sorted((entry["name"], str(entry.get("ETag", "")), entry["size"]) for entry in found)
     identity = hashlib.sha256(repr(files).encode()).hexdigest()
-    local = Path.home() / ".cache" / "retort" / "weights" / identity[:16]
+    local = downloads() / identity[:16]
     if not local.exists():
         with remote_errors(model, endpoint_url):
-            _download(system, [entry["name"] for entry in found], local)
+            _download(system, {entry["name"]: entry["size"] for entry in found}, local)
     return Weights(str(local), f"files:{identity}:{config.weights}")
 
 
-def _download(system: Any, names: list[str], folder: Path) -> None:
+def downloads() -> Path:
+    """The folder of weights from buckets."""
+    return Path.home() / ".cache" / "retort" / "weights"
+
+
+def _download(system: Any, sizes: dict[str, int], folder: Path) -> None:
     """Download all or nothing, so that neither a killed run nor a concurrent one leaves half a model behind."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        for name in names:
-            system.get_file(name, str(draft / Path(name).name))
+    with scratch("weights", folder.parent) as draft:
+        for name, num_bytes in sizes.items():
+            _download_file(system, name, num_bytes, draft / Path(name).name)
         if not folder.exists():
             draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _download_file(system: Any, name: str, num_bytes: int, target: Path) -> None:
+    """A short answer is asked for once more."""
+    for _ in range(2):
+        system.get_file(name, str(target))
+        if target.stat().st_size == num_bytes:
+            return
+    raise OSError(f"{target.stat().st_size} bytes of '{name}' came where there are {num_bytes}")
 
 
 def _folder_identity(folder: Path, config: Source) -> str:

@@ -1,10 +1,16 @@
 """Runs a step and publishes its artifact. Expensive steps call this in a supervised child process."""
 
+import errno
+import os
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from retort.config import RunSettings
+from retort.errors import RetortError, StageFailed, first_line
+from retort.io.scratch import scratch, sweep
+from retort.models.weights import downloads
 from retort.records.base import ArtifactRef, Progress
 from retort.steps.base import Step
 from retort.steps.context import StepContext
@@ -12,15 +18,44 @@ from retort.store.opening import open_store
 
 
 def make(settings: RunSettings, step: Step, attempt: int, progress: Progress) -> ArtifactRef:
-    """Make a step's artifact and publish it. If the step raises, nothing is published."""
+    """Make a step's artifact and publish it. If the step raises, nothing is published. Raises StageFailed if the disk
+    of temporary files is full."""
     store = open_store(settings.store)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="retort-") as folder:
-        context = StepContext(store, Path(folder), settings.execution, attempt, progress)
+    with _full_disk_told(step), scratch("made") as folder:
+        context = StepContext(store, folder, settings.execution, attempt, progress)
         output = step.run(context)
-        ref = store.publish(step, Path(folder), output, time.monotonic() - started, settings.name)
+        ref = store.publish(step, folder, output, time.monotonic() - started, settings.name)
         step.published(context)
     return ref
+
+
+@contextmanager
+def _full_disk_told(step: Step) -> Iterator[None]:
+    try:
+        yield
+    except RetortError:
+        raise
+    except Exception as error:  # each library that writes files has a type of its own
+        if not _is_full_disk(error):
+            raise
+        raise StageFailed(
+            f"{step.name}: the disk is full where temporary files are written ({tempfile.gettempdir()}): make room "
+            f"there, or set TMPDIR ({first_line(error)})"
+        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    text = str(error).lower()
+    return getattr(error, "errno", None) in full or any(
+        f"os error {number})" in text or os.strerror(number).lower() in text for number in full
+    )
+
+
+def sweep_leftovers(settings: RunSettings) -> int:
+    """Delete the temporary folders that killed processes of this user left on this machine; returns how many."""
+    return sum(sweep(parent) for parent in (None, open_store(settings.store).cache, downloads()))
 
 
 def made_or_found(settings: RunSettings, step: Step) -> ArtifactRef:

@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from retort.artifacts.examples import Examples
 from retort.config import RecipeConfig
+from retort.io.scratch import scratch
 from retort.recipes.base import Do, Recipe
 from retort.records.base import ArtifactRef
 from retort.records.result import Champion, Result
@@ -76,9 +75,9 @@ def rows_of(settings: RecipeConfig, store: Store, step: Ingest) -> Iterator[Exam
     if manifest is not None:
         yield Examples.open(store, store.ref(manifest))
         return
-    with TemporaryDirectory(prefix="retort-rows-") as folder:
-        step.run(StepContext(store, Path(folder), settings.execution))
-        yield Examples.aside(Path(folder))
+    with scratch("rows") as folder:
+        step.run(StepContext(store, folder, settings.execution))
+        yield Examples.aside(folder)
 
 
 def _at_once(look: Look) -> Do:

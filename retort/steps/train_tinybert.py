@@ -5,11 +5,11 @@ corpus. Its weights cannot be shipped, so the first layers of a pretrained encod
 start with knowledge from a larger encoder. The report prints the number of parameters.
 """
 
-import tempfile
 from pathlib import Path
 
 from retort.config import SequenceClassificationConfig
 from retort.errors import ConfigError
+from retort.io.scratch import scratch
 from retort.models.weights import Weights, find_weights
 from retort.steps.context import StepContext
 from retort.steps.train_student import TrainStudent
@@ -28,9 +28,9 @@ class TrainTinyBert(TrainStudent):
     def run(self, context: StepContext) -> StepOutput:
         """Raises ConfigError if the encoder cannot be loaded or has fewer layers."""
         whole = self.found_weights()
-        with tempfile.TemporaryDirectory(prefix="retort-layers-") as folder:
-            self._write_first_layers(whole, Path(folder))
-            return self.train(context, find_weights(_source(folder)))
+        with scratch("layers") as folder:
+            self._write_first_layers(whole, folder)
+            return self.train(context, find_weights(_source(str(folder))))
 
     def _write_first_layers(self, weights: Weights, folder: Path) -> None:
         import transformers

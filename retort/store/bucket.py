@@ -1,10 +1,12 @@
 """A store's files in an S3-compatible bucket. Only imported for s3:// roots, since it imports s3fs."""
 
+import builtins
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
 import s3fs
@@ -12,10 +14,13 @@ from fsspec.asyn import sync
 
 from retort.errors import StoreUnavailable
 from retort.io.s3 import error_code, filesystem, open_remote, remote_errors
-from retort.store.listing import FoundFile
+from retort.store.listing import FoundFile, Upload
 
 KEYS_AT_ONCE = 1000
 """The most keys that S3 deletes per request."""
+_PROBE = re.compile(r"\.probe-[0-9a-f]{32}")
+_NOT_LISTED = ("NotImplemented", "MethodNotAllowed", "AccessDenied", "InvalidArgument", "501", "405", "403")
+"""Codes of servers that do not list uploads in parts, or not to us."""
 
 
 class Bucket:
@@ -65,6 +70,55 @@ class Bucket:
             if entry["type"] == "file":
                 yield FoundFile(name[start:], int(entry["size"]), entry["LastModified"].timestamp())
 
+    def drafts(self) -> Iterator[FoundFile]:
+        """Probes of writers that died. Other files appear only when they are complete."""
+        try:
+            with self._errors():
+                found = self._system().ls(self.root, detail=True, refresh=True)
+        except FileNotFoundError:
+            return
+        for entry in found:
+            name = entry["name"].rpartition("/")[2]
+            if entry["type"] == "file" and _PROBE.fullmatch(name):
+                yield FoundFile(name, int(entry["size"]), entry["LastModified"].timestamp())
+
+    def uploads(self) -> builtins.list[Upload]:
+        """Files that were going up in parts: under way, or left behind by writers that died, and billed although no
+        listing shows them. Empty if the server or its policy does not let us see them."""
+        bucket, prefix = self._bucket_and_prefix()
+        marks: dict[str, str] = {}
+        found: list[Upload] = []
+        while True:
+            try:
+                page = self._call("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marks)
+            except FileNotFoundError:  # what rclone says
+                return []
+            except StoreUnavailable as error:
+                if error_code(error.__cause__ or error) in _NOT_LISTED:
+                    return []
+                raise
+            for one in page.get("Uploads", []):
+                found.append(Upload(one["Key"][len(prefix) :], one["UploadId"], one["Initiated"].timestamp()))
+            if not page.get("IsTruncated"):
+                return found
+            marks = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def bytes_up(self, upload: Upload) -> int:
+        """Bytes of the first thousand parts of an upload; 0 if it was completed or aborted meanwhile."""
+        with suppress(FileNotFoundError):
+            parts = self._call("list_parts", **self._named(upload)).get("Parts", [])
+            return sum(int(part["Size"]) for part in parts)
+        return 0
+
+    def abort(self, upload: Upload) -> None:
+        """Delete the parts of an upload that nobody continues."""
+        with suppress(FileNotFoundError):
+            self._call("abort_multipart_upload", **self._named(upload))
+
+    def _named(self, upload: Upload) -> dict[str, str]:
+        bucket, prefix = self._bucket_and_prefix()
+        return {"Bucket": bucket, "Key": prefix + upload.path, "UploadId": upload.upload_id}
+
     def write(self, path: str, data: bytes) -> None:
         with self._errors(), _no_miss(self.root):
             self._system().pipe_file(self._at(path), data)
@@ -87,17 +141,25 @@ class Bucket:
         except FileNotFoundError:
             pass
 
+    def _bucket_and_prefix(self) -> tuple[str, str]:
+        """The prefix ends in a slash, unless it is empty."""
+        bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
+        return bucket, f"{prefix}/" if prefix else ""
+
+    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        """One request that s3fs has no method for."""
+        with self._errors():
+            system = self._system()
+            return cast(dict[str, Any], sync(system.loop, system._call_s3, method, **arguments))
+
     def remove_files(self, folder: str, paths: Iterable[str]) -> None:
         """Delete exactly these files if they exist, a thousand per request. `folder` is unused: buckets have no
         folders."""
-        bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
-        keys = iter([f"{prefix}/{path}".lstrip("/") for path in paths])
+        bucket, prefix = self._bucket_and_prefix()
+        keys = iter([prefix + path for path in paths])
         while some := [{"Key": key} for key in islice(keys, KEYS_AT_ONCE)]:
-            system = self._system()
-            delete = {"Objects": some, "Quiet": True}
-            with self._errors():
-                # s3fs's own bulk deletion ignores files that the server refuses to delete.
-                answer = sync(system.loop, system._call_s3, "delete_objects", Bucket=bucket, Delete=delete)
+            # s3fs's own bulk deletion ignores files that the server refuses to delete.
+            answer = self._call("delete_objects", Bucket=bucket, Delete={"Objects": some, "Quiet": True})
             for refusal in answer.get("Errors", []):
                 raise StoreUnavailable(f"'{self.root}': {refusal['Key']} cannot be deleted ({refusal.get('Code')})")
 

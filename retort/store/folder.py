@@ -1,7 +1,9 @@
 """A store's files in a folder on disk."""
 
+import builtins
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +12,9 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from retort.errors import ConfigError, StoreUnavailable
-from retort.store.listing import FoundFile
+from retort.store.listing import FoundFile, Upload
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{32}|\.probe-[0-9a-f]{32}")
 
 
 class Folder:
@@ -54,6 +58,20 @@ class Folder:
                 with suppress(FileNotFoundError), _local_errors(file):
                     status = file.stat()
                     yield FoundFile(file.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
+
+    def drafts(self) -> Iterator[FoundFile]:
+        """Files that were being written: in use, or left behind by writers that died."""
+        return (file for file in self.walk("") if _DRAFT.fullmatch(file.path.rpartition("/")[2]))
+
+    def uploads(self) -> builtins.list[Upload]:
+        """None: only buckets take files in parts."""
+        return []
+
+    def bytes_up(self, upload: Upload) -> int:
+        return 0
+
+    def abort(self, upload: Upload) -> None:
+        raise FileNotFoundError(upload.path)
 
     def download(self, path: str, target: Path) -> None:
         """Raises FileNotFoundError or StoreUnavailable."""

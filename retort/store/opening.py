@@ -4,14 +4,14 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from retort.config import RunSettings, StoreConfig, expand
+from retort.config import RunSettings, StoreConfig
 from retort.errors import ConfigError, StoreUnavailable
 from retort.store.store import Store
 
 
 def open_store(config: StoreConfig) -> Store:
-    """Open a config's store, with `${VAR}` expanded."""
-    return Store(expand(config.root), config.server)
+    """Open a config's store, with `${VAR}` and `~` expanded."""
+    return Store(config.address, config.server)
 
 
 def usable_store(settings: RunSettings) -> Store:
@@ -19,7 +19,7 @@ def usable_store(settings: RunSettings) -> Store:
     config, endpoint_url = settings.store, settings.store.server
     if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
         raise ConfigError(f"store.endpoint_url = '{config.endpoint_url}': must begin with http:// or https://")
-    if expand(config.root).removesuffix("/") == "s3:/":
+    if config.address.removesuffix("/") == "s3:/":
         raise ConfigError(f"store.root = '{config.root}': names no bucket; allowed: s3://bucket/prefix")
     return open_store(config)
 

@@ -55,6 +55,12 @@ class Holding:
         """Unix seconds."""
         return max(file.modified for file in self.files)
 
+    def lacking(self, manifest: Manifest) -> list[str]:
+        """Paths of the manifest's files that are not there, or have another size."""
+        found = {file.path: file.bytes for file in self.files}
+        below = files_folder(manifest)
+        return [file.path for file in manifest.files if found.get(f"{below}/{file.path}") != file.bytes]
+
     def strays(self, manifest: Manifest, unused_since: float) -> list[FoundFile]:
         """Old files that do not belong to the artifact, from a second writer that was too late or one that died."""
         own = {f"{files_folder(manifest)}/{file.path}" for file in manifest.files}
@@ -72,6 +78,11 @@ def holdings(store: Store) -> dict[str, Holding]:
             if match := _ARTIFACT.fullmatch(file.path):
                 found.setdefault(match[3], Holding(match[1], match[3])).files.append(file)
     return found
+
+
+def is_artifacts(path: str) -> bool:
+    """Whether a file belongs into an artifact's folder, by its path below the root."""
+    return _ARTIFACT.fullmatch(path) is not None
 
 
 def retire(store: Store, holding: Holding, unused_since: float) -> int:

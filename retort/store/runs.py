@@ -1,13 +1,15 @@
 """Records of finished runs and the artifacts that they need, so that a config's last runs can be kept."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from retort.errors import DamagedArtifact
 from retort.records.base import Record
-from retort.store.store import Store
+from retort.store.store import Store, read_again
 
 RUNS = "runs"
 
@@ -24,6 +26,12 @@ class RunRecord(Record):
     ended_at: str
     artifacts: tuple[str, ...]
     """`kind/key` of each artifact that it made or found."""
+
+    @field_validator("started_at", "ended_at")
+    @classmethod
+    def _is_a_time(cls, text: str) -> str:
+        datetime.fromisoformat(text)
+        return text
 
 
 def keep_run(store: Store, record: RunRecord) -> None:
@@ -49,12 +57,15 @@ def run_paths(store: Store, name: str | None = None) -> list[str]:
 def read_runs(store: Store, paths: Iterable[str]) -> Iterator[RunRecord]:
     """Read records in the order of the paths. Skips records that were deleted in the meantime."""
     for path in paths:
-        try:
-            yield RunRecord.model_validate_json(store.place.read(path))
-        except FileNotFoundError:
-            continue
-        except ValidationError as error:
-            raise DamagedArtifact(f"{store.root}/{path} is no record of a run: delete it") from error
+        with suppress(FileNotFoundError):
+            yield read_again(partial(_read_run, store, path))
+
+
+def _read_run(store: Store, path: str) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json(store.place.read(path))
+    except ValidationError as error:
+        raise DamagedArtifact(f"{store.root}/{path} is no record of a run: delete it") from error
 
 
 def _is_record(path: str) -> bool:

@@ -2,22 +2,24 @@
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from retort.errors import ConfigError, DamagedArtifact
+from retort.io.scratch import scratch
 from retort.records.base import ArtifactRef, Record, digest
 from retort.store.contents import fault_of, is_intact, stored_files
 from retort.store.folder import Folder
@@ -35,6 +37,8 @@ CONNECTIONS = 8
 PUT_BACK_SECONDS = 0.5
 """Longest time that a sweep takes to put a manifest back, see `retention`."""
 REPAIR = "`retort run CONFIG --repair` makes it again"
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Keyed(Protocol):
@@ -86,10 +90,9 @@ class Store:
         """Read the manifest with a single GET. None is a miss."""
         path = f"{artifact_folder(kind, key)}/{MANIFEST}"
         try:
-            data = self._place.read(path)
+            return read_again(lambda: _parse(self._place.read(path), kind, key, self._address(path)))
         except FileNotFoundError:
             return None
-        return _parse(data, kind, key, self._address(path))
 
     def publish(self, step: Keyed, folder: Path, product: StepOutput, seconds: float, run_name: str) -> ArtifactRef:
         """Store all files below `folder` as the step's artifact, and point `latest` to it.
@@ -128,9 +131,13 @@ class Store:
     def pointer(self, path: str) -> Pointer | None:
         """Read a pointer; None if there is none."""
         try:
-            return Pointer.model_validate_json(self._place.read(path))
+            return read_again(lambda: self._read_pointer(path))
         except FileNotFoundError:
             return None
+
+    def _read_pointer(self, path: str) -> Pointer:
+        try:
+            return Pointer.model_validate_json(self._place.read(path))
         except ValidationError as error:
             raise DamagedArtifact(f"{self._address(path)} is no pointer to an artifact: delete it") from error
 
@@ -184,15 +191,17 @@ class Store:
 
     def verify(self, manifest: Manifest) -> None:
         """Read every file and check its size and sha256. Raises DamagedArtifact."""
-        below = files_folder(manifest)
         for file in manifest.files:
-            try:
-                with self._place.open(f"{below}/{file.path}") as stream:
-                    fault = fault_of(stream, file)
-            except FileNotFoundError:
-                fault = "is missing"
-            if fault:
-                raise self._damaged(manifest, file, fault)
+            read_again(partial(self._verify_file, manifest, file))
+
+    def _verify_file(self, manifest: Manifest, file: StoredFile) -> None:
+        try:
+            with self._place.open(f"{files_folder(manifest)}/{file.path}") as stream:
+                fault = fault_of(stream, file)
+        except FileNotFoundError:
+            fault = "is missing"
+        if fault:
+            raise self._damaged(manifest, file, fault)
 
     def discard(self, kind: str, key: str) -> None:
         """Delete an artifact if it exists: the manifest first, so that nobody finds half of it."""
@@ -234,16 +243,14 @@ class Store:
                 return target
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{manifest.folder}.", dir=target.parent))
-        try:
+        with scratch("download", self._cache) as draft:
             for file in manifest.files:
-                self._download_file(bucket, manifest, file, draft)
-            draft.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process has already downloaded the same files
-                raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+                read_again(partial(self._download_file, bucket, manifest, file, draft))
+            try:
+                draft.rename(target)
+            except OSError:
+                if not target.is_dir():  # otherwise another process has already downloaded the same files
+                    raise
         return target
 
     def _download_file(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> None:
@@ -262,6 +269,16 @@ class Store:
 
     def _address(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}"
+
+
+def read_again(read: Callable[[], T]) -> T:
+    """Return the result of `read`, which is called once more if it raises DamagedArtifact: a server or a proxy may send
+    a short or cut answer although what is stored is whole."""
+    try:
+        return read()
+    except DamagedArtifact as error:
+        _log.warning("read again, since %s", error)
+        return read()
 
 
 def _place(root: str, endpoint_url: str | None) -> "Folder | Bucket":

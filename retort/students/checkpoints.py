@@ -6,16 +6,17 @@ artifact, so that a sweep removes what an abandoned run has left.
 
 import logging
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from retort.errors import DamagedArtifact
+from retort.io.scratch import scratch
 from retort.records.base import digest
 from retort.store import Store
+from retort.store.store import read_again
 
 if TYPE_CHECKING:
     from retort.store.bucket import Bucket
@@ -40,25 +41,31 @@ class StoredCheckpoint:
         return time.monotonic() - self._saved_at >= self._seconds_between
 
     def save(self, tensors: dict[str, Tensor], state: str) -> None:
-        with TemporaryDirectory(prefix="retort-checkpoint-") as folder:
-            file = Path(folder) / _FILE
+        with scratch("checkpoint") as folder:
+            file = folder / _FILE
             save_file(tensors, file, metadata={"state": state})
             self._place.upload(file, self._path)
         self._saved_at = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], str] | None:
-        with TemporaryDirectory(prefix="retort-checkpoint-") as folder:
-            file = Path(folder) / _FILE
+        try:
+            return read_again(self._load)
+        except FileNotFoundError:
+            return None
+        except DamagedArtifact as error:
+            _log.warning("%s: training begins anew", error)
+            return None
+
+    def _load(self) -> tuple[dict[str, Tensor], str]:
+        with scratch("checkpoint") as folder:
+            file = folder / _FILE
+            self._place.download(self._path, file)
             try:
-                self._place.download(self._path, file)
                 with safe_open(file, framework="pt") as opened:
                     state = opened.metadata()["state"]
                     return {name: opened.get_tensor(name) for name in opened.keys()}, state  # noqa: SIM118
-            except FileNotFoundError:
-                return None
             except (SafetensorError, KeyError, TypeError) as error:
-                _log.warning("%s cannot be read (%s): training begins anew", self._path, error)
-                return None
+                raise DamagedArtifact(f"{self._path} cannot be read ({error})") from error
 
 
 def checkpoint_folder(key: str) -> str:

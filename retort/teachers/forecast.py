@@ -1,13 +1,13 @@
 """Estimates what labeling would cost, before any request is sent; only rows missing from the ledger count."""
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from retort.config.teachers import LlmTeacherConfig, VllmConfig
 from retort.io.parquet import read_rows, write_rows
+from retort.io.scratch import scratch
 from retort.models.weights import Weights
 from retort.records.base import Record
 from retort.store import Store
@@ -113,8 +113,8 @@ def _gpu_money(teacher: LlmTeacherConfig, pace: Pace | None, seconds: float | No
 def _missing_rows(ledger: Ledger, builder: RequestBuilder, file: Path) -> tuple[list[tuple[str, str]], int]:
     """(example_id, text) for each completion missing from the ledger, and the number of completions it has."""
     samples = builder.teacher.sampling.samples
-    with tempfile.TemporaryDirectory(prefix="retort-forecast-") as folder:
-        keys_file = Path(folder) / "asked.parquet"
+    with scratch("forecast") as folder:
+        keys_file = folder / "asked.parquet"
         total = write_rows(keys_file, ASKED, builder.keys(pending_rows(file), 0))
         batches = ledger.missing(keys_file, builder.teacher.max_tokens)
         positions = (position for batch in batches for position in batch.column(0).to_numpy())

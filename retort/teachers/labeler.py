@@ -6,7 +6,6 @@ round until it has had `1 + ask_again.times` attempts; then it is set aside with
 run retries only the rows that were set aside.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from retort.errors import BudgetSpent
 from retort.io.parquet import Row, read_rows, write_rows
+from retort.io.scratch import scratch
 from retort.records.base import ParseFailure, Progress
 from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser, Labeled, Parsed
@@ -70,7 +70,7 @@ class Labeler:
     """The budget limit that was reached, as part of a sentence."""
 
     def __enter__(self) -> Self:
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="retort-labeling-")))
+        self._folder = self._stack.enter_context(scratch("labeling"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

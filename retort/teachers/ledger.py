@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import duckdb
 import pyarrow as pa
 
+from retort.data.lines import storable
+from retort.io.scratch import scratch
 from retort.records.base import digest
 from retort.store import Store
 from retort.teachers.requests import Completion
@@ -27,6 +28,7 @@ from retort.teachers.top_logprobs import TopLogprobs
 
 FLUSH_SECONDS = 4.0
 SHARD_ENTRIES = 5000
+MOST_TOKENS = 2**31 - 1
 
 BEST_FIRST = "finish_reason IS NOT DISTINCT FROM 'length', max_tokens DESC, asked_at, text"
 SHARDS = "read_parquet($shards, union_by_name = true)"
@@ -75,11 +77,11 @@ def entry_of(key: bytes, completion: Completion, max_tokens: int) -> Entry:
     return Entry(
         key=key,
         text=completion.text,
-        finish_reason=completion.finish_reason,
+        finish_reason=completion.finish_reason and storable(completion.finish_reason),
         max_tokens=max_tokens,
-        prompt_tokens=completion.prompt_tokens,
-        cached_tokens=completion.cached_tokens,
-        completion_tokens=completion.completion_tokens,
+        prompt_tokens=_count(completion.prompt_tokens),
+        cached_tokens=_count(completion.cached_tokens),
+        completion_tokens=_count(completion.completion_tokens),
         scores=completion.scores,
         asked_at=time.time(),
         top=completion.top,
@@ -127,7 +129,7 @@ class Ledger:
             return
         self._introduce()
         columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
-        columns["text"] = tuple(map(_storable, columns["text"]))
+        columns["text"] = tuple(map(storable, columns["text"]))
         columns["top"] = tuple(top and top._asdict() for top in columns["top"])
         self._shards.write(pa.table(columns, schema=SCHEMA))
 
@@ -175,8 +177,8 @@ class Ledger:
         if len(small) < 2:
             return 0
         newest = max(small)
-        with TemporaryDirectory(prefix="retort-ledger-") as drafts:
-            pieces = write_pieces(first_of_each_key(query(MERGE, shards=small.values())), Path(drafts))
+        with scratch("ledger") as drafts:
+            pieces = write_pieces(first_of_each_key(query(MERGE, shards=small.values())), drafts)
             merged = {self._shards.upload(piece, newest) for piece in pieces}
         # A piece may already exist: two compactions of the same shards produce identical files.
         removed = small.keys() - merged
@@ -295,6 +297,7 @@ class LedgerWriter:
         self._failure = None
 
 
-def _storable(text: str) -> str:
-    """Replaces lone surrogates: a completion truncated inside a surrogate pair must not fail its whole shard."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
+def _count(tokens: int) -> int:
+    """The count as the shards' columns can hold it. Servers report what they like, and one odd count must not fail the
+    whole shard."""
+    return min(max(int(tokens), 0), MOST_TOKENS)

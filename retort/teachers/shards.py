@@ -11,9 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 
 from retort.errors import StoreUnavailable
 from retort.io.parquet import count_rows
+from retort.io.scratch import scratch
 from retort.records.base import digest
 from retort.store import Store
 from retort.store.folder import Folder
@@ -59,6 +58,7 @@ class Shards:
         self._folder = folder
         self._address = f"{store.root}/{folder}"
         self._in_place = store.place.root / folder if isinstance(store.place, Folder) else None
+        self._drafts = store.cache
         self._cache = store.cache / "ledger" / digest([store.root, folder])[:16]
         self._faults: dict[str, str | None] = {}
         self.damaged: list[str] = []
@@ -124,15 +124,14 @@ class Shards:
         if self._in_place:
             with self._place.open(f"{self._folder}/{name}") as stream:
                 return _fault_of(stream, name)
-        return _fault_of_file(self._local(name)) and self._download(name)
+        # Twice: one download may be cut although the stored shard is whole, whose completions would be paid for again.
+        return _fault_of_file(self._local(name)) and self._download(name) and self._download(name)
 
     def _download(self, name: str) -> str | None:
-        draft = self._cache / f".{name}.{uuid4().hex}"
-        try:
-            self._place.download(f"{self._folder}/{name}", draft)
-            draft.replace(self._local(name))
-        finally:
-            draft.unlink(missing_ok=True)
+        with scratch("shard", self._drafts) as folder:
+            self._place.download(f"{self._folder}/{name}", folder / name)
+            self._cache.mkdir(parents=True, exist_ok=True)
+            (folder / name).replace(self._local(name))
         return _fault_of_file(self._local(name))
 
 
@@ -179,7 +178,7 @@ def query(sql: str, *, shards: Iterable[Path] | None = None, **parameters: Any) 
 @contextmanager
 def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
     """A database that spills to a temporary folder, and the path of an empty shard in that folder."""
-    with TemporaryDirectory(prefix="retort-ledger-") as folder:
+    with scratch("ledger") as folder:
         none = f"{folder}/none.parquet"
         pq.write_table(SCHEMA.empty_table(), none)
         config: dict[str, str | bool | int | float | list[str]] = {

@@ -62,6 +62,10 @@ def tracking_uri(tracking: TrackingConfig) -> str:
             f"tracking.uri = '{tracking.uri}': no address of a tracking server; allowed: http://host:port, "
             "https://..., sqlite:///file, postgresql://..., mysql://..., mssql://..."
         )
+    if uri.startswith(f"{_SQLITE}~"):
+        raise ConfigError(
+            f"tracking.uri = '{tracking.uri}': ~ is not expanded in an address; write sqlite:///${{HOME}}/..."
+        )
     return uri
 
 

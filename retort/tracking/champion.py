@@ -1,6 +1,6 @@
 """The champion in the form that a run needs."""
 
-from retort.config import RecipeConfig, expand
+from retort.config import RecipeConfig
 from retort.errors import ConfigError
 from retort.records.result import Champion
 from retort.store import Manifest, Store
@@ -24,7 +24,7 @@ def reigning_student(config: RecipeConfig, store: Store) -> Champion | None:
     if manifest is None:
         raise ConfigError(
             f"version {champion.version} of '{config.name}' reigns, but its artifact {KIND}/{champion.key} (registered "
-            f"as {champion.artifact}) is not in store.root = '{expand(config.store.root)}': give the store that holds "
+            f"as {champion.artifact}) is not in store.root = '{config.store.address}': give the store that holds "
             f"it, copy it there, or let another reign (`retort rollback {config.name} --reason TEXT`)"
         )
     return Champion(

@@ -116,6 +116,7 @@ def test_override_below_a_value_or_of_bad_yaml(slots: Any, refused: Refused) -> 
     assert "'name' is one value in the config and has no fields" in sentence(refused(slots, "name.first=x"))
     assert "is not YAML; put a text with special signs in quotes" in sentence(refused(slots, "name=[a"))
     assert "'a: 2026-02-30' is not YAML" in sentence(refused(slots, "method=a: 2026-02-30"))
+    assert sentence(refused(slots, "name.first=\r\n\r\nx")).startswith("--set name.first= x: 'name' is one value")
 
 
 @pytest.mark.parametrize(
@@ -374,6 +375,11 @@ def test_store_address_that_cannot_be_one(slots: Any, refused: Refused, override
 def test_tracking_address_that_cannot_be_one(slots: Any, refused: Refused, uri: str) -> None:
     said = sentence(refused(slots, f"tracking={{uri: '{uri}'}}"))
     assert said.startswith(f"tracking.uri = '{uri}': no address of a tracking server; allowed: http://host:port, ")
+
+
+def test_tracking_address_in_the_home_folder(slots: Any, refused: Refused) -> None:
+    said = sentence(refused(slots, "tracking={uri: 'sqlite:///~/mlflow.db'}"))
+    assert said.endswith("~ is not expanded in an address; write sqlite:///${HOME}/...")
 
 
 def test_tracking_address_without_its_variable(slots: Any, refused: Refused) -> None:

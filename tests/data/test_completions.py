@@ -231,3 +231,15 @@ def test_any_line_has_an_answer_or_a_reason(line: dict[str, object]) -> None:
         found = answer_of(line)
         assert isinstance(found.text, str)
         assert min(found.prompt_tokens, found.completion_tokens) >= 0
+
+
+def test_halves_of_surrogate_pairs_and_odd_counts_do_not_survive(tmp_path: Path) -> None:
+    """JSON can express both; the tables that completions and failures are kept in cannot."""
+    path = tmp_path / "completions.jsonl"
+    odd = answer("\ud83d", choices=choice("hell\ud83d"), usage={"prompt_tokens": -5, "completion_tokens": "2"})
+    failed = {"custom_id": "2", "response": None, "error": {"message": "\udc00"}}
+    path.write_text("\n".join(map(json.dumps, (odd, failed))))
+    first, second = read_completions(str(path))
+    assert first == RecordedCompletion("?", "hell?", "stop", 0, 0)
+    assert isinstance(second, BadLine)
+    second.detail.encode()

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import steps
 from retort.config import (
     ClassificationConfig,
     EndpointConfig,
@@ -169,6 +170,18 @@ def test_an_order_is_read_as_it_was_written_and_sends_nothing_further(
         read_order(config.store, name)
     with pytest.raises(ConfigError, match="holds no such order"):
         read_order(config.store, "f" * 64)
+
+
+def test_a_worker_with_another_version_of_the_step_refuses_the_order(
+    tiny_slots: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MckdConfig.model_validate({**tiny_slots, "store": {"root": str(tmp_path / "store")}})
+    name = write_order(config, TRAIN_STUDENT)
+    monkeypatch.setattr(steps, "warm_up", lambda: None)
+    monkeypatch.setattr(TrainStudent, "version", 99)
+    with pytest.raises(ConfigError, match="or knows another version of it: give all workers the version"):
+        asyncio.run(steps.step.fn("student", name, config.store))
+    assert not list((tmp_path / "store").glob("students/*"))
 
 
 @pytest.fixture

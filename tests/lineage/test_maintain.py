@@ -15,12 +15,14 @@ import pytest
 import s3fs
 
 from any_step import AnyStep
+from fault_proxy import FaultProxy
 from retort.commands.maintain import maintain
 from retort.config import MckdConfig
-from retort.errors import ConfigError, TrackingUnavailable
+from retort.errors import ConfigError, StoreUnavailable, TrackingUnavailable
 from retort.records.base import ArtifactRef
 from retort.store import StepOutput, Store
 from retort.store.ancestry import ancestors
+from retort.store.bucket import Bucket
 from retort.store.runs import RunRecord, keep_run, runs
 from retort.teachers.ledger import Ledger, entry_of
 from retort.teachers.requests import Completion
@@ -170,18 +172,88 @@ def test_leftovers_and_old_orders_go_and_strangers_stay(tmp_path: Path) -> None:
     kept = publish(store, "students", "kept")
     keep(store, kept)
     folder, left = f"students/{kept.key[:2]}/{kept.key}", f"students/bb/{'b' * 64}"
+    half = "a" * 32
     gone = [f"{folder}/000000000000/weights", f"{left}/0/weights", "orders/1.json", "latest/x/.final.json.1"]
-    stay = ["notes/readme.txt", "students/readme.txt", "ledger/teacher/pace.json", "readme.txt"]
+    gone += [f"ledger/teacher/.1.parquet.{half}", f".probe-{half}", f"{folder}/.used.{half}"]
+    stay = ["notes/readme.txt", "students/readme.txt", "ledger/teacher/pace.json", "readme.txt", ".probe-mine"]
     for path in (*gone, *stay):
         store.place.write(path, b"12345")
     age(store)
     store.place.write("orders/2.json", b"a run's in progress")
     done = maintain(config, delete=True)
-    assert {what: (a.count, a.bytes) for what, a in done.freed.items()} == {"leftovers": (3, 15), "orders": (1, 5)}
+    assert {what: (a.count, a.bytes) for what, a in done.freed.items()} == {"leftovers": (5, 30), "orders": (1, 5)}
     root = Path(store.root)
     assert [path for path in gone if (root / path).exists()] == []
     assert [path for path in (*stay, "orders/2.json") if not (root / path).exists()] == []
     assert store.fetch(kept)
+
+
+def test_uploads_in_parts_that_nobody_finished_go(
+    s3_moto: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3  # type: ignore[import-untyped]
+
+    endpoint_url, bucket = s3_moto
+    prefix = uuid4().hex
+    config, _ = bare(tmp_path, store={"root": f"s3://{bucket}/{prefix}", "endpoint_url": endpoint_url})
+    client = boto3.client("s3", endpoint_url=endpoint_url)
+    begun = {}
+    for key in (f"{prefix}/students/x/weights", f"{prefix}-of-others/weights"):
+        begun[key] = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(Bucket=bucket, Key=key, UploadId=begun[key], PartNumber=1, Body=b"12345")
+    client.put_object(Bucket=bucket, Key=f"{prefix}/.probe-{'0' * 32}", Body=b"probe")
+    uploads = Bucket.uploads
+    with monkeypatch.context() as patch:  # moto says that all uploads began in 2010
+        patch.setattr(Bucket, "uploads", lambda place: [u._replace(started=time.time()) for u in uploads(place)])
+        assert maintain(config, delete=True).freed == {}, "they may be under way"
+    time.sleep(1.1)  # S3 tells whole seconds
+    told = maintain(config, grace_hours=0)
+    assert {what: (a.count, a.bytes) for what, a in told.freed.items()} == {"leftovers": (1, 5), "uploads": (1, 5)}
+    assert maintain(config, grace_hours=0, delete=True).freed == told.freed
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in left] == [f"{prefix}-of-others/weights"]
+    assert maintain(config, grace_hours=0, delete=True).freed == {}
+    client.abort_multipart_upload(Bucket=bucket, Key=left[0]["Key"], UploadId=left[0]["UploadId"])
+
+
+def test_a_server_that_does_not_list_uploads_is_no_reason_to_stop(s3_rclone: tuple[str, str], tmp_path: Path) -> None:
+    endpoint_url, bucket = s3_rclone
+    config, _ = bare(tmp_path, store={"root": f"s3://{bucket}/{uuid4().hex}", "endpoint_url": endpoint_url})
+    assert maintain(config, delete=True).freed == {}
+
+
+def test_a_manifest_without_its_files_is_told(tmp_path: Path) -> None:
+    config, store = bare(tmp_path)
+    whole, gone, cut = (publish(store, "students", name) for name in ("whole", "gone", "cut"))
+    keep(store, whole, gone, cut)
+    (store.fetch(gone) / "weights").unlink()
+    (store.fetch(cut) / "weights").write_text("c")
+    age(store)
+    done = maintain(config, delete=True)
+    told = "weights gone or of another size; `retort run CONFIG --repair` makes it again"
+    assert sorted(done.broken) == sorted(
+        f"students/{ref.key} of {name}: {told}" for ref, name in [(gone, "gone"), (cut, "cut")]
+    )
+    assert set(done.broken) <= set(done.lines())
+    assert store.find(gone.kind, gone.key) is not None
+
+
+def test_a_listing_that_lacks_what_is_there_deletes_nothing(
+    s3_rclone: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student is kept by its run's record; its labels by the student alone, which the listing lacks."""
+    with FaultProxy(s3_rclone[0]) as proxy:
+        root = f"s3://{s3_rclone[1]}/{uuid4().hex}"
+        config, _ = bare(tmp_path, store={"root": root, "endpoint_url": proxy.url})
+        store = Store(root, proxy.url, cache=tmp_path / "cache")
+        labels = publish(store, "pseudolabels", "labels")
+        keep(store, publish(store, "students", "kept", labels=[labels]))
+        time.sleep(1.1)  # S3 tells whole seconds
+        proxy.fail(FaultProxy.absent, where=lambda request: "students" in request.query.get("prefix", ""))
+        with pytest.raises(StoreUnavailable, match=r"lacks students/.*, which is there: nothing was deleted"):
+            maintain(config, nights=1, grace_hours=0, delete=True)
+        assert maintain(config, nights=1, grace_hours=0, delete=True).freed == {}
+        assert (store.fetch(labels) / "weights").read_text() == "labels"
 
 
 def test_the_ledger_is_compacted_and_loses_nothing(nights: Any, aged: Aged, tmp_path: Path) -> None:
@@ -230,7 +302,8 @@ def test_a_bucket_is_listed_once_for_each_kind(
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
     told = maintain(config, grace_hours=0)
-    assert calls["list_objects_v2"] <= 12
+    assert calls["list_objects_v2"] <= 13
+    assert calls["list_multipart_uploads"] == 1
     assert calls["get_object"] == 3 + 1 + 2 * 2, "manifests, the record, the two pointers twice"
     assert calls["put_object"] + calls["delete_objects"] == 0
     done = maintain(config, grace_hours=0, delete=True)

@@ -121,9 +121,10 @@ def test_runs_are_kept_by_config_newest_first(store: Store) -> None:
         "runs/b/20260101T230000Z-98765432.json",
     ]
     assert runs(store, "nobody") == []
-    store.place.write("runs/c/20260101T000000Z-x.json", b"{")
-    with pytest.raises(DamagedArtifact, match="is no record of a run: delete it"):
-        runs(store)
+    for content in (b"{", other.model_dump_json().replace(other.ended_at, "2026-01-01T00;00").encode()):
+        store.place.write("runs/c/20260101T000000Z-x.json", content)
+        with pytest.raises(DamagedArtifact, match="is no record of a run: delete it"):
+            runs(store)
 
 
 def test_holdings_are_artifacts_and_leftovers_only(store: Store, publish: Callable[..., ArtifactRef]) -> None:

@@ -22,10 +22,12 @@ import pytest
 import s3fs
 
 from any_step import AnyStep
+from retort.config import StoreConfig
 from retort.errors import ConfigError, DamagedArtifact, StoreUnavailable
 from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.store import StepOutput, Store
+from retort.store.opening import open_store
 
 FILES = {"rows.parquet": b"rows" * 1000, "model/config.json": b"{}", "empty": b""}
 Alter = Callable[[str, bytes | None], None]
@@ -278,6 +280,26 @@ def test_local_root_that_is_a_file_or_refuses(tmp_path: Path) -> None:
         Store("/proc/retort").check_writable()
     with pytest.raises(ConfigError, match="use a folder or s3://"):
         Store("gs://bucket")
+
+
+@pytest.mark.parametrize(
+    ("root", "folder"), [("~", ""), ("~/store", "store"), ("${RETORT_TEST_ROOT}/x", "x"), ("~root/../~", None)]
+)
+def test_root_in_the_home_folder(
+    root: str, folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RETORT_TEST_ROOT", "~")
+    opened = open_store(StoreConfig(root=root))
+    assert "~" not in opened.root.rpartition("/")[0]
+    if folder is not None:
+        assert opened.root == str(tmp_path / folder)
+
+
+@pytest.mark.parametrize("root", ["~no-such-user/store", "~no-such-user"])
+def test_root_in_the_home_folder_of_nobody(root: str) -> None:
+    with pytest.raises(ConfigError, match="no home folder of '~no-such-user'"):
+        open_store(StoreConfig(root=root))
 
 
 @pytest.mark.parametrize("server", ["s3_moto", "s3_rclone"])

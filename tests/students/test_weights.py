@@ -55,6 +55,11 @@ def test_identity_follows_the_content_and_not_the_place(tiny_encoder: Path, tmp_
     assert find_weights(student(str(copy))).identity != original
 
 
+def test_a_model_in_the_home_folder(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_encoder.parent))
+    assert find_weights(student(f"~/{tiny_encoder.name}")) == find_weights(student(str(tiny_encoder)))
+
+
 def test_a_hub_name_is_known_by_its_revision() -> None:
     main, pinned = find_weights(student("org/model")), find_weights(student("org/model", revision="abc"))
     assert main.address == pinned.address == "org/model"

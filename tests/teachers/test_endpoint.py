@@ -17,7 +17,7 @@ import pytest
 from endpoint_server import SHARED, EndpointServer, all_answered_once, ask, config, requests, texts
 from retort.errors import ConfigError
 from retort.problems import Constraint
-from retort.teachers.endpoint.chat import seed
+from retort.teachers.endpoint.chat import MissingLogprobs, parse_response, seed
 from retort.teachers.endpoint.client import open_endpoint
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
@@ -199,6 +199,15 @@ def test_a_row_without_log_probabilities_is_rejected(endpoint_server: EndpointSe
     assert isinstance(refusal, Rejection)
     assert refusal.reason == "no-logprobs"
     assert "choices" in refusal.raw
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.5, "much"])
+def test_log_probabilities_that_are_none_are_told(value: object) -> None:
+    listed = [{"token": "food", "logprob": value}]
+    choice = {"message": {}, "logprobs": {"content": [{"top_logprobs": listed}]}}
+    (request,) = requests(1, verbalizers=("food", "drink"))
+    with pytest.raises(MissingLogprobs):
+        parse_response(json.dumps({"choices": [choice]}).encode(), request, (0,), "none")
 
 
 # Limits, closing, secrets

@@ -17,7 +17,8 @@ from retort.errors import DataError, StoreUnavailable
 from retort.io.parquet import count_rows, write_rows
 from retort.records.base import digest
 from retort.store import Store
-from retort.teachers.ledger import Entry, Ledger, LedgerWriter, ledger_key
+from retort.teachers.ledger import Entry, Ledger, LedgerWriter, entry_of, ledger_key
+from retort.teachers.requests import Completion
 from retort.teachers.shards import SCHEMA, Shards
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +159,14 @@ def test_the_best_of_several_entries_counts_in_whatever_order_they_came(
 def test_half_a_surrogate_pair_does_not_take_its_shard_with_it(folder: Store, look: Look) -> None:
     Ledger(folder, TEACHER).add([entry(1, text="smile \ud83d"), entry(2)])
     assert look(folder).texts([1, 2]) == ["smile ?", "a label"]
+
+
+def test_odd_facts_of_a_server_do_not_take_the_shard_with_them(folder: Store, look: Look) -> None:
+    odd = Completion(key(1), 0, "up", "st\ud83dop", prompt_tokens=2**70, cached_tokens=-1, completion_tokens=True)
+    Ledger(folder, TEACHER).add([entry_of(key(1), odd, 8), entry(2)])
+    (found,) = look(folder).ledger.join(look(folder).asked([1]))
+    assert found is not None
+    assert found[2:7] == ("st?op", 8, 2**31 - 1, 0, 1)
 
 
 def flip(file: Path) -> None:

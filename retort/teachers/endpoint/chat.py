@@ -6,6 +6,7 @@ follows the label is left to the parser.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 from zlib import crc32
@@ -21,6 +22,8 @@ from retort.teachers.requests import INTERRUPTED, Completion, CompletionRequest,
 MAX_ERROR_CHARACTERS = 300
 TOP_LOGPROBS = 20
 """The most alternatives that OpenAI and vLLM list."""
+MOST_LOGPROB = 0.01
+"""Some servers round up to a little more than 0."""
 
 
 class MalformedResponse(Exception):
@@ -175,8 +178,10 @@ def _alternatives(choice: Any) -> list[tuple[str, float]]:
     try:
         listed = choice["logprobs"]["content"][0]["top_logprobs"]
         alternatives = [(str(one["token"]), float(one["logprob"])) for one in listed]
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         alternatives = []
+    if not all(math.isfinite(value) and value < MOST_LOGPROB for _, value in alternatives):
+        raise MissingLogprobs("its log-probabilities are none: they are above 0 or no numbers")
     if not alternatives:
         raise MissingLogprobs("it holds no log-probabilities")
     return alternatives

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retort.config import VllmConfig, expand
+from retort.config.base import home_expanded
 from retort.errors import ConfigError
 
 _PROBE_SECONDS = 120
@@ -40,7 +41,7 @@ class Place:
 
 def find_interpreter(config: VllmConfig) -> tuple[str, Literal["cpu", "cuda"]]:
     """The interpreter's path and what its vLLM was built for. Raises ConfigError if either is missing."""
-    python = expand(config.python)
+    python = home_expanded(expand(config.python))
     setting = f"teacher.python = '{config.python}'"
     if not (path := shutil.which(python)):
         raise ConfigError(
