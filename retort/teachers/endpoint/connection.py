@@ -1,11 +1,12 @@
 """The HTTP connection to an endpoint: its address, its key, and the result of a single request."""
 
 import os
+import re
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 from yarl import URL
@@ -20,10 +21,14 @@ KEEP_ALIVE_SECONDS = 4.0
 RESERVED_FILES = 100
 """Open files that the rest of the process may need."""
 
+REAL_KEY_CHARACTERS = 16
+"""A shorter key is none of a vendor's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete HTTP response. The API key is redacted from it, even if the server repeats it."""
+    """A complete HTTP response. The API key is redacted from it, even if the server repeats it, in whatever way JSON
+    writes it. Of answers, only a key of a real key's length is: a placeholder such as EMPTY may be a label's word."""
 
     status: int
     raw: bytes
@@ -50,7 +55,10 @@ class Connection:
     or more concurrent requests than this process may have open files."""
 
     def __init__(self, config: EndpointConfig) -> None:
-        self._url, self._redact, self._config = _address(config), _redactor(config), config
+        self._url, self._config = _address(config), config
+        key = _key(config)
+        self._redact_refusal = redactor(key)
+        self._redact_answer = redactor(key if key and len(key) >= REAL_KEY_CHARACTERS else None)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit != resource.RLIM_INFINITY and config.concurrency + RESERVED_FILES > limit:
             raise ConfigError(
@@ -77,7 +85,8 @@ class Connection:
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 raw = await response.read()
-                return Response(response.status, self._redact(raw), retry_after(response.headers.get("Retry-After")))
+                redacted = (self._redact_answer if response.status == 200 else self._redact_refusal)(raw)
+                return Response(response.status, redacted, retry_after(response.headers.get("Retry-After")))
         except TimeoutError:
             within = f"within {self._config.timeout_seconds:g} s (teacher.timeout_seconds)"
             return FailedAttempt("failed", f"it did not answer {within}")
@@ -118,10 +127,25 @@ def _key(config: EndpointConfig) -> str | None:
     return key
 
 
-def _redactor(config: EndpointConfig) -> Callable[[bytes], bytes]:
-    """A function that redacts the API key from a server's response."""
-    key = (_key(config) or "").encode()
-    return (lambda raw: raw.replace(key, b"***")) if key else (lambda raw: raw)
+def redactor(secret: str | None) -> Callable[[bytes], bytes]:
+    """A function that replaces a secret with *** in a server's response: as it is, with any of its characters escaped
+    as JSON allows, and as in an address."""
+    if not secret:
+        return lambda raw: raw
+    plain, quoted = secret.encode(), quote(secret, safe="").encode()
+    escaped = re.compile("".join(map(_written, secret)).encode())
+
+    def redact(raw: bytes) -> bytes:
+        raw = raw.replace(plain, b"***").replace(quoted, b"***")
+        return escaped.sub(b"***", raw) if b"\\" in raw else raw  # the pattern takes a hundred times as long
+
+    return redact
+
+
+def _written(sign: str) -> str:
+    r"""A pattern of the ways in which JSON may write an ASCII character: itself, `\/`, `\u002f`."""
+    digits = "".join(f"[{digit}{digit.upper()}]" for digit in f"{ord(sign):04x}")
+    return rf"(?:\\?{re.escape(sign)}|\\u{digits})"
 
 
 def _cause(error: OSError) -> str:
