@@ -269,11 +269,19 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     tracking: Registry = None,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="Connections at once; further ones get 503.")] = 128,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="An answer that takes longer is a 504.")
+    ] = 120,
 ) -> None:
-    """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /health. SIGTERM ends it."""
+    """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /healthz. SIGTERM ends it.
+
+    Clients must send the token in RETORT_SERVE_TOKEN as Authorization: Bearer TOKEN, if it is set; without one, only
+    this machine can be let in.
+    """
     from retort.serving.server import serve as serve_student
 
-    serve_student(model, host=host, port=port, tracking=tracking)
+    serve_student(model, host=host, port=port, tracking=tracking, clients=clients, seconds=timeout)
 
 
 @app.command()
