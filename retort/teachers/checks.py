@@ -50,7 +50,9 @@ def check_same_tokenizer(
     from retort.teachers.vllm.engine.toplogprobs import tokenizer_identity
 
     try:
-        ours, theirs = (tokenizer_identity(AutoTokenizer.from_pretrained(folder)) for folder in folders)
+        ours, theirs = (
+            tokenizer_identity(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)) for folder in folders
+        )
     except (OSError, ValueError, KeyError):
         return  # the stage that loads it reports what is wrong with it
     if ours != theirs:
