@@ -23,12 +23,16 @@ from typing import TYPE_CHECKING, Any
 from retort.commands.plan import plan, repair
 from retort.config import RecipeConfig
 from retort.errors import RetortError
+from retort.io.terminal import printable, say
 from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
 from retort.records.base import Record
 from tasks.child_process import warm_up
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.segment import Segments
+
     from flows.run import Finished
 
 _QUIET = {
@@ -54,13 +58,13 @@ def main() -> None:
         config = load_config(path, options.overrides)
         if options.repair:
             for fault in asyncio.run(repair(config)):
-                print(f"made again: {fault}", file=sys.stderr)
+                say(f"made again: {fault}", file=sys.stderr)
         config = recipe_of(config).check(config)
         if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
             warm_up()  # imports torch in the server process while this process imports Prefect
         finished = run(config, path, options)
     except RetortError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
@@ -118,11 +122,19 @@ def print_result(config: RecipeConfig, finished: "Finished", options: RunOptions
     sentence = f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found in the store, "
     sentence += f"in {seconds:.0f} s."
     if finished.summary:
-        console.print(recipe_of(config).render(finished.summary))
+        console.print(harmless(console, recipe_of(config).render(finished.summary)))
         sentence += f" Report: retort report CONFIG; final student: {finished.summary.model_uri}"
-    console.print(sentence, highlight=False)
+    console.print(printable(sentence), highlight=False, markup=False)
     if options.json_output:
         print(json.dumps(as_json(finished, seconds)))
+
+
+def harmless(console: "Console", rendered: "RenderableType") -> "Segments":
+    """What is rendered, with names and labels as `printable` writes them; the console's own colors stay."""
+    from rich.segment import Segment, Segments
+
+    parts = console.render(rendered)
+    return Segments([part if part.control else Segment(printable(part.text), part.style) for part in parts])
 
 
 def as_json(finished: "Finished", seconds: float) -> dict[str, object]:

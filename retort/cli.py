@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from retort.io.terminal import printable, say
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -94,11 +96,11 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
         return
     width = max(len(stage.name) for stage in planned.stages)
     for stage in planned.stages:
-        print(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
+        say(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
     misses = sum(stage.status == "MISS" for stage in planned.stages)
     print(f"{misses} of {len(planned.stages)} stages would be made.")
     for line in teacher_lines(planned.teacher):
-        print(line)
+        say(line)
 
 
 @app.command()
@@ -117,7 +119,7 @@ def report(
     settings = load_config(config, set_ or [])
     with refusals():
         for path in copy_report(usable_store(settings), settings, out):
-            print(path)
+            say(str(path))
 
 
 @app.command()
@@ -131,7 +133,7 @@ def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> N
         print(json.dumps({"findings": [finding.model_dump() for finding in findings]}))
     else:
         for finding in findings:
-            print(f"{finding.verdict:5}  {finding.what}: {finding.detail}")
+            say(f"{finding.verdict:5}  {finding.what}: {finding.detail}")
     if any(finding.verdict == "wrong" for finding in findings):
         raise typer.Exit(2)
 
@@ -167,7 +169,7 @@ def prompt(
         if json_:
             print(shown.model_dump_json())
         else:
-            print(shown.text)
+            print(printable(shown.text) if sys.stdout.isatty() else shown.text)
             print(f"-- {shown.teacher}: {shown.measure}", file=sys.stderr)
 
 
@@ -187,7 +189,7 @@ def promote(
     if force != (reason is not None):
         raise ConfigError("--force needs --reason TEXT, and --reason is for --force only")
     promotion = make_champion(load_config(config, set_ or []), forced_because=reason)
-    print(promotion.model_dump_json() if json_ else promotion.sentence)
+    print(promotion.model_dump_json() if json_ else printable(promotion.sentence))
 
 
 @app.command()
@@ -207,7 +209,7 @@ def rollback(
     if not address:
         raise ConfigError("no registry is named: give --tracking URI, or set MLFLOW_TRACKING_URI")
     promotion = go_back(address, model, reason)
-    print(promotion.model_dump_json() if json_ else promotion.sentence)
+    print(promotion.model_dump_json() if json_ else printable(promotion.sentence))
 
 
 Model = Annotated[
@@ -299,12 +301,11 @@ def why(
     traced = Traced(model, tracking)
     if row is None:
         lineage = trace(traced)
-        lines = [lineage.model_dump_json()] if json_ else lineage_lines(lineage)
+        told, lines = lineage.model_dump_json, lineage_lines(lineage)
     else:
         found = history(traced, row)
-        lines = [found.model_dump_json()] if json_ else history_lines(found)
-    for line in lines:
-        print(line)
+        told, lines = found.model_dump_json, history_lines(found)
+    print(told() if json_ else printable("\n".join(lines)))
 
 
 @app.command()
@@ -327,7 +328,7 @@ def maintain(
         print(done.model_dump_json())
         return
     for line in done.lines():
-        print(line)
+        say(line)
 
 
 batch = typer.Typer(no_args_is_help=True, help="Ask an endpoint teacher through OpenAI batch files.")
@@ -357,7 +358,7 @@ def batch_import(config: ConfigPath, file: BatchFile, set_: Overrides = None) ->
 
     taken, known, bad = asyncio.run(import_answers(load_config(config, set_ or []), file))
     for line in bad:
-        print(f"{line.place}: {line.reason}: {line.detail}", file=sys.stderr)
+        say(f"{line.place}: {line.reason}: {line.detail}", file=sys.stderr)
     print(f"{taken} answers taken, {known} known before, {len(bad)} lines left out", file=sys.stderr)
     if bad:
         raise typer.Exit(1)
@@ -402,7 +403,7 @@ def main() -> None:
     try:
         app(prog_name="retort")
     except RetortError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
