@@ -67,13 +67,15 @@ def check_endpoint(teacher: EndpointConfig) -> None:
     """Request the list of models, which costs nothing. A server without such a list passes."""
     import httpx
 
+    from retort.io import http
+
     url = expand(teacher.url).rstrip("/")
     setting = f"teacher.url = '{teacher.url}'"
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"{setting}: must begin with http:// or https://")
     headers = {"Authorization": f"Bearer {expand(teacher.api_key)}"} if teacher.api_key else {}
     try:
-        response = httpx.get(f"{url}/models", headers=headers, timeout=PROBE_SECONDS, follow_redirects=True)
+        response = http.get(f"{url}/models", headers=headers, timeout=PROBE_SECONDS, follow_redirects=True)
     except httpx.HTTPError as error:
         raise TeacherUnavailable(
             f"{setting}: cannot be reached ({type(error).__name__}); is the server running?"
