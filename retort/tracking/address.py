@@ -37,16 +37,22 @@ def without_secrets(text: str) -> str:
 
 
 def check_reachable(uri: str) -> None:
-    """Make one short request, since MLflow's own retries take minutes. Raises TrackingUnavailable."""
+    """Make one short request, since MLflow's own retries take minutes. Raises TrackingUnavailable, or ConfigError if
+    the server does not let this user in."""
     if not is_server(uri):
         return
     try:
-        http.get(uri, timeout=ANSWER_SECONDS)
+        response = http.get(uri, timeout=ANSWER_SECONDS, **_credentials())
     except httpx.HTTPError as error:
         raise TrackingUnavailable(
             f"tracking.uri = '{without_secrets(uri)}' cannot be reached ({type(error).__name__}); start the MLflow "
             "server, or correct the address"
         ) from error
+    if response.status_code in (401, 403):
+        raise ConfigError(
+            f"tracking.uri = '{without_secrets(uri)}' refuses its login (HTTP status {response.status_code}): set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
 
 
 def get(uri: str, path: str, query: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> httpx.Response:
