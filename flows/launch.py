@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from retort.commands.plan import plan, repair
 from retort.config import RecipeConfig
 from retort.errors import RetortError
+from retort.io.terminal import printable, say
 from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
 from retort.records.base import Record
@@ -32,6 +33,9 @@ from retort.tracking.address import tracking_uri, without_secrets
 from tasks.child_process import warm_up
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.segment import Segments
+
     from flows.run import Finished
 
 _QUIET = {
@@ -58,13 +62,13 @@ def main() -> None:
         config = load_config(path, options.overrides)
         if options.repair:
             for fault in asyncio.run(repair(config)):
-                print(f"made again: {fault}", file=sys.stderr)
+                say(f"made again: {fault}", file=sys.stderr)
         config = recipe_of(config).check(config)
         if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
             warm_up()  # imports torch in the server process while this process imports Prefect
         finished = run(config, path, options)
     except RetortError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
@@ -129,19 +133,27 @@ def print_result(config: RecipeConfig, finished: "Finished", arguments: list[str
     console = Console(highlight=False)
     summary = finished.summary
     if summary:
-        console.print(recipe_of(config).render(summary, console.width))
+        console.print(harmless(console, recipe_of(config).render(summary, console.width)))
     made = sum(stage.status == "MADE" for stage in finished.stages)
     print(f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found, in {seconds:.0f} s.")
     if summary is None:
         return
     print(f"\nStudent:  {summary.model_uri}")
-    print(f"Report:   {shlex.join(['retort', 'report', *arguments])}")
+    print(f"Report:   {printable(shlex.join(['retort', 'report', *arguments]))}")
     if config.tracking:
         address = without_secrets(tracking_uri(config.tracking))
         print(f"MLflow:   {address}, experiment {config.tracking.experiment or config.name}")
     if summary.gate and summary.gate.outcome in ("passed", "first"):
-        print(f"Promote:  {shlex.join(['retort', 'promote', *arguments])}")
+        print(f"Promote:  {printable(shlex.join(['retort', 'promote', *arguments]))}")
     print(f"Use it:   {shlex.join(['retort', 'predict', summary.model_uri, 'FILE'])}")
+
+
+def harmless(console: "Console", rendered: "RenderableType") -> "Segments":
+    """What is rendered, with names and labels as `printable` writes them; the console's own colors stay."""
+    from rich.segment import Segment, Segments
+
+    parts = console.render(rendered)
+    return Segments([part if part.control else Segment(printable(part.text), part.style) for part in parts])
 
 
 def as_json(finished: "Finished", seconds: float) -> dict[str, object]:

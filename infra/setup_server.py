@@ -4,12 +4,14 @@
                                  [--silence-seconds N]
 
 Running it again brings everything up to date and changes nothing else. PREFECT_API_URL names the server, and
-PREFECT_API_AUTH_STRING holds the password if it asks for one.
+PREFECT_API_AUTH_STRING holds the password if it asks for one. RETORT_WEBHOOK does the same as --webhook and shows the
+address, which is a secret on most services, to nobody who can list this machine's processes.
 """
 
 import argparse
 import asyncio
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -166,12 +168,18 @@ async def send_actions(options: argparse.Namespace, text: str, link: str) -> lis
     actions: list[ActionTypes] = []
     if options.webhook:
         block = await Webhook(method="POST", url=options.webhook).save(WEBHOOK, overwrite=True)
-        payload = json.dumps({"text": f"{text} {link}", "link": link})
+        # As JSON values, so that no quote in a message ends its text and adds fields.
+        payload = f'{{"text": {as_json(f"{text} {link}")}, "link": {as_json(link)}}}'
         actions.append(CallWebhook(block_document_id=UUID(str(block)), payload=payload))
     if options.notify:
         block_id = UUID(str((await Block.load(options.notify))._block_document_id))
         actions.append(SendNotification(block_document_id=block_id, subject="Retort", body=f"{text}\n{link}"))
     return actions
+
+
+def as_json(template: str) -> str:
+    """A template that renders as a JSON string."""
+    return f"{{% filter tojson %}}{template}{{% endfilter %}}"
 
 
 async def create_or_update(automation: Automation) -> None:
@@ -191,7 +199,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", choices=("process", "kubernetes"), default="process", help="of the work pools")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that the workers of one machine share")
-    parser.add_argument("--webhook", help="address that is told of failures and of the gate's verdicts")
+    parser.add_argument(
+        "--webhook",
+        default=os.environ.get("RETORT_WEBHOOK"),
+        help="address that is told of failures and of the gate's verdicts; default: $RETORT_WEBHOOK",
+    )
     parser.add_argument("--notify", help="notification block to tell, as TYPE/NAME, such as sendgrid-email/team")
     parser.add_argument("--silence-seconds", type=int, default=90, help="after which a run counts as crashed")
     options = parser.parse_args()

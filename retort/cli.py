@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from retort.io.terminal import printable, say
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -147,11 +149,11 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
         return
     width = max(len(stage.name) for stage in planned.stages)
     for stage in planned.stages:
-        print(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
+        say(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
     misses = sum(stage.status == "MISS" for stage in planned.stages)
     print(f"{misses} of {len(planned.stages)} stages would be made.")
     for line in teacher_lines(planned.teacher):
-        print(line)
+        say(line)
 
 
 @app.command()
@@ -204,7 +206,7 @@ def report(
     settings = load_config(config, set_ or [])
     with refusals():
         for path in copy_report(usable_store(settings), settings, out):
-            print(path)
+            say(str(path))
 
 
 @app.command()
@@ -218,7 +220,7 @@ def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> N
         print(json.dumps({"findings": [finding.model_dump() for finding in findings]}))
     else:
         for finding in findings:
-            print(f"{finding.verdict:5}  {finding.what}: {finding.detail}")
+            say(f"{finding.verdict:5}  {finding.what}: {finding.detail}")
     if any(finding.verdict == "wrong" for finding in findings):
         raise typer.Exit(2)
 
@@ -254,7 +256,7 @@ def prompt(
         if json_:
             print(shown.model_dump_json())
         else:
-            print(shown.text)
+            print(printable(shown.text) if sys.stdout.isatty() else shown.text)
             print(f"-- {shown.teacher}: {shown.measure}", file=sys.stderr)
 
 
@@ -274,7 +276,7 @@ def promote(
     if force != (reason is not None):
         raise ConfigError("--force needs --reason TEXT, and --reason is for --force only")
     promotion = make_champion(load_config(config, set_ or []), forced_because=reason)
-    print(promotion.model_dump_json() if json_ else promotion.sentence)
+    print(promotion.model_dump_json() if json_ else printable(promotion.sentence))
 
 
 @app.command()
@@ -294,7 +296,7 @@ def rollback(
     if not address:
         raise ConfigError("no registry is named: give --tracking URI, or set MLFLOW_TRACKING_URI")
     promotion = go_back(address, model, reason)
-    print(promotion.model_dump_json() if json_ else promotion.sentence)
+    print(promotion.model_dump_json() if json_ else printable(promotion.sentence))
 
 
 Model = Annotated[
@@ -381,11 +383,19 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     tracking: Registry = None,
+    clients: Annotated[int, typer.Option("--clients", min=1, help="Connections at once; further ones get 503.")] = 128,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="An answer that takes longer is a 504.")
+    ] = 120,
 ) -> None:
-    """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /health. SIGTERM ends it."""
+    """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /healthz. SIGTERM ends it.
+
+    Clients must send the token in RETORT_SERVE_TOKEN as Authorization: Bearer TOKEN, if it is set; without one, only
+    this machine can be let in.
+    """
     from retort.serving.server import serve as serve_student
 
-    serve_student(model, host=host, port=port, tracking=tracking)
+    serve_student(model, host=host, port=port, tracking=tracking, clients=clients, seconds=timeout)
 
 
 @app.command()
@@ -403,12 +413,11 @@ def why(
     traced = Traced(model, tracking)
     if row is None:
         lineage = trace(traced)
-        lines = [lineage.model_dump_json()] if json_ else lineage_lines(lineage)
+        told, lines = lineage.model_dump_json, lineage_lines(lineage)
     else:
         found = history(traced, row)
-        lines = [found.model_dump_json()] if json_ else history_lines(found)
-    for line in lines:
-        print(line)
+        told, lines = found.model_dump_json, history_lines(found)
+    print(told() if json_ else printable("\n".join(lines)))
 
 
 @app.command()
@@ -431,7 +440,7 @@ def maintain(
         print(done.model_dump_json())
         return
     for line in done.lines():
-        print(line)
+        say(line)
 
 
 batch = typer.Typer(no_args_is_help=True, help="Ask an endpoint teacher through OpenAI batch files.")
@@ -461,7 +470,7 @@ def batch_import(config: ConfigPath, file: BatchFile, set_: Overrides = None) ->
 
     taken, known, bad = asyncio.run(import_answers(load_config(config, set_ or []), file))
     for line in bad:
-        print(f"{line.place}: {line.reason}: {line.detail}", file=sys.stderr)
+        say(f"{line.place}: {line.reason}: {line.detail}", file=sys.stderr)
     print(f"{taken} answers taken, {known} known before, {len(bad)} lines left out", file=sys.stderr)
     if bad:
         raise typer.Exit(1)
@@ -506,7 +515,7 @@ def main() -> None:
     try:
         app(prog_name="retort")
     except RetortError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

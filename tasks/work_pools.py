@@ -7,6 +7,7 @@ page, its parent simply finds the artifact when it is retried.
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -161,6 +162,8 @@ def write_order(settings: RunSettings, step: Step) -> str:
 
 def read_order(store: StoreConfig, name: str) -> WorkOrder:
     """Raises ConfigError if the store has no such order, or if the order does not match its digest."""
+    if not re.fullmatch("[0-9a-f]{64}", name):
+        raise ConfigError(f"order = {name[:100]!r}: no digest of an order, which has 64 hex digits")
     opened = open_store(store)
     try:
         content = read_again(lambda: _read_order(opened, name))

@@ -15,6 +15,8 @@ are never swept, but those with many shards are compacted.
 """
 
 import json
+import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +38,7 @@ from retort.store.retention import Holding, holdings, is_artifacts, retire
 from retort.store.runs import RUNS, read_runs, run_paths
 from retort.store.store import CONNECTIONS, LATEST, REPAIR
 from retort.teachers.ledger import Ledger
-from retort.tracking.address import check_reachable, database_file, tracking_uri
+from retort.tracking.address import check_reachable, database_file, tracking_uri, without_secrets
 from retort.tracking.registry import versions
 
 NIGHTS = 7
@@ -91,7 +93,7 @@ def maintain(
     """
     with refusals():
         inventory = Inventory(usable_store(config), nights, time.time() - 3600 * grace_hours)
-        tracked = _tracked(inventory)
+        tracked = _tracked(inventory, config)
         registered = set(_registered(config, tracked))
         marked = mark(inventory, [*registered, *inventory.roots()], {manifest.key for manifest in tracked.values()})
         freed = sweep(inventory, marked, delete)
@@ -153,11 +155,29 @@ class Inventory:
             )
 
 
-def _tracked(inventory: Inventory) -> dict[str, Manifest]:
+def _tracked(inventory: Inventory, config: RecipeConfig) -> dict[str, Manifest]:
     """The newest tracking artifact for each registry that runs of this store were tracked in, by expanded address."""
     keys = [key for key, holding in inventory.held.items() if holding.kind == "tracking"]
     found = sorted(_manifests(inventory, keys), key=lambda manifest: manifest.created_at)
-    return {expand(manifest.fingerprint["params"]["uri"]): manifest for manifest in found}
+    return {_known_uri(str(manifest.fingerprint["params"]["uri"]), config): manifest for manifest in found}
+
+
+def _known_uri(uri: str, config: RecipeConfig) -> str:
+    """The expanded address. Who may write the store can name any server in a manifest, so what is sent to a server,
+    credentials and the values of variables, goes only to those that the config or the environment names too."""
+    own = [config.tracking.uri] if config.tracking else []
+    named = [*own, *(os.environ[name] for name in ("MLFLOW_TRACKING_URI",) if name in os.environ)]
+    if uri in own or ("${" not in uri and database_file(uri)):
+        return expand(uri)
+    whole = re.fullmatch(r"\$\{(\w+)\}", uri)
+    expanded = os.environ.get(whole[1], uri) if whole else uri
+    if expanded in map(expand, named):
+        return expanded
+    raise TrackingUnavailable(
+        f"a run of this store was tracked at '{without_secrets(uri)}', which is neither tracking.uri nor "
+        "MLFLOW_TRACKING_URI, so it is not asked, and nothing is deleted: give it as --set tracking.uri=..., or, if it "
+        "is gone for good, delete the folder tracking/ of the store"
+    )
 
 
 def _registered(config: RecipeConfig, tracked: Mapping[str, Manifest]) -> Iterator[str]:

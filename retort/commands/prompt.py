@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from retort.config import RecipeConfig
-from retort.errors import ConfigError, first_line
-from retort.models.weights import Weights
+from retort.errors import ConfigError
+from retort.models.weights import Weights, loading_fault
 from retort.problems import problem_for
 from retort.recipes import recipe_of
 from retort.recipes.teacher_cost import Ingests
@@ -118,8 +118,10 @@ def _tokenizer(weights: Weights) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(weights.address, revision=weights.revision or "main")
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(
+            weights.address, revision=weights.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{FIELD} = '{weights.address}': its tokenizer cannot be loaded: {first_line(error)}"
+            f"{FIELD} = '{weights.address}': its tokenizer cannot be loaded: {loading_fault(error)}"
         ) from None

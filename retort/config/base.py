@@ -47,7 +47,22 @@ def _no_variable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_no_variable)]
-Address = str
+_USER = re.compile(r"([A-Za-z][\w+.-]*)://([^/?#\s]*)@")
+
+
+def _no_password(address: str) -> str:
+    """What stands in a config ends up in artifacts, reports and tracking servers, so a password may not."""
+    if match := _USER.match(address):
+        user, _, password = match[2].partition(":")
+        secret = password or (user if match[1].startswith("http") else "")
+        if _VARIABLE.sub("", secret):
+            raise ValueError(
+                "holds a user's password: put it into an environment variable, and write ${NAME} in its place"
+            )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_no_password)]
 """A path, glob, bucket address or URL; may contain `${VAR}`."""
 Metric = Literal[
     "slot_f1",

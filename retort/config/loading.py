@@ -1,6 +1,7 @@
 """Loads a config from a YAML file and dotted overrides, with errors that people can act on."""
 
 import difflib
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,24 +42,68 @@ def parse(values: dict[str, Any], origin: str, models: Models) -> RecipeConfig:
         raise ConfigError("\n".join(f"{origin}: {_sentence(detail, schema)}" for detail in error.errors())) from None
 
 
+MOST_BYTES = 4 * 2**20
+"""Largest config."""
+MOST_VALUES = 100_000
+"""Most values in a config, where what an anchor names counts each time that it is used."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate fields, of which YAML would silently use the last."""
+    """Refuses duplicate fields, of which YAML would silently use the last, and what would take a machine's memory."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _num_values(node, {})
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value: int = super().construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.constructor.ConstructorError(problem="a number is too large", problem_mark=node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="the name of a field is no text", problem_mark=key.start_mark
+                )
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
                     problem=f"'{key.value}' is written twice", problem_mark=key.start_mark
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values the node becomes. Raises ConstructorError for too many, or one that contains itself."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.constructor.ConstructorError(problem="a value contains itself", problem_mark=node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0  # being counted
+    inner = node.value if isinstance(node, yaml.CollectionNode) else []
+    parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+    known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    if known[id(node)] > MOST_VALUES:
+        raise yaml.constructor.ConstructorError(
+            problem=f"more than {MOST_VALUES:,} values, counting those of anchors", problem_mark=node.start_mark
+        )
+    return known[id(node)]
 
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        values = yaml.load(_bytes(path).decode(), _Loader)
+        data = _bytes(path)
+        if len(data) > MOST_BYTES:
+            raise ConfigError(f"{path}: more than {MOST_BYTES:,} bytes, so it is no config")
+        values = yaml.load(data.decode(), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: {_unreadable(error)}; give the path of a YAML config") from None
     except UnicodeDecodeError as error:
@@ -75,7 +120,8 @@ def _read(path: str) -> dict[str, Any]:
 
 def _bytes(path: str) -> bytes:
     if "://" not in path:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as stream:
+            return stream.read(MOST_BYTES + 1)
     if not path.startswith("s3://"):
         raise ConfigError(f"{path}: give the path of a YAML config, or s3://bucket/key")
     from retort.io.s3 import filesystem, remote_errors
@@ -110,9 +156,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         node[last] = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(
-            f"--set {shown}: '{' '.join(text.split())}' is not YAML; put a text with special signs in quotes"
-        ) from None
+        value = " ".join(text.split())
+        shown = f"--set {shown}: '{value}'" if len(shown) < 200 else f"--set {shown[:100]} ...: this"
+        raise ConfigError(f"{shown} is not YAML; put a text with special signs in quotes") from None
 
 
 def _sentence(detail: ErrorDetails, schema: Schema) -> str:
@@ -197,8 +243,9 @@ def _rule(detail: ErrorDetails, schema: Schema) -> str:
 
 
 def _short(value: object) -> str:
-    """The value as written in YAML."""
+    """The value as written in YAML, without a user's password in an address."""
     text = str(value).lower() if isinstance(value, bool) else "nothing" if value is None else repr(value)
+    text = re.sub(r"://\S*@", "://***@", text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

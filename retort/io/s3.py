@@ -69,7 +69,7 @@ def remote_errors(address: str, endpoint_url: str | None) -> Iterator[None]:
 
 def _sentence(error: Exception, address: str, endpoint_url: str | None) -> str:
     bucket = address.removeprefix("s3://").split("/")[0]
-    server = re.sub(r"//[^/]*@", "//", endpoint_url) if endpoint_url else "the S3 service"
+    server = re.sub(r"//.*@", "//", endpoint_url) if endpoint_url else "the S3 service"
     if error_code(error) == "NoSuchBucket":
         return f"bucket '{bucket}' does not exist at {server}: create it, or correct '{address}'"
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):

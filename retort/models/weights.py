@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from retort.config.base import home_expanded
-from retort.errors import ConfigError, StoreUnavailable
+from retort.errors import ConfigError, StoreUnavailable, first_line
 from retort.io.scratch import scratch
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -49,7 +50,9 @@ def find_weights(config: Source, endpoint_url: str | None = None, field: str = "
         if model.startswith("pkg:"):
             return _packaged(model, config)
         if "://" in model:
-            return _from_bucket(model, config, endpoint_url)
+            found = _from_bucket(model, config, endpoint_url)
+            check_inert(Path(found.address))
+            return found
         folder = Path(home_expanded(model))
         if folder.exists():
             return Weights(str(folder), _folder_identity(folder, config))
@@ -73,6 +76,7 @@ def _packaged(model: str, config: Source) -> Weights:
     if not folder.is_dir():
         raise ConfigError(f"the package '{package}' has no folder '{inner}'")
     _check_files((file.name for file in folder.iterdir()), config)
+    check_inert(folder)
     version = _version(package)
     if version is None:
         return Weights(str(folder), _folder_identity(folder, config))
@@ -135,6 +139,7 @@ def _folder_identity(folder: Path, config: Source) -> str:
     if not folder.is_dir():
         raise ConfigError("is a file; give the folder that holds it")
     _check_files((file.name for file in folder.iterdir()), config)
+    check_inert(folder)
     sha = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.is_file():
@@ -159,3 +164,39 @@ def _check_files(names: Iterable[str], config: Source) -> None:
             "the folder has no weights (*.safetensors; pickled .bin files are refused); "
             "weights: random takes the architecture alone"
         )
+
+
+def check_inert(folder: Path) -> None:
+    """Raises ConfigError for a model's folder from which transformers would load more than its weights: another model,
+    pickled or other files, or code. (Code named by `auto_map` is refused by `trust_remote_code=False`, wherever a model
+    is loaded.)"""
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(
+            "the folder holds an adapter (adapter_config.json), which names another model as its base; merge the two"
+        )
+    settings = _json_object(folder / "config.json")
+    for name in ("attn_implementation", "_attn_implementation"):
+        if "/" in str(settings.get(name)):
+            raise ConfigError(f"its config.json asks for a hub's code ({name}: {settings[name]}), which is never run")
+    for index in folder.glob("*.safetensors.index.json"):
+        parts = _json_object(index).get("weight_map")
+        named = parts.values() if isinstance(parts, dict) else ["nothing"]
+        if not all(re.fullmatch(r"[\w.-]+\.safetensors", str(part)) for part in named):
+            raise ConfigError(f"its {index.name} names weights that are no *.safetensors of this folder")
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"its {file.name} is not JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"its {file.name} holds no JSON object")
+    return value
+
+
+def loading_fault(error: Exception) -> str:
+    """Why transformers could not load a model, as a clause."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own (auto_map), and code that comes with a model is never run"
+    return first_line(error)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from retort.artifacts.reports import HTML, MARKDOWN, SVG
+from retort.io.terminal import printable
 from retort.metrics.format import TITLES, p_text, percent, seconds_text, signed, with_interval
 from retort.records.base import Score
 from retort.report.base import Summary, verdict_text
@@ -19,7 +20,7 @@ def write_pages(summary: Summary, folder: Path, template: str, **facts: Any) -> 
     `folder`."""
     environment = _environment()
     config = yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True)
-    known = {"summary": summary, "config": config, **facts}
+    known = {"summary": summary, "config": config, "fence": _fence(config), **facts}
     picture = _inline_svg((folder / SVG).read_text(encoding="utf-8"))
     html = environment.get_template(f"{template}.html.j2").render(known, picture=picture)
     (folder / HTML).write_text(html, encoding="utf-8")
@@ -42,6 +43,7 @@ def _environment() -> Environment:
         interval=with_interval,
         duration=seconds_text,
         cell=_markdown_cell,
+        code=_markdown_code,
         title=_title,
     )
     environment.globals.update(verdict_text=verdict_text, plain=_plain, shade=_shade)
@@ -61,9 +63,20 @@ def _shade(count: int, row: tuple[int, ...]) -> str:
     return f"{0.15 + 0.6 * count / sum(row):.2f}" if count else "0"
 
 
-def _markdown_cell(value: Any) -> str:
-    """Make text safe for a table cell or code span: one line, no bars, no backticks."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("`", "'")
+def _markdown_cell(value: Any) -> Markup:
+    """Make text safe for a table cell or a line: one line, no bars, and no HTML, links or code of its own."""
+    text = _markdown_code(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return Markup(text.replace("](", "]\\("))  # marked as safe, so that nothing escapes it again
+
+
+def _markdown_code(value: Any) -> str:
+    """Make text safe for a code span, in a table too: one line, no bars, no backticks."""
+    return printable(re.sub(r"\s+", " ", str(value))).replace("|", "\\|").replace("`", "'")
+
+
+def _fence(text: str) -> str:
+    """Backticks around a block of code, more than any line of it has in a row."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _inline_svg(text: str) -> Markup:

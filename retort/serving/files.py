@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from retort.errors import ConfigError, RetortError
 from retort.io.parquet import write_rows
+from retort.io.terminal import say
 from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.answers import PredictionRecord, answer, answer_schema
 from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
@@ -178,4 +179,4 @@ def _replacing(out: Path) -> Iterator[Path]:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, file=sys.stderr)

@@ -1,6 +1,6 @@
-"""The HTTP scorer: POST /predict and GET /health. Errors are `{"detail": one sentence}`."""
+"""The HTTP scorer: POST /predict, GET /health and /healthz. Errors are `{"detail": one sentence}`."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -8,18 +8,16 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retort.serving.addresses import ModelName
 from retort.serving.answers import PredictionRecord, answer
 from retort.serving.batcher import Batcher, Busy
+from retort.serving.limits import Guard
 from retort.serving.student import LoadedStudent
 from retort.serving.texts import MOST_CHARACTERS, text_fault
 
 MOST_TEXTS = 256
 """Most texts in one request."""
-MOST_BYTES = 8 * 2**20
-"""Largest request body."""
 
 
 class Texts(BaseModel):
@@ -39,8 +37,13 @@ class Health(BaseModel):
     model: ModelName
 
 
-def scorer(student: LoadedStudent) -> FastAPI:
-    """The HTTP application that serves a loaded student."""
+def scorer(student: LoadedStudent, *, token: str | None = None, seconds: float = 120) -> FastAPI:
+    """The HTTP application that serves a loaded student.
+
+    Args:
+        token: What clients must send as a bearer token, except to ask for its health.
+        seconds: How long an answer may take.
+    """
     batcher: Batcher[PredictionRecord] = Batcher(lambda texts: _answers(student, texts))
 
     @asynccontextmanager
@@ -49,9 +52,10 @@ def scorer(student: LoadedStudent) -> FastAPI:
             yield
 
     app = FastAPI(title="Retort", description=str(student.name), lifespan=lifespan)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(Guard, token=token, seconds=seconds)
     app.add_exception_handler(RequestValidationError, _one_sentence)
 
+    @app.get("/healthz")
     @app.get("/health")
     async def health() -> Health:
         return Health(model=student.name)
@@ -65,30 +69,6 @@ def scorer(student: LoadedStudent) -> FastAPI:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from None
 
     return app
-
-
-class BodyLimit:
-    """Middleware that refuses a body that is too large, while it is still arriving."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, _limited(receive) if scope["type"] == "http" else receive, send)
-
-
-def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
-    arrived = 0
-
-    async def limited() -> Message:
-        nonlocal arrived
-        message = await receive()
-        arrived += len(message.get("body", b""))
-        if arrived > MOST_BYTES:
-            raise HTTPException(413, f"the body has more than {MOST_BYTES:,} bytes; send fewer texts at once")
-        return message
-
-    return limited
 
 
 def _answers(student: LoadedStudent, texts: list[str]) -> list[PredictionRecord]:

@@ -35,17 +35,16 @@ class TrainTinyBert(TrainStudent):
     def _write_first_layers(self, weights: Weights, folder: Path) -> None:
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(weights.address, revision=weights.revision)
+        found = {"revision": weights.revision, "trust_remote_code": False}
+        config = transformers.AutoConfig.from_pretrained(weights.address, **found)
         if config.num_hidden_layers < self.layers:
             raise ConfigError(
                 f"tinybert.layers = {self.layers}: '{self.model}' has only {config.num_hidden_layers} layers"
             )
         config.num_hidden_layers = self.layers
-        encoder = transformers.AutoModel.from_pretrained(
-            weights.address, revision=weights.revision, config=config, use_safetensors=True
-        )
+        encoder = transformers.AutoModel.from_pretrained(weights.address, config=config, use_safetensors=True, **found)
         encoder.save_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(weights.address, revision=weights.revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(weights.address, **found)
         tokenizer.save_pretrained(folder)
 
 

@@ -26,7 +26,7 @@ from retort.store.store import MANIFEST, USED, Store, artifact_folder, files_fol
 
 NO_ARTIFACTS = frozenset({"ledger", "latest", "runs", "orders"})
 """Folders of a store that contain other things."""
-_ARTIFACT = re.compile(r"([^/]+)/([0-9a-f]{2})/(\2[0-9a-f]{62})/.+")
+_ARTIFACT = re.compile(r"([a-z][a-z-]*)/([0-9a-f]{2})/(\2[0-9a-f]{62})/.+")
 
 
 @dataclass

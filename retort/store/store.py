@@ -297,7 +297,10 @@ def _default_cache() -> Path:
 
 
 def artifact_folder(kind: str, key: str) -> str:
-    """Path below the root."""
+    """Path below the root. Raises DamagedArtifact for what is neither, as a pointer or manifest may name that somebody
+    else wrote."""
+    if not re.fullmatch("[a-z][a-z-]*", kind) or not re.fullmatch("[0-9a-f]{2,64}", key):
+        raise DamagedArtifact(f"{f'{kind}/{key}'[:200]!r} names no artifact: that is KIND/KEY, and KEY has hex digits")
     return f"{kind}/{key[:2]}/{key}"
 
 
@@ -329,7 +332,8 @@ def _parse(data: bytes, kind: str, key: str, address: str) -> Manifest:
 
 
 def _stays_below(path: str) -> bool:
-    return bool(path) and not path.startswith("/") and ".." not in PurePosixPath(path).parts
+    parts = PurePosixPath(path).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and "\0" not in path and len(path) < 1000
 
 
 def _versions() -> dict[str, str]:

@@ -25,10 +25,15 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def loaded(auto: Any, weights: Weights, config: Any, pretrained: bool) -> PreTrainedModel:
     if not pretrained:
-        model: PreTrainedModel = auto.from_config(config)
+        model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
         return model
     loaded: PreTrainedModel = auto.from_pretrained(
-        weights.address, revision=weights.revision, config=config, use_safetensors=True, dtype=torch.float32
+        weights.address,
+        revision=weights.revision,
+        trust_remote_code=False,
+        config=config,
+        use_safetensors=True,
+        dtype=torch.float32,
     )
     return loaded
 

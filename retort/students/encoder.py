@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from retort.errors import ConfigError
-from retort.models.weights import Weights
+from retort.models.weights import Weights, loading_fault
 from retort.problems import Problem
 from retort.students.training_data import padded_with_mask
 
@@ -111,32 +111,39 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
         config = AutoConfig.from_pretrained(
             weights.address,
             revision=weights.revision,
+            trust_remote_code=False,
             num_labels=len(labels),
             id2label=labels,
             label2id={name: index for index, name in labels.items()},
         )
         use_fused_attention(config)
-        tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision)
+        tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision, trust_remote_code=False)
         architecture = _ARCHITECTURES[kind]
         if pretrained:
             model = architecture.from_pretrained(
-                weights.address, revision=weights.revision, config=config, use_safetensors=True, dtype=torch.float32
+                weights.address,
+                revision=weights.revision,
+                trust_remote_code=False,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
             )
         else:
-            model = architecture.from_config(config)
+            model = architecture.from_config(config, trust_remote_code=False)
     return Encoder(model, tokenizer, kind, _length_limit(config, max_length))
 
 
 def load_encoder(folder: Path, kind: str, max_length: int, classes: tuple[str, ...] | None = None) -> Encoder:
     """A trained student, from its saved folder. Classes are matched by name, should the problem's `classes` have
     changed since; those that the student does not know get a probability of 0."""
-    model = _ARCHITECTURES[kind].from_pretrained(folder, use_safetensors=True)
+    model = _ARCHITECTURES[kind].from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
     known = class_names(model)
     columns = None
     if classes is not None and classes != known:
         columns = tuple(known.index(name) if name in known else -1 for name in classes)
     limit = _length_limit(model.config, max_length)
-    return Encoder(model, AutoTokenizer.from_pretrained(folder), kind, limit, columns)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return Encoder(model, tokenizer, kind, limit, columns)
 
 
 def class_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -199,11 +206,14 @@ def _length_limit(config: Any, max_length: int) -> int:
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RecursionError, SafetensorError)
+"""What transformers raises for a model that it cannot load."""
+
+
 @contextlib.contextmanager
 def as_config_error(weights: Weights) -> Iterator[None]:
     """Turns transformers' errors on loading `weights` into a ConfigError of one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"student.model = '{weights.address}': cannot be loaded: {reason}") from None
+    except LOADING_ERRORS as error:
+        raise ConfigError(f"student.model = '{weights.address}': cannot be loaded: {loading_fault(error)}") from None

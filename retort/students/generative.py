@@ -356,8 +356,8 @@ def new_generative_student(
     Raises ConfigError if the weights cannot be loaded, are of another kind, or do not fit the tokenizer.
     """
     with as_config_error(weights):
-        model_config = AutoConfig.from_pretrained(weights.address, revision=weights.revision)
-        tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision)
+        model_config = AutoConfig.from_pretrained(weights.address, revision=weights.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision, trust_remote_code=False)
     check_architecture(config, model_config)
     form = config.form(has_classes=bool(problem.classes))
     classes = problem.classes if form == "classes" else ()
@@ -385,8 +385,9 @@ def load_generative_student(folder: Path, max_length: int, problem: Problem) -> 
     saved = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
     notes = Notes(**{**saved, "classes": tuple(saved["classes"])})
     auto = AutoModelForCausalLM if notes.kind == "causal" else AutoModelForSeq2SeqLM
-    model = auto.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    return GenerativeStudent(model, AutoTokenizer.from_pretrained(folder), problem, notes, max_length)
+    model = auto.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return GenerativeStudent(model, tokenizer, problem, notes, max_length)
 
 
 def _separator(tokenizer: PreTrainedTokenizerBase) -> list[int]:

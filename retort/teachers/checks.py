@@ -58,7 +58,9 @@ def check_same_tokenizer(
     from retort.teachers.vllm.engine.toplogprobs import tokenizer_identity
 
     try:
-        ours, theirs = (tokenizer_identity(AutoTokenizer.from_pretrained(folder)) for folder in folders)
+        ours, theirs = (
+            tokenizer_identity(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)) for folder in folders
+        )
     except (OSError, ValueError, KeyError):
         return  # the stage that loads it reports what is wrong with it
     if ours != theirs:
@@ -73,16 +75,18 @@ def check_endpoint(teacher: EndpointConfig) -> None:
     """Request the list of models, which costs nothing. A server without such a list passes."""
     import httpx
 
+    from retort.io import http
+
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else it logs the address, whose query may hold a key
     setting, url = f"teacher.url = '{teacher.url}'", address(teacher, "models")
     try:
-        response = httpx.get(str(url), headers=headers(teacher), timeout=PROBE_SECONDS)
+        response = http.get(str(url), headers=headers(teacher), timeout=PROBE_SECONDS)
         target = redirected(url, response.status_code, response.headers)
         if isinstance(target, URL):
-            response = httpx.get(str(target), headers=headers(teacher), timeout=PROBE_SECONDS)
+            response = http.get(str(target), headers=headers(teacher), timeout=PROBE_SECONDS)
         elif target is not None and response.headers["Location"].partition("?")[0].rstrip("/").endswith("/models"):
             raise ConfigError(f"{setting}: {target}")  # so the endpoint as a whole has moved
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.HTTPError as error:
         raise TeacherUnavailable(
             f"{setting}: cannot be reached ({type(error).__name__}); is the server running?"
         ) from None

@@ -12,6 +12,7 @@ import httpx
 
 from retort.config import TrackingConfig, expand
 from retort.errors import ConfigError, TrackingUnavailable
+from retort.io import http
 
 ANSWER_SECONDS = 5.0
 _SQLITE = "sqlite:///"
@@ -26,29 +27,38 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def without_secrets(uri: str) -> str:
-    """The address without user and password, for records and messages."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+_USER = re.compile(r"(?<=://)(?:[^/\s'\"]*|[^/\s:@'\"]*:(?!\d+/)[^\s'\"]*)@")
+"""User and password in front of a host; a password may hold slashes, which should have been escaped."""
+
+
+def without_secrets(text: str) -> str:
+    """An address, or an error's message with addresses, without users and passwords: for records and messages."""
+    return _USER.sub("", text)
 
 
 def check_reachable(uri: str) -> None:
-    """Make one short request, since MLflow's own retries take minutes. Raises TrackingUnavailable."""
+    """Make one short request, since MLflow's own retries take minutes. Raises TrackingUnavailable, or ConfigError if
+    the server does not let this user in."""
     if not is_server(uri):
         return
     try:
-        httpx.get(uri, timeout=ANSWER_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        response = http.get(uri, timeout=ANSWER_SECONDS, **_credentials())
+    except httpx.HTTPError as error:
         raise TrackingUnavailable(
             f"tracking.uri = '{without_secrets(uri)}' cannot be reached ({type(error).__name__}); start the MLflow "
             "server, or correct the address"
         ) from error
+    if response.status_code in (401, 403):
+        raise ConfigError(
+            f"tracking.uri = '{without_secrets(uri)}' refuses its login (HTTP status {response.status_code}): set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
 
 
 def get(uri: str, path: str, query: Mapping[str, str], seconds: float = ANSWER_SECONDS) -> httpx.Response:
-    """GET a path of MLflow's REST API, such as `runs/get`. `uri` must be expanded. Raises httpx.HTTPError or
-    httpx.InvalidURL."""
+    """GET a path of MLflow's REST API, such as `runs/get`. `uri` must be expanded. Raises httpx.HTTPError."""
     timeout = httpx.Timeout(seconds, connect=ANSWER_SECONDS)
-    return httpx.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=query, timeout=timeout, **_credentials())
+    return http.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=query, timeout=timeout, **_credentials())
 
 
 _ADDRESS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+|databricks(-uc)?(://.*)?|file:.+|[^:]+")

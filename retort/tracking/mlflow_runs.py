@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retort.errors import TrackingUnavailable
+from retort.errors import TrackingUnavailable, first_line
 from retort.tracking.address import check_reachable, database_file, is_server, without_secrets
 from retort.tracking.mlflow_model import write_model
 
@@ -55,7 +55,7 @@ def connected(uri: str) -> Iterator["MlflowClient"]:
     try:
         yield client
     except failures as error:
-        sentence = " ".join(str(error).split())[:300]
+        sentence = without_secrets(" ".join(str(error).split()))[:300]
         raise TrackingUnavailable(f"tracking.uri = '{without_secrets(uri)}' refuses: {sentence}") from error
 
 
@@ -203,8 +203,9 @@ def _client(uri: str) -> tuple["MlflowClient", tuple[type[Exception], ...]]:
     failures = (MlflowException, SQLAlchemyError, requests.RequestException)
     try:
         return MlflowClient(uri, registry_uri=uri), failures
-    except failures as error:
-        raise TrackingUnavailable(f"tracking.uri = '{without_secrets(uri)}' cannot be opened: {error}") from error
+    except (*failures, ImportError) as error:  # ImportError: a database's driver that is not installed
+        sentence = without_secrets(first_line(error))
+        raise TrackingUnavailable(f"tracking.uri = '{without_secrets(uri)}' cannot be opened: {sentence}") from error
 
 
 def _make_folder(folder: Path, uri: str) -> None:

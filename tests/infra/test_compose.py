@@ -1,5 +1,6 @@
 """compose.yaml: valid according to the Compose Specification, and safe and startable as it is."""
 
+import configparser
 import json
 import os
 import re
@@ -14,11 +15,21 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+
+
+def login() -> dict[str, str]:
+    """What MLflow's login is set to."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "infra" / "mlflow" / "basic_auth.ini", encoding="utf-8")
+    return dict(parser["mlflow"])
+
+
 DOCKER = ROOT / "docker"
 SOURCE = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load(SOURCE)
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "compose-spec.json").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+LOGIN = login()
 EXAMPLE = (DOCKER / ".env.example").read_text(encoding="utf-8")
 VARIABLES = re.compile(r"(?<!\$)\$\{(\w+)(:[?-])?([^}]*)\}")
 SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING")
@@ -142,6 +153,43 @@ def test_what_must_outlive_a_container_is_in_a_volume() -> None:
         if not volume.startswith("$")
     }
     assert used == set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("name", ["prefect", "mlflow", "s3"])
+def test_what_is_published_asks_for_a_password(name: str) -> None:
+    """And what asks has it: workers and set-up."""
+    environment = SERVICES[name]["environment"]
+    published = {name for name, service in SERVICES.items() if service.get("ports")}
+    assert published == {"prefect", "mlflow", "s3"}
+    clients = [service["environment"] for name, service in SERVICES.items() if name.startswith("worker-")]
+    match name:
+        case "prefect":
+            assert environment["PREFECT_SERVER_API_AUTH_STRING"].startswith("admin:${PREFECT_PASSWORD:?")
+            asks = [*clients, SERVICES["setup"]["environment"]]
+            assert all(one["PREFECT_API_AUTH_STRING"] == environment["PREFECT_SERVER_API_AUTH_STRING"] for one in asks)
+        case "mlflow":
+            assert "--app-name=basic-auth" in SERVICES[name]["command"]
+            assert environment["MLFLOW_AUTH_ADMIN_PASSWORD"].startswith("${MLFLOW_PASSWORD:?")
+            for one in clients:
+                assert one["MLFLOW_TRACKING_PASSWORD"] == environment["MLFLOW_AUTH_ADMIN_PASSWORD"]
+                assert one["MLFLOW_TRACKING_USERNAME"] == LOGIN["admin_username"]
+        case "s3":
+            assert environment["AWS_SECRET_ACCESS_KEY"].startswith("${AWS_SECRET_ACCESS_KEY:?")
+
+
+def test_mlflows_login_has_no_password_of_its_own_and_keeps_its_users() -> None:
+    assert "admin_password" not in LOGIN
+    mlflow = SERVICES["mlflow"]
+    volumes = dict(volume.split(":") for volume in mlflow["volumes"])
+    database = Path(LOGIN["database_uri"].removeprefix("sqlite:///"))
+    assert str(database.parent) in volumes.values()
+    assert mlflow["environment"]["MLFLOW_AUTH_CONFIG_PATH"] == "/opt/retort/infra/mlflow/basic_auth.ini"
+
+
+def test_no_command_line_holds_a_secret() -> None:
+    """Every user of a machine sees the others' command lines."""
+    commands = " ".join(str(service.get("command", "")) for service in SERVICES.values())
+    assert not re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|WEBHOOK", commands)
 
 
 def docker_compose() -> list[str] | None:

@@ -101,24 +101,47 @@ def test_every_copy_between_stages_names_one() -> None:
     assert set(names) <= set(STAGES)
 
 
-def test_packages_are_pinned_by_the_lock() -> None:
-    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
-    runs = [rest for stage in STAGES.values() for step, rest in stage.steps if step == "RUN" and " install " in rest]
-    installs = [run.split("uv pip install")[1] for run in runs if "uv pip install" in run]
-    assert len(installs) == 3
-    for install in installs:
-        assert "--constraints requirements.lock" in install
-        free = re.split(r"--editable \S+", install)[1].split()
-        assert all("==" in name or name in locked for name in free), free
+def installs(stage: Stage) -> list[str]:
+    """The arguments of each `uv pip install`."""
+    runs = [rest for step, rest in stage.steps if step == "RUN" and "uv pip install" in rest]
+    return [part.split("uv pip install")[1].strip() for run in runs for part in run.split("&&") if "uv pip" in part]
 
 
-def test_cudas_libraries_are_pinned_where_torch_needs_them() -> None:
-    (install,) = [rest for step, rest in STAGES["environment-cuda"].steps if "uv pip install" in rest]
-    assert "--constraints cuda.lock" in install
-    assert "--torch-backend" not in install
-    pins = (ROOT / "docker" / "cuda.lock").read_text(encoding="utf-8").splitlines()[1:]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
-    assert {"triton", "nvidia-cublas", "nvidia-nccl-cu13"} <= {pin.split("==")[0] for pin in pins}
+INSTALLING = {stage.name: installs(stage) for stage in STAGES.values() if installs(stage)}
+
+
+def test_packages_are_installed_by_hash() -> None:
+    """But for torch's build for the CPU, which is none of PyPI's files, and Retort itself."""
+    assert set(INSTALLING) == {"environment-cpu", "environment-cuda", "environment-teacher"}
+    for name, (packages, *others) in INSTALLING.items():
+        lock = "cuda" if name == "environment-cuda" else "cpu"
+        assert packages == f"--require-hashes --no-deps --requirements {lock}.lock"
+        torch = [f"--torch-backend cpu --no-deps torch=={pins('requirements.lock')['torch']}"] if lock == "cpu" else []
+        assert others == [*torch, "--no-build-isolation --no-deps --editable ."]
+
+
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", ["cpu", "cuda"])
+def test_every_package_of_a_lock_has_hashes_and_the_version_that_is_tested(lock: str) -> None:
+    text = (ROOT / "docker" / f"{lock}.lock").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert len(entries) > 150
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    tested, locked = pins("requirements.lock"), pins(f"docker/{lock}.lock")
+    assert {name: version for name, version in locked.items() if tested.get(name, version) != version} == {}
+    for name in (
+        "hatchling",
+        "prefect",
+        "mlflow",
+        *(("boto3", "psycopg2-binary", "flask-wtf") if lock == "cpu" else ()),
+    ):
+        assert name in locked
+    cuda = {"torch", "triton", "nvidia-cublas", "nvidia-nccl-cu13"}
+    assert cuda & set(locked) == (cuda if lock == "cuda" else set())
 
 
 def test_versions_agree_with_the_locks_and_the_makefile() -> None:

@@ -1,16 +1,19 @@
 """Which events trigger the notifications of infra/setup_server.py, according to the Prefect server's own code."""
 
 import argparse
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import uuid4
 
 import pytest
 import yaml
-from prefect.events import SendNotification
+from prefect.events import CallWebhook, SendNotification
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.server.utilities.user_templates import render_user_template
 
 from infra import setup_server
 
@@ -72,3 +75,33 @@ def test_flows_are_those_of_the_projects_deployments(tmp_path: Path) -> None:
         "  - {name: untagged}\n"
     )
     assert setup_server.flow_names(tmp_path / "prefect.yaml") == ["new"]
+
+
+async def test_no_message_can_add_fields_to_what_the_webhook_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The payloads, rendered by the server's own code with an error message that would end the text."""
+    saved = AsyncMock(return_value=uuid4())
+    monkeypatch.setattr("prefect.blocks.webhook.Webhook.save", saved)
+    options = argparse.Namespace(webhook="http://127.0.0.1:9/", notify=None)
+    hostile = 'row "1", "channel": "#all", "x": "\\ {{ flow.name }} </script>\n'
+    (call,) = await setup_server.send_actions(options, "{{ flow.name }}: {{ flow_run.state.message }}", "{{ link }}")
+    assert isinstance(call, CallWebhook)
+    state = {"state": {"message": hostile}}
+    rendered = await render_user_template(
+        call.payload, {"flow": {"name": "mckd"}, "flow_run": state, "link": "http://127.0.0.1:9/1?a=1&b=2"}
+    )
+    link = "http://127.0.0.1:9/1?a=1&b=2"
+    assert json.loads(rendered) == {"text": f"mckd: {hostile} {link}", "link": link}
+
+
+def test_the_webhook_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its address, a secret, is not seen in the list of processes."""
+    told = []
+
+    async def set_up(options: argparse.Namespace) -> None:
+        told.append(options.webhook)
+
+    monkeypatch.setattr(setup_server, "set_up", set_up)
+    monkeypatch.setattr("sys.argv", ["setup_server.py"])
+    monkeypatch.setenv("RETORT_WEBHOOK", "https://example.com/hook")
+    setup_server.main()
+    assert told == ["https://example.com/hook"]

@@ -375,7 +375,7 @@ def test_pages_tell_the_verdict(refused: Report) -> None:
     )
     assert sentence in markdown
     assert f'<p class="verdict refused">{sentence}</p>' in html
-    assert "- Failed: The final student scores 57.1 slot F1 against the champion&#39;s 28.6 on 4 test rows" in markdown
+    assert "- Failed: The final student scores 57.1 slot F1 against the champion's 28.6 on 4 test rows" in markdown
     assert "| music \\| &lt;b&gt; | exact match | 50.0 [" in markdown
     assert "(a machine) | 2.5 ms | 5 ms |" in markdown
     assert "music | &lt;b&gt;" in html

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from retort.serving.scorer import MOST_BYTES, MOST_TEXTS
+from retort.serving.limits import MOST_BYTES
+from retort.serving.scorer import MOST_TEXTS
 from retort.serving.texts import MOST_CHARACTERS
 
 RETORT = str(Path(sys.executable).with_name("retort"))

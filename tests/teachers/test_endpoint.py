@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -19,6 +20,7 @@ from retort.errors import ConfigError
 from retort.problems import Constraint
 from retort.teachers.endpoint.chat import MissingLogprobs, parse_response, seed
 from retort.teachers.endpoint.client import open_endpoint
+from retort.teachers.endpoint.connection import redactor
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Rejection, Turn
 
@@ -363,6 +365,28 @@ def test_the_key_is_sent_and_appears_nowhere_else(
     assert not [line for line in shown if key in line and "key = " not in line]
     assert key not in caplog.text
     assert endpoint_server.headers[0]["Authorization"] == f"Bearer {key}"
+
+
+@pytest.mark.parametrize("sent", ["{}", "{slashed}", "{unicode}", "{quoted}"])
+def test_a_key_is_redacted_however_json_and_addresses_write_it(sent: str) -> None:
+    key = 'sk-"a/b+c\\d='
+    plain, quoted = json.dumps(key)[1:-1], quote(key, safe="")
+    unicode = "".join(f"\\u{ord(sign):04X}" for sign in key)
+    echo = sent.format(key, slashed=plain.replace("/", "\\/"), unicode=unicode, quoted=quoted)
+    told = redactor([key])(b'{"error": "the key ' + echo.encode() + b' is none"}')
+    assert json.loads(told) == {"error": "the key *** is none"}
+    assert redactor([])(b"as it was") == b"as it was"
+
+
+def test_a_placeholder_key_is_no_reason_to_change_an_answer(
+    endpoint_server: EndpointServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETORT_TEST_KEY", "EMPTY")
+    endpoint_server.reply = lambda body: "EMPTY"
+    assert texts(ask(endpoint_server, requests(1), api_key="${RETORT_TEST_KEY}")) == ["EMPTY"]
+    endpoint_server.fail(endpoint_server.error(400, "EMPTY is no key"))
+    (refusal,) = ask(endpoint_server, requests(1), api_key="${RETORT_TEST_KEY}")
+    assert "*** is no key" in repr(refusal)
 
 
 def test_a_key_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The synthetic run of the report's tests, projected into MLflow."""
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from retort.artifacts.reports import TRACKED
 from retort.config import ExecutionConfig, MckdConfig, TrackingConfig
-from retort.errors import TrackingUnavailable
+from retort.errors import ConfigError, TrackingUnavailable
 from retort.recipes.mckd.steps import track
 from retort.steps.context import StepContext
 from retort.store import StepOutput
@@ -219,6 +220,31 @@ def test_a_server_that_is_away_is_one_sentence_without_the_password() -> None:
         check_reachable(uri)
     assert "secret" not in str(caught.value)
     assert not is_current(uri, "known")
+
+
+def test_a_server_that_lets_nobody_in_is_told_before_a_run() -> None:
+    class Closed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("Authorization") == "Basic " + base64.b64encode(b"me:right").decode()
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on standard error."""
+
+    with HTTPServer(("127.0.0.1", 0), Closed) as http, pytest.MonkeyPatch.context() as patch:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{http.server_port}"
+        patch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22")
+        with pytest.raises(
+            ConfigError, match=r"refuses its login .HTTP status 401.: set MLFLOW_TRACKING_USER"
+        ) as caught:
+            check_reachable(uri)
+        assert "hunter22" not in str(caught.value)
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", "right")
+        check_reachable(uri)
+        http.shutdown()
 
 
 def test_a_file_that_is_no_database_is_one_sentence(tracking: Tracking, tmp_path: Path) -> None:

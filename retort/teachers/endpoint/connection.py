@@ -1,11 +1,12 @@
 """The HTTP connection to an endpoint: its address, its key, redirects, and the result of a single request."""
 
 import os
+import re
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 from yarl import URL
@@ -28,10 +29,14 @@ MIN_SECRET = 6
 RESERVED_FILES = 100
 """Open files that the rest of the process may need."""
 
+REAL_KEY_CHARACTERS = 16
+"""A shorter key is none of a vendor's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete HTTP response. Keys are redacted from it, even if the server repeats them."""
+    """A complete HTTP response. Keys are redacted from it, even if the server repeats them, in whatever way JSON writes
+    them. Of answers, only keys of a real key's length are: a placeholder such as EMPTY may be a label's word."""
 
     status: int
     raw: bytes
@@ -58,7 +63,9 @@ class Connection:
     or more concurrent requests than this process may have open files."""
 
     def __init__(self, config: EndpointConfig) -> None:
-        self._url, self._redact, self._config = address(config, "chat/completions"), _redactor(config), config
+        self._url, self._config = address(config, "chat/completions"), config
+        self._redact_refusal = redactor(_secrets(config, MIN_SECRET))
+        self._redact_answer = redactor(_secrets(config, REAL_KEY_CHARACTERS))
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit != resource.RLIM_INFINITY and config.concurrency + RESERVED_FILES > limit:
             raise ConfigError(
@@ -103,9 +110,10 @@ class Connection:
                 target = redirected(url, response.status, response.headers)
                 if target is None:
                     wait = retry_after(response.headers)
-                    return Response(response.status, self._redact(raw), wait)
+                    redact = self._redact_answer if response.status == 200 else self._redact_refusal
+                    return Response(response.status, redact(raw), wait)
             if isinstance(target, str):
-                return FailedAttempt("redirected", self._redact(target.encode()).decode())
+                return FailedAttempt("redirected", self._redact_refusal(target.encode()).decode())
             if response.status == 308:  # for good
                 self._url = target
             url = target
@@ -191,24 +199,37 @@ def _key(config: EndpointConfig) -> str | None:
     return key
 
 
-def _redactor(config: EndpointConfig) -> Callable[[bytes], bytes]:
-    """A function that redacts the API key, secret headers and secrets in the address from what a server says."""
-    query = address(config, "").query
-    secrets = [value for name, value in query.items() if is_secret_name(name)]
+def _secrets(config: EndpointConfig, least: int) -> set[str]:
+    """The API key, secret headers and secrets in the address, of `least` characters or more: what is shorter than any
+    secret could be a part of any text."""
+    secrets = [value for name, value in address(config, "").query.items() if is_secret_name(name)]
     secrets += [value for name, value in _header_values(config) if "${" in config.headers[name]]
     secrets += [key] if (key := _key(config)) else []
-    # A header may be more than its secret ("Bearer ..."), of which a server repeats the last part. What is shorter than
-    # any secret could be a part of any text.
-    parts = {
-        part.encode() for secret in secrets for part in (secret, secret.rpartition(" ")[2]) if len(part) >= MIN_SECRET
-    }
+    # A header may be more than its secret ("Bearer ..."), of which a server repeats the last part.
+    return {part for secret in secrets for part in (secret, secret.rpartition(" ")[2]) if len(part) >= least}
+
+
+def redactor(secrets: Collection[str]) -> Callable[[bytes], bytes]:
+    """A function that replaces secrets with *** in a server's response: as they are, with any of their characters
+    escaped as JSON allows, and as in an address."""
+    longest_first = sorted(secrets, key=len, reverse=True)
+    plain = [written.encode() for secret in longest_first for written in (secret, quote(secret, safe=""))]
+    escaped = [re.compile("".join(map(_written, secret)).encode()) for secret in longest_first]
 
     def redact(raw: bytes) -> bytes:
-        for part in sorted(parts, key=len, reverse=True):
-            raw = raw.replace(part, b"***")
+        for written in plain:
+            raw = raw.replace(written, b"***")
+        for pattern in escaped if b"\\" in raw else ():  # a pattern takes a hundred times as long
+            raw = pattern.sub(b"***", raw)
         return raw
 
     return redact
+
+
+def _written(sign: str) -> str:
+    r"""A pattern of the ways in which JSON may write an ASCII character: itself, `\/`, `\u002f`."""
+    digits = "".join(f"[{digit}{digit.upper()}]" for digit in f"{ord(sign):04x}")
+    return rf"(?:\\?{re.escape(sign)}|\\u{digits})"
 
 
 def _cause(error: OSError) -> str:

@@ -32,6 +32,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from retort.config.teachers import TransformersConfig
 from retort.errors import ConfigError
 from retort.models.device import choose_device
+from retort.models.weights import loading_fault
 from retort.teachers.huggingface.contexts import CachedModel, common_prefix
 from retort.teachers.huggingface.decoding import BatchRow, Generation, sample_seed
 from retort.teachers.requests import Completion, CompletionRequest, Rejection, Turn
@@ -63,9 +64,9 @@ def open_transformers(
     Raises ConfigError if there is no such model, it is not causal, or its chat template cannot be used.
     """
     with _as_config_error(config.model):
-        settings = AutoConfig.from_pretrained(address, revision=revision)
+        settings = AutoConfig.from_pretrained(address, revision=revision, trust_remote_code=False)
         _check_causal(config.model, settings)
-        tokenizer = AutoTokenizer.from_pretrained(address, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(address, revision=revision, trust_remote_code=False)
         model = _load(config, settings, address, revision)
         client = TransformersClient(config, model, tokenizer, batch_rows=max(1, config.batch_rows >> attempt))
     model.to(choose_device(device, "fp32", siblings=1).name).eval()  # type: ignore[arg-type]
@@ -79,10 +80,15 @@ def _load(config: TransformersConfig, settings: Any, address: str, revision: str
         own = {} if config.dtype == "auto" else {"dtype": dtype}
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same weights in every process
-            model = AutoModelForCausalLM.from_config(settings, **own)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **own)  # type: ignore[no-untyped-call]
     else:
         model = AutoModelForCausalLM.from_pretrained(
-            address, revision=revision, config=settings, use_safetensors=True, dtype=dtype
+            address,
+            revision=revision,
+            trust_remote_code=False,
+            config=settings,
+            use_safetensors=True,
+            dtype=dtype,
         )
     return model
 
@@ -106,9 +112,8 @@ def _check_causal(model: str, settings: Any) -> None:
 def _as_config_error(model: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ConfigError(f"teacher.model = '{model}': cannot be loaded: {reason}") from None
+    except (OSError, ValueError, KeyError, ImportError, RecursionError, SafetensorError) as error:
+        raise ConfigError(f"teacher.model = '{model}': cannot be loaded: {loading_fault(error)}") from None
 
 
 class TransformersClient:

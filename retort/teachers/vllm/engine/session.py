@@ -57,8 +57,8 @@ def _arguments(options: Mapping[str, Any]) -> Any:
     }
     if options["top_logprobs"]:
         given["max_logprobs"] = options["top_logprobs"]
-    if options["weights"] == "random":
-        given["load_format"] = "dummy"
+    # Without this, vLLM would take pickled weights where a model has no others.
+    given["load_format"] = "dummy" if options["weights"] == "random" else "safetensors"
     if options["device"] == "cpu":
         given["enforce_eager"] = True  # otherwise it compiles for a minute, and needs a compiler
         if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
@@ -66,6 +66,7 @@ def _arguments(options: Mapping[str, Any]) -> Any:
             given["kv_cache_memory_bytes"] = int(most * options["memory_share"])
     return EngineArgs(
         model=options["model"],
+        trust_remote_code=False,
         runner="generate",  # otherwise vLLM would also accept an encoder, for embeddings
         tokenizer_mode="hf",
         dtype=options["dtype"],
