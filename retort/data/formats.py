@@ -105,7 +105,7 @@ def _parquet_rows(file: DataFile) -> Iterator[PlacedRow]:
                     for row in batch.to_pylist():
                         number += 1
                         yield f"{file.name}, row {number}", row
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name, or a text
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # from the disk or the network; Arrow's own errors have no errno
             where = f"after row {number}" if number else "from the start"
