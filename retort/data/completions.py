@@ -48,7 +48,7 @@ def _outcome(where: str, raw: str) -> RecordedCompletion | BadLine:
     if example_id is None:
         return BadLine(where, raw, "no-custom-id", f"{where}: no 'custom_id' (Gemini: 'key') that is a string")
     try:
-        text, *rest = answer_of(line)
+        answer = answer_of(line)
     except NoAnswer as fault:
         return BadLine(where, raw, fault.reason, storable(f"{where}: {fault.detail}"), storable(example_id))
-    return RecordedCompletion(storable(example_id), storable(text), *rest)
+    return RecordedCompletion(storable(example_id), storable(answer.text), *answer[1:])

