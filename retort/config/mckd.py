@@ -146,7 +146,11 @@ class MckdConfig(RecipeConfig):
         if self.student.kind not in _STUDENTS[kind]:
             usable = " or ".join(_STUDENTS[kind])
             raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {usable}")
-        if isinstance(self.student, GenerativeConfig) and self.student.target == "classes" and not self.has_class_tokens:
+        if (
+            isinstance(self.student, GenerativeConfig)
+            and self.student.target == "classes"
+            and not self.has_class_tokens
+        ):
             what = "a free text has none" if kind == "text" else "a set of classes is no single one"
             raise ValueError(f"student.target 'classes': {what}; use text")
         self._check_writer()
@@ -212,11 +216,7 @@ class MckdConfig(RecipeConfig):
     def form(self) -> Literal["classes", "text"]:
         """Whether the student gives probabilities of classes, or writes text."""
         student = self.student
-        return (
-            student.form(has_classes=self.has_class_tokens)
-            if isinstance(student, GenerativeConfig)
-            else "classes"
-        )
+        return student.form(has_classes=self.has_class_tokens) if isinstance(student, GenerativeConfig) else "classes"
 
     @property
     def has_class_tokens(self) -> bool:

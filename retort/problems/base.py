@@ -1,7 +1,8 @@
 """The interface of problems. Only a problem looks inside a label."""
 
 import json
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
+from retort.errors import ConfigError
 from retort.records.base import Label, ParseFailure
 
 Floats = NDArray[np.float64]
@@ -155,6 +157,36 @@ def lark_text(text: str) -> str:
 def lark_rules(rules: Mapping[str, Sequence[str]]) -> str:
     """A Lark grammar, from the alternatives of each rule."""
     return "\n".join(f"{name}: {' | '.join(alternatives)}" for name, alternatives in rules.items())
+
+
+def check_apart(field: str, names: Iterable[str], key: Callable[[str], str], difference: str) -> None:
+    """Raises ConfigError naming the first two of `names` that have the same `key`: they must differ in more than
+    `difference`."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(key(name), name)
+        if other != name:
+            raise ConfigError(f"{field}: '{other}' and '{name}' must differ in more than {difference}")
+
+
+def looks(name: str) -> str:
+    """The name as one sees it: in one of the ways in which Unicode writes it, with single spaces inside."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def needs_quotes(names: Sequence[str]) -> bool:
+    """Whether a name would not be told from two in a list, or from another with spaces around it."""
+    return any(set(name) & set(',"') or name != name.strip() or len(name.splitlines()) > 1 for name in names)
+
+
+def quoted(name: str) -> str:
+    """The name in double quotes, as JSON writes it."""
+    return json.dumps(name, ensure_ascii=False)
+
+
+def unspaced(names: Sequence[str]) -> str:
+    """Names without white space for a teacher, separated by commas, or by spaces if one of them holds a comma."""
+    return (" " if any("," in name for name in names) else ", ").join(names)
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

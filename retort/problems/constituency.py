@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, listed, ratio
+from retort.problems.base import Constraint, Floats, Mended, check_apart, listed, looks, ratio, unspaced
 from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.tree_grammars import TreeForm, any_tree, bounded_openings, bounded_tree
 from retort.problems.tree_mending import mended_tree
@@ -39,6 +39,7 @@ from retort.problems.trees import (
     tree_of,
     unescaped,
     unlabeled,
+    without_function,
     write_tree,
     write_unlabeled,
 )
@@ -61,6 +62,12 @@ class Constituency:
         for name in given:
             if not all(_NAME.fullmatch(part) for part in name.split(CHAIN)):
                 raise ConfigError(f"problem.labels: '{name}' is no phrase label; allowed: NP, or a unary chain as S+VP")
+        check_apart(
+            "problem.labels",
+            (part for name in given for part in name.split(CHAIN)),
+            lambda name: looks(without_function(name)),
+            "function tags (NP-SBJ) and how Unicode writes a letter",
+        )
         self._has_labels, self._has_tags = config.form == "labelled", config.tags
         self._labels = tuple(sorted({part for name in given for part in name.split(CHAIN)}))
         nodes = tuple(sorted({*given, *self._labels}))
@@ -95,7 +102,7 @@ class Constituency:
 
     @property
     def schema(self) -> str:
-        return ", ".join(self._labels)
+        return unspaced(self._labels)
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. A blank field means no label."""

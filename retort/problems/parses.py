@@ -38,7 +38,7 @@ def read_brackets(completion: str) -> Parse:
             raise Unparsable("nested-brackets", f"'{shortened(tokens[end])}' opens inside slot '{shortened(name)}'.")
         if not words:
             raise Unparsable("empty-slot", f"Slot '{shortened(name)}' holds no words.")
-        slots.append((name, words))
+        slots.append((name, [unescaped(word) for word in words]))
         at = end + 1
     _check_end(tokens[at:])
     return Parse(tokens[0][4:].upper(), slots)
@@ -60,6 +60,16 @@ def _check_end(rest: Sequence[str]) -> None:
 
 def _opens(token: str, bracket: str) -> bool:
     return len(token) > len(bracket) and token[:4].upper() == bracket
+
+
+def escaped(word: str) -> str:
+    """The word as it is written in a slot: with a backslash if it looks like a bracket, or like one so written."""
+    return f"\\{word}" if is_bracket(word.lstrip("\\")) else word
+
+
+def unescaped(word: str) -> str:
+    """The word of the request that `escaped` wrote so."""
+    return word[1:] if word[:1] == "\\" and is_bracket(word.lstrip("\\")) else word
 
 
 def is_bracket(token: str) -> bool:

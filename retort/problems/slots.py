@@ -2,13 +2,14 @@
 
 A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each word
 of `text.split()`. Spans follow CoNLL: I-x after O or after another type opens a span; labels write it as B-x. Teachers
-write the decoupled bracketed parse of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`.
+write the decoupled bracketed parse of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`, where a word that looks like a
+bracket has a backslash before it.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +18,20 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, gbnf_text, lark_rules, lark_text, listed, ratio
-from retort.problems.parses import Unparsable, align, is_bracket, read_brackets, shortened
+from retort.problems.base import (
+    Constraint,
+    Floats,
+    Mended,
+    check_apart,
+    gbnf_text,
+    lark_rules,
+    lark_text,
+    listed,
+    looks,
+    ratio,
+    unspaced,
+)
+from retort.problems.parses import Unparsable, align, escaped, is_bracket, read_brackets, shortened
 from retort.records.base import Label, ParseFailure
 
 Span = tuple[str, int, int]
@@ -39,6 +52,9 @@ class Slots:
     def __init__(self, intents: Mapping[str, Sequence[str]]) -> None:
         if not intents:
             raise ConfigError("problem.intents names no intent")
+        _check_spelling("problem.intents", intents, are_intents=True)
+        slots = (name for names in intents.values() for name in names)
+        _check_spelling("problem.intents", slots, are_intents=False)
         self._slots: dict[str, tuple[str, ...]] = {}
         for intent, names in sorted(intents.items()):
             self._slots[intent_name(intent)] = tuple(sorted({slot_name(name) for name in names}))
@@ -68,7 +84,7 @@ class Slots:
     @property
     def schema(self) -> str:
         """One line per intent, with its slots."""
-        return "\n".join(f"{intent}: {', '.join(slots)}" for intent, slots in self._slots.items())
+        return "\n".join(f"{intent}: {unspaced(slots)}" for intent, slots in self._slots.items())
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Tags and intent take precedence over a parse; blank fields mean no label."""
@@ -102,7 +118,7 @@ class Slots:
     def render(self, text: str, label: Label) -> str:
         intent, tags = decode(label)
         words = text.split()
-        slots = [f"[SL:{name} {' '.join(words[start:end])} ] " for name, start, end in spans(tags)]
+        slots = [f"[SL:{name} {' '.join(map(escaped, words[start:end]))} ] " for name, start, end in spans(tags)]
         return f"[IN:{intent} {''.join(slots)}]"
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
@@ -147,7 +163,7 @@ class Slots:
             rules.append("span ::= " + " | ".join(f"w{number}" for number in range(len(words))))
         for number, word in enumerate(words):
             rest = f" w{number + 1}?" if number + 1 < len(words) else ""
-            rules.append(f"w{number} ::= {gbnf_text(f'{word} ')}{rest}")
+            rules.append(f"w{number} ::= {gbnf_text(f'{escaped(word)} ')}{rest}")
         return Constraint(grammar="\n".join(rules) + "\n")
 
     def grammar(self, text: str) -> str:
@@ -156,14 +172,14 @@ class Slots:
 
         The rules count the words passed so far in the lower 16 bits of their parameter; the bits above are the intent.
         """
-        copied = [(number, word) for number, word in enumerate(text.split()) if not is_bracket(word)]
-        end = copied[-1][0] + 1 if copied else 0
+        words = [escaped(word) for word in text.split()]
+        end = len(words)
         intents, slots, span = [], ['"]"'], []
         for number, intent in enumerate(self._intents):
             intents.append(f"{lark_text(f'[IN:{intent} ')} slots::{number << 16}")
             if names := " | ".join(lark_text(f"[SL:{name} ") for name in self._slots[intent]):
                 slots.append(f"({names}) start_of_span::_ %if and(eq([16:64], {number}), lt([0:16], {end}))")
-        for number, word in copied:
+        for number, word in enumerate(words):
             span.append(f"{lark_text(f'{word} ')} rest_of_span::incr([0:16]) %if eq([0:16], {number})")
         rules = {
             "label": intents,
@@ -247,9 +263,11 @@ class Slots:
 def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> dict[str, list[str]]:
     """The slots of each intent that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is none.
+    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is none; ConfigError
+    if two names would become one.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
+    written: defaultdict[tuple[bool, bool], list[str]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
         try:
             if row.get(columns.tags):
@@ -260,10 +278,32 @@ def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> 
                 found[parse.intent].update(name for name, _ in parse.slots)
         except (DataError, Unparsable) as error:
             raise DataError(f"labeled row {number}: {error}") from None
+        for kind, name in _written(row, columns):
+            written[kind].append(name)
+    for (_, are_intents), names in written.items():
+        _check_spelling("data.labeled", names, are_intents=are_intents)
     if not found:
         fields = f"'{columns.tags}', '{columns.label}' and '{TARGET}'"
         raise DataError(f"no labeled row has a label (looked in {fields}); see data.columns, or give problem.intents")
     return {intent: sorted(names) for intent, names in sorted(found.items())}
+
+
+def _written(row: Mapping[str, Any], columns: ColumnsConfig) -> Iterator[tuple[tuple[bool, bool], str]]:
+    """The names in a raw row, each after (whether it is of a parse, whether it is an intent): a parse may spell a name
+    otherwise than tags do."""
+    if tags := row.get(columns.tags):
+        yield (False, True), str(row.get(columns.intent))
+        yield from (((False, False), str(tag)[2:]) for tag in (tags.split() if isinstance(tags, str) else tags))
+    else:
+        opened = [token for token in _brackets(row, columns).split() if is_bracket(token) and token != "]"]
+        yield from (((True, place == 0), token[4:]) for place, token in enumerate(opened))
+
+
+def _check_spelling(field: str, names: Iterable[str], *, are_intents: bool) -> None:
+    """Raises ConfigError for two names that become one."""
+    canonical, camel = (intent_name, "camel case, ") if are_intents else (slot_name, "")
+    difference = f"{camel}case, white space, hyphens, underscores and how Unicode writes a letter"
+    check_apart(field, names, lambda name: canonical(looks(name)), difference)
 
 
 def intent_name(name: str) -> str:

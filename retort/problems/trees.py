@@ -72,6 +72,11 @@ def unescaped(word: str) -> str:
     return word.replace("-LRB-", "(").replace("-RRB-", ")")
 
 
+def without_function(label: str) -> str:
+    """NP-SBJ -> NP"""
+    return _FUNCTION.sub("", label)
+
+
 def read_tree(text: str, is_tag: Callable[[str], bool]) -> Tree:
     """Reads brackets with a label after each opening one: `(S (NP The cat) (VP sat))`. Function tags are removed
     (NP-SBJ -> NP), and so is a bracket around the whole sentence that has no phrase label.
@@ -128,7 +133,7 @@ def _whole(words: list[str], found: list[tuple[str, int, int]], tags: dict[int, 
         found = found[1:]
     if len(words) > 1 and (not found or found[0][1:] != (0, len(words))):
         raise Unreadable("no-tree", f"No bracket holds all words, from '{words[0][:80]}' on.")
-    spans = tuple(Span(_FUNCTION.sub("", label) or _ROOTS[0], start, end) for label, start, end in found)
+    spans = tuple(Span(without_function(label) or _ROOTS[0], start, end) for label, start, end in found)
     known = tuple(tags[place] for place in range(len(words))) if len(tags) == len(words) else None
     return Tree(tuple(words), spans, known)
 
