@@ -15,11 +15,13 @@ class ColumnsConfig(Settings):
     text: Text = "text"
     """The text to label."""
     label: Text = "label"
-    """The gold label: a class name, a text, a constituency tree, or for slots the bracketed parse."""
+    """The gold label: a class name, a list of class names, a text, a constituency tree, for slots the bracketed parse,
+    or for entities a list of spans, {"start": 0, "end": 6, "label": "PERSON"}, that count characters."""
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"
-    """Slots only: one BIO tag per word, separated by spaces or as a list; takes precedence over `label`."""
+    """Slots and entities only: one BIO tag per word, separated by spaces or as a list; takes precedence over
+    `label`."""
 
 
 class HubConfig(Settings):

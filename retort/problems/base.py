@@ -40,14 +40,21 @@ class Mended(NamedTuple):
 class Problem(Protocol):
     """Labels as text, as units with classes, and as statistics.
 
-    A *unit* is what a student classifies: the whole text for classification; for slots the request's intent (unit 0)
-    and each word (units 1 ..); for constituency three kinds of units, of words and of the gaps between them; free text
-    has none. Every unit has one of `classes`; probabilities are `(units, classes)`.
+    A *unit* is what a student classifies: the whole text for classification; for multi-label each class, which is there
+    or not; for slots the request's intent (unit 0) and each word (units 1 ..); for entities each word; for constituency
+    three kinds of units, of words and of the gaps between them; free text has none. Every unit has one of `classes`;
+    probabilities are `(units, classes)`.
     """
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of all classes. Probabilities of different artifacts are matched by name, never by position."""
+        ...
+
+    @property
+    def sigmoids(self) -> tuple[str, ...]:
+        """Names of the units where each is decided by itself, by one output of an encoder's head; `classes` are then no
+        and yes. Empty for all other problems, whose heads have an output for each of `classes`."""
         ...
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
@@ -132,7 +139,8 @@ class Problem(Protocol):
         ...
 
     def parts(self, label: Label) -> list[str]:
-        """Names of the label's parts for error tables: the class; for slots the intent and each span with its words."""
+        """Names of the label's parts for error tables: the class or classes; for slots the intent and each span with
+        its words."""
         ...
 
 

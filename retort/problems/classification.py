@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Classification:
     @property
     def classes(self) -> tuple[str, ...]:
         return self._classes
+
+    @property
+    def sigmoids(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def instruction(self) -> str:
@@ -176,10 +180,15 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
             f"the labeled rows hold {len(names)} different classes in the field '{columns.label}', at least 2 are "
             "needed; see data.columns.label, or list them in problem.labels"
         )
-    if all(_is_number(name) for name in names):
-        return sorted(names, key=lambda name: (float(name), name))
-    if ordered:
+    if ordered and not all(map(_is_number, names)):
         raise ConfigError("problem.labels must list the classes from low to high, since problem.ordered is true")
+    return in_order(names)
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Sorted as numbers if all are numbers, else as text."""
+    if all(map(_is_number, names)):
+        return sorted(names, key=lambda name: (float(name), name))
     return sorted(names)
 
 

@@ -87,6 +87,10 @@ class Constituency:
         )
 
     @property
+    def sigmoids(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def instruction(self) -> str:
         if not self._has_labels:
             return (

@@ -45,6 +45,10 @@ class FreeText:
         return ()
 
     @property
+    def sigmoids(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def instruction(self) -> str:
         if self._json_schema is None:
             return "Answer each text as the examples show, with the answer and nothing else."

@@ -36,4 +36,4 @@ def load_student(folder: Path, kind: str, max_length: int, problem: Problem) -> 
         case "seq2seq" | "causal":
             return load_generative_student(folder, max_length, problem)
         case _:
-            return Classifier(load_encoder(folder, kind, max_length, problem.classes), problem)
+            return Classifier(load_encoder(folder, kind, max_length, problem), problem)
