@@ -193,7 +193,7 @@ class Slots:
         end = len(words)
         intents, slots, span = [], ['"]"'], []
         for number, intent in enumerate(self._intents):
-            intents.append(f"{lark_text(f'[IN:{intent} ')} slots::{number << 16}")
+            intents.append(f"{lark_text(f'{notation.frame}{intent} ')} slots::{number << 16}")
             if names := " | ".join(lark_text(f"{notation.slot}{name} ") for name in self._slots[intent]):
                 slots.append(f"({names}) start_of_span::_ %if and(eq([16:64], {number}), lt([0:16], {end}))")
         for number, word in enumerate(words):
@@ -237,7 +237,8 @@ class Slots:
             wanted = f"{num_words} words" + " and the intent" * num_heads
             raise ValueError(f"{len(probabilities)} units of probabilities for {wanted}")
         num_tags = len(self._tags)
-        heads, tags = probabilities[:num_heads, num_tags:], probabilities[num_heads:, :num_tags]
+        heads = probabilities[:num_heads, num_tags:].reshape(num_heads, len(self._intents))
+        tags = probabilities[num_heads:, :num_tags]
         best_tags = (tags[:, None, :] * self._tags_of_intent).argmax(axis=2)  # (words, intents)
         chosen = np.concatenate([heads, np.take_along_axis(tags, best_tags, axis=1)])  # (units, intents)
         total = np.append(heads.sum(axis=1), tags.sum(axis=1))[:, None]
