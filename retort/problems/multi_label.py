@@ -7,7 +7,7 @@ the probability of each.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,10 +100,18 @@ class MultiLabel:
 
     def constraint(self, text: str) -> Constraint:
         """See `Problem.constraint`. The names are in the order of the prompt, so none is written twice."""
+        return self._constraint
+
+    @cached_property
+    def _constraint(self) -> Constraint:
         rules = self._rules(gbnf_text)
         return Constraint(grammar="".join(f"{name} ::= {' | '.join(rule)}\n" for name, rule in rules.items()))
 
     def grammar(self, text: str) -> str:
+        return self._grammar
+
+    @cached_property
+    def _grammar(self) -> str:
         rules = self._rules(lark_text)
         return lark_rules({"label": rules.pop("root"), **rules})
 

@@ -48,12 +48,13 @@ def config(folder: Path, label_of: Callable[[str], Any], **settings: Any) -> dic
     }
 
 
-def made(values: dict[str, Any], stage: str) -> Path:
-    """The folder of what a stage of the run made."""
+def made(values: dict[str, Any], stage: str) -> tuple[str, Path]:
+    """The address and the local folder of what a stage of the run made."""
     store = open_store(MckdConfig.model_validate(values).store)
     manifest = store.latest("desk", stage)
     assert manifest is not None
-    return store.fetch(store.ref(manifest))
+    ref = store.ref(manifest)
+    return ref.uri, store.fetch(ref)
 
 
 def teacher(endpoint_server: Any, **settings: Any) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def test_sets_of_classes_from_the_endpoint_to_the_answers(
         student={
             "kind": "sequence-classification",
             "model": str(tiny_encoder),
-            "training": {**TRAINING, "epochs": 12, "learning_rate": 5e-3},
+            "training": {**TRAINING, "epochs": 40, "learning_rate": 5e-3},
         },
         # Each row gets two labels, which are merged by their mean probabilities.
         method={
@@ -92,7 +93,7 @@ def test_sets_of_classes_from_the_endpoint_to_the_answers(
     assert {name: score.value for name, score in teacher_row.scores.items()} == dict.fromkeys(
         ("micro_f1", "macro_f1", "jaccard", "exact_match"), 1.0
     )
-    merged = list(read_rows(made(values, "stage1/pseudolabels") / "rows.parquet"))
+    merged = list(read_rows(made(values, "stage1/pseudolabels")[1] / "rows.parquet"))
     assert {row["labeler"].count("+") for row in merged} == {1}
     for row in merged:
         present = [
@@ -101,11 +102,11 @@ def test_sets_of_classes_from_the_endpoint_to_the_answers(
         assert json.loads(row["label"]) == [name for name, there in zip(sorted(WORDS), present, strict=True) if there]
     assert summary.final.scores["micro_f1"].value > 0.6
     assert summary.final.scores["micro_f1"].n == 16
-    code, out, _ = command(
-        "predict", made(values, "final/student"), tmp_path / "sets" / "test.jsonl", "--probabilities"
+    code, out, err = command(
+        "predict", made(values, "final/student")[0], tmp_path / "sets" / "test.jsonl", "--probabilities"
     )
+    assert code == 0, err
     first = json.loads(out.splitlines()[0])
-    assert code == 0
     assert first["labels"] == json.loads(first["label"])
     assert first["labels"] == [name for name, share in first["probabilities"].items() if share > 0.5]
 
@@ -124,7 +125,7 @@ def test_entities_from_the_endpoint_to_the_answers(
         spans_of,
         problem={"kind": "entities"},
         teacher=teacher(endpoint_server),
-        student={"kind": "token-classification", "model": str(tiny_encoder), "training": {**TRAINING, "epochs": 12}},
+        student={"kind": "token-classification", "model": str(tiny_encoder), "training": {**TRAINING, "epochs": 40}},
         method={"stages": 2, "partitions": 2, "selection": {"kind": "always"}, "fine_tuning": {"kind": "never"}},
     )
     summary = run_here(values).summary
@@ -133,8 +134,8 @@ def test_entities_from_the_endpoint_to_the_answers(
     teacher_row = next(row for row in summary.systems if row.name == "teacher")
     assert {name: score.value for name, score in teacher_row.scores.items()} == {"entity_f1": 1.0, "exact_match": 1.0}
     assert summary.final.scores["entity_f1"].value > 0.6
-    code, out, _ = command("predict", made(values, "final/student"), tmp_path / "entities" / "test.jsonl")
+    code, out, err = command("predict", made(values, "final/student")[0], tmp_path / "entities" / "test.jsonl")
+    assert code == 0, err
     answers = [json.loads(line) for line in out.splitlines()]
-    assert code == 0
     assert {"name": "TOPIC", "text": "weather", "start": 0, "end": 1} in answers[8]["entities"]
     assert answers[0]["entities"] == []
