@@ -12,12 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, jaccard_score
 
-from retort.config import ColumnsConfig, Metric, MultiLabelConfig
+from retort.config import ColumnsConfig, MckdConfig, Metric, MultiLabelConfig
+from retort.config.gate import GateConfig
 from retort.errors import ConfigError, DataError
 from retort.problems import infer_schema, problem_for
 from retort.problems.multi_label import MultiLabel
 from retort.records.base import ParseFailure
+from retort.report.mckd.mistakes import NOTHING, error_tables
+from retort.serving.answers import answer, answer_schema
+from retort.steps.gate import check_slices
+from retort.students.base import decided
 from retort.teachers.salvage import parse_completion
+from retort.teachers.voting import learn_weights, merge_votes
 
 COLUMNS = ColumnsConfig()
 NAMES = ["joy", "joyful", "yes, but", 'a "b"\n', "é"]
@@ -204,3 +210,66 @@ def test_the_schema_is_read_off_labeled_rows() -> None:
         problem_for(config)
     with pytest.raises(ConfigError, match="'Joy' and 'joy' must differ"):
         MultiLabel(["Joy", "joy"], ",")
+
+
+def test_a_student_that_writes_writes_the_list() -> None:
+    values: dict[str, Any] = {
+        "name": "desk",
+        "problem": {"kind": "multi-label"},
+        "data": {"labeled": "a", "unlabeled": "b", "test": "c"},
+        "teacher": {"kind": "recorded", "completions": "d"},
+        "student": {"kind": "seq2seq", "model": "e"},
+        "store": {"root": "f"},
+    }
+    config = MckdConfig.model_validate(values)
+    assert (config.form, config.cross_labels) == ("text", "hard")
+    encoder = MckdConfig.model_validate({**values, "student": {"kind": "sequence-classification", "model": "e"}})
+    assert (encoder.form, encoder.cross_labels) == ("classes", "soft")
+    with pytest.raises(ValueError, match=r"student\.target 'classes': a set of classes is no single one; use text"):
+        MckdConfig.model_validate({**values, "student": {**values["student"], "target": "classes"}})
+    with pytest.raises(ValueError, match="'accuracy' does not measure 'multi-label'; allowed: micro_f1, macro_f1"):
+        MckdConfig.model_validate({**values, "evaluation": {"metrics": ["accuracy"]}})
+
+
+def test_teachers_vote_on_each_class() -> None:
+    texts, golds = ["a", "b", "c"], [label(["joy"]), label([]), label(["fear", "joy"])]
+    sure, unsure = [*golds], [label(["anger"]), label(["anger"]), None]
+    members = learn_weights(THREE, texts, golds, [sure, unsure])
+    assert members.accuracies.tolist() == pytest.approx([1.0, 0.5])
+    assert merge_votes(THREE, "", [label(["joy"]), label(["joy", "fear"]), None], [1.0, 0.5, 1.0]) == (
+        label(["joy"]),
+        pytest.approx((2 / 3) ** (1 / 3)),
+    )
+
+
+def test_mistakes_slices_and_answers_are_of_each_class() -> None:
+    config = MultiLabelConfig(kind="multi-label", labels=EMOTIONS)
+    pairs: list[tuple[list[str], list[str] | None]] = [
+        (["joy"], ["fear"]),
+        (["joy", "fear"], ["joy"]),
+        (["fear"], None),
+    ]
+    rows = [
+        {"text": str(at), "gold": label(gold), "predicted": None if found is None else label(found)}
+        for at, (gold, found) in enumerate(pairs)
+    ]
+    (table,) = error_tables(config, THREE, rows)
+    assert [(one.name, one.support, one.predicted, one.recall) for one in table.names] == [
+        ("fear", 2, 1, 0.0),
+        ("joy", 2, 1, 0.5),
+    ]
+    assert {(one.gold, one.predicted): one.count for one in table.confusions} == {
+        ("joy", "fear"): 1,
+        ("fear", NOTHING): 2,
+    }
+    check_slices(config, GateConfig.model_validate({"slices": [{"name": "s", "label": "joy", "floor": 0.5}]}))
+    with pytest.raises(ConfigError, match="no such class; allowed: anger, fear, joy"):
+        check_slices(config, GateConfig.model_validate({"slices": [{"name": "s", "label": "rage", "floor": 0.5}]}))
+    prediction = decided(THREE, "", np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]], dtype=np.float32))
+    assert answer(THREE, "", prediction, probabilities=True) == {
+        "label": '["fear", "joy"]',
+        "confidence": pytest.approx((0.9 * 0.7 * 0.8) ** (1 / 3)),
+        "labels": ["fear", "joy"],
+        "probabilities": {"anger": 0.1, "fear": 0.7, "joy": 0.8},
+    }
+    assert answer_schema(THREE, probabilities=True).field("probabilities").type.num_fields == 3
