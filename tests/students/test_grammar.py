@@ -228,3 +228,15 @@ def notes_of(student: GenerativeStudent) -> list[str]:
     notes: list[str] = []
     list(student.predict(TEXTS, device=CPU, total=4, progress=lambda done, total, note: notes.append(note)))
     return notes
+
+
+def test_a_student_learns_to_write_sets(build: Build) -> None:
+    student = build("causal", SETS)
+    rows = [
+        TrainingRow(text, label)
+        for text, label in zip(TEXTS, ['["great"]', "[]", "[]", '["great", "greater"]'], strict=True)
+    ]
+    training = TrainingConfig(epochs=60, learning_rate=1e-2, batch_tokens=64, precision="fp32")
+    student.train(rows, training, seed=0, device=CPU)
+    found = list(student.predict(TEXTS, device=CPU, total=len(TEXTS)))
+    assert [one.label for one in found] == [row.label for row in rows]  # type: ignore[union-attr]
