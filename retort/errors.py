@@ -4,6 +4,7 @@ RetortError                  exit 1: a valid command failed
 ├── UserError                exit 2: one sentence that says what is wrong, where, and what is allowed; never retried
 │   ├── ConfigError          the YAML file or an override
 │   └── DataError            a data file, a completion file, a label
+│       └── RowFault         one row; a row of the pool is set aside instead
 ├── StoreError               exit 1: object storage
 │   ├── StoreUnavailable     refuses or unreachable; may recover, so it is retried
 │   └── DamagedArtifact      a file's size or digest differs from the manifest
@@ -40,6 +41,15 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data file cannot be read, or its content is invalid."""
+
+
+class RowFault(DataError):
+    """One row of a data file cannot be used."""
+
+    def __init__(self, told: str, reason: str = "unreadable", raw: str = "") -> None:
+        """`reason` is a short code to count; `raw` is what can be shown of a value that cannot be read."""
+        super().__init__(told)
+        self.reason, self.raw = reason, raw
 
 
 class StoreError(RetortError):

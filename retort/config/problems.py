@@ -55,6 +55,9 @@ class ConstituencyConfig(Settings):
     tags: bool = True
     """Whether each word in the data's trees has a part-of-speech tag, (NN cat). If False, words are bare, and
     punctuation is recognized by its form."""
+    function_tags: Annotated[bool, Field(exclude_if=lambda kept: not kept)] = False
+    """Whether labels keep their function tags: NP-SBJ, and not NP. Indices (NP-1, NP=2) and traces are always left out,
+    since the text does not hold what they point to."""
     max_change: Annotated[int, Field(ge=1, le=256)] = 24
     """Maximum number of constituents that begin or end between two adjacent words in a tagging student's trees, where a
     unary chain counts once; the excess is cut. CRAFT has up to 22."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator, model_validator
 
 from retort.config.base import Address, Metric, Name, Retired, RetiredFields, Settings, Text
-from retort.config.data import ColumnsConfig, HubConfig, Source
+from retort.config.data import MAX_BAD_SHARE, ColumnsConfig, HubConfig, MaxBadShare, Source
 from retort.config.gate import GateConfig
 from retort.config.infrastructure import RecipeConfig
 from retort.config.problems import ClassificationConfig
@@ -99,6 +99,9 @@ class AnswersConfig(Settings):
     """Column names, the same in all sources."""
     limit: Annotated[int, Field(ge=10)] | None = None
     """Use only this many training rows (the first in the order of hashed ids), to try things out."""
+    max_bad_share: MaxBadShare = MAX_BAD_SHARE
+    """Largest share of the pool's rows that may be unusable. They are set aside and counted; with more, the run stops
+    before anything is spent. A bad row of any other source always stops it."""
 
     @field_validator("tests")
     @classmethod

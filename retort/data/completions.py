@@ -1,12 +1,12 @@
-"""A teacher's completions in the OpenAI batch output format: one JSON object per line, matched on `custom_id`."""
+"""A teacher's completions in a vendor's batch output format: one JSON object per line, matched on `custom_id`."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from retort.data.answers import NoAnswer, answer_of, request_id_of
 from retort.data.files import data_files
 from retort.data.lines import json_fault, lines_of, place
+from retort.io.strict_json import KeyTwice, json_value
 from retort.records.base import RecordedCompletion
 
 
@@ -17,7 +17,8 @@ class BadLine:
     place: str
     raw: str
     reason: str
-    """`not-json`, `no-custom-id`, `http-<status>`, `error`, `no-choices`."""
+    """`not-json`, `key-twice`, `no-custom-id`, `http-<status>`, `error`, `no-choices`, `refused`,
+    `a-request`."""
     detail: str
     """One human-readable sentence."""
     example_id: str | None = None
@@ -37,62 +38,17 @@ def read_completions(path: str, endpoint_url: str | None = None) -> Iterator[Rec
 
 def _outcome(where: str, raw: str) -> RecordedCompletion | BadLine:
     try:
-        line = json.loads(raw)
+        line = json_value(raw)
     except (ValueError, RecursionError) as error:
-        return BadLine(where, raw, "not-json", f"{where}: {json_fault(error)}")
+        reason = "key-twice" if isinstance(error, KeyTwice) else "not-json"
+        return BadLine(where, raw, reason, f"{where}: {json_fault(error)}")
     if not isinstance(line, dict):
         return BadLine(where, raw, "not-json", f"{where}: not a JSON object")
-    example_id = line.get("custom_id")
-    if not isinstance(example_id, str) or not example_id:
-        return BadLine(where, raw, "no-custom-id", f"{where}: no 'custom_id' that is a string")
-    fault = _fault(line)
-    if fault is not None:
-        reason, detail = fault
-        return BadLine(where, raw, reason, f"{where}: {detail}", example_id)
-    return _completion(example_id, line["response"]["body"])
-
-
-def _fault(line: dict[str, Any]) -> tuple[str, str] | None:
-    """(reason, detail) if a line with an id has no completion, else None."""
-    response = line.get("response")
-    status = response.get("status_code", 200) if isinstance(response, dict) else None
-    if status is not None and status != 200:
-        return f"http-{status}", f"the request was answered with HTTP status {status}"
-    if line.get("error"):
-        return "error", f"the request failed: {json.dumps(line['error'], ensure_ascii=False):.200}"
-    body = response.get("body") if isinstance(response, dict) else None
-    choice = _first_choice(body)
-    if choice is None or _content(choice) is None:
-        return "no-choices", "the response holds no text"
-    return None
-
-
-def _first_choice(body: object) -> dict[str, Any] | None:
-    choices = body.get("choices") if isinstance(body, dict) else None
-    first = choices[0] if isinstance(choices, list) and choices else None
-    return first if isinstance(first, dict) else None
-
-
-def _content(choice: dict[str, Any]) -> str | None:
-    """The text of a chat completion or of a plain one."""
-    message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
-    return text if isinstance(text, str) else None
-
-
-def _completion(example_id: str, body: dict[str, Any]) -> RecordedCompletion:
-    choice = _first_choice(body) or {}
-    usage = body.get("usage")
-    tokens = usage if isinstance(usage, dict) else {}
-    finish_reason = choice.get("finish_reason")
-    return RecordedCompletion(
-        example_id=example_id,
-        text=_content(choice) or "",
-        finish_reason=finish_reason if isinstance(finish_reason, str) else None,
-        prompt_tokens=_count(tokens.get("prompt_tokens")),
-        completion_tokens=_count(tokens.get("completion_tokens")),
-    )
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    example_id = request_id_of(line)
+    if example_id is None:
+        return BadLine(where, raw, "no-custom-id", f"{where}: no 'custom_id' (Gemini: 'key') that is a string")
+    try:
+        answer = answer_of(line)
+    except NoAnswer as fault:
+        return BadLine(where, raw, fault.reason, f"{where}: {fault.detail}", example_id)
+    return RecordedCompletion(example_id, *answer)

@@ -13,7 +13,23 @@ from fsspec.core import url_to_fs
 from retort.config import expand
 from retort.errors import DataError, StoreUnavailable
 
-EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
+FORMATS = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), "conll"),
+    **dict.fromkeys((".mrg", ".ptb"), "treebank"),
+    ".parquet": "parquet",
+}
+"""By extension. All but Parquet may be compressed."""
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+_DOCUMENTS = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog|authors)(\.txt)?"
+    r"|_(success|started|committed|metadata|common_metadata)(_\w+)?"
+    r"|(dataset_infos?|dataset_dict|state|croissant)\.json"
+    r"|.*\.(md|rst|bib|cff|py|ya?ml|pdf|html?|png|jpe?g|svg|sha256|md5)",
+    re.IGNORECASE,
+)
+"""Names of what lies in the folder of a data set beside the data."""
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -29,16 +45,22 @@ class DataFile:
 
     @property
     def format(self) -> str:
-        """One of jsonl, json, csv, parquet. Raises DataError."""
-        extension = next((end for end in EXTENSIONS if self.path.lower().endswith(end)), None)
-        if extension is None:
-            allowed = ", ".join(EXTENSIONS)
-            raise DataError(f"{self.name}: the extension says no format that can be read; allowed: {allowed}")
-        return extension.removesuffix(".gz").removeprefix(".")
+        """One of jsonl, csv, conll, treebank, parquet. Raises DataError."""
+        name = self.path.lower()
+        plain = name.removesuffix(self.compression)
+        for extension, kind in FORMATS.items():
+            if (name if kind == "parquet" else plain).endswith(extension):
+                return kind
+        allowed, compressed = ", ".join(FORMATS), ", ".join(COMPRESSIONS)
+        raise DataError(
+            f"{self.name}: the extension says no format that can be read; allowed: {allowed}, all but .parquet also "
+            f"compressed ({compressed}); a pattern takes only some files of a folder (pool/*.parquet)"
+        )
 
     @property
-    def is_gzip(self) -> bool:
-        return self.path.lower().endswith(".gz")
+    def compression(self) -> str:
+        """One of `COMPRESSIONS`; empty if the name says none."""
+        return next((end for end in COMPRESSIONS if self.path.lower().endswith(end)), "")
 
     @property
     def is_local(self) -> bool:
@@ -71,7 +93,8 @@ class DataFile:
 
 
 def data_files(address: str, endpoint_url: str | None) -> list[DataFile]:
-    """All files at the address, sorted by path. Folders skip hidden files and markers such as `_SUCCESS`.
+    """All files at the address, sorted by path. Folders and patterns skip hidden files, and documents such as a README;
+    folders also markers such as `_SUCCESS`.
 
     Raises DataError if there are none.
     """
@@ -122,6 +145,7 @@ def _listing(system: Any, path: str, is_folder: bool) -> dict[str, dict[str, Any
         for found, info in infos.items()
         if info["type"] != "directory"
         and not any(part[0] in markers for part in _below(root, found).split("/") if part)
+        and not _DOCUMENTS.fullmatch(found.rpartition("/")[2])
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.config import HubConfig, expand
+from retort.data.class_names import names_of
 from retort.data.formats import PlacedRow
 from retort.errors import DataError, StoreUnavailable, first_line
 from retort.records.base import digest
@@ -19,7 +20,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def hub_rows(source: HubConfig) -> Iterator[PlacedRow]:
     """(place, raw row) of every row, streamed. Raises DataError."""
-    name = f"{source.hub} ({', '.join(part for part in (source.subset, source.split) if part)})"
+    name = _name(source)
     rows = _stream(source, name)
     number = 0
     while True:
@@ -31,6 +32,12 @@ def hub_rows(source: HubConfig) -> Iterator[PlacedRow]:
         except Exception as error:  # anything the data set's files, the hub or the network can raise
             raise DataError(f"{name}, row {number}: {first_line(error)}") from error
         yield f"{name}, row {number}", row
+
+
+def hub_class_names(source: HubConfig, column: str) -> list[str] | None:
+    """The names of a column's numbers, if the data set says them. Raises DataError."""
+    features = _loaded(source, _name(source)).features
+    return names_of(features.to_dict(), column) if features else None
 
 
 def hub_fingerprint(source: HubConfig) -> str:
@@ -48,14 +55,26 @@ def hub_fingerprint(source: HubConfig) -> str:
     return digest({**source.model_dump(), "revision": _commit(name, source)})
 
 
+def _name(source: HubConfig) -> str:
+    return f"{source.hub} ({', '.join(part for part in (source.subset, source.split) if part)})"
+
+
 def _stream(source: HubConfig, name: str) -> Iterator[dict[str, Any]]:
+    rows = _loaded(source, name)
+    try:
+        return iter(rows)
+    except Exception as error:  # as below
+        raise DataError(f"{name}: {first_line(error)}") from error
+
+
+def _loaded(source: HubConfig, name: str) -> Any:
+    """The data set, not read yet. Raises DataError."""
     import datasets
 
     try:
-        stream = datasets.load_dataset(
+        return datasets.load_dataset(
             expand(source.hub), name=source.subset, split=source.split, revision=source.revision, streaming=True
         )
-        return iter(stream)
     except Exception as error:  # a missing data set, subset, split or revision each has an exception type of its own
         raise DataError(f"{name}: {first_line(error)}") from error
 

@@ -2,17 +2,20 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from retort.config import ColumnsConfig, HubConfig, Source
 from retort.config.soft_label import AnswerColumnsConfig
+from retort.data.bad_rows import BadRow, raw_row
 from retort.data.fields import join_fields
-from retort.data.files import data_files
-from retort.data.formats import PlacedRow, rows_of
-from retort.data.hub import hub_fingerprint, hub_rows
-from retort.errors import DataError
-from retort.problems.base import Problem
+from retort.data.files import DataFile, data_files
+from retort.data.formats import PlacedRow, rows_of, strict_rows_of
+from retort.data.hub import hub_class_names, hub_fingerprint, hub_rows
+from retort.data.row_form import FormedRow, RowForm, form_of
+from retort.errors import DataError, RowFault
+from retort.problems.base import Problem, is_missing
 from retort.records.base import Example, digest
 
 ID_DIGITS = 16
@@ -28,16 +31,44 @@ class Folds(NamedTuple):
     """True selects the rows in these folds, False all others."""
 
 
-def read_rows_of(source: Source, endpoint_url: str | None = None) -> Iterator[PlacedRow]:
-    """Yield (place, raw row) for every row, file by file in sorted order, in bounded memory.
+def read_rows_of(
+    source: Source, endpoint_url: str | None = None, columns: ColumnsConfig | None = None
+) -> Iterator[PlacedRow]:
+    """Yield (place, raw row) for every row, file by file in sorted order, in bounded memory. With `columns`, rows are
+    in the form that problems read, see `retort.data.row_form`.
 
-    Raises DataError for missing or damaged files, StoreUnavailable if the bucket fails.
+    Raises DataError for missing or damaged files and for the first row that cannot be read, StoreUnavailable if the
+    bucket fails.
     """
+    for rows in _files_of(source, endpoint_url, columns, strict_rows_of):
+        for row in rows:
+            assert not isinstance(row, BadRow), "readers that are strict raise its fault"
+            yield row
+
+
+def _all_rows_of(source: Source, endpoint_url: str | None, columns: ColumnsConfig) -> Iterator[PlacedRow | BadRow]:
+    """Like `read_rows_of`, with the rows that cannot be read."""
+    for rows in _files_of(source, endpoint_url, columns, rows_of):
+        yield from rows
+
+
+def _files_of(
+    source: Source,
+    endpoint_url: str | None,
+    columns: ColumnsConfig | None,
+    read: Callable[[DataFile], Iterator[PlacedRow | BadRow]],
+) -> Iterator[Iterable[PlacedRow | BadRow]]:
+    """The rows of each file; a hub's data set counts as one."""
     if isinstance(source, HubConfig):
-        yield from hub_rows(source)
+        rows = hub_rows(source)
+        yield (
+            rows
+            if columns is None
+            else map(RowForm(columns, None, partial(hub_class_names, source, columns.tags)), rows)
+        )
         return
     for file in data_files(source, endpoint_url):
-        yield from rows_of(file)
+        yield read(file) if columns is None else map(form_of(file, columns), read(file))
 
 
 def fingerprint(source: Source, endpoint_url: str | None = None) -> str:
@@ -63,22 +94,68 @@ def read_examples(
 
     If the text is made of several columns, each of them may be empty. Raises DataError, naming the line.
     """
-    ids = _Ids()
-    for place, row in read_rows_of(source, endpoint_url):
+    read = _Reading(columns, problem, gold == "required")
+    for place, row in read_rows_of(source, endpoint_url, columns):
         if folds is not None and (_fold(place, row, folds.column) in folds.numbers) != folds.inside:
             continue
+        yield read.example(place, row)
+
+
+def read_pool(
+    source: Source, columns: ColumnsConfig, problem: Problem, endpoint_url: str | None = None
+) -> Iterator[Example | BadRow]:
+    """Like `read_examples` with optional gold labels, but a row that cannot be used is yielded as what it is.
+
+    Raises DataError for missing, cut or damaged files only.
+    """
+    read = _Reading(columns, problem, gold_is_needed=False)
+    for one in _all_rows_of(source, endpoint_url, columns):
+        if isinstance(one, BadRow):
+            yield one
+            continue
+        place, row = one
+        try:
+            yield read.example(place, row)
+        except RowFault as fault:
+            yield BadRow(
+                place,
+                fault.reason,
+                str(fault),
+                raw_row(row.raw if isinstance(row, FormedRow) else row),
+                _id_of(place, row, columns),
+            )
+
+
+class _Reading:
+    """Checks the rows of one source, which must have different ids."""
+
+    def __init__(self, columns: ColumnsConfig, problem: Problem, gold_is_needed: bool) -> None:
+        self._columns, self._problem, self._gold_is_needed = columns, problem, gold_is_needed
+        self._ids = _Ids()
+
+    def example(self, place: str, row: Mapping[str, Any]) -> Example:
+        """Raises RowFault."""
+        columns = self._columns
         text = _text(place, row, columns)
         example_id = _example_id(place, row, columns, text)
-        first = ids.first_place(example_id, place)
+        first = self._ids.first_place(example_id)
         if first is not None:
-            raise DataError(_duplicate(place, first, example_id, columns, named=columns.id in row))
+            raise _duplicate(place, first, example_id, columns, named=columns.id in row)
+        label = self._gold(place, row)
+        if label is None and self._gold_is_needed:
+            told = f"{place}: no gold label, which is needed here; its columns are {_names(row)}"
+            raise RowFault(told, "no-gold")
+        example = Example(example_id, text, label, _group(place, row, columns))
+        self._ids.remember(example_id, place)
+        return example
+
+    def _gold(self, place: str, row: Mapping[str, Any]) -> str | None:
         try:
-            label = problem.gold(row, columns)
+            return self._problem.gold(row, self._columns)
+        except RowFault:
+            raise
         except DataError as error:
-            raise DataError(f"{place}: {error}") from error
-        if label is None and gold == "required":
-            raise DataError(f"{place}: no gold label, which is needed here; its columns are {_names(row)}")
-        yield Example(example_id, text, label, _group(place, row, columns))
+            raise RowFault(f"{place}: {error}", "bad-gold") from error
 
 
 class _Ids:
@@ -90,68 +167,88 @@ class _Ids:
         self._codes: dict[str, int] = {}
         self._files: list[str] = []
 
-    def first_place(self, example_id: str, place: str) -> str | None:
-        """Where the id was first seen, or None if it is new; a new id is remembered."""
+    def remember(self, example_id: str, place: str) -> None:
         file, _, number = place.rpartition(" ")
         if not self._files or self._files[-1] != file:
             self._files.append(file)
-        code = ((len(self._files) - 1) << self._NUMBER_BITS) + int(number)
-        first = self._codes.setdefault(example_id, code)
-        if first == code:
+        self._codes[example_id] = ((len(self._files) - 1) << self._NUMBER_BITS) + int(number)
+
+    def first_place(self, example_id: str) -> str | None:
+        """Where the row with this id is, or None if there is none yet."""
+        code = self._codes.get(example_id)
+        if code is None:
             return None
-        index, first_number = divmod(first, 1 << self._NUMBER_BITS)
-        return f"{self._files[index]} {first_number}"
+        index, number = divmod(code, 1 << self._NUMBER_BITS)
+        return f"{self._files[index]} {number}"
 
 
 def _fold(place: str, row: Mapping[str, Any], column: str) -> int:
     value = row.get(column)
     if column not in row:
-        raise DataError(f"{place}: no column '{column}' for the folds; its columns are {_names(row)}")
+        raise RowFault(f"{place}: no column '{column}' for the folds; its columns are {_names(row)}", "no-fold")
     try:
         return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise DataError(f"{place}: '{column}' is {value!r:.60}, where a whole number is needed") from None
+    except (TypeError, ValueError, OverflowError):
+        raise RowFault(f"{place}: '{column}' is {value!r:.60}, where a whole number is needed", "bad-fold") from None
 
 
 def _group(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
     if not isinstance(columns, AnswerColumnsConfig) or columns.group is None:
         return None
     if columns.group not in row:
-        raise DataError(f"{place}: no column '{columns.group}' for the group; its columns are {_names(row)}")
-    return _unicode(place, columns.group, str(row[columns.group]))
+        told = f"{place}: no column '{columns.group}' for the group; its columns are {_names(row)}"
+        raise RowFault(told, "no-group")
+    value = row[columns.group]
+    if isinstance(value, bytes):
+        return _utf8(place, columns.group, value)
+    if isinstance(value, list | dict):
+        raise RowFault(f"{place}: '{columns.group}' is {value!r:.60}, where a text or a number is needed", "bad-group")
+    return _unicode(place, columns.group, str(value))
 
 
 def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     if isinstance(columns, AnswerColumnsConfig):
         return join_fields({name: _field(place, row, name) for name in columns.text})
-    text = row.get(columns.text)
-    if columns.text not in row:
-        raise DataError(f"{place}: no column '{columns.text}' for the text; its columns are {_names(row)}")
-    if not isinstance(text, str) and text is not None:
-        raise DataError(f"{place}: '{columns.text}' is {text!r:.60}, where a text is needed")
-    if text is None or not text.strip():
-        raise DataError(f"{place}: the text ('{columns.text}') is empty")
-    return _unicode(place, columns.text, text)
+    text = _field(place, row, columns.text)
+    if not text.strip():
+        reason = "null-text" if is_missing(row[columns.text]) else "empty-text"
+        raise RowFault(f"{place}: the text ('{columns.text}') is empty", reason)
+    return text
 
 
 def _field(place: str, row: Mapping[str, Any], column: str) -> str:
-    """One of several text columns; it may be empty, since an answer can be."""
-    value = row.get(column)
+    """A text column, which may be empty: of several, an answer can be."""
     if column not in row:
-        raise DataError(f"{place}: no column '{column}' for the text; its columns are {_names(row)}")
-    if not isinstance(value, str) and value is not None:
-        raise DataError(f"{place}: '{column}' is {value!r:.60}, where a text is needed")
-    return _unicode(place, column, value or "")
+        raise RowFault(f"{place}: no column '{column}' for the text; its columns are {_names(row)}", "no-text")
+    value = row[column]
+    if is_missing(value):
+        return ""
+    if isinstance(value, bytes):  # of a hub's data set
+        return _utf8(place, column, value)
+    if not isinstance(value, str):
+        raise RowFault(f"{place}: '{column}' is {value!r:.60}, where a text is needed", "not-text")
+    return _unicode(place, column, value)
 
 
 def _example_id(place: str, row: Mapping[str, Any], columns: ColumnsConfig, text: str) -> str:
     if columns.id not in row:
         return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
     value = row[columns.id]
+    if isinstance(value, bytes):
+        value = _utf8(place, columns.id, value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number and not (isinstance(value, str) and value.strip()):
-        raise DataError(f"{place}: the id ('{columns.id}') is {value!r:.60}, where a string or a number is needed")
+        told = f"{place}: the id ('{columns.id}') is {value!r:.60}, where a string or a number is needed"
+        raise RowFault(told, "bad-id")
     return _unicode(place, columns.id, str(value))
+
+
+def _id_of(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
+    """The id of a row that cannot be used, if it has one."""
+    try:
+        return _example_id(place, row, columns, "") if columns.id in row else None
+    except RowFault:
+        return None
 
 
 def _unicode(place: str, column: str, text: str) -> str:
@@ -159,16 +256,25 @@ def _unicode(place: str, column: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{place}: '{column}' holds half of a surrogate pair ({text[error.start]!a})") from error
+        told = f"{place}: '{column}' holds half of a surrogate pair ({text[error.start]!a})"
+        raise RowFault(told, "not-unicode") from error
     return text
 
 
-def _duplicate(place: str, first: str, example_id: str, columns: ColumnsConfig, *, named: bool) -> str:
+def _utf8(place: str, column: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise RowFault(f"{place}: '{column}' is not UTF-8", "not-utf8") from error
+
+
+def _duplicate(place: str, first: str, example_id: str, columns: ColumnsConfig, *, named: bool) -> RowFault:
     if named:
-        return f"{place}: the id '{example_id}' is already that of {first}"
-    return (
+        return RowFault(f"{place}: the id '{example_id}' is already that of {first}", "duplicate-id")
+    return RowFault(
         f"{place}: the same text as {first}; rows without an id ('{columns.id}') are told apart by their text: "
-        "remove one of them, or give the rows ids"
+        "remove one of them, or give the rows ids",
+        "duplicate-text",
     )
 
 

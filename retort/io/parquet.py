@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,8 +33,12 @@ PSEUDOLABELS = pa.schema(_LABELED)
 FAILURES = pa.schema(
     [("example_id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("raw", pa.string())]
 )
+BAD_ROWS = pa.schema([*((name, pa.string()) for name in ("place", "reason", "detail", "raw", "example_id"))])
+"""The rows of a pool that were set aside."""
 
 BATCH_ROWS = 4096
+BATCH_CHARACTERS = 2**22
+"""Bounds the memory of rows that are written one by one, and may be long."""
 
 Row = dict[str, Any]
 
@@ -48,6 +52,39 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
             count += len(batch)
     return count
+
+
+class RowWriter:
+    """Writes rows that come one by one, in bounded memory. There is no file if there is no row."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._writer: pq.ParquetWriter | None = None
+        self._batch: list[Row] = []
+        self._characters = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, row: Row) -> None:
+        """All values of the row are texts or None."""
+        self._batch.append(row)
+        self._characters += sum(len(value or "") for value in row.values())
+        if len(self._batch) == BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._batch:
+            return
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd")
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._batch, schema=self._schema))
+        self._batch, self._characters = [], 0
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from retort.artifacts.examples import GOLD_ROWS, ROWS
+from retort.artifacts.examples import GOLD_ROWS, ROWS, SET_ASIDE_ROWS
 from retort.artifacts.probabilities import PREDICTIONS, Probabilities
 from retort.artifacts.pseudolabels import FAILED_ROWS
 from retort.data import fingerprint
@@ -77,6 +77,9 @@ def history(traced: Traced, example_id: str) -> RowHistory:
     looker = _Looker(traced, example_id)
     found = {role: row for role, manifest in traced.data.items() if (row := looker.row(manifest, ROWS))}
     if not found:
+        for manifest in traced.data.values():
+            if aside := looker.row(manifest, SET_ASIDE_ROWS):
+                raise ConfigError(f"--row {example_id}: no student saw it, since it cannot be used: {aside['detail']}")
         known = ", ".join(sorted(traced.data)) or "none is left in the store"
         raise ConfigError(f"--row {example_id}: no row of the student's data has this id (looked into: {known})")
     row = next(iter(found.values()))

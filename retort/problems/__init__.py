@@ -76,6 +76,6 @@ def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], colum
             return config.model_copy(update={"labels": multi_label.infer_labels(rows, columns, separator)})
         case EntitiesConfig(labels=None):
             return config.model_copy(update={"labels": entities.infer_labels(rows, columns)})
-        case ConstituencyConfig(labels=None, form="labelled", tags=has_tags):
-            return config.model_copy(update={"labels": constituency.infer_labels(rows, columns, has_tags=has_tags)})
+        case ConstituencyConfig(labels=None, form="labelled"):
+            return config.model_copy(update={"labels": constituency.infer_labels(rows, columns, config)})
     return config

@@ -1,6 +1,7 @@
 """The interface of problems. Only a problem looks inside a label."""
 
 import json
+import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
-from retort.errors import ConfigError
+from retort.errors import ConfigError, DataError
 from retort.records.base import Label, ParseFailure
 
 Floats = NDArray[np.float64]
@@ -142,6 +143,32 @@ class Problem(Protocol):
         """Names of the label's parts for error tables: the class or classes; for slots the intent and each span with
         its words."""
         ...
+
+
+def is_missing(value: object) -> bool:
+    """Whether it is null or NaN, which is how pandas writes null."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def gold_text(row: Mapping[str, Any], column: str) -> str:
+    """A column's value as text without outer white space; empty if it is missing, null or NaN.
+
+    Raises DataError for a list, an object, an infinite number, or bytes that are not UTF-8.
+    """
+    value = row.get(column)
+    if isinstance(value, list | tuple | dict | set) or (isinstance(value, float) and math.isinf(value)):
+        raise DataError(f"'{column}' is {value!r:.60}, where a text or a number is needed")
+    if isinstance(value, bytes):
+        try:
+            return value.decode().strip()
+        except UnicodeDecodeError:
+            raise DataError(f"'{column}' is not UTF-8") from None
+    return "" if is_missing(value) else str(value).strip()
+
+
+def row_name(row: Mapping[str, Any], number: int) -> str:
+    """Where a labeled row is, if it says so; otherwise its number, counted from 1."""
+    return str(getattr(row, "place", f"labeled row {number}"))
 
 
 def is_put_right(problem: Problem, text: str, label: Label, probabilities: Floats) -> bool:

@@ -15,6 +15,7 @@ from retort.problems.base import (
     Floats,
     Mended,
     check_apart,
+    gold_text,
     lark_rules,
     lark_text,
     listed,
@@ -60,7 +61,7 @@ class Classification:
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Numbers are read as decimal text; a blank label means no label."""
-        name = class_name(row.get(columns.label))
+        name = class_name(row, columns.label)
         if name is not None and name not in self._index:
             raise DataError(f"label '{name}' is not a class; allowed: {listed(self._classes)}")
         return name
@@ -174,9 +175,15 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
 
     Raises DataError for fewer than two, ConfigError if `ordered` classes are not numbers.
     """
-    names = {name for row in rows if (name := class_name(row.get(columns.label))) is not None}
+    names: set[str] = set()
+    unread: DataError | None = None
+    for row in rows:
+        try:
+            names |= {name} if (name := class_name(row, columns.label)) is not None else set()
+        except DataError as error:  # ingest refuses such a row by file and line
+            unread = unread or error
     if len(names) < 2:
-        raise DataError(
+        raise unread or DataError(
             f"the labeled rows hold {len(names)} different classes in the field '{columns.label}', at least 2 are "
             "needed; see data.columns.label, or list them in problem.labels"
         )
@@ -192,11 +199,12 @@ def in_order(names: Collection[str]) -> list[str]:
     return sorted(names)
 
 
-def class_name(value: object) -> str | None:
+def class_name(row: Mapping[str, Any], column: str) -> str | None:
+    value = row.get(column)
     # A column of integers with missing values is read as floats (3.0).
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return None if value is None else str(value).strip() or None
+        return str(int(value))
+    return gold_text(row, column) or None
 
 
 def _is_number(name: str) -> bool:

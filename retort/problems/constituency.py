@@ -10,15 +10,26 @@ because absolute ones cost a student of 500 CRAFT trees 14 points of bracket F1 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
-from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, check_apart, listed, looks, ratio, unspaced
+from retort.errors import ConfigError, DataError, RowFault
+from retort.problems.base import (
+    Constraint,
+    Floats,
+    Mended,
+    check_apart,
+    gold_text,
+    listed,
+    looks,
+    ratio,
+    row_name,
+    unspaced,
+)
 from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.tree_grammars import TreeForm, any_tree, bounded_openings, bounded_tree
 from retort.problems.tree_mending import mended_tree
@@ -39,10 +50,12 @@ from retort.problems.trees import (
     tree_of,
     unescaped,
     unlabeled,
-    without_function,
+    without_functions,
+    without_indices,
     write_tree,
     write_unlabeled,
 )
+from retort.problems.words import words_of
 from retort.records.base import Label, ParseFailure
 
 _NAME = re.compile(r"[^\s()+]+")
@@ -62,13 +75,13 @@ class Constituency:
         for name in given:
             if not all(_NAME.fullmatch(part) for part in name.split(CHAIN)):
                 raise ConfigError(f"problem.labels: '{name}' is no phrase label; allowed: NP, or a unary chain as S+VP")
+        self._config, self._has_labels, self._name = config, config.form == "labelled", _namer(config)
         check_apart(
             "problem.labels",
             (part for name in given for part in name.split(CHAIN)),
-            lambda name: looks(without_function(name)),
-            "function tags (NP-SBJ) and how Unicode writes a letter",
+            lambda name: looks(self._name(name)),
+            "function tags (NP-SBJ), indices and how Unicode writes a letter",
         )
-        self._has_labels, self._has_tags = config.form == "labelled", config.tags
         self._labels = tuple(sorted({part for name in given for part in name.split(CHAIN)}))
         nodes = tuple(sorted({*given, *self._labels}))
         # Unlabeled brackets have no constituents of one word.
@@ -110,10 +123,10 @@ class Constituency:
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. A blank field means no label."""
-        brackets = str(row.get(columns.label) or "").strip()
+        brackets = gold_text(row, columns.label)
         if not brackets:
             return None
-        tree = _read_gold(brackets, has_tags=self._has_tags)
+        tree = _read_gold(brackets, self._config)
         if difference := _difference(tree, str(row[columns.text])):
             raise DataError(f"the tree is not that of the text: {difference}")
         if not self._has_labels:
@@ -135,7 +148,7 @@ class Constituency:
         `unknown-label`.
         """
         try:
-            tree = read_tree(completion, self._is_tag) if self._has_labels else read_unlabeled(completion)
+            tree = read_tree(completion, self._is_tag, self._name) if self._has_labels else read_unlabeled(completion)
             if difference := _difference(tree, text):
                 raise Unreadable("words-differ", f"{difference[0].upper()}{difference[1:]}.")
             for span in tree.spans:
@@ -151,7 +164,7 @@ class Constituency:
 
     def mend(self, text: str, completion: str) -> Mended:
         """See `Problem.mend` and `mended_tree`: brackets are put right, and words that were not reached are added."""
-        words = [escaped(word) for word in text.split()]
+        words = [escaped(word) for word in words_of(text)]
         return mended_tree(completion, words, has_labels=self._has_labels) or Mended(completion)
 
     def uncut(self, completion: str) -> str:
@@ -170,13 +183,13 @@ class Constituency:
         return any_tree(form) if form.words else None
 
     def _form(self, text: str) -> TreeForm:
-        words = [escaped(word) for word in text.split()]
+        words = [escaped(word) for word in words_of(text)]
         if self._has_labels:
             return TreeForm([f"({label} " for label in self._labels], words, ")")
         return TreeForm(["( "], [f"( {word} )" for word in words], " )")
 
     def words(self, text: str) -> list[str]:
-        return [unescaped(word) for word in text.split()]
+        return [unescaped(word) for word in words_of(text)]
 
     def sites(self, num_words: int) -> NDArray[np.int64]:
         """See `Problem.sites`: `3 n - 2` units, first the words' chains, then the gaps' changes of depth, then the
@@ -219,7 +232,7 @@ class Constituency:
 
         Raises ValueError unless there are 3 n - 2 units for n words.
         """
-        words = [escaped(word) for word in text.split()]
+        words = [escaped(word) for word in words_of(text)]
         num_words = len(words)
         if len(probabilities) != 3 * num_words - 2:
             raise ValueError(f"{len(probabilities)} units of probabilities for {num_words} words")
@@ -270,18 +283,21 @@ class Constituency:
         return [whole, *(f"{name}:{start + 1}-{end}" for name, start, end in spans)]
 
 
-def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, has_tags: bool) -> list[str]:
+def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, config: ConstituencyConfig) -> list[str]:
     """The labels and unary chains that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, if a tree cannot be read, or if there is none.
+    Raises DataError, naming the row, if a tree cannot be read, or if there is none.
     """
     found: set[str] = set()
     for number, row in enumerate(rows, start=1):
-        if brackets := str(row.get(columns.label) or "").strip():
-            try:
-                tree = _read_gold(brackets, has_tags=has_tags)
-            except DataError as error:
-                raise DataError(f"labeled row {number}: {error}") from None
+        try:
+            brackets = gold_text(row, columns.label)
+            tree = _read_gold(brackets, config) if brackets else None
+        except RowFault:
+            raise  # it says where
+        except DataError as error:
+            raise DataError(f"{row_name(row, number)}: {error}") from None
+        if tree is not None:
             found |= {span.label for span in collapsed(tree.spans)}
     if not found:
         raise DataError(
@@ -290,20 +306,28 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, h
     return sorted(found | {part for name in found for part in name.split(CHAIN)})
 
 
-def _read_gold(brackets: str, *, has_tags: bool) -> Tree:
+def _read_gold(brackets: str, config: ConstituencyConfig) -> Tree:
     shown = brackets if len(brackets) <= 80 else f"{brackets[:80]}..."
     try:
-        tree = read_tree(brackets, is_tag=lambda label: has_tags)
+        tree = read_tree(brackets, is_tag=lambda label: config.tags, name=_namer(config))
     except Unreadable as failure:
         raise DataError(f"'{shown}' is no tree: {failure.detail[0].lower()}{failure.detail[1:]}") from None
-    if has_tags and tree.tags is None:
+    if config.tags and tree.tags is None:
         raise DataError(f"'{shown}' has words without a part-of-speech tag, as (NN cat); see problem.tags")
+    nameless = next((span for span in tree.spans if not span.label), None)
+    if nameless is not None and config.form == "labelled":
+        words = " ".join(tree.words[nameless.start : nameless.end])
+        raise DataError(f"'{shown}' is no tree: the bracket around '{words:.80}' has no label")
     return tree
+
+
+def _namer(config: ConstituencyConfig) -> Callable[[str], str]:
+    return without_indices if config.function_tags else without_functions
 
 
 def _difference(tree: Tree, text: str) -> str | None:
     """The first difference between the tree's words and the text's, as a message; None if there is none."""
-    words = [escaped(word) for word in text.split()]
+    words = [escaped(word) for word in words_of(text)]
     if list(tree.words) == words:
         return None
     place = next((i for i, (ours, theirs) in enumerate(zip(tree.words, words, strict=False)) if ours != theirs), None)

@@ -5,16 +5,16 @@ answer is whole.
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from retort.config import ColumnsConfig
-from retort.errors import DataError
-from retort.problems.base import unspaced
+from retort.errors import DataError, RowFault
+from retort.problems.base import row_name, unspaced
 from retort.problems.parses import ENTITIES, Unparsable, read_brackets
-from retort.problems.slots import Slots, bio_tags, check_spelling, gold_brackets, slot_name, written_names
+from retort.problems.slots import Slots, bio_tags, check_spelling, gold_brackets, has_tags, slot_name, written_names
+from retort.problems.words import word_places
 from retort.records.base import Label
 
 _NO_INTENT = ""
@@ -44,7 +44,7 @@ class Entities(Slots):
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Tags take precedence over the label, which is a list of spans or as teachers write it."""
         text = str(row[columns.text])
-        if row.get(columns.tags):
+        if has_tags(row, columns):
             return self._checked(_NO_INTENT, bio_tags(row, columns), text)
         spans = _spans(row, columns)
         if spans is None:
@@ -62,14 +62,14 @@ class Entities(Slots):
 def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> list[str]:
     """The types of entities that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is no entity;
+    Raises DataError, naming the row, if a label cannot be read, or if there is no entity;
     ConfigError if two names would become one.
     """
     found: set[str] = set()
     written: defaultdict[object, list[str]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
         try:
-            if row.get(columns.tags):
+            if has_tags(row, columns):
                 found.update(tag[2:] for tag in bio_tags(row, columns) if tag != "O")
             elif (spans := _spans(row, columns)) is not None:
                 found.update(slot_name(name) for _, _, name in spans)
@@ -77,8 +77,10 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> l
                 continue
             elif brackets := gold_brackets(row, columns):
                 found.update(name for name, _ in read_brackets(brackets, ENTITIES).slots)
+        except RowFault:
+            raise  # it says where
         except (DataError, Unparsable) as error:
-            raise DataError(f"labeled row {number}: {error}") from None
+            raise DataError(f"{row_name(row, number)}: {error}") from None
         for (is_of_parse, is_intent), name in written_names(row, columns, ENTITIES):
             if not is_intent:
                 written[is_of_parse].append(name)
@@ -115,7 +117,7 @@ def _span(value: object) -> tuple[int, int, str]:
 def _tags_of(text: str, spans: Sequence[tuple[int, int, str]]) -> list[str]:
     """The BIO tags of the text's words. Raises DataError for a span that does not begin and end with words, or that
     shares one with another."""
-    words = [word.span() for word in re.finditer(r"\S+", text)]
+    words = word_places(text)
     starts, ends = ({place[side]: number for number, place in enumerate(words)} for side in (0, 1))
     tags = ["O"] * len(words)
     for start, end, name in spans:

@@ -14,8 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
-from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, gbnf_text, lark_rules, lark_text, listed, quoted, ratio
+from retort.errors import ConfigError, DataError, RowFault
+from retort.problems.base import (
+    Constraint,
+    Floats,
+    Mended,
+    gbnf_text,
+    lark_rules,
+    lark_text,
+    listed,
+    quoted,
+    ratio,
+    row_name,
+)
 from retort.problems.classification import check_class_names, class_key, class_name, in_order
 from retort.records.base import Label, ParseFailure
 
@@ -58,7 +69,7 @@ class MultiLabel:
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. A blank field means no label; [] is the empty set."""
-        names = _names(row.get(columns.label), self._separator)
+        names = _names(row, columns.label, self._separator)
         if names is None:
             return None
         if unknown := [name for name in names if name not in self._index]:
@@ -203,14 +214,16 @@ def decode(label: Label) -> frozenset[str]:
 def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, separator: str) -> list[str]:
     """The class names that occur, sorted as numbers if all are numbers, else as text.
 
-    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is no name.
+    Raises DataError, naming the row, if a label cannot be read, or if there is no name.
     """
     found: set[str] = set()
     for number, row in enumerate(rows, start=1):
         try:
-            found.update(_names(row.get(columns.label), separator) or ())
+            found.update(_names(row, columns.label, separator) or ())
+        except RowFault:
+            raise  # it says where
         except DataError as error:
-            raise DataError(f"labeled row {number}: {error}") from None
+            raise DataError(f"{row_name(row, number)}: {error}") from None
     if not found:
         raise DataError(
             f"no labeled row has a class in the field '{columns.label}'; see data.columns.label, or list them in "
@@ -219,15 +232,16 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, sepa
     return in_order(found)
 
 
-def _names(value: object, separator: str) -> list[str] | None:
+def _names(row: Mapping[str, Any], column: str, separator: str) -> list[str] | None:
     """The names in a raw gold label; None if it is blank. Raises DataError if it is no set of names."""
-    if isinstance(value, str):
-        return _names_of_text(value.strip(), separator)
+    value = row.get(column)
     if isinstance(value, list | tuple):
         return list(_names_of_list(value))
-    name = None if value is None or isinstance(value, bool | dict | bytes) else class_name(value)
-    if name is None and value is not None:
+    if isinstance(value, bool | dict | bytes):
         raise DataError(f"the label {value!r:.80} is no list of class names")
+    if isinstance(value, str):
+        return _names_of_text(value.strip(), separator)
+    name = class_name(row, column)
     return None if name is None else [name]
 
 
@@ -242,7 +256,8 @@ def _names_of_text(text: str, separator: str) -> list[str] | None:
 
 def _names_of_list(values: Sequence[object]) -> Iterator[str]:
     for value in values:
-        name = class_name(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+        is_name = isinstance(value, str | int | float) and not isinstance(value, bool)
+        name = class_name({"name": value}, "name") if is_name else None
         if name is None:
             raise DataError(f"the label holds {value!r:.80}, which is no class name")
         yield name

@@ -7,6 +7,8 @@ A word in a slot that looks like a bracket has a backslash before it, so that ev
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from retort.problems.words import words_of
+
 
 @dataclass(frozen=True, slots=True)
 class Notation:
@@ -56,7 +58,7 @@ class Unparsable(Exception):
 
 def read_brackets(completion: str, notation: Notation = TOP) -> Parse:
     """Reads `[IN:NAME [SL:NAME words ] ... ]`, with names in upper case. Raises Unparsable."""
-    tokens, noun = completion.split(), notation.noun
+    tokens, noun = words_of(completion), notation.noun
     if not tokens:
         raise Unparsable("empty", "The completion is empty.")
     if not _opens(tokens[0], notation.frame, has_name=notation.has_intent):
@@ -107,19 +109,38 @@ def align(words: Sequence[str], slots: Iterable[tuple[str, list[str]]], noun: st
     """
     tags, after = ["O"] * len(words), 0
     for name, wanted in slots:
-        length = len(wanted)
-        places = [i for i in range(len(words) - length + 1) if words[i : i + length] == wanted]
+        places = _places(words, wanted)
         if not places:
             detail = f"'{shortened(' '.join(wanted))}' of {noun} {name} does not occur in the request."
             raise Unparsable("words-not-in-request", detail)
-        free = [i for i in places if all(tag == "O" for tag in tags[i : i + length])]
+        free = [(start, end) for start, end in places if all(tag == "O" for tag in tags[start:end])]
         if not free:
             detail = f"'{shortened(' '.join(wanted))}' of {noun} {name} is already part of another {noun}."
             raise Unparsable("overlapping-slots", detail)
-        start = next((i for i in free if i >= after), free[0])
-        after = start + length
-        tags[start:after] = [f"B-{name}"] + [f"I-{name}"] * (length - 1)
+        start, after = next((place for place in free if place[0] >= after), free[0])
+        tags[start:after] = [f"B-{name}"] + [f"I-{name}"] * (after - start - 1)
     return tags
+
+
+def _places(words: Sequence[str], wanted: list[str]) -> list[tuple[int, int]]:
+    """(First word, word after the last) of each occurrence. Models often write a plain space for a no-break space, so
+    if the slot occurs nowhere as it is, all white space counts as equal."""
+    length = len(wanted)
+    exact = [(i, i + length) for i in range(len(words) - length + 1) if words[i : i + length] == wanted]
+    pieces = " ".join(wanted).split()
+    if exact or not pieces:
+        return exact
+    return [(start, end) for start in range(len(words)) if (end := _end_of(words, start, pieces)) is not None]
+
+
+def _end_of(words: Sequence[str], start: int, pieces: list[str]) -> int | None:
+    """The word after the last if the words from `start` on, parted at all white space, are `pieces`."""
+    found: list[str] = []
+    for end in range(start, len(words)):
+        found += words[end].split()
+        if len(found) >= len(pieces):
+            return end + 1 if found == pieces else None
+    return None
 
 
 def shortened(text: str, most: int = 80) -> str:

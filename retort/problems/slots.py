@@ -1,7 +1,7 @@
 """Intents and slots of requests: semantic parsing with one level.
 
-A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each word
-of `text.split()`. Spans follow CoNLL: I-x after O or after another type opens a span; labels write it as B-x. Teachers
+A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each of
+`words_of(text)`. Spans follow CoNLL: I-x after O or after another type opens a span; labels write it as B-x. Teachers
 write the decoupled bracketed parse of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`, where a word that looks like a
 bracket has a backslash before it.
 """
@@ -17,21 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
-from retort.errors import ConfigError, DataError
+from retort.errors import ConfigError, DataError, RowFault
 from retort.problems.base import (
     Constraint,
     Floats,
     Mended,
     check_apart,
     gbnf_text,
+    gold_text,
+    is_missing,
     lark_rules,
     lark_text,
     listed,
     looks,
     ratio,
+    row_name,
     unspaced,
 )
 from retort.problems.parses import TOP, Notation, Unparsable, align, read_brackets, shortened
+from retort.problems.words import words_of
 from retort.records.base import Label, ParseFailure
 
 Span = tuple[str, int, int]
@@ -100,7 +104,7 @@ class Slots:
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Tags and intent take precedence over a parse; blank fields mean no label."""
         text = str(row[columns.text])
-        if row.get(columns.tags):
+        if has_tags(row, columns):
             intent, tags = _read_tags(row, columns)
             return self._checked(intent, tags, text)
         return self._gold_parse(text, gold_brackets(row, columns))
@@ -116,7 +120,7 @@ class Slots:
 
     def _checked(self, intent: str, tags: Sequence[str], text: str) -> Label:
         """The label with these canonical names. Raises DataError if they do not fit the schema or the text."""
-        num_words = len(text.split())
+        num_words = len(words_of(text))
         if len(tags) != num_words:
             raise DataError(f"{len(tags)} tags for {num_words} words; give one tag for each word")
         if intent not in self._slots:
@@ -134,7 +138,7 @@ class Slots:
 
     def render(self, text: str, label: Label) -> str:
         intent, tags = decode(label)
-        words, opening = [self.notation.escaped(word) for word in text.split()], self.notation.slot
+        words, opening = [self.notation.escaped(word) for word in words_of(text)], self.notation.slot
         slots = [f"{opening}{name} {' '.join(words[start:end])} ] " for name, start, end in spans(tags)]
         return f"{self.notation.frame}{intent} {''.join(slots)}]"
 
@@ -153,7 +157,7 @@ class Slots:
                 if name not in self._slots[parse.intent]:
                     detail = self._unknown_slot(parse.intent, shortened(name))
                     raise Unparsable("unknown-slot", f"{detail[0].upper()}{detail[1:]}.")
-            return encode(parse.intent, align(text.split(), parse.slots, self.notation.noun))
+            return encode(parse.intent, align(words_of(text), parse.slots, self.notation.noun))
         except Unparsable as failure:
             return ParseFailure(failure.reason, failure.detail, completion)
 
@@ -170,7 +174,7 @@ class Slots:
         The grammar is linear in the number of words: `w3` derives word 3 and what may follow it. It does not count how
         often a word is used; `parse` rejects slots that share one.
         """
-        words, notation = [self.notation.escaped(word) for word in text.split()], self.notation
+        words, notation = [self.notation.escaped(word) for word in words_of(text)], self.notation
         rules = ["root ::= " + " | ".join(f"intent{number}" for number in range(len(self._intents)))]
         for number, intent in enumerate(self._intents):
             openings = " | ".join(gbnf_text(f"{notation.slot}{name} ") for name in self._slots[intent])
@@ -189,7 +193,7 @@ class Slots:
 
         The rules count the words passed so far in the lower 16 bits of their parameter; the bits above are the intent.
         """
-        words, notation = [self.notation.escaped(word) for word in text.split()], self.notation
+        words, notation = [self.notation.escaped(word) for word in words_of(text)], self.notation
         end = len(words)
         intents, slots, span = [], ['"]"'], []
         for number, intent in enumerate(self._intents):
@@ -209,7 +213,7 @@ class Slots:
         return lark_rules(rules)
 
     def words(self, text: str) -> list[str]:
-        return text.split()
+        return words_of(text)
 
     def sites(self, num_words: int) -> NDArray[np.int64]:
         return np.arange(1 - self._num_heads, num_words + 1)
@@ -232,7 +236,7 @@ class Slots:
 
         Raises ValueError unless there is one unit for the intent and one for each word.
         """
-        num_words, num_heads = len(text.split()), self._num_heads
+        num_words, num_heads = len(words_of(text)), self._num_heads
         if len(probabilities) != num_heads + num_words:
             wanted = f"{num_words} words" + " and the intent" * num_heads
             raise ValueError(f"{len(probabilities)} units of probabilities for {wanted}")
@@ -284,21 +288,23 @@ class Slots:
 def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> dict[str, list[str]]:
     """The slots of each intent that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, with the row's number counted from 1, if a label cannot be read, or if there is none; ConfigError
-    if two names would become one.
+    Raises DataError, naming the row, if a label cannot be read, or if there is none; ConfigError if two names would
+    become one.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
     written: defaultdict[tuple[bool, bool], list[str]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
         try:
-            if row.get(columns.tags):
+            if has_tags(row, columns):
                 intent, tags = _read_tags(row, columns)
                 found[intent].update(tag[2:] for tag in tags if tag != "O")
             elif brackets := gold_brackets(row, columns):
                 parse = read_brackets(brackets)
                 found[parse.intent].update(name for name, _ in parse.slots)
+        except RowFault:
+            raise  # it says where
         except (DataError, Unparsable) as error:
-            raise DataError(f"labeled row {number}: {error}") from None
+            raise DataError(f"{row_name(row, number)}: {error}") from None
         for kind, name in written_names(row, columns, TOP):
             written[kind].append(name)
     for (_, are_intents), names in written.items():
@@ -314,11 +320,13 @@ def written_names(
 ) -> Iterator[tuple[tuple[bool, bool], str]]:
     """The names in a raw row, each after (whether it is of a parse, whether it is an intent): a parse may spell a name
     otherwise than tags do."""
-    if tags := row.get(columns.tags):
-        yield (False, True), str(row.get(columns.intent))
-        yield from (((False, False), str(tag)[2:]) for tag in (tags.split() if isinstance(tags, str) else tags))
+    if has_tags(row, columns):
+        yield (False, True), _intent(row, columns)
+        tags = row[columns.tags]
+        tags = tags if isinstance(tags, list | tuple) else gold_text(row, columns.tags).split()
+        yield from (((False, False), str(tag)[2:]) for tag in tags)
     else:
-        tokens = gold_brackets(row, columns).split()
+        tokens = words_of(gold_brackets(row, columns))
         opened = [token for token in tokens if notation.is_bracket(token) and token != "]"]
         yield from (((True, place == 0), token[len(notation.slot) :]) for place, token in enumerate(opened))
 
@@ -383,23 +391,36 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
 
     Raises DataError if the intent is missing or a tag is not in BIO form.
     """
-    intent = row.get(columns.intent)
+    intent = _intent(row, columns)
     if not intent:
         raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
-    return intent_name(str(intent)), bio_tags(row, columns)
+    return intent_name(intent), bio_tags(row, columns)
 
 
 def bio_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> list[str]:
     """The tags of a row that has some, with canonical names. Raises DataError if one is not in BIO form."""
     tags = row[columns.tags]
-    tags = [str(tag) for tag in (tags.split() if isinstance(tags, str) else tags)]
+    if not isinstance(tags, str | bytes | list | tuple):
+        raise DataError(f"'{columns.tags}' is {tags!r:.60}, where a tag for each word is needed")
+    tags = [str(tag) for tag in tags] if isinstance(tags, list | tuple) else gold_text(row, columns.tags).split()
     for tag in tags:
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
             raise DataError(f"tag '{tag}' is not O, B-slot or I-slot")
     return [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
 
 
+def _intent(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    value = row.get(columns.intent)
+    # A column of integers with missing values is read as floats (3.0).
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else gold_text(row, columns.intent)
+
+
+def has_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> bool:
+    """Whether there is a tag at all: a blank text and an empty list are none."""
+    tags = row.get(columns.tags)
+    return not is_missing(tags) and tags != [] and not (isinstance(tags, str) and not tags.strip())
+
+
 def gold_brackets(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     """The parse of a raw row; empty if it has none."""
-    value = row.get(columns.label)
-    return str((row.get(TARGET) if value is None else value) or "").strip()
+    return gold_text(row, TARGET if is_missing(row.get(columns.label)) else columns.label)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric, TextConfig
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, ratio
+from retort.io.strict_json import KeyTwice, json_value
+from retort.problems.base import Constraint, Floats, Mended, gold_text, ratio
 from retort.records.base import Label, ParseFailure
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class FreeText:
         JSON, so is true."""
         value = row.get(columns.label)
         is_json = isinstance(value, dict | list) or (self._validator is not None and isinstance(value, bool))
-        text = _json_text(value) if is_json else str("" if value is None else value).strip()
+        text = _json_text(value) if is_json else gold_text(row, columns.label)
         if not text:
             return None
         label = self.parse("", text)
@@ -79,7 +80,7 @@ class FreeText:
         """See `Problem.parse`. Outer white space is ignored; in JSON, all white space, the order of keys, and how a
         number or a letter is written (1.0 is 1, \\u00fc is ü).
 
-        Reason codes: `empty`, `pattern`, `not-json`, `schema`.
+        Reason codes: `empty`, `pattern`, `not-json`, `key-twice`, `schema`.
         """
         label = completion.strip()
         if not label:
@@ -90,11 +91,13 @@ class FreeText:
 
     def _parse_json(self, validator: "Validator", completion: str) -> Label | ParseFailure:
         try:
-            value = json.loads(completion, parse_float=_number, parse_constant=_refuse)
+            value = json_value(completion, parse_float=_number, parse_constant=_refuse)
             label = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
             label.encode()
         except UnicodeEncodeError:
             return ParseFailure("not-json", "It is not JSON: it holds half of a surrogate pair.", completion)
+        except KeyTwice as error:
+            return ParseFailure("key-twice", f"In its JSON, {error}.", completion)
         except (ValueError, RecursionError) as error:
             return ParseFailure("not-json", f"It is not JSON: {error}.", completion)
         worst = min(validator.iter_errors(value), key=lambda error: len(error.absolute_path), default=None)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from retort.problems.base import Mended
 
-_LABELED = re.compile(r"\(\s*[^\s()]*|\)|[^\s()]+")
+_LABELED = re.compile(r"\([ \t-\r]*[^ \t-\r()]*|\)|[^ \t-\r()]+")
 """An opening bracket with its label, a closing one, or a word."""
-_UNLABELED = re.compile(r"\(|\)|[^\s()]+")
+_UNLABELED = re.compile(r"\(|\)|[^ \t-\r()]+")
 
 
 def mended_tree(completion: str, words: Sequence[str], *, has_labels: bool) -> Mended | None:

@@ -7,7 +7,7 @@ and a chain of unary constituents over the same words keeps its order. Parenthes
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,8 +20,11 @@ UNLABELED = "X"
 _ROOTS = ("TOP", "ROOT", "S1", "")
 """Labels of the bracket that treebanks put around a whole sentence; they carry no information."""
 
-_TOKEN = re.compile(r"[()]|[^\s()]+")
-_FUNCTION = re.compile(r"(?<=.)[-=].*")
+_TOKEN = re.compile(r"[()]|[^ \t-\r()]+")
+EMPTY = "-NONE-"
+"""The tag of what the sentence does not say: traces (`*T*-1`) and zeros, which are no words of the text."""
+_FUNCTION = re.compile(r"^([^-=]+)[-=].*")
+_INDEX = re.compile(r"(?<=[^-=])[-=]\d+(?=$|[-=])")
 
 
 class Span(NamedTuple):
@@ -72,70 +75,125 @@ def unescaped(word: str) -> str:
     return word.replace("-LRB-", "(").replace("-RRB-", ")")
 
 
-def without_function(label: str) -> str:
-    """NP-SBJ -> NP"""
-    return _FUNCTION.sub("", label)
+def without_functions(label: str) -> str:
+    """`NP` for NP-SBJ, NP-SBJ-1 and NP=2."""
+    return _FUNCTION.sub(r"\1", label)
 
 
-def read_tree(text: str, is_tag: Callable[[str], bool]) -> Tree:
-    """Reads brackets with a label after each opening one: `(S (NP The cat) (VP sat))`. Function tags are removed
-    (NP-SBJ -> NP), and so is a bracket around the whole sentence that has no phrase label.
+def without_indices(label: str) -> str:
+    """`NP-SBJ` for NP-SBJ and NP-SBJ-1. An index points to another phrase or to a trace, and is no kind of phrase."""
+    return _INDEX.sub("", label)
 
-    A bracket around a single word is its part-of-speech tag if `is_tag` of the label. The tree has tags if every word
-    has one. Raises Unreadable.
+
+def read_tree(text: str, is_tag: Callable[[str], bool], name: Callable[[str], str] = without_functions) -> Tree:
+    """Reads brackets with a label after each opening one: `(S (NP The cat) (VP sat))`, over one line or several. `name`
+    turns a label as written into that of the constituent. Left out are empty elements (`(-NONE- *)`) with what holds
+    nothing else, and all brackets around the whole sentence that have no phrase label.
+
+    A bracket around a single word is its part-of-speech tag if `is_tag` of the label, which is not "". The tree has
+    tags if every word has one. Raises Unreadable.
     """
-    words: list[str] = []
-    found: list[tuple[str, int, int]] = []
-    tags: dict[int, str] = {}
-    open_brackets: list[tuple[str, int, int]] = []  # label, first word, place in `found`
+    reading = _Reading(is_tag, name)
     tokens, at = _TOKEN.findall(text), 0
     while at < len(tokens):
         token = tokens[at]
         at += 1
-        if found and not open_brackets:
+        if reading.is_over:
             raise _after_end(token)
         if token == "(":
             is_named = at < len(tokens) and tokens[at] not in "()"
-            label = tokens[at] if is_named else ""
+            reading.open(tokens[at] if is_named else "")
             at += is_named
-            open_brackets.append((label, len(words), len(found)))
-            found.append((label, len(words), -1))
         elif token == ")":
-            if not open_brackets:
-                raise Unreadable("unbalanced-brackets", "A bracket is closed that was not opened.")
-            label, start, place = open_brackets.pop()
-            if start == len(words):
-                raise Unreadable("empty-bracket", f"The bracket '{label}' holds no word.")
-            found[place] = (label, start, len(words))
-            is_innermost = start == len(words) - 1 and place == len(found) - 1 and start not in tags
-            if is_innermost and is_tag(label):
-                tags[start] = label
-                found.pop()
+            reading.close()
         else:
-            words.append(token)
-    return _whole(words, found, tags, unclosed=len(open_brackets))
+            reading.words.append(token)
+    return reading.tree()
+
+
+class _Open(NamedTuple):
+    """A bracket that is not closed."""
+
+    label: str
+    start: int
+    place: int
+    """Its place in `spans`."""
+    num_empty: int
+    """The number of empty elements before it."""
+
+
+@dataclass
+class _Reading:
+    """The part of a tree that was read."""
+
+    is_tag: Callable[[str], bool]
+    name: Callable[[str], str]
+    words: list[str] = field(default_factory=list)
+    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    """(Label, first word, word after the last), outer before inner."""
+    tags: dict[int, str] = field(default_factory=dict)
+    _open: list[_Open] = field(default_factory=list)
+    _num_empty: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.spans) and not self._open
+
+    def open(self, label: str) -> None:
+        self._open.append(_Open(label, len(self.words), len(self.spans), self._num_empty))
+        self.spans.append((label, len(self.words), -1))
+
+    def close(self) -> None:
+        """Raises Unreadable."""
+        if not self._open:
+            raise Unreadable("unbalanced-brackets", "A bracket is closed that was not opened.")
+        label, start, place, num_empty = self._open.pop()
+        if label == EMPTY and place == len(self.spans) - 1:
+            del self.words[start:], self.spans[place:]
+            self._num_empty += 1
+        elif start < len(self.words):
+            self._close(label, start, place)
+        elif self._num_empty > num_empty:
+            self.spans.pop()
+        else:
+            raise Unreadable("empty-bracket", f"The bracket '{label}' holds no word.")
+
+    def _close(self, label: str, start: int, place: int) -> None:
+        name = self.name(label)
+        self.spans[place] = (name, start, len(self.words))
+        is_innermost = start == len(self.words) - 1 and place == len(self.spans) - 1 and start not in self.tags
+        if is_innermost and name and self.is_tag(name):
+            self.tags[start] = label
+            self.spans.pop()
+
+    def tree(self) -> Tree:
+        """Raises Unreadable."""
+        words = self.words
+        if self._open:
+            raise Unreadable("unbalanced-brackets", f"{len(self._open)} bracket(s) are not closed.")
+        if not words:
+            raise Unreadable("empty", "There is no word.")
+        spans = self.spans[self._num_wrappers() :]
+        if len(words) > 1 and (not spans or spans[0][1:] != (0, len(words))):
+            raise Unreadable("no-tree", f"No bracket holds all words, from '{words[0][:80]}' on.")
+        if spans and not spans[0][0]:
+            spans = [(_ROOTS[0], *spans[0][1:]), *spans[1:]]
+        known = tuple(self.tags[place] for place in range(len(words))) if len(self.tags) == len(words) else None
+        return Tree(tuple(words), tuple(Span(*span) for span in spans), known)
+
+    def _num_wrappers(self) -> int:
+        """The number of outer brackets without a phrase label that hold a single word or a bracket of all words."""
+        for place, (label, *extent) in enumerate(self.spans):
+            inner = self.spans[place + 1][1:] if place + 1 < len(self.spans) else ()
+            if label not in _ROOTS or (len(self.words) > 1 and tuple(extent) != inner):
+                return place
+        return len(self.spans)
 
 
 def _after_end(token: str) -> Unreadable:
     if token == ")":
         return Unreadable("unbalanced-brackets", "A bracket is closed that was not opened.")
     return Unreadable("text-after-tree", f"'{token[:80]}' follows the tree.")
-
-
-def _whole(words: list[str], found: list[tuple[str, int, int]], tags: dict[int, str], *, unclosed: int) -> Tree:
-    if unclosed:
-        raise Unreadable("unbalanced-brackets", f"{unclosed} bracket(s) are not closed.")
-    if not words:
-        raise Unreadable("empty", "There is no word.")
-    if found and found[0][0] in _ROOTS and len(found) > 1 and found[1][1:] == found[0][1:]:
-        found = found[1:]
-    if found and found[0][0] in _ROOTS and len(words) == 1:
-        found = found[1:]
-    if len(words) > 1 and (not found or found[0][1:] != (0, len(words))):
-        raise Unreadable("no-tree", f"No bracket holds all words, from '{words[0][:80]}' on.")
-    spans = tuple(Span(without_function(label) or _ROOTS[0], start, end) for label, start, end in found)
-    known = tuple(tags[place] for place in range(len(words))) if len(tags) == len(words) else None
-    return Tree(tuple(words), spans, known)
 
 
 def write_tree(tree: Tree) -> str:
@@ -184,7 +242,7 @@ def encode_label(tree: Tree) -> Label:
 def decode_label(label: Label) -> Tree:
     """The tree of a canonical label."""
     brackets, _, tags = label.partition("\t")
-    tree = read_tree(brackets, is_tag=lambda label: False)
+    tree = read_tree(brackets, is_tag=lambda label: False, name=str)
     return Tree(tree.words, tree.spans, tuple(tags.split(" "))) if tags else tree
 
 

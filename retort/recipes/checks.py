@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable
 
-from retort.artifacts.examples import Examples
+from retort.artifacts.examples import Examples, set_aside
 from retort.config import Problem, RecipeConfig, expand
-from retort.data.completions import read_completions
+from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError, DataError
 from retort.problems import problem_for
 from retort.recipes.execute import made_or_found
 from retort.records.base import ArtifactRef
 from retort.records.result import Champion
+from retort.records.set_aside import SetAside
 from retort.steps.ingest import Ingest
 from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.steps.pseudolabel_recorded import PseudolabelRecorded
@@ -25,6 +26,20 @@ MOST_SHARED = 0.2
 def ingest_all(config: RecipeConfig, steps: Iterable[Ingest]) -> tuple[ArtifactRef, ...]:
     """Ingest what the store lacks; reading the rows checks the data."""
     return tuple(made_or_found(config, step) for step in steps)
+
+
+def check_set_aside(store: Store, pool: ArtifactRef, most: float) -> SetAside | None:
+    """What was set aside of the pool. Raises DataError if it is more than the share `most` of its rows."""
+    aside = set_aside(store, pool)
+    if aside is not None and (excess := aside.excess(most)):
+        raise DataError(f"data.unlabeled: {excess}")
+    return aside
+
+
+def rows_found(store: Store, ref: ArtifactRef, most: float) -> str:
+    """For `doctor`: the number of rows, and how many were set aside and where. Raises DataError if it is too many."""
+    aside = check_set_aside(store, ref, most)
+    return f"{ref.rows} rows" if aside is None else f"note: {ref.rows} rows; {aside.text} ({aside.places})"
 
 
 def texts_of(store: Store, ref: ArtifactRef) -> set[str]:
@@ -56,15 +71,39 @@ def check_llm(store: Store, step: PseudolabelLlm) -> int:
 def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool) -> int:
     """Return how many rows of the pool have no completion.
 
-    Raises DataError for completions of unknown rows, unless the pool was limited (not `whole_pool`).
+    Raises DataError if no line is a completion, and for completions of unknown rows, unless the pool was limited (not
+    `whole_pool`) or they may be those of rows that were set aside, of which an id may be wrong or cannot be read.
     """
-    completions = read_completions(step.path, step.endpoint_url)
-    completed = {one.example_id for one in completions if one.example_id}
-    ids = {row["example_id"] for row in Examples.open(store, step.pool).rows(["example_id"])}
-    unknown = completed - ids
-    if unknown and whole_pool:
+    completed = _completed(step)
+    pool = Examples.open(store, step.pool)
+    ids = {row["example_id"] for row in pool.rows(["example_id"])}
+    aside = [row["example_id"] for row in pool.set_aside_rows()]
+    unknown = completed - ids - set(aside)
+    if len(unknown) > len(aside) and whole_pool:
         raise DataError(
             f"teacher.completions = '{step.path}': {len(unknown)} completion(s) for ids that the pool does not have, "
             f"such as '{min(unknown)}'"
         )
     return len(ids - completed)
+
+
+def _completed(step: PseudolabelRecorded) -> set[str]:
+    """The ids that lines of the file of completions have, whether a line holds a completion or says why there is none.
+
+    Raises DataError if none holds one: then it is another kind of file.
+    """
+    completed: set[str] = set()
+    first_bad, num_good = None, 0
+    for one in read_completions(step.path, step.endpoint_url):
+        if one.example_id:
+            completed.add(one.example_id)
+        if isinstance(one, BadLine):
+            first_bad = first_bad or one
+        else:
+            num_good += 1
+    if first_bad is not None and not num_good:
+        raise DataError(
+            f"teacher.completions = '{step.path}': no line is a completion; {first_bad.detail}; needed are lines of a "
+            "batch's output (of OpenAI's chat completions or responses, Anthropic or Gemini), see docs/teachers.md"
+        )
+    return completed

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 from retort.artifacts.verdicts import Verdict
 from retort.config.base import Metric
 from retort.records.base import Record
+from retort.records.set_aside import SetAside
 
 
 class Table(NamedTuple):
@@ -36,6 +37,8 @@ class Summary(Record):
     """None if there is no registry to promote in."""
     champion: str | None = None
     """The registered version that the final student was compared with; None if there was no champion."""
+    set_aside: SetAside | None = None
+    """The rows of the pool that cannot be used; None if there are none."""
 
     @property
     @abstractmethod
@@ -68,6 +71,11 @@ def verdict_text(verdict: Verdict, champion: str | None) -> str:
     place = f"take the place of the champion, version {champion}" if champion else "become the first champion"
     failed, made = len(verdict.refusals), len(verdict.reasons)
     return f"The gate does not let the final student {place}: {failed} of {made} checks failed."
+
+
+def set_aside_line(summary: Summary) -> str:
+    """How many rows of the pool cannot be used, and why; empty if there are none."""
+    return f"Pool: {summary.set_aside.text}; the report shows the first." if summary.set_aside else ""
 
 
 def verdict_lines(summary: Summary) -> list[str]:

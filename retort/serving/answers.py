@@ -13,6 +13,7 @@ from retort.problems import Problem
 from retort.problems.entities import Entities
 from retort.problems.multi_label import PRESENT, MultiLabel
 from retort.problems.slots import Slots, decode, spans
+from retort.problems.words import words_of
 
 if TYPE_CHECKING:
     from retort.students.base import Prediction
@@ -39,7 +40,7 @@ def answer(problem: Problem, text: str, prediction: "Prediction", *, probabiliti
         result["labels"] = problem.parts(prediction.label)
     if isinstance(problem, Slots):
         intent, tags = decode(prediction.label)
-        words = text.split()
+        words = words_of(text)
         if not isinstance(problem, Entities):
             result["intent"] = intent
         result["entities" if isinstance(problem, Entities) else "slots"] = [

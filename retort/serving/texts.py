@@ -7,7 +7,6 @@ raises DataError.
 import csv
 import hashlib
 import itertools
-import json
 import math
 import sys
 from collections import Counter
@@ -15,12 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from retort.config import ColumnsConfig
+from retort.data.bad_rows import BadRow as UnreadRow
+from retort.data.csv_dialect import delimiter_of
 from retort.data.fields import join_fields
 from retort.data.files import DataFile, data_files
 from retort.data.formats import rows_of
 from retort.data.lines import json_fault, lines_of, place
 from retort.data.reading import ID_DIGITS
-from retort.errors import DataError
+from retort.data.row_form import form_of
+from retort.errors import DataError, RowFault
+from retort.io.strict_json import KeyTwice, json_value
 
 STANDARD_INPUT = "-"
 MOST_CHARACTERS = 100_000
@@ -42,7 +46,8 @@ class BadRow:
     place: str
     """File and line, or file and row for Parquet."""
     reason: str
-    """A short code to count: `not-json`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`, `bad-id`."""
+    """A short code to count: `not-json`, `key-twice`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`,
+    `bad-id`, and `not-utf8` or `unreadable` for a value in a Parquet file."""
     detail: str
     """One human-readable sentence, without the text itself."""
 
@@ -86,7 +91,7 @@ def _files(source: str, fields: Fields) -> Iterator[_Placed | BadRow]:
         file.format  # noqa: B018  raises for an unknown extension now, not hours later
     for file in files:
         match file.format:
-            case "parquet":
+            case "parquet" | "conll" | "treebank":
                 yield from _whole_rows(file, fields)
             case "csv":
                 yield from _csv_rows(file, fields)
@@ -94,9 +99,15 @@ def _files(source: str, fields: Fields) -> Iterator[_Placed | BadRow]:
                 yield from (_json_row(place(file, number), line) for number, line in lines_of(file) if line.strip())
 
 
-def _whole_rows(file: DataFile, fields: Fields) -> Iterator[_Placed]:
-    for where, row in rows_of(file):
-        _check_column(file, list(row), fields)
+def _whole_rows(file: DataFile, fields: Fields) -> Iterator[_Placed | BadRow]:
+    form = form_of(file, ColumnsConfig(id=fields.id, text=fields.text))
+    for one in map(form, rows_of(file)):
+        if isinstance(one, UnreadRow):
+            yield BadRow(one.place, one.reason, one.detail.removeprefix(f"{one.place}: "))
+            continue
+        where, row = one
+        if fields.columns or fields.text not in row:
+            _check_column(file, list(row), fields)
         yield where, row
 
 
@@ -104,9 +115,9 @@ def _json_row(where: str, line: bytes) -> _Placed | BadRow:
     """Parse a line: a JSON object, or a bare JSON string as the text."""
     try:
         # Invalid UTF-8 becomes unpaired surrogates, which are rejected later, for this row only.
-        row = json.loads(line.decode(errors="surrogateescape"))
+        row = json_value(line.decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
-        return BadRow(where, "not-json", json_fault(error))
+        return BadRow(where, "key-twice" if isinstance(error, KeyTwice) else "not-json", json_fault(error))
     if isinstance(row, str):
         return where, {"text": row}
     return (where, row) if isinstance(row, dict) else BadRow(where, "not-json", "neither a JSON object nor a text")
@@ -114,7 +125,10 @@ def _json_row(where: str, line: bytes) -> _Placed | BadRow:
 
 def _csv_rows(file: DataFile, fields: Fields) -> Iterator[_Placed | BadRow]:
     """The first line is the header."""
-    reader = csv.reader((line.decode(errors="surrogateescape") for _, line in lines_of(file)), strict=True)
+    lines = (line.decode(errors="surrogateescape") for _, line in lines_of(file))
+    first = next(lines, "")
+    delimiter = delimiter_of(first, is_tsv=".tsv" in file.path.lower())
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         where = place(file, reader.line_num + 1)
@@ -143,7 +157,17 @@ def _check_column(file: DataFile, names: list[str], fields: Fields) -> list[str]
 
 
 def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+    try:
+        return _text_row(where, row, fields)
+    except RowFault as fault:
+        return BadRow(where, fault.reason, str(fault).removeprefix(f"{where}: "))
+
+
+def _text_row(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+    """Raises RowFault for a value that cannot be read."""
     text = _joined(row, fields.columns) if fields.columns else row.get(fields.text)
+    if isinstance(text, list) and text and all(isinstance(word, str) for word in text):
+        text = " ".join(text)
     if isinstance(text, BadField):
         return BadRow(where, "no-text", text.told)
     if not isinstance(text, str):

@@ -1,19 +1,23 @@
 """`ingest`: turns a data source into an artifact, with the gold labels in a separate file."""
 
+import dataclasses
 import heapq
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from retort.artifacts.examples import GOLD_ROWS, GROUP_ROWS, ROWS, Examples
+from retort.artifacts.examples import GOLD_ROWS, GROUP_ROWS, ROWS, SET_ASIDE, SET_ASIDE_ROWS, Examples, summary_of
 from retort.config import ColumnsConfig, Problem, Source
 from retort.config.soft_label import AnswerColumnsConfig
 from retort.data import read_examples
-from retort.data.reading import Folds
+from retort.data.bad_rows import BadRow
+from retort.data.reading import Folds, read_pool
 from retort.errors import DataError
-from retort.io.parquet import EXAMPLES, GOLD, GROUPS, Row, write_rows
+from retort.io.parquet import BAD_ROWS, EXAMPLES, GOLD, GROUPS, Row, RowWriter, read_rows, write_rows
 from retort.problems import problem_for
 from retort.records.base import Example, Record, digest
 from retort.steps.base import Runtime, Step
@@ -36,7 +40,10 @@ class FoldRows(Record):
 
 
 class Ingest(Step):
-    """Read a data source, check every row, and store it with its gold labels in a separate file."""
+    """Read a data source, check every row, and store it with its gold labels in a separate file.
+
+    A row of the pool that cannot be used is set aside; in any other source it is an error.
+    """
 
     kind = "ingest"
     version = 2
@@ -63,9 +70,14 @@ class Ingest(Step):
         keep = self._smallest_ids(self.limit) if self.limit else None
         golds: list[Row] = []
         groups: list[Row] = []
+        reasons: Counter[str] = Counter()
 
-        def rows() -> Iterator[Row]:
+        def rows(aside: RowWriter) -> Iterator[Row]:
             for example in self._read():
+                if isinstance(example, BadRow):
+                    reasons[example.reason] += 1
+                    aside.write(dataclasses.asdict(example))
+                    continue
                 if keep is not None and example.example_id not in keep:
                     continue
                 row = {"example_id": example.example_id, "text": example.text}
@@ -75,21 +87,32 @@ class Ingest(Step):
                     groups.append({"example_id": example.example_id, "group": example.group})
                 yield row
 
-        count = write_rows(context.folder / ROWS, EXAMPLES, rows())
+        with RowWriter(context.folder / SET_ASIDE_ROWS, BAD_ROWS) as aside:
+            count = write_rows(context.folder / ROWS, EXAMPLES, rows(aside))
         if not count:
-            raise DataError(f"{self._place()}: holds no rows; at least one is needed")
+            raise DataError(self._no_rows(context.folder, reasons))
         if golds:
             write_rows(context.folder / GOLD_ROWS, GOLD, golds)
         if groups:
             write_rows(context.folder / GROUP_ROWS, GROUPS, groups)
-        return StepOutput(rows=count, counts={"gold": len(golds)})
+        details = {SET_ASIDE: dict(reasons)} if reasons else {}
+        return StepOutput(rows=count, counts={"gold": len(golds)}, details=details)
 
-    def _read(self) -> Iterator[Example]:
+    @property
+    def is_pool(self) -> bool:
+        """Whether bad rows are set aside. Folds of the training file are not: a bad row says no fold."""
+        return self.gold == "optional" and self.folds is None
+
+    def _read(self) -> Iterator[Example | BadRow]:
         several = isinstance(self.columns["text"], list)
+        columns = (AnswerColumnsConfig if several else ColumnsConfig).model_validate(self.columns)
+        problem = problem_for(self.problem)
+        if self.is_pool:
+            return read_pool(self.source, columns, problem, self.endpoint_url)
         return read_examples(
             self.source,
-            (AnswerColumnsConfig if several else ColumnsConfig).model_validate(self.columns),
-            problem_for(self.problem),
+            columns,
+            problem,
             gold=self.gold,
             endpoint_url=self.endpoint_url,
             folds=None if self.folds is None else self.folds.rows,
@@ -97,7 +120,14 @@ class Ingest(Step):
 
     def _smallest_ids(self, limit: int) -> set[str]:
         """A random choice that is stable as the pool grows: it changes only by new rows with a smaller hash."""
-        return set(heapq.nsmallest(limit, (example.example_id for example in self._read()), key=digest))
+        ids = (example.example_id for example in self._read() if isinstance(example, Example))
+        return set(heapq.nsmallest(limit, ids, key=digest))
+
+    def _no_rows(self, folder: Path, reasons: Mapping[str, int]) -> str:
+        if not reasons:
+            return f"{self._place()}: holds no rows; at least one is needed"
+        aside = summary_of(read_rows(folder / SET_ASIDE_ROWS), 0, reasons)
+        return f"{self._place()}: {aside.text}; {aside.beginning}"
 
     def _place(self) -> str:
         source = self.source if isinstance(self.source, str) else json.dumps(self.source.model_dump(mode="json"))

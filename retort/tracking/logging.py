@@ -60,6 +60,15 @@ def gate_points(verdict: Verdict) -> Iterator[Point]:
     yield Point("gate_megabytes", verdict.cost.megabytes, 0)
 
 
+def set_aside_points(summary: Summary) -> Iterator[Point]:
+    """Rows of the pool that cannot be used, all and by reason; nothing if there are none."""
+    if summary.set_aside is None:
+        return
+    yield Point("rows_set_aside", summary.set_aside.rows, 0)
+    for reason, count in summary.set_aside.reasons.items():
+        yield Point(f"rows_set_aside_{re.sub(r'[^A-Za-z0-9_]', '_', reason)}", count, 0)
+
+
 def with_interval(name: str, score: Score, step: int) -> Iterator[Point]:
     yield Point(name, score.value, step)
     yield Point(f"{name}_low", score.low, step)

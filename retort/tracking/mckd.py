@@ -17,7 +17,16 @@ from retort.steps.base import Runtime
 from retort.steps.context import StepContext
 from retort.store import Manifest, Store
 from retort.tracking import mlflow_runs as runs
-from retort.tracking.logging import flattened, gate_points, log_report, milliseconds, open_run, run_tags, with_interval
+from retort.tracking.logging import (
+    flattened,
+    gate_points,
+    log_report,
+    milliseconds,
+    open_run,
+    run_tags,
+    set_aside_points,
+    with_interval,
+)
 from retort.tracking.mlflow_runs import Input, Point
 from retort.tracking.step import Track
 from retort.tracking.student_versions import register_student, tag_verdict, tracked
@@ -144,6 +153,7 @@ def _points(summary: MckdSummary) -> Iterator[Point]:
             yield Point(f"{teacher.name}_{name}", value, 0)
     if summary.gate is not None:
         yield from gate_points(summary.gate)
+    yield from set_aside_points(summary)
     yield Point("kept_stage", summary.kept_stage, 0)
     yield Point("compute_seconds", summary.compute_seconds, 0)
     yield Point("label_failures", sum(summary.failures.reasons.values()), 0)

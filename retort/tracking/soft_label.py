@@ -12,7 +12,15 @@ from retort.report.soft_label.summary import SoftLabelSummary
 from retort.steps.base import Runtime
 from retort.steps.context import StepContext
 from retort.tracking import mlflow_runs as runs
-from retort.tracking.logging import flattened, gate_points, log_report, milliseconds, open_run, run_tags
+from retort.tracking.logging import (
+    flattened,
+    gate_points,
+    log_report,
+    milliseconds,
+    open_run,
+    run_tags,
+    set_aside_points,
+)
 from retort.tracking.mlflow_runs import Input, Point
 from retort.tracking.step import Track
 from retort.tracking.student_versions import register_student, tag_verdict, tracked
@@ -68,6 +76,7 @@ def _points(summary: SoftLabelSummary) -> Iterator[Point]:
         yield Point(f"{scorer}/parameters", times.parameters, 0)
     if summary.gate is not None:
         yield from gate_points(summary.gate)
+    yield from set_aside_points(summary)
     yield Point("compute_seconds", summary.compute_seconds, 0)
 
 

@@ -196,7 +196,7 @@ def test_pool_that_cannot_be_read(slots: Any, refused: Refused, spoil: Callable[
     path.write_bytes(spoil(path.read_bytes()))
     said = sentence(refused(slots))
     assert told in said
-    assert said.startswith(str(path))
+    assert said.startswith(str(path) if "gzip" in told else "data.unlabeled: 1 of 4")
 
 
 def gzipped(desk: Any, spoil: Callable[[bytes], bytes]) -> Path:
@@ -234,7 +234,10 @@ def test_completions_that_are_damaged(slots: Any, refused: Refused) -> None:
 def test_duplicate_ids(slots: Any, refused: Refused) -> None:
     rows = slots.read("unlabeled.jsonl")
     path = slots.write("unlabeled.jsonl", [*rows, {**rows[4], "text": "another"}])
-    assert sentence(refused(slots)) == f"{path}, line 41: the id 'u4' is already that of {path}, line 5"
+    assert sentence(refused(slots)) == (
+        "data.unlabeled: 1 of 41 rows (2.44%) cannot be used: duplicate-id 1; data.max_bad_share = 0.01 allows no more "
+        f"than 0; the first: {path}, line 41: the id 'u4' is already that of {path}, line 5"
+    )
 
 
 def test_equal_texts_without_ids(slots: Any, refused: Refused) -> None:
@@ -298,6 +301,14 @@ def test_completion_for_an_unknown_id(slots: Any, refused: Refused) -> None:
     assert said == (
         f"teacher.completions = '{path}': 1 completion(s) for ids that the pool does not have, such as 'u999'"
     )
+
+
+def test_no_completion_among_the_completions(slots: Any, refused: Refused) -> None:
+    rows = [{"custom_id": row["custom_id"], "method": "POST", "url": "/v1/x", "body": {}}
+            for row in slots.read("completions.jsonl")]  # fmt: skip
+    path = slots.write("completions.jsonl", rows)
+    said = sentence(refused(slots))
+    assert said.startswith(f"teacher.completions = '{path}': no line is a completion; {path}, line 1: a request of a")
 
 
 def model_folder(desk: Any, *names: str) -> str:

@@ -1,11 +1,15 @@
 """Completions: a bad line does not stop the reading, a damaged file does."""
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from retort.data.answers import NoAnswer, answer_of
 from retort.data.completions import BadLine, read_completions
 from retort.errors import DataError
 from retort.records.base import RecordedCompletion
@@ -77,3 +81,153 @@ def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress((json.dumps(GOOD) + "\n").encode() * 100)[:-20])
     with pytest.raises(DataError, match="cut in the middle"):
         list(read_completions(str(path)))
+
+
+def test_a_key_twice(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text('{"custom_id": "a", "custom_id": "b", "response": null}\n')
+    (line,) = read_completions(str(path))
+    assert isinstance(line, BadLine)
+    assert (line.reason, line.detail) == ("key-twice", f"{path}, line 1: 'custom_id' is written twice")
+
+
+OPENAI = {"choices": [{"message": {"content": "bad"}, "finish_reason": "stop"}]}
+RESPONSE = {
+    "object": "response",
+    "status": "completed",
+    "output": [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "bad", "annotations": []}],
+        },
+    ],
+    "usage": {"input_tokens": 5, "output_tokens": 2},
+}
+CLAUDE = {
+    "type": "message",
+    "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "ba"}, {"type": "text", "text": "d"}],
+    "stop_reason": "end_turn",
+    "usage": {"input_tokens": 2, "cache_read_input_tokens": 3, "output_tokens": 2},
+}
+GEMINI = {
+    "candidates": [{"content": {"parts": [{"text": "hm", "thought": True}, {"text": "bad"}]}, "finishReason": "STOP"}],
+    "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 1, "thoughtsTokenCount": 1},
+}
+
+
+def openai(body: object) -> dict[str, object]:
+    return {"custom_id": "u", "response": {"status_code": 200, "body": body}, "error": None}
+
+
+def claude(**changes: object) -> dict[str, object]:
+    return {"custom_id": "u", "result": {"type": "succeeded", "message": {**CLAUDE, **changes}}}
+
+
+def outcomes(path: Path, *rows: object) -> list[RecordedCompletion | BadLine]:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return list(read_completions(str(path)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        openai({**OPENAI, "usage": {"prompt_tokens": 5, "completion_tokens": 2}}),
+        openai(RESPONSE),
+        claude(),
+        claude(type=None),
+        {"recordId": "u", "modelInput": {}, "modelOutput": CLAUDE},
+        {"key": "u", "response": GEMINI},
+        {"key": "u", "status": "", "request": {}, "response": GEMINI},
+        {"id": "1", "custom_id": "u", "response": {**openai(OPENAI), "body": {**OPENAI, "usage": {"prompt_tokens": 5,
+            "completion_tokens": 2}}}},
+        {"custom_id": "u", "response": {**OPENAI, "usage": {"prompt_tokens": 5, "completion_tokens": 2}}},
+    ],
+)  # fmt: skip
+def test_the_lines_of_every_vendor_say_the_same(tmp_path: Path, line: object) -> None:
+    assert outcomes(tmp_path / "a.jsonl", line) == [RecordedCompletion("u", "bad", "stop", 5, 2)]
+
+
+def test_content_in_parts(tmp_path: Path) -> None:
+    thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    contents: list[tuple[object, str]] = [
+        ([thoughts, {"type": "text", "text": "bad"}], "bad"),
+        ([{"type": "text", "text": "ba"}, "d", {"type": "image_url"}, None, 5], "bad"),
+        ([thoughts], ""),
+        ([], ""),
+        ([{"type": "reasoning", "text": "hm"}, {"type": "text", "text": {"value": "x"}}], ""),
+    ]
+    lines = [answer(str(n), choices=choice(content)) for n, (content, _) in enumerate(contents)]
+    found = outcomes(tmp_path / "a.jsonl", *lines)
+    assert [one.text if isinstance(one, RecordedCompletion) else one for one in found] == [text for _, text in contents]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (openai({"choices": choice("x", "model_length")}), "length"),
+        (openai({"choices": choice("x", "content_filter")}), "content_filter"),
+        (openai({"choices": choice("x", "tool_calls")}), "tool_calls"),
+        (openai({"choices": [{"message": {"content": "x"}}]}), None),
+        (openai({**RESPONSE, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}), "length"),
+        (openai({**RESPONSE, "status": "incomplete", "incomplete_details": {"reason": "content_filter"}}),
+         "content_filter"),
+        (claude(stop_reason="max_tokens"), "length"),
+        (claude(stop_reason="stop_sequence"), "stop"),
+        (claude(stop_reason="refusal"), "content_filter"),
+        (claude(stop_reason="model_context_window_exceeded"), "length"),
+        ({"key": "u", "response": {"candidates": [{"finishReason": "MAX_TOKENS"}]}}, "length"),
+        ({"key": "u", "response": {"candidates": [{"finishReason": "SAFETY"}]}}, "content_filter"),
+        ({"key": "u", "response": {"promptFeedback": {"blockReason": "OTHER"}}}, "content_filter"),
+    ],
+)  # fmt: skip
+def test_reasons_for_the_end_have_one_name(tmp_path: Path, line: object, reason: str | None) -> None:
+    (found,) = outcomes(tmp_path / "a.jsonl", line)
+    assert isinstance(found, RecordedCompletion)
+    assert found.finish_reason == reason
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        ({"custom_id": "u", "result": {"type": "errored", "error": {"type": "invalid_request"}}}, "error", "invalid_"),
+        ({"custom_id": "u", "result": {"type": "expired"}}, "error", "it is expired"),
+        ({"custom_id": "u", "result": {"type": "canceled"}}, "error", "it is canceled"),
+        ({"key": "u", "error": {"code": 500, "message": "x"}}, "error", "500"),
+        ({"key": "u", "status": "Bad Request: x", "request": {}}, "error", "Bad Request"),
+        (openai({"error": {"message": "overloaded"}}), "error", "overloaded"),
+        (openai({**RESPONSE, "status": "failed"}), "error", "the response is failed"),
+        (openai({"choices": [{"message": {"content": None, "refusal": "I'm sorry"}}]}), "refused", "I'm sorry"),
+        (openai({**RESPONSE, "output": [{"type": "message", "content": [{"type": "refusal", "refusal": "no"}]}]}),
+         "refused", "no"),
+        ({"custom_id": "u", "method": "POST", "url": "/v1/chat/completions", "body": {}}, "a-request", "output file"),
+        ({"custom_id": "u", "response": {"candidates": [{}]}}, "no-choices", "no text"),
+        ({"custom_id": "u", "text": "bad"}, "no-choices", "no text"),
+    ],
+)  # fmt: skip
+def test_what_failed_is_said(tmp_path: Path, line: object, reason: str, detail: str) -> None:
+    (found,) = outcomes(tmp_path / "a.jsonl", line)
+    assert isinstance(found, BadLine)
+    assert (found.reason, found.example_id) == (reason, "u")
+    assert detail in found.detail
+
+
+NAMES = st.sampled_from(
+    ["response", "result", "body", "message", "modelOutput", "output", "choices", "candidates", "content", "parts",
+    "text", "type", "thought", "status", "status_code", "error", "usage", "usageMetadata", "promptFeedback",
+    "blockReason", "finish_reason", "stop_reason", "refusal", "method", "url"]
+)  # fmt: skip
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(NAMES, json_values, max_size=5))
+def test_any_line_has_an_answer_or_a_reason(line: dict[str, object]) -> None:
+    with contextlib.suppress(NoAnswer):
+        found = answer_of(line)
+        assert isinstance(found.text, str)
+        assert min(found.prompt_tokens, found.completion_tokens) >= 0

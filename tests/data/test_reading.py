@@ -28,7 +28,8 @@ ROWS = [{"id": str(n), "text": f"text {n}", "label": "odd" if n % 2 else "even"}
 
 CUT = "a.jsonl: the file is cut in the middle: line 3 is incomplete; line 2 is the last good one"
 ARRAY_HINT = "); a JSON array must become one object on each line"
-LATIN = "(byte 0xe9 at position 14); save the file as UTF-8"
+UTF8 = "save the file as UTF-8; it may be Latin-1 (Windows-1252), where this byte is 'é'"
+LATIN = f"(byte 0xe9 at position 14); {UTF8}"
 
 
 class OddOrEven:
@@ -289,8 +290,15 @@ def test_missing(tmp_path: Path) -> None:
 
 def test_unknown_extension(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
-    allowed = ".jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet"
-    assert fault(tmp_path / "a.xlsx") == f"a.xlsx: the extension says no format that can be read; allowed: {allowed}"
+    allowed = (
+        ".jsonl, .ndjson, .json, .csv, .tsv, .conll, .iob, .iob2, .bio, .mrg, .ptb, .parquet, all but .parquet also"
+    )
+    said = fault(tmp_path / "a.xlsx")
+    assert said.startswith(
+        f"a.xlsx: the extension says no format that can be read; allowed: {allowed} compressed (.gz, "
+    )
+    (tmp_path / "b.jsonl").touch()
+    assert fault(tmp_path, read).endswith("a pattern takes only some files of a folder (pool/*.parquet)")
 
 
 @pytest.mark.parametrize(
@@ -390,7 +398,7 @@ def test_csv_with_quotes_and_empty_fields(tmp_path: Path) -> None:
         (f"{path}, line 5", {"id": "2", "text": "d", "label": "odd"}),
     ]
     path.write_bytes("id,text\n1,café\n".encode("latin-1"))
-    assert fault(path) == "a.csv, line 2: not UTF-8 (byte 0xe9 at position 6); save the file as UTF-8"
+    assert fault(path) == f"a.csv, line 2: not UTF-8 (byte 0xe9 at position 6); {UTF8}"
 
 
 def test_bad_parquet(tmp_path: Path) -> None:

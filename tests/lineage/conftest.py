@@ -26,6 +26,9 @@ ORIGIN = {"git.commit": "abc123", "prefect.flow_run_id": "prefect-run-1", "prefe
 BROKEN = "unlabeled-8"
 """A row to which the teacher answers nonsense, however often it is asked."""
 
+UNUSABLE = "unlabeled-null"
+"""A row of the pool without a text."""
+
 
 @dataclass(frozen=True)
 class Nights:
@@ -84,6 +87,9 @@ def nights(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
         values = copy.deepcopy(tiny_classes)
         values["teacher"] = {"kind": "endpoint", "model": "scripted", "url": "${RETORT_TEST_TEACHER}", "concurrency": 4}
         values["problem"]["labels"] = ["up", "down"]
+        pool = Path(values["data"]["unlabeled"]).read_text()
+        (folder / "unlabeled.jsonl").write_text(f'{pool}{{"id": "{UNUSABLE}", "text": null}}\n')
+        values["data"]["unlabeled"] = str(folder / "unlabeled.jsonl")
         values["store"] = {"root": str(folder / "store")}
         values["tracking"] = {"uri": f"sqlite:///{folder}/mlflow.db"}
         values["student"]["training"]["epochs"] = 1

@@ -73,6 +73,16 @@ def test_mlflows_own_client_tells_the_same_of_a_run(nights: Any, lineage: Lineag
     assert _with_client(nights.uri, "0" * 32) is find_origin(nights.uri, "0" * 32) is None
 
 
+def test_mlflow_has_the_rows_that_were_set_aside(nights: Any) -> None:
+    from retort.tracking.mlflow_runs import connected
+
+    with connected(nights.uri) as client:
+        (experiment,) = client.search_experiments(filter_string="name = 'tiny-classes'")
+        runs = client.search_runs([experiment.experiment_id])
+        counted = [run.data.metrics for run in runs if "rows_set_aside" in run.data.metrics]
+    assert [(one["rows_set_aside"], one["rows_set_aside_null_text"]) for one in counted] == [(1, 1), (1, 1)]
+
+
 def test_the_teacher_is_told_with_its_prompt(lineage: Lineage) -> None:
     teacher = next(step for step in lineage.steps if step.name == "stage0/pseudolabels")
     assert teacher.params["identity"] == {"kind": "endpoint", "model": "scripted", "url": "${RETORT_TEST_TEACHER}"}
@@ -181,6 +191,10 @@ def test_the_command_for_machines(nights: Any, command: Command) -> None:
         (["tiny-classes@champion"], "'tiny-classes@champion' names no registered student"),
         (["models:/nobody/1"], "there is no version of 'nobody'"),
         (["models:/tiny-classes/1", "--row", "nobody"], "--row nobody: no row of the student's data has this id"),
+        (
+            ["models:/tiny-classes/1", "--row", "unlabeled-null"],
+            "no student saw it, since it cannot be used: ",
+        ),
         (["/nowhere/students/ab/" + "ab" * 32], "there is no student's artifact"),
     ],
 )

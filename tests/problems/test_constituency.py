@@ -354,6 +354,66 @@ def test_function_tags_and_outer_brackets_are_left_out(tree: str) -> None:
     assert gold("a b", tree) == "(S (NP a) (VP b))\tD N"
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        "( ( ( (S (NP (D a)) (VP (N b))) ) ) )",
+        "( (TOP (ROOT (S1 (S (NP (D a)) (VP (N b)))))) )",
+        "(S (NP-SBJ-1 (D a)) (VP (N b) (S (NP-SBJ (-NONE- *-1)) (VP (-NONE- *?*)))))",
+        "(S (NP (D a) (SBAR (WHNP-2 (-NONE- 0)) (-NONE- *T*-2))) (VP=3 (N b) (-NONE- *)) (-NONE- *T*-1))",
+        "( (S\n  (NP-SBJ (D a))\r\n  (VP\n\t(N b))))\n",
+    ],
+)
+def test_wrappers_and_what_the_sentence_does_not_say_are_left_out(tree: str) -> None:
+    assert gold("a b", tree) == "(S (NP a) (VP b))\tD N"
+    assert PROBLEM.parse("a b", tree) == "(S (NP a) (VP b))", "a teacher that knows the treebank may write them too"
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ("(S (NP (D a)) ((N b)))", "the bracket around 'b' has no label"),
+        ("(S ((D a) (N b)))", "the bracket around 'a b' has no label"),
+        ("(S (D a) ( b))", "the bracket 'b' holds no word"),
+        ("( (-NONE- *) )", "there is no word"),
+        ("(S (-NONE- *) (NP ))", "the bracket 'NP' holds no word"),
+    ],
+)
+def test_a_bracket_in_mid_sentence_needs_a_label(tree: str, sentence: str) -> None:
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        gold("a b", tree)
+
+
+def test_an_outermost_bracket_that_is_needed_is_kept() -> None:
+    config = ConstituencyConfig(kind="constituency", tags=False)
+    rows = [{"text": "a b", "tree": "( (NP a) (VP b) )"}]
+    assert infer_schema(config, rows, COLUMNS) == config.model_copy(update={"labels": ["NP", "TOP", "VP"]})
+    assert gold("a", "(TOP (ROOT (D a)))") == "a\tD"
+
+
+def test_function_tags_are_kept_if_asked_for() -> None:
+    config = ConstituencyConfig(kind="constituency", function_tags=True)
+    row = {"text": "a $ ( b", "tree": "(S-2 (NP-SBJ=1 (PRP$ a) ($ $)) (-LRB- -LRB-) (NP-TMP-CLR-3 (N b)))"}
+    config = infer_schema(config, [row], COLUMNS)  # type: ignore[assignment]
+    assert config.labels == ["NP-SBJ", "NP-TMP-CLR", "S"]
+    problem = problem_for(config)
+    label = problem.gold(row, COLUMNS)
+    assert label == "(S (NP-SBJ a $) -LRB- (NP-TMP-CLR b))\tPRP$ $ -LRB- N"
+    assert problem.parse(row["text"], problem.render(row["text"], label)) == label.partition("\t")[0]
+    assert problem.parts(label) == ["S", "S:1-4", "NP-SBJ:1-2", "NP-TMP-CLR:4-4"]
+    assert "function_tags" not in ConstituencyConfig(kind="constituency").model_dump(), "keys of runs stay"
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u202f", "\u3000", "\u2028", "\u0085", "\x1c"])
+def test_a_word_may_hold_what_looks_like_a_space(space: str) -> None:
+    text, tree = f"a 10{space}000", f"(S (NP (D a)) (VP (N 10{space}000)))"
+    label = gold(text, tree)
+    assert label == f"(S (NP a) (VP 10{space}000))\tD N"
+    assert PROBLEM.parse(text, PROBLEM.render(text, label)) == label.partition("\t")[0]
+    assert PROBLEM.mend(text, f"(S (NP a (VP 10{space}000").covered == 1.0
+    assert len(PROBLEM.targets(text, label)) == 4
+
+
 def test_round_brackets_in_a_text_are_escaped_and_read_as_they_are() -> None:
     tree = "(NP (NN f-LRB-x-RRB-) (NN y))"
     assert gold("f(x) y", tree) == gold("f-LRB-x-RRB- y", tree) == "(NP f-LRB-x-RRB- y)\tNN NN"
@@ -519,6 +579,7 @@ def test_labels_that_a_reader_of_trees_makes_one_are_refused() -> None:
     for labels in (["NP", "NP-SBJ"], ["S+NP=2", "NP"], ["\u00dcP", "U\u0308P"]):
         with pytest.raises(ConfigError, match="must differ in more than function tags"):
             Constituency(ConstituencyConfig(kind="constituency", labels=labels))
+    Constituency(ConstituencyConfig(kind="constituency", labels=["NP", "NP-SBJ"], function_tags=True))
     assert Constituency(ConstituencyConfig(kind="constituency", labels=["S", "A,B"])).schema == "A,B S"
 
 

@@ -69,7 +69,9 @@ def test_the_label_is_canonical_json() -> None:
     assert label == '{"intent":"PLAY_MUSIC","tags":["O","B-ARTIST"]}'
 
 
-@pytest.mark.parametrize("row", [{}, {"bio": None}, {"label": None, "target": None}, {"bio": "", "label": " "}])
+@pytest.mark.parametrize(
+    "row", [{}, {"bio": None}, {"label": None, "target": None}, {"bio": "", "label": " "}, {"bio": " "}, {"bio": []}]
+)
 def test_a_row_without_a_label_has_none(row: dict[str, Any]) -> None:
     assert PROBLEM.gold({"text": "stop", **row}, COLUMNS) is None
 
@@ -83,6 +85,7 @@ def test_a_row_without_a_label_has_none(row: dict[str, Any]) -> None:
         ({"intent": "PlayMusic", "bio": "B-x"}, "'X' exists in no intent; allowed in PLAY_MUSIC: ALBUM, ARTIST"),
         ({"intent": "Stop", "bio": "artist"}, "tag 'artist' is not O, B-slot or I-slot"),
         ({"intent": "Stop", "bio": "B-"}, "tag 'B-' is not O"),
+        ({"intent": "Stop", "bio": 0}, "'bio' is 0, where a tag for each word is needed"),
         ({"bio": "O"}, "it has tags ('bio') but no intent ('intent')"),
         ({"label": "[IN:STOP"}, "The intent is not closed"),
     ],
@@ -390,3 +393,37 @@ def test_a_word_that_looks_like_a_bracket_is_escaped() -> None:
 def test_slot_names_with_commas_can_be_told_apart() -> None:
     assert Slots({"A": ["x", "y"]}).schema == "A: X, Y"
     assert Slots({"A": ["x,y", "z"]}).schema == "A: X,Y Z"
+
+
+SEEMING_SPACES = ["\u00a0", "\u202f", "\u3000", "\u2028", "\u0085", "\x1c", "\u2009"]
+
+
+@pytest.mark.parametrize("space", SEEMING_SPACES)
+def test_words_are_parted_where_the_author_parted_them(space: str) -> None:
+    text = f"play  10{space}000\tnow\n"
+    label = PROBLEM.gold({"text": text, "intent": "PlayMusic", "bio": "O B-album O"}, COLUMNS)
+    assert label == encode("PLAY_MUSIC", ["O", "B-ALBUM", "O"])
+    assert PROBLEM.words(text) == ["play", f"10{space}000", "now"]
+    assert PROBLEM.parse(text, PROBLEM.render(text, label)) == label
+    assert PROBLEM.parse(text, "[IN:PLAY_MUSIC [SL:ALBUM 10 000 ] ]") == label, "a model may write a plain space"
+    assert isinstance(PROBLEM.parse(text, "[IN:PLAY_MUSIC [SL:ALBUM 000 ] ]"), ParseFailure)
+
+
+@pytest.mark.parametrize("intent", [0, 0.0, False, "0"])
+def test_an_intent_may_be_falsy(intent: Any) -> None:
+    row = {"text": "stop", "intent": intent, "bio": "O"}
+    schema = infer_schema(SlotsConfig(kind="slots"), [row], COLUMNS)
+    label = problem_for(schema).gold(row, COLUMNS)
+    assert label is not None
+    assert decode(label)[0] == ("FALSE" if intent is False else "0")
+
+
+@pytest.mark.parametrize("intent", [None, "", " "])
+def test_a_blank_intent_is_none(intent: Any) -> None:
+    with pytest.raises(DataError, match=r"it has tags \('bio'\) but no intent \('intent'\)"):
+        PROBLEM.gold({"text": "stop", "intent": intent, "bio": "O"}, COLUMNS)
+
+
+def test_a_label_of_0_is_a_label() -> None:
+    with pytest.raises(DataError, match="the parse '0' is no label"):
+        PROBLEM.gold({"text": "stop", "label": 0, "target": "[IN:STOP ]"}, COLUMNS)

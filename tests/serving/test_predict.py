@@ -126,6 +126,7 @@ ROWS: list[tuple[str, str | None]] = [
     ("[1]", "not-json"),
     ('{"id": 6, "text": "half \\ud83d"}', "not-unicode"),
     ('{"id": true, "text": "the film"}', "bad-id"),
+    ('{"id": 7, "text": "the film", "text": "the book"}', "key-twice"),
     ('{"id": 7, "text": "' + "x " * 60_000 + '"}', "too-long"),
     ('"a text by itself"', None),
     ('{"id": "eight", "text": "ünï was awful"}', None),
@@ -142,14 +143,14 @@ def test_bad_rows_are_set_aside_and_counted(command: Command, classes_student: T
     assert code == 0
     told = [line for line in err.splitlines() if line.startswith(str(source))]
     assert [line.split(": ")[:2] for line in told] == [[f"{source}, line {n}", reason] for n, reason in bad.items()]
-    assert "3 rows labeled, 9 set aside" in err
+    assert "3 rows labeled, 10 set aside" in err
     assert "2 no-text" in err
     assert [answer["id"] for answer in answers(out.read_text())] == ["1", digest_of("a text by itself"), "eight"]
 
     out.unlink()
     code, _, err = command("predict", classes_student.student.uri, source, "--out", out)
     assert code == 1
-    assert err.splitlines()[-1].endswith(f"75.0%, more than --max-bad 10.0%; '{out}' is not written")
+    assert err.splitlines()[-1].endswith(f"76.9%, more than --max-bad 10.0%; '{out}' is not written")
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -184,6 +185,20 @@ def test_csv_and_parquet_rows(tmp_path: Path) -> None:
         TextRow(digest_of("two"), "two"),
     ]
     assert list(read_texts(str(tmp_path), FIELDS))[: len(rows)] == rows
+
+
+def test_parquet_values_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    texts = pa.array([b"one", b"\xff", b"three"], pa.binary()).view(pa.string())
+    far = pa.array([2**31 - 1] * 3, pa.date32())
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "text": texts, "born": far}), path)
+    assert list(read_texts(str(path), FIELDS)) == [
+        TextRow("1", "one"),
+        BadRow(f"{path}, row 2", "not-utf8", "'text' is not UTF-8"),
+        TextRow("3", "three"),
+    ]
+    rows = list(read_texts(str(path), FIELDS._replace(columns=("text",))))
+    assert [isinstance(row, BadRow) for row in rows] == [False, True, False]
 
 
 def test_windows_are_bounded_by_rows_and_by_characters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,3 +274,19 @@ def test_a_damaged_student_is_named(command: Command, classes_student: Trained, 
     code, _, err = command("predict", tmp_path / "students" / key[:2] / key, classes_student.test_file)
     assert code == 1
     assert "file 'model/model.safetensors' has" in err
+
+
+def test_rows_of_other_formats(tmp_path: Path) -> None:
+    files = {
+        "a.conll": "#id: 1\n# id: 2\nplay O\nabba B-ARTIST\n\nplay\n\nstop O\n",
+        "b.mrg": "(S (N the) (V cat))\n(S (N) (V x))\n",
+        "c.csv": "id;text\n3;a, b\n",
+        "d.jsonl": '{"id": 4, "text": ["a", "b"]}\n{"id": 5, "text": [1]}\n',
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    read = list(read_texts(str(tmp_path), FIELDS))
+    assert [(row.text if isinstance(row, TextRow) else row.reason) for row in read] == [
+        "play abba", "wrong-columns", "stop", "the cat", "not-a-tree", "a, b", "a b", "no-text",
+    ]  # fmt: skip
+    assert [row.row_id for row in read if isinstance(row, TextRow) and len(row.row_id) == 1] == ["2", "3", "4"]

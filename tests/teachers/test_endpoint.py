@@ -141,6 +141,16 @@ def test_usage_and_texts_may_be_missing(endpoint_server: EndpointServer) -> None
     assert completion == Completion(completion.key, 0, "", "length", 0, 0, 0)
 
 
+def test_a_text_in_parts_is_joined_without_the_thoughts(endpoint_server: EndpointServer) -> None:
+    thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    parts = [thoughts, {"type": "text", "text": "fo"}, {"type": "text", "text": "od"}]
+    endpoint_server.reply, endpoint_server.finish_reason = lambda body: parts, "model_length"
+    (completion,) = ask(endpoint_server, requests(1))
+    assert isinstance(completion, Completion)
+    assert (completion.text, completion.finish_reason) == ("food", "length")
+    assert sum(endpoint_server.asked.values()) == 1
+
+
 # Verbalizers
 
 

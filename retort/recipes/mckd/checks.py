@@ -13,9 +13,17 @@ from retort.errors import ConfigError, DataError, RetortError, first_line
 from retort.models.weights import Weights, find_weights
 from retort.problems import infer_schema, problem_for
 from retort.recipes.base import DoctorCheck
-from retort.recipes.checks import MOST_SHARED, check_llm, check_recorded, ingest_all, texts_of
+from retort.recipes.checks import (
+    MOST_SHARED,
+    check_llm,
+    check_recorded,
+    check_set_aside,
+    ingest_all,
+    rows_found,
+    texts_of,
+)
 from retort.recipes.execute import made_or_found
-from retort.recipes.mckd.steps import Role, ingest, label_by_llm, label_recorded
+from retort.recipes.mckd.steps import Role, columns_of, ingest, label_by_llm, label_recorded
 from retort.recipes.mckd.teacher import STEP, member_step
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
@@ -37,8 +45,10 @@ SURELY_FILLED = 50
 
 def resolve(config: MckdConfig) -> MckdConfig:
     """Return the config with the schema filled in from the labeled set, if it has none."""
-    rows = (row for _, row in read_rows_of(config.data.labeled, config.store.endpoint_url))
-    problem = infer_schema(config.problem, rows, config.data.columns)
+    source, server = config.data.labeled, config.store.endpoint_url
+    columns = columns_of(config, source)
+    rows = (row for _, row in read_rows_of(source, server, columns))
+    problem = infer_schema(config.problem, rows, columns)
     return config if problem is config.problem else config.model_copy(update={"problem": problem})
 
 
@@ -59,6 +69,8 @@ def check(config: MckdConfig) -> MckdConfig:
             tracking_uri(config.tracking)
         config = resolve(config)
         data = ingested(config)
+        if aside := check_set_aside(store, data.unlabeled, config.data.max_bad_share):
+            LOGGER.warning("Warning: data.unlabeled: %s (%s).", aside.text, aside.places)
         check_overlap(store, data)
         check_cells(config, store, data.unlabeled)
         if few := few_updates(config, store, data.unlabeled):
@@ -138,7 +150,8 @@ def doctor_checks(config: MckdConfig) -> Mapping[str, DoctorCheck]:
 
 def _rows_found(role: Role, config: MckdConfig) -> str:
     """Reads every row, which checks its form, label and id."""
-    return f"{made_or_found(config, ingest(resolve(config), role)).rows} rows"
+    rows = made_or_found(config, ingest(resolve(config), role))
+    return rows_found(usable_store(config), rows, config.data.max_bad_share)
 
 
 def _leakage_found(config: MckdConfig) -> str:

@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from retort.config import (
+    ColumnsConfig,
     EnsembleConfig,
     GoldTrainingConfig,
     MckdConfig,
     RecordedConfig,
     SelectionConfig,
+    Source,
     TrainingConfig,
 )
 from retort.config.teachers import LlmTeacherConfig
 from retort.data import fingerprint
+from retort.data.class_names import with_tag_names
 from retort.data.partitions import Cells, label_cells, train_cells
 from retort.models.weights import find_weights
 from retort.records.base import ArtifactRef
@@ -44,13 +47,20 @@ def ingest(config: MckdConfig, role: Role) -> Ingest:
     return Ingest(
         name=f"ingest/{role}",
         problem=config.problem,
-        columns=config.data.columns.model_dump(),
+        columns=columns_of(config, source).model_dump(),
         content=fingerprint(source, config.store.endpoint_url),
         gold="optional" if is_pool else "required",
         limit=config.data.limit if is_pool else None,
         source=source,
         endpoint_url=config.store.endpoint_url,
     )
+
+
+def columns_of(config: MckdConfig, source: Source) -> ColumnsConfig:
+    """The columns, with the names of tags that are numbers if the source has a card that says them."""
+    if config.problem.kind not in ("slots", "entities"):
+        return config.data.columns
+    return with_tag_names(config.data.columns, source, config.store.endpoint_url)
 
 
 def label_recorded(config: MckdConfig, name: str, teacher: RecordedConfig, pool: ArtifactRef) -> PseudolabelRecorded:

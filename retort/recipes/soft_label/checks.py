@@ -1,7 +1,8 @@
 """Checks of a soft-label config and its data, before a run and for `retort doctor`."""
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 
 from retort.artifacts.examples import Examples
@@ -13,7 +14,7 @@ from retort.errors import DataError
 from retort.models.weights import find_weights
 from retort.problems import infer_schema, problem_for
 from retort.recipes.base import DoctorCheck
-from retort.recipes.checks import MOST_SHARED, check_llm, ingest_all, texts_of
+from retort.recipes.checks import MOST_SHARED, check_llm, check_set_aside, ingest_all, rows_found, texts_of
 from retort.recipes.execute import made_or_found
 from retort.recipes.soft_label.steps import ingest, label_by_llm, settings_of
 from retort.records.base import ArtifactRef
@@ -21,6 +22,7 @@ from retort.store import Store
 from retort.store.opening import refusals, usable_store
 from retort.tracking.address import tracking_uri
 
+LOGGER = logging.getLogger(__name__)
 LEAST_ROWS = 2
 """Fewest training rows per class. A class that occurs once cannot be learned."""
 
@@ -29,7 +31,7 @@ def resolve(config: SoftLabelConfig) -> SoftLabelConfig:
     """Return the config with the classes filled in from the training file, if it names none."""
     if config.problem.labels is not None:
         return config
-    rows = (row for _, row in read_rows_of(config.data.train, config.store.endpoint_url))
+    rows = (row for _, row in read_rows_of(config.data.train, config.store.endpoint_url, config.data.columns))
     problem = infer_schema(config.problem, rows, config.data.columns)
     return config.model_copy(update={"problem": problem})
 
@@ -47,11 +49,13 @@ def check(config: SoftLabelConfig) -> SoftLabelConfig:
         check_models(config)
         config = resolve(config)
         rows = ingested(config)
+        if "unlabeled" in rows and (aside := check_set_aside(store, rows["unlabeled"], config.data.max_bad_share)):
+            LOGGER.warning("Warning: data.unlabeled: %s (%s).", aside.text, aside.places)
         check_classes(config, store, rows["train"])
         check_tests(config, store, rows)
         check_llm_teacher(config, store, rows)
         if isinstance(config.teacher, ProbabilitiesConfig):
-            check_probabilities(config, config.teacher, store, rows["train"])
+            check_probabilities(config, config.teacher, store, rows)
     return config
 
 
@@ -104,14 +108,18 @@ def check_llm_teacher(config: SoftLabelConfig, store: Store, rows: Mapping[str, 
         check_llm(store, label_by_llm(config, "teacher/labels-train", config.teacher, rows["train"], rows["dev"]))
 
 
-def check_probabilities(config: SoftLabelConfig, teacher: ProbabilitiesConfig, store: Store, train: ArtifactRef) -> int:
+def check_probabilities(
+    config: SoftLabelConfig, teacher: ProbabilitiesConfig, store: Store, rows: Mapping[str, ArtifactRef]
+) -> int:
     """Return how many training rows have no probabilities.
 
-    Raises DataError if too few rows have any, or if a row's values are not a distribution over the classes.
+    Raises DataError if too few rows have any, if a row's values are not a distribution over the classes, or if an id
+    names different rows in different roles.
     """
     classes = problem_for(config.problem).classes
     known = {one.example_id for one in read_probabilities(teacher.probabilities, classes, config.store.endpoint_url)}
-    ids = [row["example_id"] for row in Examples.open(store, train).rows(["example_id"])]
+    check_same_rows(config, teacher, store, rows, known)
+    ids = [row["example_id"] for row in Examples.open(store, rows["train"]).rows(["example_id"])]
     found = sum(one in known for one in ids)
     if found < teacher.min_success_ratio * len(ids) or not found:
         raise DataError(
@@ -119,6 +127,34 @@ def check_probabilities(config: SoftLabelConfig, teacher: ProbabilitiesConfig, s
             f"teacher.min_success_ratio = {teacher.min_success_ratio:g}; rows are matched on their ids"
         )
     return len(ids) - found
+
+
+def check_same_rows(
+    config: SoftLabelConfig,
+    teacher: ProbabilitiesConfig,
+    store: Store,
+    rows: Mapping[str, ArtifactRef],
+    known: Set[str],
+) -> None:
+    """Raises DataError if an id in the file is that of different texts in two roles: its probabilities are of one of
+    them, and the file does not say of which."""
+    seen: dict[str, tuple[str, str]] = {}
+    for role, ref in rows.items():
+        if role == "unlabeled" and "with-pool" not in config.arms:
+            continue
+        for row in Examples.open(store, ref).rows():
+            example_id, text = row["example_id"], row["text"]
+            first, other = seen.setdefault(example_id, (role, text)) if example_id in known else (role, text)
+            if other != text:
+                raise DataError(
+                    f"teacher.probabilities = '{teacher.probabilities}': the id '{example_id}' is that of two rows, "
+                    f"{_shown(first, other)} and {_shown(role, text)}, and the file does not say which of them it is "
+                    "for; give every row of train, dev and tests an id of its own"
+                )
+
+
+def _shown(role: str, text: str) -> str:
+    return f"of {role} ('{' / '.join(text.splitlines()):.80}')"
 
 
 def doctor_checks(config: SoftLabelConfig) -> Mapping[str, DoctorCheck]:
@@ -132,7 +168,8 @@ def doctor_checks(config: SoftLabelConfig) -> Mapping[str, DoctorCheck]:
 
 
 def _rows_found(role: str, config: SoftLabelConfig) -> str:
-    return f"{made_or_found(config, ingest(resolve(config), role)).rows} rows"
+    rows = made_or_found(config, ingest(resolve(config), role))
+    return rows_found(usable_store(config), rows, config.data.max_bad_share)
 
 
 def _classes_found(config: SoftLabelConfig) -> str:
@@ -159,7 +196,7 @@ def _teacher_found(config: SoftLabelConfig) -> str:
     check_llm_teacher(config, store, rows)
     teacher = config.teacher
     if isinstance(teacher, ProbabilitiesConfig):
-        missing = check_probabilities(config, teacher, store, rows["train"])
+        missing = check_probabilities(config, teacher, store, rows)
         found = f"{rows['train'].rows - missing} of {rows['train'].rows} training rows have probabilities"
         return f"note: {found}" if missing else found
     if isinstance(teacher, CrossEncoderConfig):

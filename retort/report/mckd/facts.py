@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retort.artifacts.examples import set_aside
 from retort.artifacts.scores import INVALID_SHARE, Scores
 from retort.artifacts.verdicts import GateVerdict, Selection
 from retort.config import EnsembleConfig, HubConfig, MckdConfig
@@ -73,6 +74,7 @@ def gather(run: Run, progress: Progress) -> MckdSummary:
         config=config.as_reported(),
         gate=GateVerdict.open(store, result.verdict).verdict() if result.verdict else None,
         champion=result.champion.version if result.champion else None,
+        set_aside=set_aside(store, result.data.unlabeled),
     )
 
 

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retort.metrics.format import seconds_text
-from retort.report.base import verdict_lines
+from retort.report.base import set_aside_line, verdict_lines
 from retort.report.mckd.summary import MckdSummary, table
 
 MOST_METRICS = 3
@@ -19,7 +19,7 @@ def render_terminal(summary: MckdSummary) -> Table:
     more = len(summary.metrics) - MOST_METRICS
     elsewhere = [f"The report has {more} more metric{'s' if more > 1 else ''}."] if more > 0 else []
     cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
-    lines = [summary.gained, summary.reason, *verdict_lines(summary), *elsewhere, cost]
+    lines = [summary.gained, summary.reason, *verdict_lines(summary), *elsewhere, set_aside_line(summary), cost]
     rendered = Table(
         title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
         title_style="bold",

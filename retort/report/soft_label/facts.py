@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retort.artifacts.examples import set_aside
 from retort.artifacts.grids import Grid
 from retort.artifacts.scores import ArmScores, SeedScores
 from retort.artifacts.times import Times
@@ -74,6 +75,7 @@ def gather(run: Run, config: dict[str, Any], classes: tuple[str, ...], metrics: 
         config=config,
         gate=GateVerdict.open(store, result.verdict).verdict() if result.verdict else None,
         champion=result.champion.version if result.champion else None,
+        set_aside=set_aside(store, result.pool) if result.pool else None,
     )
 
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from retort.metrics.format import seconds_text
 from retort.report.base import Table as Content
-from retort.report.base import verdict_lines
+from retort.report.base import set_aside_line, verdict_lines
 from retort.report.soft_label.summary import SoftLabelSummary, cost_table, gain_table, table
 
 
@@ -23,7 +23,8 @@ def render_terminal(summary: SoftLabelSummary) -> Group:
     costs = _table(f"on one thread of {summary.costs.machine}, fp32", cost_table(summary))
     spent = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
     gains = [_table("", gain_table(summary))] if summary.gains else []
-    conclusion = "\n".join([summary.reason, *verdict_lines(summary), spent])
+    aside = [line] if (line := set_aside_line(summary)) else []
+    conclusion = "\n".join([summary.reason, *verdict_lines(summary), *aside, spent])
     return Group(*scores, *gains, Text(note, style="dim"), Text(), costs, Text(conclusion))
 
 

@@ -9,6 +9,7 @@ import json
 from typing import Any, Literal
 from zlib import crc32
 
+from retort.data.answers import finish_reason_of, text_of
 from retort.problems import Constraint
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.requests import Completion, CompletionRequest, Turn
@@ -155,10 +156,10 @@ def _choice(choice: object) -> tuple[str, str | None]:
     """(text, finish_reason). Empty text is valid: the model may have refused, or reasoned until its limit."""
     message = choice.get("message") if isinstance(choice, dict) else None
     content = message.get("content") if isinstance(message, dict) else 0
-    if not isinstance(choice, dict) or not isinstance(content, str | None):
+    text = "" if content is None else text_of(content)
+    if not isinstance(choice, dict) or text is None:
         raise MalformedResponse("a choice holds no message with a text")
-    finish_reason = choice.get("finish_reason")
-    return content or "", finish_reason if isinstance(finish_reason, str) else None
+    return text, finish_reason_of(choice.get("finish_reason"))
 
 
 def _alternatives(choice: Any) -> list[tuple[str, float]]:
