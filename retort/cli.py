@@ -332,7 +332,8 @@ def predict(
     probabilities: Annotated[
         bool,
         typer.Option(
-            "--probabilities", help="Those of every class too; for slots, of every intent. Not for texts and trees."
+            "--probabilities",
+            help="Those of every class too; for slots, of every intent. Not for texts, trees and entities.",
         ),
     ] = False,
     device: Annotated[

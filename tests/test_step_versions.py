@@ -47,7 +47,7 @@ def test_a_changed_helper_is_seen_by_the_steps_that_reach_it(mutated: Mutated) -
 
 
 def test_a_changed_problem_is_seen(mutated: Mutated) -> None:
-    named = mutated("problems/parses.py", '_opens(tokens[0], "[IN:")', '_opens(tokens[0], "[INTENT:")')
+    named = mutated("problems/parses.py", 'TOP = Notation("[IN:"', 'TOP = Notation("[INTENT:"')
     assert {"Ingest", "PseudolabelRecorded", "PseudolabelLlm", "CrossLabel", "EvaluateStudent"} <= set(named)
 
 

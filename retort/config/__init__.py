@@ -27,6 +27,8 @@ from retort.config.mckd import MethodConfig as MethodConfig
 from retort.config.mckd import SelectionConfig as SelectionConfig
 from retort.config.problems import ClassificationConfig as ClassificationConfig
 from retort.config.problems import ConstituencyConfig as ConstituencyConfig
+from retort.config.problems import EntitiesConfig as EntitiesConfig
+from retort.config.problems import MultiLabelConfig as MultiLabelConfig
 from retort.config.problems import Problem as Problem
 from retort.config.problems import SlotsConfig as SlotsConfig
 from retort.config.problems import TextConfig as TextConfig

@@ -66,10 +66,13 @@ Address = Annotated[str, AfterValidator(_no_password)]
 """A path, glob, bucket address or URL; may contain `${VAR}`."""
 Metric = Literal[
     "slot_f1",
+    "entity_f1",
     "intent_accuracy",
     "exact_match",
     "accuracy",
     "macro_f1",
+    "micro_f1",
+    "jaccard",
     "quadratic_weighted_kappa",
     "bracket_f1",
     "bracket_precision",

@@ -16,12 +16,13 @@ class ColumnsConfig(Settings):
     text: Text = "text"
     """The text to label; a list of words is joined with spaces."""
     label: Text = "label"
-    """The gold label: a class name, a text, a constituency tree, or for slots the bracketed parse."""
+    """The gold label: a class name, a list of class names, a text, a constituency tree, for slots the bracketed parse,
+    or for entities a list of spans, {"start": 0, "end": 6, "label": "PERSON"}, that count characters."""
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"
-    """Slots only: one tag per word, separated by spaces or as a list; takes precedence over `label`. Read are IOB1,
-    IOB2, and IOBES with BILOU, BMES and BMEWO; tags may be numbers, see `tag_names`."""
+    """Slots and entities only: one tag per word, separated by spaces or as a list; takes precedence over `label`. Read
+    are IOB1, IOB2, and IOBES with BILOU, BMES and BMEWO; tags may be numbers, see `tag_names`."""
     tag_names: Annotated[list[Text] | None, Field(exclude_if=lambda names: names is None)] = None
     """The tags that numbers stand for, from that of 0 on: [O, B-CITY, I-CITY]. Default: as the Parquet file says, or
     the data set's card (README.md, dataset_infos.json) beside the files."""

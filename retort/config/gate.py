@@ -16,7 +16,7 @@ class SliceConfig(Settings):
     pattern: Text | None = None
     """Regular expression to search for in the row's text."""
     label: Text | None = None
-    """Gold class, or gold intent for slots."""
+    """Gold class (for multi-label: one of them), or gold intent for slots."""
     metric: Metric | None = None
     """Metric of the slice. Default: the deciding metric."""
     floor: Annotated[float, Field(ge=0, le=1)]

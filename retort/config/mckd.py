@@ -93,12 +93,16 @@ Baseline = Literal[
 _METRICS: Mapping[str, tuple[Metric, ...]] = {
     "slots": ("slot_f1", "intent_accuracy", "exact_match"),
     "classification": ("accuracy", "macro_f1", "quadratic_weighted_kappa"),
+    "multi-label": ("micro_f1", "macro_f1", "jaccard", "exact_match"),
+    "entities": ("entity_f1", "exact_match"),
     "constituency": ("bracket_f1", "bracket_precision", "bracket_recall", "unlabeled_f1", "exact_match"),
     "text": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
 }
 _STUDENTS = {
     "slots": ("token-classification", "seq2seq", "causal"),
     "classification": ("sequence-classification", "seq2seq", "causal"),
+    "multi-label": ("sequence-classification", "seq2seq", "causal"),
+    "entities": ("token-classification", "seq2seq", "causal"),
     "constituency": ("token-classification", "seq2seq", "causal"),
     "text": ("seq2seq", "causal"),
 }
@@ -142,8 +146,13 @@ class MckdConfig(RecipeConfig):
         if self.student.kind not in _STUDENTS[kind]:
             usable = " or ".join(_STUDENTS[kind])
             raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {usable}")
-        if isinstance(self.student, GenerativeConfig) and self.student.target == "classes" and kind == "text":
-            raise ValueError("student.target 'classes': a free text has none; use text")
+        if (
+            isinstance(self.student, GenerativeConfig)
+            and self.student.target == "classes"
+            and not self.has_class_tokens
+        ):
+            what = "a free text has none" if kind == "text" else "a set of classes is no single one"
+            raise ValueError(f"student.target 'classes': {what}; use text")
         self._check_writer()
         self._check_distillation()
         named = [("evaluation.metrics", metric) for metric in self.evaluation.metrics]
@@ -207,11 +216,12 @@ class MckdConfig(RecipeConfig):
     def form(self) -> Literal["classes", "text"]:
         """Whether the student gives probabilities of classes, or writes text."""
         student = self.student
-        return (
-            student.form(has_classes=self.problem.kind != "text")
-            if isinstance(student, GenerativeConfig)
-            else "classes"
-        )
+        return student.form(has_classes=self.has_class_tokens) if isinstance(student, GenerativeConfig) else "classes"
+
+    @property
+    def has_class_tokens(self) -> bool:
+        """Whether a student that writes can write a label as one token per unit."""
+        return self.problem.kind not in ("text", "multi-label")
 
     @property
     def cross_labels(self) -> Literal["hard", "soft"]:

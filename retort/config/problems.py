@@ -25,6 +25,24 @@ class ClassificationConfig(Settings):
     """Whether the classes have an order, which quadratic weighted kappa takes into account."""
 
 
+class MultiLabelConfig(Settings):
+    """A set of classes per text, which may be empty."""
+
+    kind: Literal["multi-label"]
+    labels: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Class names. Default: taken from the labeled set."""
+    separator: Annotated[Text, Field(min_length=1)] = ","
+    """What separates the names of a gold label that is a text and not a list."""
+
+
+class EntitiesConfig(Settings):
+    """The named entities of a text, whose words are separated by spaces; no two of them share a word."""
+
+    kind: Literal["entities"]
+    labels: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Types of entities (PERSON). Default: taken from the labeled set."""
+
+
 class ConstituencyConfig(Settings):
     """A constituency tree per sentence, whose words are separated by spaces."""
 
@@ -55,4 +73,7 @@ class TextConfig(Settings):
     """JSON Schema that labels must satisfy; labels are then JSON, compared by content."""
 
 
-Problem = Annotated[SlotsConfig | ClassificationConfig | ConstituencyConfig | TextConfig, Field(discriminator="kind")]
+Problem = Annotated[
+    SlotsConfig | ClassificationConfig | MultiLabelConfig | EntitiesConfig | ConstituencyConfig | TextConfig,
+    Field(discriminator="kind"),
+]

@@ -189,14 +189,9 @@ def _parquet_rows(file: DataFile) -> Iterator[PlacedRow]:
                     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
                     for index in range(batch.num_rows):
                         number += 1
-<<<<<<< HEAD
                         where = f"{file.name}, row {number}"
                         yield where, _ParquetRow(where, columns, index)
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names of columns that are not UTF-8
-=======
-                        yield f"{file.name}, row {number}", row
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name, or a text
->>>>>>> security
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # from the disk or the network; Arrow's own errors have no errno
             where = f"after row {number}" if number else "from the start"

@@ -4,10 +4,13 @@ from retort.records.base import Label, Score
 
 TITLES: dict[str, str] = {
     "slot_f1": "slot F1",
+    "entity_f1": "entity F1",
     "intent_accuracy": "intent accuracy",
     "exact_match": "exact match",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "jaccard": "Jaccard",
     "quadratic_weighted_kappa": "weighted kappa",
     "bracket_f1": "bracket F1",
     "bracket_precision": "bracket precision",

@@ -3,13 +3,23 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from retort.config import ClassificationConfig, ColumnsConfig, ConstituencyConfig, SlotsConfig, TextConfig
+from retort.config import (
+    ClassificationConfig,
+    ColumnsConfig,
+    ConstituencyConfig,
+    EntitiesConfig,
+    MultiLabelConfig,
+    SlotsConfig,
+    TextConfig,
+)
 from retort.config import Problem as ProblemConfig
 from retort.errors import ConfigError
-from retort.problems import classification, constituency, slots
+from retort.problems import classification, constituency, entities, multi_label, slots
 from retort.problems.base import Constraint, Problem
 from retort.problems.classification import Classification
 from retort.problems.constituency import Constituency
+from retort.problems.entities import Entities
+from retort.problems.multi_label import MultiLabel
 from retort.problems.slots import Slots
 from retort.problems.text import FreeText
 
@@ -30,13 +40,24 @@ def problem_for(config: ProblemConfig) -> Problem:
             raise ConfigError("problem.labels is not given; list the class names")
         case ClassificationConfig(labels=list(labels)):
             return Classification(labels)
+        case MultiLabelConfig(labels=None):
+            raise ConfigError("problem.labels is not given; list the class names")
+        case MultiLabelConfig(labels=list(labels), separator=separator):
+            return MultiLabel(labels, separator)
+        case EntitiesConfig(labels=None):
+            raise ConfigError("problem.labels is not given; list the types of entities")
+        case EntitiesConfig(labels=list(labels)):
+            return Entities(labels)
         case ConstituencyConfig(labels=None, form="labelled"):
             raise ConfigError("problem.labels is not given; list the phrase labels")
         case ConstituencyConfig():
             return Constituency(config)
         case TextConfig():
             return FreeText(config)
-    raise ConfigError(f"problem.kind '{config.kind}' is not known; use slots, classification, constituency or text")
+    raise ConfigError(
+        f"problem.kind '{config.kind}' is not known; use slots, entities, classification, multi-label, constituency or "
+        "text"
+    )
 
 
 def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> ProblemConfig:
@@ -51,6 +72,10 @@ def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], colum
         case ClassificationConfig(labels=None):
             labels = classification.infer_labels(rows, columns, ordered=config.ordered)
             return config.model_copy(update={"labels": labels})
+        case MultiLabelConfig(labels=None, separator=separator):
+            return config.model_copy(update={"labels": multi_label.infer_labels(rows, columns, separator)})
+        case EntitiesConfig(labels=None):
+            return config.model_copy(update={"labels": entities.infer_labels(rows, columns)})
         case ConstituencyConfig(labels=None, form="labelled"):
             return config.model_copy(update={"labels": constituency.infer_labels(rows, columns, config)})
     return config

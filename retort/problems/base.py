@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
-from retort.errors import DataError
+from retort.errors import ConfigError, DataError
 from retort.records.base import Label, ParseFailure
 
 Floats = NDArray[np.float64]
@@ -44,14 +45,21 @@ class Mended(NamedTuple):
 class Problem(Protocol):
     """Labels as text, as units with classes, and as statistics.
 
-    A *unit* is what a student classifies: the whole text for classification; for slots the request's intent (unit 0)
-    and each word (units 1 ..); for constituency three kinds of units, of words and of the gaps between them; free text
-    has none. Every unit has one of `classes`; probabilities are `(units, classes)`.
+    A *unit* is what a student classifies: the whole text for classification; for multi-label each class, which is there
+    or not; for slots the request's intent (unit 0) and each word (units 1 ..); for entities each word; for constituency
+    three kinds of units, of words and of the gaps between them; free text has none. Every unit has one of `classes`;
+    probabilities are `(units, classes)`.
     """
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of all classes. Probabilities of different artifacts are matched by name, never by position."""
+        ...
+
+    @property
+    def sigmoids(self) -> tuple[str, ...]:
+        """Names of the units where each is decided by itself, by one output of an encoder's head; `classes` are then no
+        and yes. Empty for all other problems, whose heads have an output for each of `classes`."""
         ...
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
@@ -136,7 +144,8 @@ class Problem(Protocol):
         ...
 
     def parts(self, label: Label) -> list[str]:
-        """Names of the label's parts for error tables: the class; for slots the intent and each span with its words."""
+        """Names of the label's parts for error tables: the class or classes; for slots the intent and each span with
+        its words."""
         ...
 
 
@@ -190,6 +199,36 @@ def lark_text(text: str) -> str:
 def lark_rules(rules: Mapping[str, Sequence[str]]) -> str:
     """A Lark grammar, from the alternatives of each rule."""
     return "\n".join(f"{name}: {' | '.join(alternatives)}" for name, alternatives in rules.items())
+
+
+def check_apart(field: str, names: Iterable[str], key: Callable[[str], str], difference: str) -> None:
+    """Raises ConfigError naming the first two of `names` that have the same `key`: they must differ in more than
+    `difference`."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(key(name), name)
+        if other != name:
+            raise ConfigError(f"{field}: '{other}' and '{name}' must differ in more than {difference}")
+
+
+def looks(name: str) -> str:
+    """The name as one sees it: in one of the ways in which Unicode writes it, with single spaces inside."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def needs_quotes(names: Sequence[str]) -> bool:
+    """Whether a name would not be told from two in a list, or from another with spaces around it."""
+    return any(set(name) & set(',"') or name != name.strip() or len(name.splitlines()) > 1 for name in names)
+
+
+def quoted(name: str) -> str:
+    """The name in double quotes, as JSON writes it."""
+    return json.dumps(name, ensure_ascii=False)
+
+
+def unspaced(names: Sequence[str]) -> str:
+    """Names without white space for a teacher, separated by commas, or by spaces if one of them holds a comma."""
+    return (" " if any("," in name for name in names) else ", ").join(names)
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

@@ -1,7 +1,8 @@
 """Classification: one class per text. The label is the class name; the only unit is the whole text."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,20 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, gold_text, lark_rules, lark_text, listed, ratio
+from retort.problems.base import (
+    Constraint,
+    Floats,
+    Mended,
+    check_apart,
+    gold_text,
+    lark_rules,
+    lark_text,
+    listed,
+    looks,
+    needs_quotes,
+    quoted,
+    ratio,
+)
 from retort.records.base import Label, ParseFailure
 
 
@@ -24,21 +38,18 @@ class Classification:
             raise ConfigError(f"problem.labels needs at least two classes, not {len(labels)}")
         self._classes = tuple(labels)
         self._index = {label: index for index, label in enumerate(labels)}
-        self._by_key: dict[str, str] = {}
-        for label in labels:
-            key = _key(label)
-            if not key:
-                raise ConfigError(f"problem.labels: '{label}' is no name")
-            if key in self._by_key:
-                raise ConfigError(
-                    f"problem.labels: '{self._by_key[key]}' and '{label}' must differ in more than case, outer "
-                    "white space and a final period"
-                )
-            self._by_key[key] = label
+        check_class_names(labels)
+        self._is_quoted = needs_quotes(labels)
+        self._by_key = {class_key(quoted(label)): label for label in labels if self._is_quoted}
+        self._by_key |= {class_key(label): label for label in labels}
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self._classes
+
+    @property
+    def sigmoids(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def instruction(self) -> str:
@@ -46,11 +57,11 @@ class Classification:
 
     @property
     def schema(self) -> str:
-        return ", ".join(self._classes)
+        return ", ".join(map(quoted, self._classes) if self._is_quoted else self._classes)
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Numbers are read as decimal text; a blank label means no label."""
-        name = _class_name(row, columns.label)
+        name = class_name(row, columns.label)
         if name is not None and name not in self._index:
             raise DataError(f"label '{name}' is not a class; allowed: {listed(self._classes)}")
         return name
@@ -59,13 +70,14 @@ class Classification:
         return label
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
-        """See `Problem.parse`. Case, outer white space and a final period are ignored.
+        """See `Problem.parse`. Case, outer white space and a final period are ignored, and quotes if the
+        prompt has the names in quotes.
 
         Reason codes: `empty`, `unknown-label`.
         """
         if not completion.strip():
             return ParseFailure("empty", "The completion is empty.", completion)
-        label = self._by_key.get(_key(completion))
+        label = self._by_key.get(class_key(completion))
         if label is None:
             detail = f"'{completion.strip()[:80]}' is not a class; allowed: {listed(self._classes)}."
             return ParseFailure("unknown-label", detail, completion)
@@ -167,7 +179,7 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
     unread: DataError | None = None
     for row in rows:
         try:
-            names |= {name} if (name := _class_name(row, columns.label)) is not None else set()
+            names |= {name} if (name := class_name(row, columns.label)) is not None else set()
         except DataError as error:  # ingest refuses such a row by file and line
             unread = unread or error
     if len(names) < 2:
@@ -175,14 +187,19 @@ def infer_labels(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig, *, o
             f"the labeled rows hold {len(names)} different classes in the field '{columns.label}', at least 2 are "
             "needed; see data.columns.label, or list them in problem.labels"
         )
-    if all(_is_number(name) for name in names):
-        return sorted(names, key=lambda name: (float(name), name))
-    if ordered:
+    if ordered and not all(map(_is_number, names)):
         raise ConfigError("problem.labels must list the classes from low to high, since problem.ordered is true")
+    return in_order(names)
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Sorted as numbers if all are numbers, else as text."""
+    if all(map(_is_number, names)):
+        return sorted(names, key=lambda name: (float(name), name))
     return sorted(names)
 
 
-def _class_name(row: Mapping[str, Any], column: str) -> str | None:
+def class_name(row: Mapping[str, Any], column: str) -> str | None:
     value = row.get(column)
     # A column of integers with missing values is read as floats (3.0).
     if isinstance(value, float) and value.is_integer():
@@ -197,6 +214,18 @@ def _is_number(name: str) -> bool:
         return False
 
 
-def _key(name: str) -> str:
+def check_class_names(labels: Sequence[str]) -> None:
+    """Raises ConfigError for a name that is blank or given twice, and for two that `parse` or a reader of the prompt
+    could not distinguish."""
+    for label in labels:
+        if not class_key(label):
+            raise ConfigError(f"problem.labels: '{label}' is no name")
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
+        raise ConfigError(f"problem.labels: '{twice[0]}' is listed twice")
+    difference = "case, white space, a final period and how Unicode writes a letter"
+    check_apart("problem.labels", labels, lambda name: class_key(looks(name)), difference)
+
+
+def class_key(name: str) -> str:
     """The form in which a completion is compared with class names."""
     return name.strip().removesuffix(".").rstrip().casefold()

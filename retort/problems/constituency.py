@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, ConstituencyConfig, Metric
 from retort.errors import ConfigError, DataError, RowFault
-from retort.problems.base import Constraint, Floats, Mended, gold_text, listed, ratio, row_name
+from retort.problems.base import (
+    Constraint,
+    Floats,
+    Mended,
+    check_apart,
+    gold_text,
+    listed,
+    looks,
+    ratio,
+    row_name,
+    unspaced,
+)
 from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.tree_grammars import TreeForm, any_tree, bounded_openings, bounded_tree
 from retort.problems.tree_mending import mended_tree
@@ -65,6 +76,12 @@ class Constituency:
             if not all(_NAME.fullmatch(part) for part in name.split(CHAIN)):
                 raise ConfigError(f"problem.labels: '{name}' is no phrase label; allowed: NP, or a unary chain as S+VP")
         self._config, self._has_labels, self._name = config, config.form == "labelled", _namer(config)
+        check_apart(
+            "problem.labels",
+            (part for name in given for part in name.split(CHAIN)),
+            lambda name: looks(self._name(name)),
+            "function tags (NP-SBJ), indices and how Unicode writes a letter",
+        )
         self._labels = tuple(sorted({part for name in given for part in name.split(CHAIN)}))
         nodes = tuple(sorted({*given, *self._labels}))
         # Unlabeled brackets have no constituents of one word.
@@ -83,6 +100,10 @@ class Constituency:
         )
 
     @property
+    def sigmoids(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def instruction(self) -> str:
         if not self._has_labels:
             return (
@@ -98,7 +119,7 @@ class Constituency:
 
     @property
     def schema(self) -> str:
-        return ", ".join(self._labels)
+        return unspaced(self._labels)
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. A blank field means no label."""

@@ -1,4 +1,8 @@
-"""The bracketed parses of TOP as text: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`, read and aligned with a request."""
+"""Bracketed parses as text, read and aligned with a request: those of TOP, `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`, and
+entities in the same form without names before the names, `[ [ARTIST westbam ] ]`.
+
+A word in a slot that looks like a bracket has a backslash before it, so that every parse can be read back.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,10 +11,39 @@ from retort.problems.words import words_of
 
 
 @dataclass(frozen=True, slots=True)
+class Notation:
+    """How a parse is written."""
+
+    frame: str
+    """What opens the whole; the name of the intent follows at once, if there are intents."""
+    slot: str
+    """What opens a slot; its name follows."""
+    noun: str
+    """What people call a slot."""
+    has_intent: bool
+
+    def is_bracket(self, token: str) -> bool:
+        return token == "]" or any(token[: len(opening)].upper() == opening for opening in (self.frame, self.slot))
+
+    def escaped(self, word: str) -> str:
+        """The word as it is written in a slot: with a backslash if it looks like a bracket, or like one so written."""
+        return f"\\{word}" if self.is_bracket(word.lstrip("\\")) else word
+
+    def unescaped(self, word: str) -> str:
+        """The word of the request that `escaped` wrote so."""
+        return word[1:] if word[:1] == "\\" and self.is_bracket(word.lstrip("\\")) else word
+
+
+TOP = Notation("[IN:", "[SL:", "slot", has_intent=True)
+ENTITIES = Notation("[", "[", "entity", has_intent=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Parse:
     """A parse as written, not yet checked against a schema or a request."""
 
     intent: str
+    """Empty if the notation has none."""
     slots: list[tuple[str, list[str]]]
     """(Name, words) of each slot, in the order written."""
 
@@ -23,52 +56,52 @@ class Unparsable(Exception):
         self.reason, self.detail = reason, detail
 
 
-def read_brackets(completion: str) -> Parse:
+def read_brackets(completion: str, notation: Notation = TOP) -> Parse:
     """Reads `[IN:NAME [SL:NAME words ] ... ]`, with names in upper case. Raises Unparsable."""
-    tokens = words_of(completion)
+    tokens, noun = words_of(completion), notation.noun
     if not tokens:
         raise Unparsable("empty", "The completion is empty.")
-    if not _opens(tokens[0], "[IN:"):
-        raise Unparsable("no-intent", f"It must begin with [IN:NAME, not '{shortened(tokens[0])}'.")
+    if not _opens(tokens[0], notation.frame, has_name=notation.has_intent):
+        opening = f"{notation.frame}NAME" if notation.has_intent else notation.frame
+        raise Unparsable("no-intent", f"It must begin with {opening}, not '{shortened(tokens[0])}'.")
     slots, at = [], 1
-    while at < len(tokens) and _opens(tokens[at], "[SL:"):
-        end = next((i for i in range(at + 1, len(tokens)) if is_bracket(tokens[i])), len(tokens))
-        name, words = tokens[at][4:].upper(), tokens[at + 1 : end]
+    while at < len(tokens) and _opens(tokens[at], notation.slot):
+        end = next((i for i in range(at + 1, len(tokens)) if notation.is_bracket(tokens[i])), len(tokens))
+        name, words = tokens[at][len(notation.slot) :].upper(), tokens[at + 1 : end]
         if end == len(tokens):
-            raise Unparsable("unbalanced-brackets", f"Slot '{shortened(name)}' is not closed by ' ]'.")
+            detail = f"{noun.capitalize()} '{shortened(name)}' is not closed by ' ]'."
+            raise Unparsable("unbalanced-brackets", detail)
         if tokens[end] != "]":
-            raise Unparsable("nested-brackets", f"'{shortened(tokens[end])}' opens inside slot '{shortened(name)}'.")
+            raise Unparsable("nested-brackets", f"'{shortened(tokens[end])}' opens inside {noun} '{shortened(name)}'.")
         if not words:
-            raise Unparsable("empty-slot", f"Slot '{shortened(name)}' holds no words.")
-        slots.append((name, words))
+            raise Unparsable("empty-slot", f"{noun.capitalize()} '{shortened(name)}' holds no words.")
+        slots.append((name, [notation.unescaped(word) for word in words]))
         at = end + 1
-    _check_end(tokens[at:])
-    return Parse(tokens[0][4:].upper(), slots)
+    _check_end(tokens[at:], notation)
+    return Parse(tokens[0][len(notation.frame) :].upper(), slots)
 
 
-def _check_end(rest: Sequence[str]) -> None:
-    """Raises Unparsable unless `rest`, what follows the last slot, is the one bracket that closes the intent."""
+def _check_end(rest: Sequence[str], notation: Notation) -> None:
+    """Raises Unparsable unless `rest`, what follows the last slot, is the one bracket that closes the whole."""
+    noun, whole = notation.noun, "intent" if notation.has_intent else "whole"
     if not rest:
-        raise Unparsable("unbalanced-brackets", "The intent is not closed by ' ]'.")
-    if is_bracket(rest[0]) and rest[0] != "]":
-        raise Unparsable("nested-brackets", f"'{shortened(rest[0])}' opens a second intent or a slot without a name.")
+        raise Unparsable("unbalanced-brackets", f"The {whole} is not closed by ' ]'.")
+    if notation.is_bracket(rest[0]) and rest[0] != "]":
+        detail = f"'{shortened(rest[0])}' opens a second {whole} or a {noun} without a name."
+        raise Unparsable("nested-brackets", detail)
     if rest[0] != "]":
-        raise Unparsable("words-outside-slots", f"'{shortened(rest[0])}' is in no slot.")
+        raise Unparsable("words-outside-slots", f"'{shortened(rest[0])}' is in no {noun}.")
     if len(rest) > 1 and rest[1] == "]":
         raise Unparsable("unbalanced-brackets", "A bracket is closed that was not opened.")
     if len(rest) > 1:
         raise Unparsable("text-after-parse", f"'{shortened(' '.join(rest[1:]))}' follows the parse.")
 
 
-def _opens(token: str, bracket: str) -> bool:
-    return len(token) > len(bracket) and token[:4].upper() == bracket
+def _opens(token: str, opening: str, *, has_name: bool = True) -> bool:
+    return token[: len(opening)].upper() == opening and (len(token) > len(opening)) == has_name
 
 
-def is_bracket(token: str) -> bool:
-    return token == "]" or token[:4].upper() in ("[IN:", "[SL:")
-
-
-def align(words: Sequence[str], slots: Iterable[tuple[str, list[str]]]) -> list[str]:
+def align(words: Sequence[str], slots: Iterable[tuple[str, list[str]]], noun: str = "slot") -> list[str]:
     """The BIO tags of the request's `words`. Raises Unparsable.
 
     A slot is matched to its first free occurrence after the previous slot, because slots are written in the order of
@@ -78,11 +111,11 @@ def align(words: Sequence[str], slots: Iterable[tuple[str, list[str]]]) -> list[
     for name, wanted in slots:
         places = _places(words, wanted)
         if not places:
-            detail = f"'{shortened(' '.join(wanted))}' of slot {name} does not occur in the request."
+            detail = f"'{shortened(' '.join(wanted))}' of {noun} {name} does not occur in the request."
             raise Unparsable("words-not-in-request", detail)
         free = [(start, end) for start, end in places if all(tag == "O" for tag in tags[start:end])]
         if not free:
-            detail = f"'{shortened(' '.join(wanted))}' of slot {name} is already part of another slot."
+            detail = f"'{shortened(' '.join(wanted))}' of {noun} {name} is already part of another {noun}."
             raise Unparsable("overlapping-slots", detail)
         start, after = next((place for place in free if place[0] >= after), free[0])
         tags[start:after] = [f"B-{name}"] + [f"I-{name}"] * (after - start - 1)

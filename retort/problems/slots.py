@@ -2,13 +2,14 @@
 
 A label is the canonical JSON `{"intent": "PLAY_MUSIC", "tags": ["O", "B-ARTIST", ...]}` with one BIO tag for each of
 `words_of(text)`. Spans follow CoNLL: I-x after O or after another type opens a span; labels write it as B-x. Teachers
-write the decoupled bracketed parse of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`.
+write the decoupled bracketed parse of TOP: `[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]`, where a word that looks like a
+bracket has a backslash before it.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,16 +22,19 @@ from retort.problems.base import (
     Constraint,
     Floats,
     Mended,
+    check_apart,
     gbnf_text,
     gold_text,
     is_missing,
     lark_rules,
     lark_text,
     listed,
+    looks,
     ratio,
     row_name,
+    unspaced,
 )
-from retort.problems.parses import Unparsable, align, is_bracket, read_brackets, shortened
+from retort.problems.parses import TOP, Notation, Unparsable, align, read_brackets, shortened
 from retort.problems.words import words_of
 from retort.records.base import Label, ParseFailure
 
@@ -46,12 +50,19 @@ _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z0-9])(?=[A-Z][a-z])")
 class Slots:
     """Requests with these `intents` and their slots, named as in the data (PlayMusic, object-type) or as in a parse.
 
-    Raises ConfigError if there is no intent.
+    Raises ConfigError if there is no intent, or if two names would become one.
     """
+
+    notation = TOP
+    field = "problem.intents"
+    """Of the config, for errors."""
 
     def __init__(self, intents: Mapping[str, Sequence[str]]) -> None:
         if not intents:
             raise ConfigError("problem.intents names no intent")
+        check_spelling(self.field, intents, are_intents=True)
+        slots = (name for names in intents.values() for name in names)
+        check_spelling(self.field, slots, are_intents=False)
         self._slots: dict[str, tuple[str, ...]] = {}
         for intent, names in sorted(intents.items()):
             self._slots[intent_name(intent)] = tuple(sorted({slot_name(name) for name in names}))
@@ -59,7 +70,10 @@ class Slots:
         tags = [f"{prefix}-{name}" for name in self._all_slots for prefix in "BI"]
         self._tags = ("O", *tags)
         self._intents = tuple(sorted(self._slots))
-        self._classes = self._tags + tuple(f"IN:{intent}" for intent in self._intents)
+        self._num_heads = int(self.notation.has_intent)
+        """The number of units before those of the words."""
+        heads = [f"IN:{intent}" for intent in self._intents] if self.notation.has_intent else []
+        self._classes = (*self._tags, *heads)
         self._tags_of_intent = np.array(
             [[tag == "O" or tag[2:] in self._slots[intent] for tag in self._tags] for intent in self._intents]
         )
@@ -69,6 +83,10 @@ class Slots:
     def classes(self) -> tuple[str, ...]:
         """First the tags ("O", then B- and I- of each slot of any intent), then the intents ("IN:PLAY_MUSIC")."""
         return self._classes
+
+    @property
+    def sigmoids(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def instruction(self) -> str:
@@ -81,23 +99,28 @@ class Slots:
     @property
     def schema(self) -> str:
         """One line per intent, with its slots."""
-        return "\n".join(f"{intent}: {', '.join(slots)}" for intent, slots in self._slots.items())
+        return "\n".join(f"{intent}: {unspaced(slots)}" for intent, slots in self._slots.items())
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
         """See `Problem.gold`. Tags and intent take precedence over a parse; blank fields mean no label."""
         text = str(row[columns.text])
-        if _has_tags(row, columns):
+        if has_tags(row, columns):
             intent, tags = _read_tags(row, columns)
-            self._check(intent, tags, len(words_of(text)))
-            return encode(intent, tags)
-        if not (brackets := _brackets(row, columns)):
+            return self._checked(intent, tags, text)
+        return self._gold_parse(text, gold_brackets(row, columns))
+
+    def _gold_parse(self, text: str, brackets: str) -> Label | None:
+        """The label in a gold row's parse; None if that is empty. Raises DataError."""
+        if not brackets:
             return None
         label = self.parse(text, brackets)
         if isinstance(label, ParseFailure):
             raise DataError(f"the parse '{shortened(brackets)}' is no label: {label.detail}")
         return label
 
-    def _check(self, intent: str, tags: Sequence[str], num_words: int) -> None:
+    def _checked(self, intent: str, tags: Sequence[str], text: str) -> Label:
+        """The label with these canonical names. Raises DataError if they do not fit the schema or the text."""
+        num_words = len(words_of(text))
         if len(tags) != num_words:
             raise DataError(f"{len(tags)} tags for {num_words} words; give one tag for each word")
         if intent not in self._slots:
@@ -105,6 +128,7 @@ class Slots:
         for name in (tag[2:] for tag in tags if tag != "O"):
             if name not in self._slots[intent]:
                 raise DataError(self._unknown_slot(intent, name))
+        return encode(intent, tags)
 
     def _unknown_slot(self, intent: str, name: str) -> str:
         allowed = listed(self._slots[intent]) or "none"
@@ -114,9 +138,9 @@ class Slots:
 
     def render(self, text: str, label: Label) -> str:
         intent, tags = decode(label)
-        words = words_of(text)
-        slots = [f"[SL:{name} {' '.join(words[start:end])} ] " for name, start, end in spans(tags)]
-        return f"[IN:{intent} {''.join(slots)}]"
+        words, opening = [self.notation.escaped(word) for word in words_of(text)], self.notation.slot
+        slots = [f"{opening}{name} {' '.join(words[start:end])} ] " for name, start, end in spans(tags)]
+        return f"{self.notation.frame}{intent} {''.join(slots)}]"
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
         """See `Problem.parse`. White space and the case of names are ignored.
@@ -125,7 +149,7 @@ class Slots:
         `nested-brackets`, `words-outside-slots`, `text-after-parse`, `words-not-in-request`, `overlapping-slots`.
         """
         try:
-            parse = read_brackets(completion)
+            parse = read_brackets(completion, self.notation)
             if parse.intent not in self._slots:
                 detail = f"Intent '{shortened(parse.intent)}' is not known; allowed: {listed(self._intents)}."
                 raise Unparsable("unknown-intent", detail)
@@ -133,7 +157,7 @@ class Slots:
                 if name not in self._slots[parse.intent]:
                     detail = self._unknown_slot(parse.intent, shortened(name))
                     raise Unparsable("unknown-slot", f"{detail[0].upper()}{detail[1:]}.")
-            return encode(parse.intent, align(words_of(text), parse.slots))
+            return encode(parse.intent, align(words_of(text), parse.slots, self.notation.noun))
         except Unparsable as failure:
             return ParseFailure(failure.reason, failure.detail, completion)
 
@@ -150,12 +174,12 @@ class Slots:
         The grammar is linear in the number of words: `w3` derives word 3 and what may follow it. It does not count how
         often a word is used; `parse` rejects slots that share one.
         """
-        words = words_of(text)
+        words, notation = [self.notation.escaped(word) for word in words_of(text)], self.notation
         rules = ["root ::= " + " | ".join(f"intent{number}" for number in range(len(self._intents)))]
         for number, intent in enumerate(self._intents):
-            openings = " | ".join(gbnf_text(f"[SL:{name} ") for name in self._slots[intent])
+            openings = " | ".join(gbnf_text(f"{notation.slot}{name} ") for name in self._slots[intent])
             slots = f'(({openings}) span "] ")* ' if openings and words else ""
-            rules.append(f'intent{number} ::= {gbnf_text(f"[IN:{intent} ")} {slots}"]"')
+            rules.append(f'intent{number} ::= {gbnf_text(f"{notation.frame}{intent} ")} {slots}"]"')
         if words:
             rules.append("span ::= " + " | ".join(f"w{number}" for number in range(len(words))))
         for number, word in enumerate(words):
@@ -169,14 +193,14 @@ class Slots:
 
         The rules count the words passed so far in the lower 16 bits of their parameter; the bits above are the intent.
         """
-        copied = [(number, word) for number, word in enumerate(words_of(text)) if not is_bracket(word)]
-        end = copied[-1][0] + 1 if copied else 0
+        words, notation = [self.notation.escaped(word) for word in words_of(text)], self.notation
+        end = len(words)
         intents, slots, span = [], ['"]"'], []
         for number, intent in enumerate(self._intents):
-            intents.append(f"{lark_text(f'[IN:{intent} ')} slots::{number << 16}")
-            if names := " | ".join(lark_text(f"[SL:{name} ") for name in self._slots[intent]):
+            intents.append(f"{lark_text(f'{notation.frame}{intent} ')} slots::{number << 16}")
+            if names := " | ".join(lark_text(f"{notation.slot}{name} ") for name in self._slots[intent]):
                 slots.append(f"({names}) start_of_span::_ %if and(eq([16:64], {number}), lt([0:16], {end}))")
-        for number, word in copied:
+        for number, word in enumerate(words):
             span.append(f"{lark_text(f'{word} ')} rest_of_span::incr([0:16]) %if eq([0:16], {number})")
         rules = {
             "label": intents,
@@ -192,17 +216,18 @@ class Slots:
         return words_of(text)
 
     def sites(self, num_words: int) -> NDArray[np.int64]:
-        return np.arange(num_words + 1)
+        return np.arange(1 - self._num_heads, num_words + 1)
 
     def targets(self, text: str, label: Label) -> list[int]:
         intent, tags = decode(label)
-        return [self._index[f"IN:{intent}"], *(self._index[tag] for tag in tags)]
+        heads = [self._index[f"IN:{intent}"]] if self._num_heads else []
+        return [*heads, *(self._index[tag] for tag in tags)]
 
     def allowed(self, num_units: int) -> NDArray[np.bool_]:
-        """See `Problem.allowed`. Unit 0 takes intents, the others take tags."""
+        """See `Problem.allowed`. The unit of the intent takes intents, the others take tags."""
         is_tag = np.arange(len(self._classes)) < len(self._tags)
         allowed = np.empty((num_units, len(self._classes)), dtype=np.bool_)
-        allowed[:1], allowed[1:] = ~is_tag, is_tag
+        allowed[: self._num_heads], allowed[self._num_heads :] = ~is_tag, is_tag
         return allowed
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
@@ -211,15 +236,19 @@ class Slots:
 
         Raises ValueError unless there is one unit for the intent and one for each word.
         """
-        if len(probabilities) != 1 + (num_words := len(words_of(text))):
-            raise ValueError(f"{len(probabilities)} units of probabilities for {num_words} words and the intent")
+        num_words, num_heads = len(words_of(text)), self._num_heads
+        if len(probabilities) != num_heads + num_words:
+            wanted = f"{num_words} words" + " and the intent" * num_heads
+            raise ValueError(f"{len(probabilities)} units of probabilities for {wanted}")
         num_tags = len(self._tags)
-        intents, tags = probabilities[0, num_tags:], probabilities[1:, :num_tags]
+        heads = probabilities[:num_heads, num_tags:].reshape(num_heads, len(self._intents))
+        tags = probabilities[num_heads:, :num_tags]
         best_tags = (tags[:, None, :] * self._tags_of_intent).argmax(axis=2)  # (words, intents)
-        chosen = np.concatenate([intents[None], np.take_along_axis(tags, best_tags, axis=1)])  # (units, intents)
-        total = np.append(intents.sum(), tags.sum(axis=1))[:, None]
+        chosen = np.concatenate([heads, np.take_along_axis(tags, best_tags, axis=1)])  # (units, intents)
+        total = np.append(heads.sum(axis=1), tags.sum(axis=1))[:, None]
         # The floor keeps the logarithm finite where a class has probability 0.
-        logs = np.log(np.maximum(ratio(chosen, np.broadcast_to(total, chosen.shape)), 1e-12)).mean(axis=0)
+        logs = np.log(np.maximum(ratio(chosen, np.broadcast_to(total, chosen.shape)), 1e-12))
+        logs = logs.sum(axis=0) / max(1, len(logs))
         best = int(logs.argmax())
         label = encode(self._intents[best], [self._tags[index] for index in best_tags[:, best].tolist()])
         return label, min(float(np.exp(logs[best])), 1.0)
@@ -228,7 +257,8 @@ class Slots:
         return gold == predicted
 
     def statistics(self, metric: Metric, gold: Label, predicted: Label | None) -> Floats:
-        """slot_f1: number of spans (true positives, false positives, false negatives); the others: (correct, 1)."""
+        """slot_f1 and entity_f1: number of spans (true positives, false positives, false negatives); the others:
+        (correct, 1)."""
         gold_intent, wanted = _read(gold)
         intent, found = _read(predicted) if predicted is not None else (None, frozenset[Span]())
         if metric == "intent_accuracy":
@@ -239,10 +269,10 @@ class Slots:
         return np.array([both, len(found) - both, len(wanted) - both], dtype=np.float64)
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
-        """See `Problem.value`. slot_f1 is conlleval's micro F1 over spans, and 1 if neither side has a span; the others
-        are 0 without rows."""
+        """See `Problem.value`. slot_f1 and entity_f1 are conlleval's micro F1 over spans, and 1 if neither side has a
+        span; the others are 0 without rows."""
         match metric:
-            case "slot_f1":
+            case "slot_f1" | "entity_f1":
                 doubled = 2 * sums[..., 0]
                 return ratio(doubled, doubled + sums[..., 1] + sums[..., 2], empty=1.0)
             case "intent_accuracy" | "exact_match":
@@ -258,25 +288,54 @@ class Slots:
 def infer_intents(rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> dict[str, list[str]]:
     """The slots of each intent that occur in raw labeled rows, sorted. Rows without a label are skipped.
 
-    Raises DataError, naming the row, if a label cannot be read, or if there is none.
+    Raises DataError, naming the row, if a label cannot be read, or if there is none; ConfigError if two names would
+    become one.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
+    written: defaultdict[tuple[bool, bool], list[str]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
         try:
-            if _has_tags(row, columns):
+            if has_tags(row, columns):
                 intent, tags = _read_tags(row, columns)
                 found[intent].update(tag[2:] for tag in tags if tag != "O")
-            elif brackets := _brackets(row, columns):
+            elif brackets := gold_brackets(row, columns):
                 parse = read_brackets(brackets)
                 found[parse.intent].update(name for name, _ in parse.slots)
         except RowFault:
             raise  # it says where
         except (DataError, Unparsable) as error:
             raise DataError(f"{row_name(row, number)}: {error}") from None
+        for kind, name in written_names(row, columns, TOP):
+            written[kind].append(name)
+    for (_, are_intents), names in written.items():
+        check_spelling("data.labeled", names, are_intents=are_intents)
     if not found:
         fields = f"'{columns.tags}', '{columns.label}' and '{TARGET}'"
         raise DataError(f"no labeled row has a label (looked in {fields}); see data.columns, or give problem.intents")
     return {intent: sorted(names) for intent, names in sorted(found.items())}
+
+
+def written_names(
+    row: Mapping[str, Any], columns: ColumnsConfig, notation: Notation
+) -> Iterator[tuple[tuple[bool, bool], str]]:
+    """The names in a raw row, each after (whether it is of a parse, whether it is an intent): a parse may spell a name
+    otherwise than tags do."""
+    if has_tags(row, columns):
+        yield (False, True), _intent(row, columns)
+        tags = row[columns.tags]
+        tags = tags if isinstance(tags, list | tuple) else gold_text(row, columns.tags).split()
+        yield from (((False, False), str(tag)[2:]) for tag in tags)
+    else:
+        tokens = words_of(gold_brackets(row, columns))
+        opened = [token for token in tokens if notation.is_bracket(token) and token != "]"]
+        yield from (((True, place == 0), token[len(notation.slot) :]) for place, token in enumerate(opened))
+
+
+def check_spelling(field: str, names: Iterable[str], *, are_intents: bool) -> None:
+    """Raises ConfigError for two names that become one."""
+    canonical, camel = (intent_name, "camel case, ") if are_intents else (slot_name, "")
+    difference = f"{camel}case, white space, hyphens, underscores and how Unicode writes a letter"
+    check_apart(field, names, lambda name: canonical(looks(name)), difference)
 
 
 def intent_name(name: str) -> str:
@@ -298,13 +357,14 @@ def encode(intent: str, tags: Sequence[str]) -> Label:
             tag = f"B{tag[1:]}"
         canonical.append(tag)
         previous = tag
-    return json.dumps({"intent": intent, "tags": canonical}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    fields = {"intent": intent, "tags": canonical} if intent else {"tags": canonical}
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def decode(label: Label) -> tuple[str, list[str]]:
     """The (intent, tags) of a canonical label."""
     fields = json.loads(label)
-    return fields["intent"], fields["tags"]
+    return fields.get("intent", ""), fields["tags"]
 
 
 @lru_cache(maxsize=1024)  # a row's metrics are computed in succession, and so are all systems' scores of a gold label
@@ -331,9 +391,15 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
 
     Raises DataError if the intent is missing or a tag is not in BIO form.
     """
-    intent, tags = _intent(row, columns), row[columns.tags]
+    intent = _intent(row, columns)
     if not intent:
         raise DataError(f"it has tags ('{columns.tags}') but no intent ('{columns.intent}')")
+    return intent_name(intent), bio_tags(row, columns)
+
+
+def bio_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> list[str]:
+    """The tags of a row that has some, with canonical names. Raises DataError if one is not in BIO form."""
+    tags = row[columns.tags]
     if not isinstance(tags, str | bytes | list | tuple):
         raise DataError(f"'{columns.tags}' is {tags!r:.60}, where a tag for each word is needed")
     if isinstance(tags, list | tuple):
@@ -343,7 +409,7 @@ def _read_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, lis
     for tag in tags:
         if tag != "O" and (tag[:2] not in ("B-", "I-") or len(tag) == 2):
             raise DataError(f"tag '{tag}' is not O, B-slot or I-slot")
-    return intent_name(intent), [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
+    return [tag[:2] + slot_name(tag[2:]) if tag != "O" else tag for tag in tags]
 
 
 def _intent(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
@@ -352,12 +418,12 @@ def _intent(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else gold_text(row, columns.intent)
 
 
-def _has_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> bool:
+def has_tags(row: Mapping[str, Any], columns: ColumnsConfig) -> bool:
     """Whether there is a tag at all: a blank text and an empty list are none."""
     tags = row.get(columns.tags)
     return not is_missing(tags) and tags != [] and not (isinstance(tags, str) and not tags.strip())
 
 
-def _brackets(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+def gold_brackets(row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     """The parse of a raw row; empty if it has none."""
     return gold_text(row, TARGET if is_missing(row.get(columns.label)) else columns.label)

@@ -5,6 +5,7 @@ mean of the rows' scores.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,10 @@ class FreeText:
         return ()
 
     @property
+    def sigmoids(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def instruction(self) -> str:
         if self._json_schema is None:
             return "Answer each text as the examples show, with the answer and nothing else."
@@ -55,9 +60,11 @@ class FreeText:
         return "" if self._json_schema is None else json.dumps(self._json_schema, ensure_ascii=False)
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
-        """See `Problem.gold`. A blank field means no label; objects and lists are written as JSON."""
+        """See `Problem.gold`. A blank field means no label; objects and lists are written as JSON, and where labels are
+        JSON, so is true."""
         value = row.get(columns.label)
-        text = json.dumps(value) if isinstance(value, dict | list) else gold_text(row, columns.label)
+        is_json = isinstance(value, dict | list) or (self._validator is not None and isinstance(value, bool))
+        text = _json_text(value) if is_json else gold_text(row, columns.label)
         if not text:
             return None
         label = self.parse("", text)
@@ -70,7 +77,8 @@ class FreeText:
         return label
 
     def parse(self, text: str, completion: str) -> Label | ParseFailure:
-        """See `Problem.parse`. Outer white space is ignored; in JSON, all white space and the order of keys.
+        """See `Problem.parse`. Outer white space is ignored; in JSON, all white space, the order of keys, and how a
+        number or a letter is written (1.0 is 1, \\u00fc is ü).
 
         Reason codes: `empty`, `pattern`, `not-json`, `key-twice`, `schema`.
         """
@@ -83,7 +91,11 @@ class FreeText:
 
     def _parse_json(self, validator: "Validator", completion: str) -> Label | ParseFailure:
         try:
-            value = json_value(completion, parse_constant=_refuse)
+            value = json_value(completion, parse_float=_number, parse_constant=_refuse)
+            label = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+            label.encode()
+        except UnicodeEncodeError:
+            return ParseFailure("not-json", "It is not JSON: it holds half of a surrogate pair.", completion)
         except KeyTwice as error:
             return ParseFailure("key-twice", f"In its JSON, {error}.", completion)
         except (ValueError, RecursionError) as error:
@@ -92,7 +104,7 @@ class FreeText:
         if worst is not None:
             where = worst.json_path.removeprefix("$.") if worst.absolute_path else "the whole"
             return ParseFailure("schema", f"Its {where} breaks problem.json_schema: {worst.message[:200]}.", completion)
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return label
 
     def mend(self, text: str, completion: str) -> Mended:
         return Mended(completion)
@@ -287,6 +299,22 @@ def _references(schema: object) -> Iterator[str]:
     elif isinstance(schema, list):
         for child in schema:
             yield from _references(child)
+
+
+def _json_text(value: object) -> str:
+    """JSON with all letters as they are. Raises DataError for a value that JSON does not have."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the label {str(value)[:80]!r} cannot be written as JSON: {error}") from None
+
+
+def _number(text: str) -> float:
+    """An int where it has no fraction, as JSON Schema counts integers. Raises ValueError if no float holds it."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:80]} is too large")
+    return int(value) if value.is_integer() else value
 
 
 def _refuse(constant: str) -> None:

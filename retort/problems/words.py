@@ -13,3 +13,8 @@ def words_of(text: str) -> list[str]:
     that were copied from other programs.
     """
     return _WORD.findall(text)
+
+
+def word_places(text: str) -> list[tuple[int, int]]:
+    """Where each word begins and ends in the text, in characters."""
+    return [found.span() for found in _WORD.finditer(text)]

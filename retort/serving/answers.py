@@ -1,7 +1,7 @@
 """Predictions in their output form: a JSON object, or a row of Parquet.
 
-`label` is what a teacher would write: the class, or the bracketed parse for slots. Slots are also given in parsed form,
-since a word of the text may itself be a bracket.
+`label` is what a teacher would write: the class, a JSON list of classes, or the bracketed parse for slots and entities.
+Lists, slots and entities are also given in parsed form.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from retort.problems import Problem
+from retort.problems.entities import Entities
+from retort.problems.multi_label import PRESENT, MultiLabel
 from retort.problems.slots import Slots, decode, spans
 from retort.problems.words import words_of
 
@@ -25,20 +27,23 @@ _SLOT = pa.struct([("name", pa.string()), ("text", pa.string()), ("start", pa.in
 
 
 def answer(problem: Problem, text: str, prediction: "Prediction", *, probabilities: bool = False) -> PredictionRecord:
-    """Return {label, confidence}, and for slots also {intent, slots}.
+    """Return {label, confidence}, for multi-label also {labels}, for slots {intent, slots}, for entities {entities}.
 
     A slot's `start` (inclusive) and `end` (exclusive) count words from 0. With `probabilities`, the record also has the
-    probability of each class, or of each intent for slots; they sum to 1.
+    probability of each class, or of each intent for slots; they sum to 1, except for multi-label.
     """
     result: PredictionRecord = {
         "label": problem.render(text, prediction.label),
         "confidence": round(float(prediction.confidence), DIGITS),
     }
+    if isinstance(problem, MultiLabel):
+        result["labels"] = problem.parts(prediction.label)
     if isinstance(problem, Slots):
         intent, tags = decode(prediction.label)
         words = words_of(text)
-        result["intent"] = intent
-        result["slots"] = [
+        if not isinstance(problem, Entities):
+            result["intent"] = intent
+        result["entities" if isinstance(problem, Entities) else "slots"] = [
             {"name": name, "text": " ".join(words[start:end]), "start": start, "end": end}
             for name, start, end in spans(tags)
         ]
@@ -50,15 +55,24 @@ def answer(problem: Problem, text: str, prediction: "Prediction", *, probabiliti
 def answer_schema(problem: Problem, *, probabilities: bool) -> pa.Schema:
     """The Parquet schema of prediction records that start with an `id`."""
     columns: list[tuple[str, Any]] = [("id", pa.string()), ("label", pa.string()), ("confidence", pa.float32())]
-    if isinstance(problem, Slots):
-        columns += [("intent", pa.string()), ("slots", pa.list_(_SLOT))]
+    match problem:
+        case MultiLabel():
+            columns.append(("labels", pa.list_(pa.string())))
+        case Entities():
+            columns.append(("entities", pa.list_(_SLOT)))
+        case Slots():
+            columns += [("intent", pa.string()), ("slots", pa.list_(_SLOT))]
     if probabilities:
         columns.append(("probabilities", pa.struct([(name, pa.float32()) for name in _names(problem)])))
     return pa.schema(columns)
 
 
 def _by_class(problem: Problem, prediction: "Prediction") -> dict[str, float]:
-    """The probabilities of unit 0: the whole text, or for slots the intent, independently of the words' tags."""
+    """The probabilities of unit 0: the whole text, or for slots the intent, independently of the words' tags; for
+    multi-label, that of each class to be there."""
+    if problem.sigmoids:
+        shares = prediction.probabilities[:, PRESENT].astype(np.float64).round(DIGITS)
+        return dict(zip(problem.sigmoids, shares.tolist(), strict=True))
     allowed = problem.allowed(len(prediction.probabilities))[0]
     row = prediction.probabilities[0][allowed].astype(np.float64)
     shares = (row / max(row.sum(), 1e-12)).round(DIGITS)
@@ -66,6 +80,8 @@ def _by_class(problem: Problem, prediction: "Prediction") -> dict[str, float]:
 
 
 def _names(problem: Problem) -> list[str]:
+    if problem.sigmoids:
+        return list(problem.sigmoids)
     allowed = problem.allowed(1)[0]
     return [name.removeprefix("IN:") if isinstance(problem, Slots) else name
             for name, legal in zip(problem.classes, allowed, strict=True) if legal]  # fmt: skip

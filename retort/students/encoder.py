@@ -50,7 +50,8 @@ class EncodedRow:
     token_ids: NDArray[np.int32]
     """`(length,)`, special tokens included."""
     positions: NDArray[np.int32]
-    """`(units,)`: the token at which each unit's logits are read; -1 for a unit that was cut off."""
+    """`(units,)`: the token at which each unit's logits are read; -1 for a unit that was cut off. For sequence
+    classification, the unit's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,10 @@ class Encoder:
     kind: str
     max_length: int
     columns: tuple[int, ...] | None = None
-    """For each class of the problem, its index in the model's logits, -1 if it is unknown; None: in the same order."""
+    """For each output that the problem needs, its index in the model's logits, -1 if it is unknown; None: in the same
+    order."""
+    has_sigmoids: bool = False
+    """Whether each output decides by itself, see `Problem.sigmoids`."""
 
     def encode(self, problem: Problem, texts: list[str]) -> list[EncodedRow]:
         words = [problem.words(text) for text in texts]
@@ -72,7 +76,7 @@ class Encoder:
     def _row(self, batch: Any, index: int, sites: NDArray[np.int64], num_words: int) -> EncodedRow:
         token_ids = np.asarray(batch["input_ids"][index], dtype=np.int32)
         if self.kind == "sequence-classification":
-            return EncodedRow(token_ids, np.zeros(1, dtype=np.int32))
+            return EncodedRow(token_ids, np.arange(len(sites), dtype=np.int32))
         positions = np.full(num_words + 1, -1, dtype=np.int32)
         positions[0] = 0
         for position, word in reversed(list(enumerate(batch.word_ids(index)))):
@@ -85,28 +89,31 @@ class Encoder:
         return padded_with_mask([row.token_ids for row in rows], self.tokenizer.pad_token_id or 0, multiple)
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """`(rows, length, classes)`, or `(rows, classes)` for sequence classification."""
+        """`(rows, length, classes)`, or `(rows, classes)` for sequence classification; `(rows, outputs, 2)` if each
+        output decides by itself: the softmax of 0 and its logit is the logit's sigmoid."""
         logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
         if self.columns is not None:
             logits = torch.nn.functional.pad(logits, (0, 1), value=_UNKNOWN)[..., list(self.columns)]
+        if self.has_sigmoids:
+            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
         return logits
 
     def unit_logits(self, rows: list[EncodedRow]) -> Tensor:
         """The logits of all units that were not cut off, row by row, `(units of all rows, classes)` in fp32."""
-        device, length = self.model.device, max(len(row.token_ids) for row in rows)
+        device = self.model.device
         logits = self.logits(*(tensor.to(device) for tensor in self.tensors(rows)))
-        if self.kind == "sequence-classification":
+        if logits.ndim == 2:
             return logits.float()
-        flat = [index * length + row.positions[row.positions >= 0] for index, row in enumerate(rows)]
+        flat = [index * logits.shape[1] + row.positions[row.positions >= 0] for index, row in enumerate(rows)]
         return logits.flatten(0, 1)[torch.from_numpy(np.concatenate(flat)).long().to(device)].float()
 
 
 def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Problem, max_length: int) -> Encoder:
-    """A pretrained or random body with a random head, one output per class. Seed torch first.
+    """A pretrained or random body with a random head for the problem. Seed torch first.
 
     Raises ConfigError if the weights cannot be loaded for this kind of student.
     """
-    labels = dict(enumerate(problem.classes))
+    labels = dict(enumerate(problem.sigmoids or problem.classes))
     with as_config_error(weights):
         config = AutoConfig.from_pretrained(
             weights.address,
@@ -115,6 +122,7 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
             num_labels=len(labels),
             id2label=labels,
             label2id={name: index for index, name in labels.items()},
+            problem_type="multi_label_classification" if problem.sigmoids else None,
         )
         use_fused_attention(config)
         tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision, trust_remote_code=False)
@@ -130,20 +138,23 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
             )
         else:
             model = architecture.from_config(config, trust_remote_code=False)
-    return Encoder(model, tokenizer, kind, _length_limit(config, max_length))
+    limit = _length_limit(config, max_length)
+    return Encoder(model, tokenizer, kind, limit, has_sigmoids=bool(problem.sigmoids))
 
 
-def load_encoder(folder: Path, kind: str, max_length: int, classes: tuple[str, ...] | None = None) -> Encoder:
-    """A trained student, from its saved folder. Classes are matched by name, should the problem's `classes` have
-    changed since; those that the student does not know get a probability of 0."""
+def load_encoder(folder: Path, kind: str, max_length: int, problem: Problem | None = None) -> Encoder:
+    """A trained student, from its saved folder. Outputs are matched by name, should the problem's classes have changed
+    since; those that the student does not know get a probability of 0."""
     model = _ARCHITECTURES[kind].from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
     known = class_names(model)
+    wanted = known if problem is None else problem.sigmoids or problem.classes
     columns = None
-    if classes is not None and classes != known:
-        columns = tuple(known.index(name) if name in known else -1 for name in classes)
+    if wanted != known:
+        columns = tuple(known.index(name) if name in known else -1 for name in wanted)
     limit = _length_limit(model.config, max_length)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Encoder(model, tokenizer, kind, limit, columns)
+    has_sigmoids = problem is not None and bool(problem.sigmoids)
+    return Encoder(model, tokenizer, kind, limit, columns, has_sigmoids)
 
 
 def class_names(model: PreTrainedModel) -> tuple[str, ...]:

@@ -359,7 +359,7 @@ def new_generative_student(
         model_config = AutoConfig.from_pretrained(weights.address, revision=weights.revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision, trust_remote_code=False)
     check_architecture(config, model_config)
-    form = config.form(has_classes=bool(problem.classes))
+    form = config.form(has_classes=bool(problem.classes) and not problem.sigmoids)
     classes = problem.classes if form == "classes" else ()
     use_fused_attention(model_config)
     with as_config_error(weights):

@@ -40,6 +40,6 @@ def load_student(folder: Path, kind: str, max_length: int, problem: Problem) -> 
         check_inert(folder)
         if kind in ("seq2seq", "causal"):
             return load_generative_student(folder, max_length, problem)
-        return Classifier(load_encoder(folder, kind, max_length, problem.classes), problem)
+        return Classifier(load_encoder(folder, kind, max_length, problem), problem)
     except (ConfigError, *LOADING_ERRORS) as error:
         raise DamagedArtifact(f"'{folder}': this student cannot be loaded: {loading_fault(error)}") from error

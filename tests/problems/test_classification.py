@@ -1,5 +1,6 @@
 """Classification against scikit-learn, and what a completion may look like."""
 
+import json
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -115,7 +116,19 @@ def test_one_unit_that_takes_any_class() -> None:
     assert (PROBLEM.render("a b", "good"), PROBLEM.parts("good")) == ("good", ["good"])
 
 
-@pytest.mark.parametrize("labels", [["a"], ["a", "A"], ["a", "a"], ["a", "a."], ["a", " "]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a"],
+        ["a", "A"],
+        ["a", "a"],
+        ["a", "a."],
+        ["a", " "],
+        ["a b", "a  b"],
+        ["a b", "a\nb"],
+        ["caf\u00e9", "cafe\u0301"],
+    ],
+)
 def test_classes_that_parse_cannot_tell_apart_are_refused(labels: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"problem\.labels"):
         Classification(labels)
@@ -141,3 +154,24 @@ def test_labels_that_cannot_be_read_off_rows() -> None:
         infer_schema(ordered, [{"label": "low"}, {"label": "high"}], COLUMNS)
     with pytest.raises(ConfigError, match=r"problem\.labels is not given"):
         problem_for(config)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (["no", "yes"], "no, yes"),
+        (["it's", "a-b; c"], "it's, a-b; c"),
+        (["no", "yes", "yes, but"], '"no", "yes", "yes, but"'),
+        (["no", "a\nb"], r'"no", "a\nb"'),
+        (["no", " yes"], '"no", " yes"'),
+        (["no", 'say "yes"'], r'"no", "say \"yes\""'),
+        (["né", "a,b"], '"né", "a,b"'),
+    ],
+)
+def test_classes_can_be_told_apart_in_the_prompt(labels: list[str], shown: str) -> None:
+    problem = Classification(labels)
+    assert problem.schema == shown
+    for label in labels:
+        assert problem.parse("", problem.render("", label)) == label
+        if shown.startswith('"'):
+            assert problem.parse("", json.dumps(label, ensure_ascii=False)) == label

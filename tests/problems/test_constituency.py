@@ -18,7 +18,18 @@ from retort.errors import ConfigError, DataError
 from retort.problems import infer_schema, problem_for
 from retort.problems.brackets import bracket_counts, unlabeled_f1
 from retort.problems.constituency import Constituency
-from retort.problems.trees import Span, Tree, collapsed, decode_label, nodes_of, read_tree, unlabeled, write_tree
+from retort.problems.trees import (
+    Span,
+    Tree,
+    collapsed,
+    decode_label,
+    encode_label,
+    nodes_of,
+    read_tree,
+    tree_of,
+    unlabeled,
+    write_tree,
+)
 from retort.records.base import Label, ParseFailure
 from retort.report.mckd.mistakes import error_tables
 
@@ -562,3 +573,25 @@ def test_the_report_tells_which_constituents_are_missed() -> None:
 def test_unlabeled_trees_keep_their_spans_once() -> None:
     tree = read_tree("(S (VP (V a) (NP (NP (D b) (N c)))))", is_tag=lambda label: True)
     assert unlabeled(tree).spans == (Span("X", 0, 3), Span("X", 1, 3))
+
+
+def test_labels_that_a_reader_of_trees_makes_one_are_refused() -> None:
+    for labels in (["NP", "NP-SBJ"], ["S+NP=2", "NP"], ["\u00dcP", "U\u0308P"]):
+        with pytest.raises(ConfigError, match="must differ in more than function tags"):
+            Constituency(ConstituencyConfig(kind="constituency", labels=labels))
+    Constituency(ConstituencyConfig(kind="constituency", labels=["NP", "NP-SBJ"], function_tags=True))
+    assert Constituency(ConstituencyConfig(kind="constituency", labels=["S", "A,B"])).schema == "A,B S"
+
+
+@given(st.lists(st.sampled_from(["(", ")", "(NP", "-LRB-", "]", "[SL:X", "a", "\\"]), min_size=2, max_size=6))
+def test_words_that_look_like_brackets_can_be_parsed_back(words: list[str]) -> None:
+    text, tree = (
+        " ".join(words),
+        tree_of(
+            [word.replace("(", "-LRB-").replace(")", "-RRB-") for word in words],
+            [""] * len(words),
+            [Span("S", 0, len(words))],
+        ),
+    )
+    label = encode_label(tree)
+    assert PROBLEM.parse(text, PROBLEM.render(text, label)) == label

@@ -347,6 +347,54 @@ def test_decide_takes_the_intent_and_the_tags_that_are_most_probable_together() 
     assert confidence == pytest.approx((0.4 * 0.9) ** 0.5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ([("PlayMusic", "O"), ("play_music", "O")], ("PlayMusic", "play_music")),
+        ([("play music", "O"), ("PLAY-MUSIC", "O")], ("play music", "PLAY-MUSIC")),
+        ([("A", "B-time-range"), ("B", "B-TIME_RANGE")], ("time-range", "TIME_RANGE")),
+        ([("A", ["B-city"]), ("A", ["I-City"])], ("city", "City")),
+        ([("Caf\u00e9", "O"), ("Cafe\u0301", "O")], ("Caf\u00e9", "Cafe\u0301")),
+    ],
+)
+def test_names_that_become_one_are_refused(rows: list[tuple[str, Any]], names: tuple[str, str]) -> None:
+    raw = [{"text": "x", "intent": intent, "bio": tags} for intent, tags in rows]
+    with pytest.raises(ConfigError, match=f"'{names[0]}' and '{names[1]}' must differ in more than"):
+        infer_schema(SlotsConfig(kind="slots"), raw, COLUMNS)
+
+
+def test_names_of_parses_that_become_one_are_refused_but_not_two_ways_to_write_one() -> None:
+    with pytest.raises(ConfigError, match="'Play' and 'PLAY'"):
+        infer_schema(SlotsConfig(kind="slots"), [{"label": "[IN:Play ]"}, {"label": "[IN:PLAY ]"}], COLUMNS)
+    rows = [{"intent": "PlayMusic", "bio": "O"}, {"label": "[IN:PLAY_MUSIC ]"}]
+    assert infer_schema(SlotsConfig(kind="slots"), rows, COLUMNS).intents == {"PLAY_MUSIC": []}  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="'PlayMusic' and 'play_music'"):
+        Slots({"PlayMusic": [], "play_music": []})
+    with pytest.raises(ConfigError, match="'time-range' and 'time_range'"):
+        Slots({"A": ["time-range"], "B": ["time_range"]})
+
+
+@given(st.data())
+def test_what_a_teacher_is_shown_can_be_parsed_back_whatever_the_words_are(data: st.DataObject) -> None:
+    words = st.sampled_from(["]", "\\]", "\\\\]", "[IN:X", "[sl:artist", "\\[SL:ARTIST", "[", "\\", "[IN:", "a"])
+    text = data.draw(st.lists(words, min_size=1, max_size=6, unique=True))
+    tags = data.draw(st.lists(st.sampled_from(["O", "B-ARTIST", "I-ARTIST"]), min_size=len(text), max_size=len(text)))
+    label = encode("PLAY_MUSIC", tags)
+    assert PROBLEM.parse(" ".join(text), PROBLEM.render(" ".join(text), label)) == label
+
+
+def test_a_word_that_looks_like_a_bracket_is_escaped() -> None:
+    row = {"text": "play note ] two", "intent": "PlayMusic", "bio": "O B-artist I-artist I-artist"}
+    label = PROBLEM.gold(row, COLUMNS)
+    assert label is not None
+    assert PROBLEM.render(row["text"], label) == "[IN:PLAY_MUSIC [SL:ARTIST note \\] two ] ]"
+
+
+def test_slot_names_with_commas_can_be_told_apart() -> None:
+    assert Slots({"A": ["x", "y"]}).schema == "A: X, Y"
+    assert Slots({"A": ["x,y", "z"]}).schema == "A: X,Y Z"
+
+
 SEEMING_SPACES = ["\u00a0", "\u202f", "\u3000", "\u2028", "\u0085", "\x1c", "\u2009"]
 
 

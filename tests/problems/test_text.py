@@ -180,3 +180,48 @@ def test_an_ensemble_cannot_vote_on_texts() -> None:
     members = [{"kind": "recorded", "completions": "d"}, {"kind": "recorded", "completions": "e"}]
     with pytest.raises(ValueError, match=r"teacher\.kind 'ensemble' cannot vote on 'text'"):
         MckdConfig.model_validate({**CONFIG, "teacher": {"kind": "ensemble", "members": members}})
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        ('{"a": 1}', '{"a":1.0}'),
+        ('{"a": 100, "b": [1, {"c": 0}]}', '{"b": [1.0, {"c": -0.0}], "a": 1e2}'),
+        ('{"city": "München"}', '{"city": "M\\u00fcnchen"}'),
+        ("[12345678901234567890]", "[12345678901234567890]"),
+        ("10000000000000000000000", "1e22"),
+        ("0.10", "1e-1"),
+    ],
+)
+def test_json_labels_are_equal_if_their_content_is(written: str, same: str) -> None:
+    anything = FreeText(TextConfig(kind="text", json_schema={}))
+    gold, found = anything.gold({"label": written}, COLUMNS), anything.parse("", same)
+    assert isinstance(found, str)
+    assert gold == found
+    assert anything.statistics("field_f1", gold, found)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("true", "1"), ("[1]", "[true]"), ('"1"', "1"), ("null", "0"), ("1", "1.5")]
+)
+def test_json_labels_of_another_type_differ(one: str, other: str) -> None:
+    anything = FreeText(TextConfig(kind="text", json_schema={}))
+    assert anything.parse("", one) != anything.parse("", other)
+
+
+def test_json_that_no_store_can_hold_is_no_label() -> None:
+    anything = FreeText(TextConfig(kind="text", json_schema={}))
+    for completion in ("1e999", '{"a": -1e400}', '"\\ud83d"', "Infinity"):
+        failure = anything.parse("", completion)
+        assert isinstance(failure, ParseFailure)
+        assert failure.reason == "not-json"
+
+
+def test_gold_objects_keep_their_letters() -> None:
+    assert PLAIN.gold({"label": {"city": "München"}}, COLUMNS) == '{"city": "München"}'
+    assert PLAIN.gold({"label": ["😀", "é"]}, COLUMNS) == '["😀", "é"]'
+    anything = FreeText(TextConfig(kind="text", json_schema={}))
+    assert anything.gold({"label": True}, COLUMNS) == "true"
+    for wrong in ({"a": float("nan")}, {"a": b"x"}):
+        with pytest.raises(DataError, match="cannot be written as JSON"):
+            PLAIN.gold({"label": wrong}, COLUMNS)

@@ -14,6 +14,8 @@ from retort.models.weights import find_weights
 from retort.problems import Problem
 from retort.problems.classification import Classification
 from retort.problems.constituency import Constituency
+from retort.problems.entities import Entities
+from retort.problems.multi_label import MultiLabel
 from retort.problems.slots import Slots, encode
 from retort.problems.text import FreeText
 from retort.records.base import ParseFailure
@@ -33,10 +35,13 @@ SLOTS = Slots({"PLAY": ["ARTIST", "CITY"], "ASK": ["CITY"], "NO": []})
 TREES = Constituency(ConstituencyConfig(kind="constituency", labels=["S", "NP", "S+VP"]))
 BARE_TREES = Constituency(ConstituencyConfig(kind="constituency", form="unlabelled"))
 CLASSES = Classification(["great", "greater", 'a "dull" film'])
+SETS = MultiLabel(["great", "greater", 'a "dull" film'], ",")
+ENTITIES = Entities(["ARTIST", "ART"])
 JSON = FreeText(TextConfig(kind="text", json_schema=SCHEMA))
 PATTERN = FreeText(TextConfig(kind="text", pattern=r"[0-9]{2}/(a|b[0-9])"))
 PROBLEMS: dict[str, Problem] = {
-    "slots": SLOTS, "trees": TREES, "bare trees": BARE_TREES, "classes": CLASSES, "json": JSON, "pattern": PATTERN
+    "slots": SLOTS, "entities": ENTITIES, "sets": SETS, "trees": TREES, "bare trees": BARE_TREES, "classes": CLASSES,
+    "json": JSON, "pattern": PATTERN
 }  # fmt: skip
 TEXTS = ["play great film by great", "] weather [IN:X dull", "é ( a )", "film"]
 
@@ -139,6 +144,12 @@ LABELS = [
     (SLOTS, "play great film by great", encode("PLAY", ["O", "B-ARTIST", "I-ARTIST", "O", "B-CITY"])),
     (SLOTS, "play great great film", encode("PLAY", ["O", "B-CITY", "B-CITY", "O"])),
     (SLOTS, "é", encode("NO", ["O"])),
+    (SLOTS, "] weather [IN:X dull", encode("PLAY", ["B-CITY", "I-CITY", "I-CITY", "O"])),
+    (ENTITIES, "] weather [IN:X dull", encode("", ["B-ART", "I-ART", "B-ARTIST", "O"])),
+    (ENTITIES, "film", encode("", ["O"])),
+    (SETS, "film", "[]"),
+    (SETS, "film", '["great", "greater"]'),
+    (SETS, "film", '["greater", "a \\"dull\\" film"]'),
     (TREES, "é ( a )", "(S (NP é) (S (VP -LRB- a)) -RRB-)"),
     (TREES, "film", "film"),
     (CLASSES, "film", "great"),
@@ -165,7 +176,7 @@ def test_no_label_is_ever_refused(problem: Problem, text: str, label: str, writt
     assert state.is_kept == [True]
 
 
-@pytest.mark.parametrize("problem", [SLOTS, TREES, BARE_TREES, CLASSES, JSON, PATTERN])
+@pytest.mark.parametrize("problem", [SLOTS, ENTITIES, SETS, TREES, BARE_TREES, CLASSES, JSON, PATTERN])
 def test_whatever_a_grammar_derives_is_a_label(problem: Problem, written_words: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -217,3 +228,15 @@ def notes_of(student: GenerativeStudent) -> list[str]:
     notes: list[str] = []
     list(student.predict(TEXTS, device=CPU, total=4, progress=lambda done, total, note: notes.append(note)))
     return notes
+
+
+def test_a_student_learns_to_write_sets(build: Build) -> None:
+    student = build("causal", SETS)
+    rows = [
+        TrainingRow(text, label)
+        for text, label in zip(TEXTS, ['["great"]', "[]", "[]", '["great", "greater"]'], strict=True)
+    ]
+    training = TrainingConfig(epochs=60, learning_rate=1e-2, batch_tokens=64, precision="fp32")
+    student.train(rows, training, seed=0, device=CPU)
+    found = list(student.predict(TEXTS, device=CPU, total=len(TEXTS)))
+    assert [one.label for one in found] == [row.label for row in rows]  # type: ignore[union-attr]

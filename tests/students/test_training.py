@@ -1,6 +1,7 @@
 """Students on a toy task that a linear head could learn: the tag of a word is the word's own."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from retort.models.device import Device
 from retort.models.weights import find_weights
 from retort.problems import Problem
 from retort.problems.classification import Classification
+from retort.problems.multi_label import MultiLabel
 from retort.problems.slots import Slots, encode
 from retort.students.classifier import predict
 from retort.students.encoder import Encoder, encode_all, load_encoder, new_encoder
 from retort.students.losses import cross_entropy
-from retort.students.training import History, TrainingRows, train
+from retort.students.training import History, TrainingRows, UnitTrainingData, train
 
 SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})
 MOODS = Classification(["down", "up"])
@@ -259,3 +261,50 @@ def test_a_class_for_the_whole_text_is_one_unit(fresh: Fresh, moods: Toy) -> Non
     assert [row.positions.tolist() for row in encoder.encode(MOODS, ["the film was great", "good"])] == [[0], [0]]
     (prediction,) = predict(encoder, MOODS, ["the film was great"], device=CPU, total=1)
     assert prediction.probabilities.shape == (1, 2)
+
+
+@pytest.fixture(scope="module")
+def sets() -> Toy:
+    """Each of the first three words of the text says whether its class is there."""
+    words = {"good": "great", "bad": "awful", "slow": "dull"}
+    masks = [[name for bit, name in enumerate(words) if mask >> bit & 1] for mask in range(8)]
+    rows = [
+        (" ".join([*(words[name] for name in names), "film", letter]), names) for names in masks for letter in "abc"
+    ]
+    problem = MultiLabel(list(words), ",")
+    texts = [text for text, _ in rows]
+    return Toy(problem, "sequence-classification", texts, [json.dumps(names) for _, names in rows])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_head_of_sigmoids_learns_sets(fresh: Fresh, sets: Toy, soft: bool, tmp_path: Path) -> None:
+    encoder = fresh(sets)
+    trained(encoder, sets, TRAINING.model_copy(update={"epochs": 40}), soft=soft)
+    assert accuracy(encoder, sets) > 0.9
+    assert encoder.model.config.problem_type == "multi_label_classification"
+    encoder.model.save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    # The same classes in another order, and one that the student has never seen.
+    other = MultiLabel(["slow", "new", "good", "bad"], ",")
+    loaded = load_encoder(tmp_path, sets.kind, 32, other)
+    before = predict(encoder, sets.problem, sets.texts, device=CPU, total=len(sets.texts))
+    after = predict(loaded, other, sets.texts, device=CPU, total=len(sets.texts))
+    for one, two in zip(before, after, strict=True):
+        assert one.probabilities.shape == (3, 2)
+        np.testing.assert_allclose(one.probabilities.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(two.probabilities[[2, 3, 0]], one.probabilities, atol=1e-6)
+        np.testing.assert_allclose(two.probabilities[1], [1, 0])
+
+
+def test_the_loss_of_sigmoids_is_binary_cross_entropy(fresh: Fresh, sets: Toy) -> None:
+    encoder = fresh(sets)
+    encoder.model.eval()
+    data, rows = UnitTrainingData(encoder, rows_of(encoder, sets)), np.arange(len(sets.texts))
+    targets = torch.tensor(
+        [sets.problem.targets(text, label) for text, label in zip(sets.texts, sets.labels, strict=True)]
+    )
+    inputs = data.inputs(rows, 1)
+    logits = encoder.model(input_ids=inputs["ids"], attention_mask=inputs["mask"]).logits
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="sum")
+    assert float(data.loss(rows).detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert data.units(rows) == 3 * len(rows)

@@ -141,7 +141,7 @@ def train_student(
         cells=cells,
         soft=stage is not None and is_soft(config, stage),
         min_confidence=config.min_confidence if stage == 1 else 0.0,
-        options=student_options(student, has_classes=config.problem.kind != "text"),
+        options=student_options(student, has_classes=config.has_class_tokens),
         labels=labels,
         start=start,
         stopping=labeled if by_labeled else None,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from retort.config import ClassificationConfig, ConstituencyConfig, SlotsConfig
+from retort.config import ClassificationConfig, ConstituencyConfig, EntitiesConfig, MultiLabelConfig, SlotsConfig
 from retort.config import Problem as ProblemConfig
 from retort.io.parquet import Row
 from retort.metrics.format import shortened
@@ -38,6 +38,8 @@ class _Pair(NamedTuple):
 
 def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -> tuple[ErrorTable, ...]:
     """`rows` are an evaluation's predictions: text, gold, predicted (None without a label)."""
+    if isinstance(config, MultiLabelConfig | EntitiesConfig):
+        return (_parts_table(config, problem, rows),)
     if not isinstance(config, SlotsConfig | ConstituencyConfig | ClassificationConfig):
         return ()
     wholes: list[_Pair] = []
@@ -56,6 +58,30 @@ def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -
             return _span_table("Constituents", spans, counts), _class_table("Whole sentences", wholes)
         case ClassificationConfig(labels=labels):
             return (_class_table("Classes", wholes, labels),)
+
+
+def _parts_table(config: MultiLabelConfig | EntitiesConfig, problem: Problem, rows: Iterable[Row]) -> ErrorTable:
+    """Errors by class or type, for labels that consist of any number of parts."""
+    pairs: list[_Pair] = []
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        gold, predicted = (problem.parts(row[name]) if row[name] is not None else [] for name in ("gold", "predicted"))
+        if isinstance(config, EntitiesConfig):
+            pairs += _span_pairs(_spans(gold), _spans(predicted), row["text"], counts)
+        else:
+            pairs += _set_pairs(set(gold), set(predicted), row["text"], counts)
+    return _span_table("Entities" if isinstance(config, EntitiesConfig) else "Classes", pairs, counts)
+
+
+def _set_pairs(gold: set[str], predicted: set[str], text: str, exact: Counter[tuple[str, str]]) -> list[_Pair]:
+    """Pair the class that was missed with the wrong one, if there is one of each. Adds the counts for F1 to `exact`."""
+    missed, wrong = sorted(gold - predicted), sorted(predicted - gold)
+    exact.update((name, name) for name in gold & predicted)
+    exact.update((name, NOTHING) for name in missed)
+    exact.update((NOTHING, name) for name in wrong)
+    if len(missed) == len(wrong) == 1:
+        return [_Pair(missed[0], wrong[0], text)]
+    return [_Pair(name, NOTHING, text) for name in missed] + [_Pair(NOTHING, name, text) for name in wrong]
 
 
 def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None = None) -> ErrorTable:
