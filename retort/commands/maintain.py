@@ -210,7 +210,7 @@ def mark(inventory: Inventory, roots: Iterable[str], alone: Collection[str] = ()
         for manifest in found:
             for key in level & manifest.input_kinds.keys():
                 inventory.check_listed(manifest.input_kinds[key], key)
-        ends |= {key for manifest in found if (key := warm_start(manifest))}
+        ends |= {start for manifest in found if (start := warm_start(manifest))}
     marked.update((manifest.key, manifest) for manifest in _manifests(inventory, ends - marked.keys()))
     return marked
 
