@@ -64,8 +64,8 @@ class Connection:
 
     def __init__(self, config: EndpointConfig) -> None:
         self._url, self._config = address(config, "chat/completions"), config
-        self._redact_refusal = redactor(_secrets(config, MIN_SECRET))
-        self._redact_answer = redactor(_secrets(config, REAL_KEY_CHARACTERS))
+        self._redact_refusal = redactor(_secrets(config, 1, MIN_SECRET))
+        self._redact_answer = redactor(_secrets(config, REAL_KEY_CHARACTERS, REAL_KEY_CHARACTERS))
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if limit != resource.RLIM_INFINITY and config.concurrency + RESERVED_FILES > limit:
             raise ConfigError(
@@ -199,14 +199,14 @@ def _key(config: EndpointConfig) -> str | None:
     return key
 
 
-def _secrets(config: EndpointConfig, least: int) -> set[str]:
-    """The API key, secret headers and secrets in the address, of `least` characters or more: what is shorter than any
-    secret could be a part of any text."""
+def _secrets(config: EndpointConfig, least_of_key: int, least: int) -> set[str]:
+    """The API key if it has `least_of_key` characters, and secret headers and secrets in the address that have `least`:
+    what is shorter than any secret could be a part of any text."""
     secrets = [value for name, value in address(config, "").query.items() if is_secret_name(name)]
     secrets += [value for name, value in _header_values(config) if "${" in config.headers[name]]
-    secrets += [key] if (key := _key(config)) else []
     # A header may be more than its secret ("Bearer ..."), of which a server repeats the last part.
-    return {part for secret in secrets for part in (secret, secret.rpartition(" ")[2]) if len(part) >= least}
+    parts = {part for secret in secrets for part in (secret, secret.rpartition(" ")[2]) if len(part) >= least}
+    return parts | ({key} if (key := _key(config)) and len(key) >= least_of_key else set())
 
 
 def redactor(secrets: Collection[str]) -> Callable[[bytes], bytes]:
