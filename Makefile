@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack lint lock audit clean
+.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack chaos fuzz lint lock audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,13 @@ test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about
 
 test-stack: setup  ## the tests on a whole stack: server on PostgreSQL, S3, MLflow, workers, a browser
 	$(BIN)/python -m pytest tests/stack
+
+chaos: setup  ## runs that are killed at every write and at MOMENTS=100 others, faults of all kinds; prints its figures
+	RETORT_CHAOS_WRITES=0 RETORT_CHAOS_MOMENTS=$(or $(MOMENTS),100) RETORT_CHAOS_MINUTES=$(or $(MINUTES),inf) \
+		$(BIN)/python -m pytest tests/chaos tests/store/test_faults.py
+
+fuzz: setup  ## the parsers of configs, rows, completions and manifests, for MINUTES=60
+	$(BIN)/python tests/chaos/fuzz.py --minutes $(or $(MINUTES),60)
 
 lint: setup  ## style, strict types, import rules
 	$(BIN)/ruff format --check

@@ -208,9 +208,9 @@ def mark(inventory: Inventory, roots: Iterable[str], alone: Collection[str] = ()
         marked.update((manifest.key, manifest) for manifest in found)
         level = {key for manifest in found for _, key in lineage_of(manifest)}
         for manifest in found:
-            for key in level & manifest.input_kinds.keys():
-                inventory.check_listed(manifest.input_kinds[key], key)
-        ends |= {start for manifest in found if (start := warm_start(manifest))}
+            for needed in level & manifest.input_kinds.keys():
+                inventory.check_listed(manifest.input_kinds[needed], needed)
+        ends |= {key for manifest in found if (key := warm_start(manifest))}
     marked.update((manifest.key, manifest) for manifest in _manifests(inventory, ends - marked.keys()))
     return marked
 

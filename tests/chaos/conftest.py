@@ -17,7 +17,7 @@ import pytest
 from chaos_runs import Kill, artifacts, config_of, contents, kept_completions, run
 from endpoint_server import EndpointServer
 
-MOMENTS = int(os.environ.get("RETORT_CHAOS_MOMENTS", "2"))
+MOMENTS = int(os.environ.get("RETORT_CHAOS_MOMENTS", "1"))
 """Random moments at which a run is killed."""
 WRITES = int(os.environ.get("RETORT_CHAOS_WRITES", "2"))
 """Writes at which a run is killed, spread over the run; 0: every one."""
@@ -120,7 +120,7 @@ def chosen_writes(chaos: Chaos) -> list[int]:
 @pytest.fixture
 def moments(chaos: Chaos) -> list[float]:
     """Random moments at which a run is killed, in seconds after its start."""
-    chosen = random.Random(0)
+    chosen = random.Random(int(os.environ.get("RETORT_CHAOS_SEED", "0")))
     return [chosen.uniform(0.0, chaos.seconds) for _ in range(MOMENTS)]
 
 
@@ -138,6 +138,7 @@ def figures() -> Counter[str]:
 
 
 @pytest.fixture
-def is_whole() -> bool:
-    """Whether more is tried than in `make test`."""
-    return IS_WHOLE
+def only_whole() -> None:
+    """Skips what `make test` has no time for."""
+    if not IS_WHOLE:
+        pytest.skip("only in `make chaos`")

@@ -34,20 +34,18 @@ def proxy(s3_rclone: tuple[str, str]) -> Iterator[FaultProxy]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("only_whole")
 def test_a_run_on_a_spoiled_bucket_ends_right(
     chaos: Any,
     proxy: FaultProxy,
     s3_rclone: tuple[str, str],
     figures: Counter[str],
-    is_whole: bool,
     temporary: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for number, faults in enumerate(
-        [HEALING, *([fault] for fault in HEALING), [FaultProxy.hang]] if is_whole else [HEALING]
-    ):
+    for number, faults in enumerate([HEALING, *([fault] for fault in HEALING), [FaultProxy.hang]]):
         prefix = f"{s3_rclone[1]}/{uuid4().hex}"
         values = chaos.config(f"s3://{prefix}", store={"endpoint_url": proxy.url})
         before = chaos.server.answered.total()

@@ -256,10 +256,10 @@ def artifacts(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def contents(root: Path) -> dict[str, Any]:
-    """What a run must end with: of each artifact but the report its key, metrics, and the digests of its files."""
+    """What a run must end with: of each artifact but the report, by `kind/key`, its name, scores and files' digests."""
     return {
-        manifest["name"]: (
-            name,
+        name: (
+            manifest["name"],
             manifest["metrics"] if manifest["kind"] == "scores" else None,
             [(file["path"], file["sha256"]) for file in manifest["files"] if file["path"] not in TIMED],
         )
