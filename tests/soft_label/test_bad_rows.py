@@ -47,7 +47,7 @@ def test_they_are_counted_in_report_terminal_and_tracking(job: Any) -> None:
     html = next(file for file in page.files() if file.name == "report.html").read_text()
     console = Console(width=400)
     with console.capture() as shown:
-        console.print(render_terminal(summary))
+        console.print(render_terminal(summary, console.width))
     for text in (page.markdown, html, shown.get()):
         assert told in text
     assert f"line {len(rows) + 1}: not JSON" in page.markdown
