@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from benchmarks.bad_rows import WAYS, write_pool, write_rest
 from retort.report.mckd.terminal import render_terminal
 from retort.tracking.logging import set_aside_points
@@ -29,7 +31,10 @@ def test_a_pool_broken_in_ten_ways_runs_to_its_end(
     assert points["rows_set_aside_not_utf8"] == 4
     assert len(points) == 1 + len(expected)
     told = "20 of 400 rows (5.00%) cannot be used: not-utf8 4, duplicate-id 2, "
-    assert told in str(render_terminal(summary).caption).replace("\n", " ")
+    console = Console(width=400)
+    with console.capture() as shown:
+        console.print(render_terminal(summary, console.width))
+    assert told in shown.get()
     made = json.loads(manifests(tmp_path / "store")["report"])
     (folder,) = (tmp_path / "store" / made["kind"]).glob(f"??/{made['key']}")
     for page in ("report.md", "report.html"):

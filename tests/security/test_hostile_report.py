@@ -95,7 +95,7 @@ def test_the_markdown_has_no_html_and_no_link_of_theirs(pages: Path) -> None:
 def test_the_terminal_obeys_nothing(summary: MckdSummary) -> None:
     shown = StringIO()
     console = Console(file=shown, width=120, force_terminal=True)
-    console.print(harmless(console, render_terminal(summary)))
+    console.print(harmless(console, render_terminal(summary, console.width)))
     text = shown.getvalue()
     assert "\\x1b]0;title" in text.replace("\n", "")
     assert not re.search("\x1b(?!\\[[0-9;]*m)|[\x07\x9b\u202e]", text), "the console's own colors are all"
