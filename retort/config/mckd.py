@@ -9,7 +9,7 @@ from retort.config.base import Metric, Settings
 from retort.config.data import DataConfig
 from retort.config.gate import GateConfig
 from retort.config.infrastructure import RecipeConfig
-from retort.config.problems import Problem
+from retort.config.problems import MOST_CLASSES, Problem, RegressionConfig
 from retort.config.students import GenerativeConfig, Student
 from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, RecordedConfig, Teacher
 
@@ -95,12 +95,14 @@ _METRICS: Mapping[str, tuple[Metric, ...]] = {
     "classification": ("accuracy", "macro_f1", "quadratic_weighted_kappa"),
     "constituency": ("bracket_f1", "bracket_precision", "bracket_recall", "unlabeled_f1", "exact_match"),
     "text": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
+    "regression": ("rmse", "mae", "pearson", "spearman", "quadratic_weighted_kappa"),
 }
 _STUDENTS = {
     "slots": ("token-classification", "seq2seq", "causal"),
     "classification": ("sequence-classification", "seq2seq", "causal"),
     "constituency": ("token-classification", "seq2seq", "causal"),
     "text": ("seq2seq", "causal"),
+    "regression": ("sequence-classification", "seq2seq", "causal"),
 }
 
 
@@ -156,7 +158,10 @@ class MckdConfig(RecipeConfig):
             raise ValueError("field_f1 measures JSON; give problem.json_schema")
         if kind == "text" and self.teacher.kind == "ensemble":
             raise ValueError("teacher.kind 'ensemble' cannot vote on 'text', which has no classes; use one teacher")
-        if kind != "classification" and self.has_soft_teacher:
+        self.gate.check_floors(self.metrics[0])
+        if isinstance(self.problem, RegressionConfig):
+            self._check_scale(self.problem, [metric for _, metric in named])
+        if kind not in ("classification", "regression") and self.has_soft_teacher:
             raise ValueError(f"teacher.labels 'soft' needs a problem with one class for each row, not '{kind}'")
         if self.evaluation.judge == "dev" and self.data.dev is None:
             raise ValueError("evaluation.judge is 'dev', but data.dev is not given")
@@ -167,20 +172,31 @@ class MckdConfig(RecipeConfig):
             )
         return self
 
+    def _check_scale(self, problem: RegressionConfig, named: list[Metric]) -> None:
+        """Raises ValueError for what only ordinal labels have."""
+        if "quadratic_weighted_kappa" in named and not problem.ordered:
+            raise ValueError("quadratic_weighted_kappa measures ordinal labels; give problem.step")
+        if self.has_soft_teacher and not problem.has_class_for_each:
+            raise ValueError(
+                f"teacher.labels 'soft' needs the probability of each number, of at most {MOST_CLASSES}; give a larger "
+                "problem.step, or use teacher.labels: hard"
+            )
+
     def _check_writer(self) -> None:
         """Raises ValueError if the student writes text but class probabilities are needed: its own, which it does not
         have, or the teacher's, which it cannot be trained on."""
         if self.form == "classes":
             return
         method = self.method
-        if self.has_soft_teacher and self.problem.kind == "classification":
+        if self.has_soft_teacher and self.problem.kind in ("classification", "regression"):
             raise ValueError(
                 "teacher.labels 'soft': stage 1 trains on probabilities of classes, and this student writes text; use "
                 "student.target: classes (without lora), or teacher.labels: hard"
             )
         if method.cross_labels == "soft":
             raise ValueError("method.cross_labels 'soft' needs probabilities of classes; use student.target: classes")
-        if method.stages > 1 and method.scheme == "disjoint" and method.partitions > 2:
+        votes = method.stages > 1 and method.scheme == "disjoint" and method.partitions > 2
+        if votes and self.problem.kind != "regression":
             raise ValueError(
                 f"method.partitions {method.partitions}: each row gets several labels, and a vote on them needs "
                 "probabilities of classes; use 2, scheme: leave-one-out, or student.target: classes"

@@ -3,13 +3,21 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from retort.config import ClassificationConfig, ColumnsConfig, ConstituencyConfig, SlotsConfig, TextConfig
+from retort.config import (
+    ClassificationConfig,
+    ColumnsConfig,
+    ConstituencyConfig,
+    RegressionConfig,
+    SlotsConfig,
+    TextConfig,
+)
 from retort.config import Problem as ProblemConfig
 from retort.errors import ConfigError
 from retort.problems import classification, constituency, slots
 from retort.problems.base import Constraint, Problem
 from retort.problems.classification import Classification
 from retort.problems.constituency import Constituency
+from retort.problems.regression import Regression
 from retort.problems.slots import Slots
 from retort.problems.text import FreeText
 
@@ -36,7 +44,11 @@ def problem_for(config: ProblemConfig) -> Problem:
             return Constituency(config)
         case TextConfig():
             return FreeText(config)
-    raise ConfigError(f"problem.kind '{config.kind}' is not known; use slots, classification, constituency or text")
+        case RegressionConfig():
+            return Regression(config)
+    raise ConfigError(
+        f"problem.kind '{config.kind}' is not known; use slots, classification, constituency, text or regression"
+    )
 
 
 def infer_schema(config: ProblemConfig, rows: Iterable[Mapping[str, Any]], columns: ColumnsConfig) -> ProblemConfig:

@@ -1,7 +1,7 @@
 """Predictions in their output form: a JSON object, or a row of Parquet.
 
 `label` is what a teacher would write: the class, or the bracketed parse for slots. Slots are also given in parsed form,
-since a word of the text may itself be a bracket.
+since a word of the text may itself be a bracket, and a regression's number as such, with all its digits.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from retort.problems import Problem
+from retort.problems.regression import Regression
 from retort.problems.slots import Slots, decode, spans
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _SLOT = pa.struct([("name", pa.string()), ("text", pa.string()), ("start", pa.in
 
 
 def answer(problem: Problem, text: str, prediction: "Prediction", *, probabilities: bool = False) -> PredictionRecord:
-    """Return {label, confidence}, and for slots also {intent, slots}.
+    """Return {label, confidence}, for slots also {intent, slots}, and for regression {number}.
 
     A slot's `start` (inclusive) and `end` (exclusive) count words from 0. With `probabilities`, the record also has the
     probability of each class, or of each intent for slots; they sum to 1.
@@ -33,6 +34,8 @@ def answer(problem: Problem, text: str, prediction: "Prediction", *, probabiliti
         "label": problem.render(text, prediction.label),
         "confidence": round(float(prediction.confidence), DIGITS),
     }
+    if isinstance(problem, Regression):
+        result["number"] = float(prediction.label)
     if isinstance(problem, Slots):
         intent, tags = decode(prediction.label)
         words = text.split()
@@ -49,6 +52,8 @@ def answer(problem: Problem, text: str, prediction: "Prediction", *, probabiliti
 def answer_schema(problem: Problem, *, probabilities: bool) -> pa.Schema:
     """The Parquet schema of prediction records that start with an `id`."""
     columns: list[tuple[str, Any]] = [("id", pa.string()), ("label", pa.string()), ("confidence", pa.float32())]
+    if isinstance(problem, Regression):
+        columns.append(("number", pa.float64()))
     if isinstance(problem, Slots):
         columns += [("intent", pa.string()), ("slots", pa.list_(_SLOT))]
     if probabilities:

@@ -26,6 +26,7 @@ from retort.errors import ConfigError
 from retort.models.device import Device
 from retort.models.weights import Weights
 from retort.problems import Problem
+from retort.problems.base import Scale, spread
 from retort.records.base import ParseFailure, Progress
 from retort.students.architectures import (
     START,
@@ -293,7 +294,7 @@ class GenerativeStudent:
         targets = [one[0] if one else written for one, written in zip(distilled, targets, strict=True)]
         self._check_readable(rows, targets)
         self._check_lengths([len(target) for target in targets])
-        is_soft = any(row.probabilities is not None for row in rows)
+        is_soft = any(row.probabilities is not None for row in rows) or self._learns_spreads
         pairs = [
             Pair(
                 source,
@@ -316,10 +317,16 @@ class GenerativeStudent:
             return None
         return distillation_target(self.target, row.text, row.label, row.top, self.num_logits)
 
+    @property
+    def _learns_spreads(self) -> bool:
+        return isinstance(self.target, ClassTarget) and isinstance(self._problem, Scale)
+
     def _soft(self, row: TrainingRow, target: list[int]) -> NDArray[np.float32]:
-        """`(target tokens, classes)`: the row's probabilities, or its label one-hot."""
+        """`(target tokens, classes)`: the row's probabilities, or those that its label stands for."""
         if row.probabilities is not None:
             return row.probabilities
+        if self._learns_spreads:
+            return spread(self._problem, row.text, row.label).astype(np.float32)
         places = np.asarray(target) - self.notes.first
         one_hot: NDArray[np.float32] = np.eye(len(self.notes.classes), dtype=np.float32)[places]
         return one_hot

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from retort.config import ClassificationConfig, ConstituencyConfig, SlotsConfig
+from retort.config import ClassificationConfig, ConstituencyConfig, RegressionConfig, SlotsConfig
 from retort.config import Problem as ProblemConfig
 from retort.io.parquet import Row
 from retort.metrics.format import shortened
@@ -38,7 +38,7 @@ class _Pair(NamedTuple):
 
 def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -> tuple[ErrorTable, ...]:
     """`rows` are an evaluation's predictions: text, gold, predicted (None without a label)."""
-    if not isinstance(config, SlotsConfig | ConstituencyConfig | ClassificationConfig):
+    if not isinstance(config, SlotsConfig | ConstituencyConfig | ClassificationConfig | RegressionConfig):
         return ()
     wholes: list[_Pair] = []
     spans: list[_Pair] = []
@@ -56,6 +56,9 @@ def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -
             return _span_table("Constituents", spans, counts), _class_table("Whole sentences", wholes)
         case ClassificationConfig(labels=labels):
             return (_class_table("Classes", wholes, labels),)
+        case RegressionConfig():
+            title = "Numbers" if config.has_class_for_each else "Numbers, to the nearest of these"
+            return (_class_table(title, wholes, problem.classes),)
 
 
 def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None = None) -> ErrorTable:

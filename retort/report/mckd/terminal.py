@@ -4,6 +4,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from retort.config import ERRORS
 from retort.metrics.format import seconds_text
 from retort.report.base import verdict_lines
 from retort.report.mckd.summary import MckdSummary, table
@@ -20,8 +21,9 @@ def render_terminal(summary: MckdSummary) -> Table:
     elsewhere = [f"The report has {more} more metric{'s' if more > 1 else ''}."] if more > 0 else []
     cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
     lines = [summary.gained, summary.reason, *verdict_lines(summary), *elsewhere, cost]
+    unit = "in percent, errors in the unit of the labels" if ERRORS & set(summary.metrics) else "in percent"
     rendered = Table(
-        title=Text(f"{summary.name}: scores in percent, with 95 % intervals"),
+        title=Text(f"{summary.name}: scores {unit}, with 95 % intervals"),
         title_style="bold",
         title_justify="left",
         caption=Text("\n".join(line for line in lines if line)),
