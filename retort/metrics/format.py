@@ -35,8 +35,10 @@ def with_interval(score: Score | None) -> str:
 
 
 def score_text(metric: str, value: float) -> str:
-    """0.896 -> 89.6; of an error in the unit of the labels, 0.5234."""
-    return f"{value:.4g}" if metric in ERRORS else percent(value)
+    """0.896 -> 89.6; of an error in the unit of the labels, 0.523."""
+    if metric not in ERRORS:
+        return percent(value)
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def gain_text(metric: str, gain: float) -> str:

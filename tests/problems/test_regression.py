@@ -56,7 +56,7 @@ def test_what_is_no_scale(fields: dict[str, Any], message: str) -> None:
 
 
 def test_steps_are_decimal_numbers() -> None:
-    assert scale(0, 1, step=0.1).classes == tuple(f"0.{n}" for n in range(10)) + ("1.0",)
+    assert scale(0, 1, step=0.1).classes == (*(f"0.{n}" for n in range(10)), "1.0")
     assert scale(-1, 1, step=0.5).classes == ("-1.0", "-0.5", "0.0", "0.5", "1.0")
     assert scale(0.5, 2.5, step=1).classes == ("0.5", "1.5", "2.5")
     assert MARKS.schema == "0, 1, 2, 3, 4, 5"
