@@ -15,7 +15,7 @@ class ColumnsConfig(Settings):
     text: Text = "text"
     """The text to label."""
     label: Text = "label"
-    """The gold label: a class name, a text, a constituency tree, or for slots the bracketed parse."""
+    """The gold label: a class name, a number, a text, a constituency tree, or for slots the bracketed parse."""
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"

@@ -59,6 +59,11 @@ class Regression:
         return self._classes
 
     @property
+    def sigmoids(self) -> tuple[str, ...]:
+        """None: the classes of the one unit exclude each other."""
+        return ()
+
+    @property
     def instruction(self) -> str:
         return "Rate each text with a number. Answer with the number and nothing else. Possible numbers: {schema}"
 
