@@ -26,6 +26,8 @@ from retort.config.mckd import MckdConfig as MckdConfig
 from retort.config.mckd import MergeConfig as MergeConfig
 from retort.config.mckd import MethodConfig as MethodConfig
 from retort.config.mckd import SelectionConfig as SelectionConfig
+from retort.config.problems import WITHOUT_CLASSES as WITHOUT_CLASSES
+from retort.config.problems import ChatConfig as ChatConfig
 from retort.config.problems import ClassificationConfig as ClassificationConfig
 from retort.config.problems import ConstituencyConfig as ConstituencyConfig
 from retort.config.problems import Problem as Problem

@@ -13,9 +13,10 @@ class ColumnsConfig(Settings):
     id: Text = "id"
     """A unique name of the row; without this column, the sha256 of the text is used."""
     text: Text = "text"
-    """The text to label."""
+    """The text to label; for chat the list of turns."""
     label: Text = "label"
-    """The gold label: a class name, a number, a text, a constituency tree, or for slots the bracketed parse."""
+    """The gold label: a class name, a number, a text, a constituency tree, for slots the bracketed parse, or for chat
+    the assistant's turn."""
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"

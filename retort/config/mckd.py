@@ -9,9 +9,9 @@ from retort.config.base import Metric, Settings
 from retort.config.data import DataConfig
 from retort.config.gate import GateConfig
 from retort.config.infrastructure import RecipeConfig
-from retort.config.problems import MOST_CLASSES, Problem, RegressionConfig
+from retort.config.problems import MOST_CLASSES, WITHOUT_CLASSES, Problem, RegressionConfig
 from retort.config.students import GenerativeConfig, Student
-from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, RecordedConfig, Teacher
+from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, PromptConfig, RecordedConfig, Teacher
 
 
 class MergeConfig(Settings):
@@ -95,13 +95,17 @@ _METRICS: Mapping[str, tuple[Metric, ...]] = {
     "classification": ("accuracy", "macro_f1", "quadratic_weighted_kappa"),
     "constituency": ("bracket_f1", "bracket_precision", "bracket_recall", "unlabeled_f1", "exact_match"),
     "text": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
+    "chat": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
     "regression": ("rmse", "mae", "pearson", "spearman", "quadratic_weighted_kappa"),
 }
+_FIELDS = {"text": "json_schema", "chat": "tools"}
+"""What must be given so that labels have fields."""
 _STUDENTS = {
     "slots": ("token-classification", "seq2seq", "causal"),
     "classification": ("sequence-classification", "seq2seq", "causal"),
     "constituency": ("token-classification", "seq2seq", "causal"),
     "text": ("seq2seq", "causal"),
+    "chat": ("seq2seq", "causal"),
     "regression": ("sequence-classification", "seq2seq", "causal"),
 }
 
@@ -144,7 +148,7 @@ class MckdConfig(RecipeConfig):
         if self.student.kind not in _STUDENTS[kind]:
             usable = " or ".join(_STUDENTS[kind])
             raise ValueError(f"student.kind '{self.student.kind}' cannot learn '{kind}'; use {usable}")
-        if isinstance(self.student, GenerativeConfig) and self.student.target == "classes" and kind == "text":
+        if isinstance(self.student, GenerativeConfig) and self.student.target == "classes" and kind in WITHOUT_CLASSES:
             raise ValueError("student.target 'classes': a free text has none; use text")
         self._check_writer()
         self._check_distillation()
@@ -154,10 +158,12 @@ class MckdConfig(RecipeConfig):
         if wrong:
             (field, metric), allowed = wrong[0], ", ".join(_METRICS[kind])
             raise ValueError(f"{field} '{metric}' does not measure '{kind}'; allowed: {allowed}")
-        if "field_f1" in [metric for _, metric in named] and getattr(self.problem, "json_schema", None) is None:
-            raise ValueError("field_f1 measures JSON; give problem.json_schema")
-        if kind == "text" and self.teacher.kind == "ensemble":
-            raise ValueError("teacher.kind 'ensemble' cannot vote on 'text', which has no classes; use one teacher")
+        if "field_f1" in [metric for _, metric in named] and not self._has_fields:
+            raise ValueError(f"field_f1 measures {'calls' if kind == 'chat' else 'JSON'}; give problem.{_FIELDS[kind]}")
+        if kind in WITHOUT_CLASSES and self.teacher.kind == "ensemble":
+            raise ValueError(f"teacher.kind 'ensemble' cannot vote on '{kind}', which has no classes; use one teacher")
+        if kind == "chat":
+            self._check_item()
         self.gate.check_floors(self.metrics[0])
         if isinstance(self.problem, RegressionConfig):
             self._check_scale(self.problem, [metric for _, metric in named])
@@ -171,6 +177,17 @@ class MckdConfig(RecipeConfig):
                 "labels look better there than they are; give data.dev and evaluation.judge: dev, or kind: always"
             )
         return self
+
+    def _check_item(self) -> None:
+        """Raises ValueError for a form of rows: a conversation's turns are turns of the prompt."""
+        prompt = getattr(self.teacher, "prompt", None)
+        if prompt is not None and prompt.item != PromptConfig().item:
+            raise ValueError("teacher.prompt.item: the turns of a chat are given as they are; leave it out")
+
+    @property
+    def _has_fields(self) -> bool:
+        """Whether labels are JSON as far as is known: `field_f1` measures something."""
+        return getattr(self.problem, _FIELDS.get(self.problem.kind, ""), None) not in (None, [])
 
     def _check_scale(self, problem: RegressionConfig, named: list[Metric]) -> None:
         """Raises ValueError for what only ordinal labels have."""
@@ -224,7 +241,7 @@ class MckdConfig(RecipeConfig):
         """Whether the student gives probabilities of classes, or writes text."""
         student = self.student
         return (
-            student.form(has_classes=self.problem.kind != "text")
+            student.form(has_classes=self.problem.kind not in WITHOUT_CLASSES)
             if isinstance(student, GenerativeConfig)
             else "classes"
         )
@@ -274,5 +291,5 @@ class MckdConfig(RecipeConfig):
             metric
             for metric in _METRICS[self.problem.kind]
             if metric != "quadratic_weighted_kappa" or getattr(self.problem, "ordered", False)
-            if metric != "field_f1" or getattr(self.problem, "json_schema", None) is not None
+            if metric != "field_f1" or self._has_fields
         )

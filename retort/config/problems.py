@@ -130,7 +130,19 @@ class RegressionConfig(Settings):
         return next((n for n in range(6, 0, -1) if (self.high - self.low) * 10**n < _DEFAULT_NUMBERS), 0)
 
 
+class ChatConfig(Settings):
+    """A conversation, whose label is the assistant's next turn: a text, or calls of tools."""
+
+    kind: Literal["chat"]
+    tools: list[dict[str, Any]] = Field(default=[])
+    """The tools that the assistant may call, as OpenAI describes functions: name, description, parameters (a JSON
+    Schema). Labels that call others, or with other arguments, are set aside. Left out, any call is allowed."""
+
+
+WITHOUT_CLASSES = ("text", "chat")
+"""Kinds of problem whose labels only students that write can learn."""
+
 Problem = Annotated[
-    SlotsConfig | ClassificationConfig | ConstituencyConfig | TextConfig | RegressionConfig,
+    SlotsConfig | ClassificationConfig | ConstituencyConfig | TextConfig | RegressionConfig | ChatConfig,
     Field(discriminator="kind"),
 ]

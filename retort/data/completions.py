@@ -7,6 +7,7 @@ from typing import Any
 
 from retort.data.files import data_files
 from retort.data.lines import json_fault, lines_of, place
+from retort.problems.turns import said
 from retort.records.base import RecordedCompletion
 
 
@@ -76,7 +77,7 @@ def _first_choice(body: object) -> dict[str, Any] | None:
 def _content(choice: dict[str, Any]) -> str | None:
     """The text of a chat completion or of a plain one."""
     message = choice.get("message")
-    text = message.get("content") if isinstance(message, dict) else choice.get("text")
+    text = said(message) if isinstance(message, dict) else choice.get("text")
     return text if isinstance(text, str) else None
 
 

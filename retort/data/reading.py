@@ -13,6 +13,7 @@ from retort.data.formats import PlacedRow, rows_of
 from retort.data.hub import hub_fingerprint, hub_rows
 from retort.errors import DataError
 from retort.problems.base import Problem
+from retort.problems.chat import Chat, conversation_text
 from retort.records.base import Example, digest
 
 ID_DIGITS = 16
@@ -67,7 +68,7 @@ def read_examples(
     for place, row in read_rows_of(source, endpoint_url):
         if folds is not None and (_fold(place, row, folds.column) in folds.numbers) != folds.inside:
             continue
-        text = _text(place, row, columns)
+        text = _conversation(place, row, columns) if isinstance(problem, Chat) else _text(place, row, columns)
         example_id = _example_id(place, row, columns, text)
         first = ids.first_place(example_id, place)
         if first is not None:
@@ -132,6 +133,15 @@ def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
     if text is None or not text.strip():
         raise DataError(f"{place}: the text ('{columns.text}') is empty")
     return _unicode(place, columns.text, text)
+
+
+def _conversation(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    if columns.text not in row:
+        raise DataError(f"{place}: no column '{columns.text}' for the turns; its columns are {_names(row)}")
+    try:
+        return conversation_text(row[columns.text])
+    except DataError as error:
+        raise DataError(f"{place}: '{columns.text}': {error}") from None
 
 
 def _field(place: str, row: Mapping[str, Any], column: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from retort.config import (
+    ChatConfig,
     ClassificationConfig,
     ColumnsConfig,
     ConstituencyConfig,
@@ -15,6 +16,7 @@ from retort.config import Problem as ProblemConfig
 from retort.errors import ConfigError
 from retort.problems import classification, constituency, slots
 from retort.problems.base import Constraint, Problem
+from retort.problems.chat import Chat
 from retort.problems.classification import Classification
 from retort.problems.constituency import Constituency
 from retort.problems.regression import Regression
@@ -46,8 +48,10 @@ def problem_for(config: ProblemConfig) -> Problem:
             return FreeText(config)
         case RegressionConfig():
             return Regression(config)
+        case ChatConfig():
+            return Chat(config)
     raise ConfigError(
-        f"problem.kind '{config.kind}' is not known; use slots, classification, constituency, text or regression"
+        f"problem.kind '{config.kind}' is not known; use slots, classification, constituency, text, regression or chat"
     )
 
 

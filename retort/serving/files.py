@@ -57,7 +57,8 @@ def predict_file(job: PredictionJob) -> Tally:
     if job.probabilities:
         check_probabilities(found)
     columns = found.manifest.fingerprint["params"].get("fields", ())
-    rows = read_texts(job.source, job.fields._replace(columns=tuple(columns)))
+    is_chat = found.manifest.fingerprint["params"]["problem"]["kind"] == "chat"
+    rows = read_texts(job.source, job.fields._replace(columns=tuple(columns), are_conversations=is_chat))
     # Imports torch, which takes seconds; the errors above should not wait for it.
     from retort.serving.student import load_student
 

@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from retort.errors import DataError
+from retort.problems.chat import Chat, conversation_text
 from retort.serving.addresses import ModelName
 from retort.serving.answers import PredictionRecord, answer
 from retort.serving.batcher import Batcher, Busy
@@ -25,8 +27,8 @@ MOST_BYTES = 8 * 2**20
 class Texts(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    texts: list[str]
-    """1 to 256 texts."""
+    texts: list[str | list[dict[str, Any]]]
+    """1 to 256 texts; for chat, conversations: lists of turns."""
 
 
 class Predictions(BaseModel):
@@ -58,9 +60,10 @@ def scorer(student: LoadedStudent) -> FastAPI:
 
     @app.post("/predict")
     async def predict(body: Texts) -> Predictions:
-        _check(body.texts, student)
+        texts = [_as_text(given, index, student) for index, given in enumerate(body.texts)]
+        _check(texts, student)
         try:
-            return Predictions(model=student.name, predictions=await batcher.ask(body.texts))
+            return Predictions(model=student.name, predictions=await batcher.ask(texts))
         except Busy as error:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from None
 
@@ -94,6 +97,18 @@ def _limited(receive: Receive) -> Callable[[], Awaitable[Message]]:
 def _answers(student: LoadedStudent, texts: list[str]) -> list[PredictionRecord]:
     predictions = student.label(texts)
     return [answer(student.problem, text, one) for text, one in zip(texts, predictions, strict=True)]
+
+
+def _as_text(given: str | list[dict[str, Any]], index: int, student: LoadedStudent) -> str:
+    """Raises HTTPException for turns where a text is needed, or turns that are no conversation."""
+    if isinstance(student.problem, Chat):
+        try:
+            return conversation_text(given)
+        except DataError as error:
+            raise HTTPException(422, f"texts[{index}]: {error}") from None
+    if not isinstance(given, str):
+        raise HTTPException(422, f"texts[{index}] is a list of turns, and this student reads a text")
+    return given
 
 
 def _check(texts: list[str], student: LoadedStudent) -> None:

@@ -21,6 +21,7 @@ from retort.data.formats import rows_of
 from retort.data.lines import json_fault, lines_of, place
 from retort.data.reading import ID_DIGITS
 from retort.errors import DataError
+from retort.problems.chat import conversation_text
 
 STANDARD_INPUT = "-"
 MOST_CHARACTERS = 100_000
@@ -42,7 +43,8 @@ class BadRow:
     place: str
     """File and line, or file and row for Parquet."""
     reason: str
-    """A short code to count: `not-json`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`, `bad-id`."""
+    """A short code to count: `not-json`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`, `bad-id`,
+    `no-conversation`."""
     detail: str
     """One human-readable sentence, without the text itself."""
 
@@ -55,6 +57,8 @@ class Fields(NamedTuple):
     """Rows without an id get a hash of their text, as in training data."""
     columns: tuple[str, ...] = ()
     """The text columns of a student that reads several, used instead of `text`. Their values may be empty."""
+    are_conversations: bool = False
+    """Whether the column holds turns."""
 
 
 def read_texts(source: str, fields: Fields) -> Iterator[TextRow | BadRow]:
@@ -144,6 +148,11 @@ def _check_column(file: DataFile, names: list[str], fields: Fields) -> list[str]
 
 def _checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
     text = _joined(row, fields.columns) if fields.columns else row.get(fields.text)
+    if fields.are_conversations and text is not None:
+        try:
+            text = conversation_text(text)
+        except DataError as error:
+            return BadRow(where, "no-conversation", f"'{fields.text}': {error}")
     if isinstance(text, BadField):
         return BadRow(where, "no-text", text.told)
     if not isinstance(text, str):

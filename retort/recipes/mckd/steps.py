@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from retort.config import (
+    WITHOUT_CLASSES,
     EnsembleConfig,
     GoldTrainingConfig,
     MckdConfig,
@@ -131,7 +132,7 @@ def train_student(
         cells=cells,
         soft=stage is not None and is_soft(config, stage),
         min_confidence=config.min_confidence if stage == 1 else 0.0,
-        options=student_options(student, has_classes=config.problem.kind != "text"),
+        options=student_options(student, has_classes=config.problem.kind not in WITHOUT_CLASSES),
         labels=labels,
         start=start,
         stopping=labeled if by_labeled else None,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from zlib import crc32
 
 from retort.problems import Constraint
+from retort.problems.turns import said
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.requests import Completion, CompletionRequest, Turn
 
@@ -41,14 +42,16 @@ class BodyWriter:
         if request.prompt.shared is not self._shared:
             self._share(request.prompt.shared)
         settings = json.dumps(self._settings(request, samples))
-        item = json.dumps(request.prompt.item)
-        return self._opening + f'{{"role": "user", "content": {item}}}], {settings[1:]}'.encode()
+        own = [*request.prompt.earlier, Turn("user", request.prompt.item)]
+        row = ", ".join(json.dumps({"role": turn.role, "content": turn.content}) for turn in own)
+        return self._opening + f"{row}], {settings[1:]}".encode()
 
     def num_tokens(self, request: CompletionRequest) -> int:
         """Estimated tokens of the prompt, at four characters per token."""
         if request.prompt.shared is not self._shared:
             self._share(request.prompt.shared)
-        return (self._shared_characters + len(request.prompt.item)) // 4 + 1
+        own = sum(len(turn.content) for turn in request.prompt.earlier) + len(request.prompt.item)
+        return (self._shared_characters + own) // 4 + 1
 
     def _share(self, shared: tuple[Turn, ...]) -> None:
         turns = [json.dumps({"role": turn.role, "content": turn.content}) + ", " for turn in shared]
@@ -155,6 +158,8 @@ def _choice(choice: object) -> tuple[str, str | None]:
     """(text, finish_reason). Empty text is valid: the model may have refused, or reasoned until its limit."""
     message = choice.get("message") if isinstance(choice, dict) else None
     content = message.get("content") if isinstance(message, dict) else 0
+    if isinstance(message, dict) and message.get("tool_calls"):
+        content = said(message)
     if not isinstance(choice, dict) or not isinstance(content, str | None):
         raise MalformedResponse("a choice holds no message with a text")
     finish_reason = choice.get("finish_reason")
