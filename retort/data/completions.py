@@ -7,7 +7,7 @@ from typing import Any
 
 from retort.data.files import data_files
 from retort.data.lines import json_fault, lines_of, place
-from retort.problems.turns import said
+from retort.problems.turns import ended_by, said
 from retort.records.base import RecordedCompletion
 
 
@@ -89,7 +89,7 @@ def _completion(example_id: str, body: dict[str, Any]) -> RecordedCompletion:
     return RecordedCompletion(
         example_id=example_id,
         text=_content(choice) or "",
-        finish_reason=finish_reason if isinstance(finish_reason, str) else None,
+        finish_reason=ended_by(choice.get("message"), finish_reason if isinstance(finish_reason, str) else None),
         prompt_tokens=_count(tokens.get("prompt_tokens")),
         completion_tokens=_count(tokens.get("completion_tokens")),
     )

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from retort.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
+TOOL_CALLS = "tool_calls"
+"""The reason for the end of a completion that calls tools."""
 _ROLE_NAMES = {"developer": "system", "human": "user", "gpt": "assistant", "model": "assistant", "function": "tool"}
 """Other names that data sets and vendors use."""
 
@@ -104,6 +106,12 @@ def said(answer: Mapping[str, Any]) -> str | None:
         return message({"role": "assistant", "content": content, "tool_calls": calls}).text
     except (DataError, TypeError):
         return json.dumps({"tool_calls": calls}, ensure_ascii=False)  # whoever reads it says what is wrong with it
+
+
+def ended_by(answer: object, finish_reason: str | None) -> str | None:
+    """`tool_calls` for a vendor's message that calls tools and ended well, whatever the vendor says of it."""
+    calls = isinstance(answer, Mapping) and answer.get("tool_calls")
+    return TOOL_CALLS if calls and finish_reason in (None, "stop") else finish_reason
 
 
 def as_text(turns: Sequence[Message]) -> str:

@@ -34,7 +34,7 @@ class Texts(BaseModel):
 class Predictions(BaseModel):
     model: ModelName
     predictions: list[dict[str, Any]]
-    """One per text, in order: {label, confidence}, and for slots also {intent, slots}."""
+    """One per text, in order: {label, confidence}, for slots also {intent, slots}, for regression {number}."""
 
 
 class Health(BaseModel):

@@ -18,6 +18,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from retort.problems import Problem
+from retort.problems.chat import Chat
+from retort.problems.turns import TOOL_CALLS
 from retort.records.base import Label, ParseFailure
 
 _THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
@@ -47,10 +49,12 @@ class Reading(NamedTuple):
 def parse_completion(problem: Problem, text: str, completion: str, finish_reason: str | None = None) -> Reading:
     """The label, or why there is none, with the unmodified completion.
 
-    Adds the reason codes `filtered`, `cut-short` and `only-thoughts` to those of the problem's parser.
+    Adds the reason codes `filtered`, `tool-calls`, `cut-short` and `only-thoughts` to those of the problem's parser.
     """
     if finish_reason == "content_filter":
         return Reading(ParseFailure("filtered", "A content filter ended the completion.", completion))
+    if finish_reason == TOOL_CALLS and not isinstance(problem, Chat):
+        return Reading(ParseFailure("tool-calls", "It calls tools, and only a chat's label is a call.", completion))
     is_cut = finish_reason == "length"
     visible = _THOUGHTS.sub("", completion)
     if visible.lstrip().startswith(_OPEN_THOUGHTS):
@@ -60,7 +64,8 @@ def parse_completion(problem: Problem, text: str, completion: str, finish_reason
     outcome = problem.parse(text, certain)
     if not isinstance(outcome, ParseFailure):
         return Reading(outcome, is_salvaged=certain != completion)
-    if salvaged := _salvaged(problem, text, certain):
+    # In a chat every text is a label, so a part of a call that is none would become one.
+    if not isinstance(problem, Chat) and (salvaged := _salvaged(problem, text, certain)):
         return salvaged
     failure = replace(outcome, raw=completion)
     return Reading(_cut_short(failure) if is_cut else failure)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from zlib import crc32
 
 from retort.problems import Constraint
-from retort.problems.turns import said
+from retort.problems.turns import ended_by, said
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.requests import Completion, CompletionRequest, Turn
 
@@ -163,7 +163,7 @@ def _choice(choice: object) -> tuple[str, str | None]:
     if not isinstance(choice, dict) or not isinstance(content, str | None):
         raise MalformedResponse("a choice holds no message with a text")
     finish_reason = choice.get("finish_reason")
-    return content or "", finish_reason if isinstance(finish_reason, str) else None
+    return content or "", ended_by(message, finish_reason if isinstance(finish_reason, str) else None)
 
 
 def _alternatives(choice: Any) -> list[tuple[str, float]]:
