@@ -7,12 +7,14 @@ of type text, and Parquet's lists of structs, whose missing fields are null.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from retort.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
+_LIST_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
 TOOL_CALLS = "tool_calls"
 """The reason for the end of a completion that calls tools."""
 _ROLE_NAMES = {"developer": "system", "human": "user", "gpt": "assistant", "model": "assistant", "function": "tool"}
@@ -53,7 +55,7 @@ def conversation(value: object) -> tuple[Message, ...]:
     Raises DataError with one sentence, without the row's place.
     """
     if isinstance(value, str):
-        if not value.lstrip().startswith("["):
+        if not _LIST_OF_OBJECTS.match(value):
             return (Message("user", _unicode(value)),)
         value = _decoded(value, "the conversation")
     if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
@@ -189,9 +191,10 @@ def _decoded(text: str, what: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """JSON with one way to write each number: 1.0 is 1. Raises DataError for what JSON does not have."""
+    """JSON with one way to write each number: 1.0 is 1. Fields that are null are left out, since Parquet writes null for
+    those that only other rows have. Raises DataError for what JSON does not have."""
     if isinstance(value, Mapping):
-        return {_unicode(str(key)): _plain(one) for key, one in value.items()}
+        return {_unicode(str(key)): _plain(one) for key, one in value.items() if one is not None}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, str):
