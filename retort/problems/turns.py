@@ -191,8 +191,8 @@ def _decoded(text: str, what: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """JSON with one way to write each number: 1.0 is 1. Fields that are null are left out, since Parquet writes null for
-    those that only other rows have. Raises DataError for what JSON does not have."""
+    """JSON with one way to write each number: 1.0 is 1. Fields that are null are left out, since Parquet writes null
+    for those that only other rows have. Raises DataError for what JSON does not have."""
     if isinstance(value, Mapping):
         return {_unicode(str(key)): _plain(one) for key, one in value.items() if one is not None}
     if isinstance(value, list | tuple):
