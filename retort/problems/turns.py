@@ -107,7 +107,21 @@ def said(answer: Mapping[str, Any]) -> str | None:
     try:
         return message({"role": "assistant", "content": content, "tool_calls": calls}).text
     except (DataError, TypeError):
-        return json.dumps({"tool_calls": calls}, ensure_ascii=False)  # whoever reads it says what is wrong with it
+        return json.dumps(
+            {"content": content, "tool_calls": calls}, ensure_ascii=False
+        )  # whoever reads it says what is wrong with it
+
+
+def words_beside_calls(answer: str) -> str:
+    """The words in what `said` gives for a message that calls tools, empty if there are none; all of any other text."""
+    try:
+        turn = json.loads(answer)
+    except (ValueError, RecursionError):
+        return answer
+    if not isinstance(turn, dict) or "tool_calls" not in turn:
+        return answer
+    content = turn.get("content")
+    return content if isinstance(content, str) else ""
 
 
 def ended_by(answer: object, finish_reason: str | None) -> str | None:

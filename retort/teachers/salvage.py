@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from retort.problems import Problem
 from retort.problems.chat import Chat
-from retort.problems.turns import TOOL_CALLS
+from retort.problems.turns import TOOL_CALLS, words_beside_calls
 from retort.records.base import Label, ParseFailure
 
 _THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
@@ -54,7 +54,10 @@ def parse_completion(problem: Problem, text: str, completion: str, finish_reason
     if finish_reason == "content_filter":
         return Reading(ParseFailure("filtered", "A content filter ended the completion.", completion))
     if finish_reason == TOOL_CALLS and not isinstance(problem, Chat):
-        return Reading(ParseFailure("tool-calls", "It calls tools, and only a chat's label is a call.", completion))
+        words = words_beside_calls(completion)
+        if not words.strip():
+            return Reading(ParseFailure("tool-calls", "It calls tools, and only a chat's label is a call.", completion))
+        completion = words
     is_cut = finish_reason == "length"
     visible = _THOUGHTS.sub("", completion)
     if visible.lstrip().startswith(_OPEN_THOUGHTS):

@@ -251,6 +251,11 @@ def test_a_call_is_no_label_of_other_problems(tmp_path: Path) -> None:
     request = CompletionRequest(key=bytes(16), prompt=Prompt((), "x"))
     (asked,) = parse_response(body, request, (0,), "none")
     assert (asked.text, asked.finish_reason) == (completion.text, "tool_calls")
+    with_words = json.dumps({"content": "good", "tool_calls": [call("rome")]})
+    beside = parse_completion(text, "", with_words, "tool_calls").outcome
+    assert beside == "good", "words beside a call are a label as they were"
+    for odd in ("good", '{"a": 1}', "[1]"):
+        assert parse_completion(text, "", odd, "tool_calls").outcome == odd, "a vendor says so where nothing is called"
     cut = json.dumps({"choices": [{"message": row["answer"], "finish_reason": "length"}]}).encode()
     (asked,) = parse_response(cut, request, (0,), "none")
     found = parse_completion(Chat(ChatConfig(kind="chat")), "", asked.text, asked.finish_reason).outcome
