@@ -97,9 +97,10 @@ def check_probabilities(found: FoundStudent) -> None:
     """
     params = found.manifest.fingerprint["params"]
     kind = params["problem"]["kind"]
-    what = {"text": "a free text", "constituency": "a tree"}.get(kind)
+    what = {"text": "a free text", "chat": "an assistant's turn", "constituency": "a tree"}.get(kind)
     if what is None and params.get("options", {}).get("target") == "text":
-        what = f"a {'parse' if kind == 'slots' else 'class name'} that is written token by token"
+        written = {"slots": "parse", "regression": "number"}.get(kind, "class name")
+        what = f"a {written} that is written token by token"
     if what is not None:
         raise ConfigError(
             f"--probabilities: the answer of {found.name} is {what}, which has no classes to give the "

@@ -153,6 +153,9 @@ def test_a_whole_run(chat: Values, command: Callable[..., tuple[int, str, str]],
     assert "its role is 'robot'" in err
     assert "1 no-conversation" in err
 
+    code, _, err = command("predict", student, bad, "--text", "messages", "--probabilities")
+    assert (code, "is an assistant's turn, which has no classes" in err) == (2, True)
+
     with TestClient(scorer(load_student(find_student(student, None), "cpu"))) as client:
         turns = chat_row("test", 0)["messages"]
         served = client.post("/predict", json={"texts": [turns, "hello"]})
