@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from retort.artifacts.base import Artifact
-from retort.config.base import Metric
+from retort.config.base import ERRORS, Metric
 from retort.records.base import Record, Score
 
 VERDICT = "verdict.json"
@@ -23,6 +23,7 @@ class SelectionVerdict(Record):
     """Compares students trained on the new labels with those trained on the old ones, on the judging rows."""
 
     gain: float
+    """Improvement: of an error, by how much it is less."""
     low: float
     """Lower end of the gain's 95 % bootstrap interval."""
     high: float
@@ -55,6 +56,7 @@ class ChampionComparison(Record):
     score: float
     champion_score: float
     gain: float
+    """Improvement: of an error, by how much it is less."""
     low: float
     """Lower end of the gain's 95 % bootstrap interval."""
     high: float
@@ -83,7 +85,9 @@ class SliceScore(Record):
 
     @property
     def passed(self) -> bool:
-        return self.score is not None and self.n >= self.min_rows and self.score.value >= self.floor
+        if self.score is None or self.n < self.min_rows:
+            return False
+        return self.score.value <= self.floor if self.metric in ERRORS else self.score.value >= self.floor
 
 
 class Cost(Record):

@@ -77,7 +77,8 @@ def _prompt_of(
         row = next((row for row in rows if example_id in (None, row["example_id"])), None)
     if row is None:
         return None
-    prompt = prompt_for(step.config.prompt, builder.shared(row["example_id"], row["text"]), row["text"])
+    shared = builder.shared(row["example_id"], row["text"])
+    prompt = prompt_for(builder.problem, step.config.prompt, shared, row["text"])
     weights = teacher_weights(step.config, config.store.server)
     return _shown(f"{step.config.kind} {step.config.model}", row["example_id"], prompt, weights)
 
@@ -85,20 +86,17 @@ def _prompt_of(
 def _shown(teacher: str, example_id: str, prompt: Prompt, weights: Weights | None) -> ShownPrompt:
     if weights is None:
         shared = json.dumps([asdict(turn) for turn in prompt.shared], ensure_ascii=False, indent=1)
-        text = json.dumps(
-            [*(asdict(turn) for turn in prompt.shared), {"role": "user", "content": prompt.item}],
-            ensure_ascii=False,
-            indent=1,
-        )
+        text = json.dumps([asdict(turn) for turn in prompt.turns], ensure_ascii=False, indent=1)
         counter = token_counter(None)
         num_tokens, shared_tokens = counter.count(text), counter.count(shared)
         exact = False
     else:
-        from retort.teachers.vllm.engine.rendering import render
+        from retort.teachers.vllm.engine.rendering import render, row_text
 
         tokenizer = _tokenizer(weights)
-        shared, before, after = render(tokenizer, [asdict(turn) for turn in prompt.shared])
-        rest = before + prompt.item + after
+        turns, earlier = ([asdict(turn) for turn in part] for part in (prompt.shared, prompt.earlier))
+        shared, before, after = render(tokenizer, turns)
+        rest = before + row_text(tokenizer, turns, (shared, before, after), earlier, prompt.item) + after
         text = shared + rest
         shared_tokens = len(tokenizer.encode(shared))
         num_tokens = shared_tokens + len(tokenizer.encode(rest, add_special_tokens=False))

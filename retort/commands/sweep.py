@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retort.config import ERRORS
 from retort.errors import ConfigError
-from retort.metrics.format import percent
+from retort.metrics.format import score_text
 from retort.recipes import load_config
 from retort.report.base import Table
 
@@ -101,7 +102,10 @@ def sweep_table(points: Sequence[Point]) -> Table:
         (
             ", ".join(value for _, value in point.setting),
             f"failed ({point.failed})" if point.failed else _with_interval(point),
-            *(percent(point.baselines[name]) if name in point.baselines else "-" for name in baselines),
+            *(
+                score_text(point.metric, point.baselines[name]) if name in point.baselines else "-"
+                for name in baselines
+            ),
             f"{point.seconds:.0f}",
         )
         for point in points
@@ -111,7 +115,7 @@ def sweep_table(points: Sequence[Point]) -> Table:
 
 def _with_interval(point: Point) -> str:
     values = (point.value, point.low, point.high)
-    value, low, high = (percent(one or 0.0) for one in values)
+    value, low, high = (score_text(point.metric, one or 0.0) for one in values)
     return f"{value} [{low}, {high}]"
 
 
@@ -126,19 +130,21 @@ def draw_sweep(points: Sequence[Point], path: Path) -> None:
     axes = figure.subplots()
     names = [", ".join(value for _, value in point.setting) for point in good]
     places = [float(name) for name in names] if all(map(_is_number, names)) else list(map(float, range(len(good))))
-    values = [100 * (point.value or 0.0) for point in good]
-    below = [100 * ((point.value or 0.0) - (point.low or 0.0)) for point in good]
-    above = [100 * ((point.high or 0.0) - (point.value or 0.0)) for point in good]
+    is_error = bool(good) and good[0].metric in ERRORS
+    scale, unit = (1, "in the unit of the labels") if is_error else (100, "percent")
+    values = [scale * (point.value or 0.0) for point in good]
+    below = [scale * ((point.value or 0.0) - (point.low or 0.0)) for point in good]
+    above = [scale * ((point.high or 0.0) - (point.value or 0.0)) for point in good]
     axes.errorbar(places, values, yerr=[below, above], marker="o", capsize=3, label="final student")
     for name in BASELINES:
         if all(name in point.baselines for point in good):
-            axes.plot(places, [100 * point.baselines[name] for point in good], marker=".", ls="--", label=name)
+            axes.plot(places, [scale * point.baselines[name] for point in good], marker=".", ls="--", label=name)
     if min(places, default=0) > 0 and max(places) > 8 * min(places):
         axes.set_xscale("log")
     axes.set_xticks(places, names)
     axes.minorticks_off()
     axes.set_xlabel(", ".join(field for field, _ in points[0].setting))
-    axes.set_ylabel(f"{good[0].metric}, percent, with 95 % intervals" if good else "")
+    axes.set_ylabel(f"{good[0].metric}, {unit}, with 95 % intervals" if good else "")
     axes.set_title("The final student by setting, on the test rows")
     axes.grid(alpha=0.3)
     axes.legend()

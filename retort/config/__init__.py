@@ -4,6 +4,7 @@ Every field says what it means and in which unit. `${VAR}` is kept as written (s
 parameters) and expanded by `expand` only where an `Address` is used.
 """
 
+from retort.config.base import ERRORS as ERRORS
 from retort.config.base import Address as Address
 from retort.config.base import Metric as Metric
 from retort.config.base import Settings as Settings
@@ -25,11 +26,14 @@ from retort.config.mckd import MckdConfig as MckdConfig
 from retort.config.mckd import MergeConfig as MergeConfig
 from retort.config.mckd import MethodConfig as MethodConfig
 from retort.config.mckd import SelectionConfig as SelectionConfig
+from retort.config.problems import WITHOUT_CLASSES as WITHOUT_CLASSES
+from retort.config.problems import ChatConfig as ChatConfig
 from retort.config.problems import ClassificationConfig as ClassificationConfig
 from retort.config.problems import ConstituencyConfig as ConstituencyConfig
 from retort.config.problems import EntitiesConfig as EntitiesConfig
 from retort.config.problems import MultiLabelConfig as MultiLabelConfig
 from retort.config.problems import Problem as Problem
+from retort.config.problems import RegressionConfig as RegressionConfig
 from retort.config.problems import SlotsConfig as SlotsConfig
 from retort.config.problems import TextConfig as TextConfig
 from retort.config.students import CausalConfig as CausalConfig

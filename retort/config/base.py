@@ -82,7 +82,13 @@ Metric = Literal[
     "bleu",
     "rouge_l",
     "field_f1",
+    "rmse",
+    "mae",
+    "pearson",
+    "spearman",
 ]
+ERRORS: frozenset[Metric] = frozenset({"rmse", "mae"})
+"""The metrics of which less is better. Their values are in the unit of the labels; those of all others are shares."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 

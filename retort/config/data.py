@@ -14,10 +14,11 @@ class ColumnsConfig(Settings):
     id: Text = "id"
     """A unique name of the row; without this column, the sha256 of the text is used."""
     text: Text = "text"
-    """The text to label; a list of words is joined with spaces."""
+    """The text to label; a list of words is joined with spaces. For chat the list of turns."""
     label: Text = "label"
-    """The gold label: a class name, a list of class names, a text, a constituency tree, for slots the bracketed parse,
-    or for entities a list of spans, {"start": 0, "end": 6, "label": "PERSON"}, that count characters."""
+    """The gold label: a class name, a list of class names, a number, a text, a constituency tree, for slots the
+    bracketed parse, for entities a list of spans, {"start": 0, "end": 6, "label": "PERSON"}, that count characters, or
+    for chat the assistant's turn."""
     intent: Text = "intent"
     """Slots only: the intent, with `tags`."""
     tags: Text = "bio"

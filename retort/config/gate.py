@@ -5,11 +5,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from retort.config.base import Metric, Settings, Text
+from retort.config.base import ERRORS, Metric, Settings, Text
 
 
 class SliceConfig(Settings):
-    """Test rows on which the new student must reach a minimum score. Rows must match all given criteria."""
+    """Test rows on which the new student must reach a score. Rows must match all given criteria."""
 
     name: Text
     """Name shown in reports and verdicts."""
@@ -19,8 +19,9 @@ class SliceConfig(Settings):
     """Gold class (for multi-label: one of them), or gold intent for slots."""
     metric: Metric | None = None
     """Metric of the slice. Default: the deciding metric."""
-    floor: Annotated[float, Field(ge=0, le=1)]
-    """Minimum score on these rows, from 0 to 1."""
+    floor: Annotated[float, Field(ge=0)]
+    """The worst score on these rows that passes: the least, from 0 to 1, or of an error (rmse, mae) the greatest, in
+    the unit of the labels."""
     min_rows: Annotated[int, Field(ge=1)] = 1
     """Minimum number of test rows in the slice; the gate refuses with fewer, since they prove nothing."""
 
@@ -38,12 +39,13 @@ class SliceConfig(Settings):
 class GateConfig(Settings):
     """A student replaces the champion only if it meets all of these requirements, on the same test rows."""
 
-    min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
-    """Minimum gain over the champion in the deciding metric, from -1 to 1; negative lets a slightly worse one pass."""
+    min_gain: float = 0.0
+    """Minimum gain over the champion in the deciding metric, from -1 to 1; of an error (rmse, mae) by how much less it
+    must be, in the unit of the labels. Negative lets a slightly worse one pass."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Minimum share of paired bootstrap resamples in which the gain exceeds `min_gain`."""
     slices: list[SliceConfig] = Field(default=[])
-    """Minimum scores on subsets of the test rows."""
+    """Scores that must be reached on subsets of the test rows."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Maximum median latency for one row on one CPU thread, in milliseconds."""
     max_megabytes: Annotated[float, Field(gt=0)] | None = None
@@ -56,3 +58,12 @@ class GateConfig(Settings):
         if twice is not None:
             raise ValueError(f"slices: the name '{twice}' stands for two slices; each needs its own")
         return self
+
+    def check_floors(self, deciding: Metric) -> None:
+        """Raises ValueError for a gain or score that no system can have: all but `ERRORS` are at most 1."""
+        if deciding not in ERRORS and not -1 <= self.min_gain <= 1:
+            raise ValueError(f"gate.min_gain = {self.min_gain:g}: a gain in {deciding} is from -1 to 1")
+        for place, part in enumerate(self.slices):
+            metric = part.metric or deciding
+            if metric not in ERRORS and part.floor > 1:
+                raise ValueError(f"gate.slices.{place}.floor = {part.floor:g}: a score in {metric} is from 0 to 1")

@@ -9,9 +9,9 @@ from retort.config.base import Metric, Settings
 from retort.config.data import DataConfig
 from retort.config.gate import GateConfig
 from retort.config.infrastructure import RecipeConfig
-from retort.config.problems import Problem
+from retort.config.problems import MOST_CLASSES, WITHOUT_CLASSES, Problem, RegressionConfig
 from retort.config.students import GenerativeConfig, Student
-from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, RecordedConfig, Teacher
+from retort.config.teachers import EnsembleConfig, LlmTeacherConfig, PromptConfig, RecordedConfig, Teacher
 
 
 class MergeConfig(Settings):
@@ -97,7 +97,11 @@ _METRICS: Mapping[str, tuple[Metric, ...]] = {
     "entities": ("entity_f1", "exact_match"),
     "constituency": ("bracket_f1", "bracket_precision", "bracket_recall", "unlabeled_f1", "exact_match"),
     "text": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
+    "chat": ("exact_match", "chrf", "bleu", "rouge_l", "field_f1"),
+    "regression": ("rmse", "mae", "pearson", "spearman", "quadratic_weighted_kappa"),
 }
+_FIELDS = {"text": "json_schema", "chat": "tools"}
+"""What must be given so that labels have fields."""
 _STUDENTS = {
     "slots": ("token-classification", "seq2seq", "causal"),
     "classification": ("sequence-classification", "seq2seq", "causal"),
@@ -105,6 +109,8 @@ _STUDENTS = {
     "entities": ("token-classification", "seq2seq", "causal"),
     "constituency": ("token-classification", "seq2seq", "causal"),
     "text": ("seq2seq", "causal"),
+    "chat": ("seq2seq", "causal"),
+    "regression": ("sequence-classification", "seq2seq", "causal"),
 }
 
 
@@ -151,7 +157,7 @@ class MckdConfig(RecipeConfig):
             and self.student.target == "classes"
             and not self.has_class_tokens
         ):
-            what = "a free text has none" if kind == "text" else "a set of classes is no single one"
+            what = "a set of classes is no single one" if kind == "multi-label" else "a free text has none"
             raise ValueError(f"student.target 'classes': {what}; use text")
         self._check_writer()
         self._check_distillation()
@@ -161,11 +167,16 @@ class MckdConfig(RecipeConfig):
         if wrong:
             (field, metric), allowed = wrong[0], ", ".join(_METRICS[kind])
             raise ValueError(f"{field} '{metric}' does not measure '{kind}'; allowed: {allowed}")
-        if "field_f1" in [metric for _, metric in named] and getattr(self.problem, "json_schema", None) is None:
-            raise ValueError("field_f1 measures JSON; give problem.json_schema")
-        if kind == "text" and self.teacher.kind == "ensemble":
-            raise ValueError("teacher.kind 'ensemble' cannot vote on 'text', which has no classes; use one teacher")
-        if kind != "classification" and self.has_soft_teacher:
+        if "field_f1" in [metric for _, metric in named] and not self._has_fields:
+            raise ValueError(f"field_f1 measures {'calls' if kind == 'chat' else 'JSON'}; give problem.{_FIELDS[kind]}")
+        if kind in WITHOUT_CLASSES and self.teacher.kind == "ensemble":
+            raise ValueError(f"teacher.kind 'ensemble' cannot vote on '{kind}', which has no classes; use one teacher")
+        if kind == "chat":
+            self._check_item()
+        self.gate.check_floors(self.metrics[0])
+        if isinstance(self.problem, RegressionConfig):
+            self._check_scale(self.problem, [metric for _, metric in named])
+        if kind not in ("classification", "regression") and self.has_soft_teacher:
             raise ValueError(f"teacher.labels 'soft' needs a problem with one class for each row, not '{kind}'")
         if self.evaluation.judge == "dev" and self.data.dev is None:
             raise ValueError("evaluation.judge is 'dev', but data.dev is not given")
@@ -176,20 +187,42 @@ class MckdConfig(RecipeConfig):
             )
         return self
 
+    def _check_item(self) -> None:
+        """Raises ValueError for a form of rows: a conversation's turns are turns of the prompt."""
+        prompt = getattr(self.teacher, "prompt", None)
+        if prompt is not None and prompt.item != PromptConfig().item:
+            raise ValueError("teacher.prompt.item: the turns of a chat are given as they are; leave it out")
+
+    @property
+    def _has_fields(self) -> bool:
+        """Whether labels are JSON as far as is known: `field_f1` measures something."""
+        return getattr(self.problem, _FIELDS.get(self.problem.kind, ""), None) not in (None, [])
+
+    def _check_scale(self, problem: RegressionConfig, named: list[Metric]) -> None:
+        """Raises ValueError for what only ordinal labels have."""
+        if "quadratic_weighted_kappa" in named and not problem.ordered:
+            raise ValueError("quadratic_weighted_kappa measures ordinal labels; give problem.step")
+        if self.has_soft_teacher and not problem.has_class_for_each:
+            raise ValueError(
+                f"teacher.labels 'soft' needs the probability of each number, of at most {MOST_CLASSES}; give a larger "
+                "problem.step, or use teacher.labels: hard"
+            )
+
     def _check_writer(self) -> None:
         """Raises ValueError if the student writes text but class probabilities are needed: its own, which it does not
         have, or the teacher's, which it cannot be trained on."""
         if self.form == "classes":
             return
         method = self.method
-        if self.has_soft_teacher and self.problem.kind == "classification":
+        if self.has_soft_teacher and self.problem.kind in ("classification", "regression"):
             raise ValueError(
                 "teacher.labels 'soft': stage 1 trains on probabilities of classes, and this student writes text; use "
                 "student.target: classes (without lora), or teacher.labels: hard"
             )
         if method.cross_labels == "soft":
             raise ValueError("method.cross_labels 'soft' needs probabilities of classes; use student.target: classes")
-        if method.stages > 1 and method.scheme == "disjoint" and method.partitions > 2:
+        votes = method.stages > 1 and method.scheme == "disjoint" and method.partitions > 2
+        if votes and self.problem.kind != "regression":
             raise ValueError(
                 f"method.partitions {method.partitions}: each row gets several labels, and a vote on them needs "
                 "probabilities of classes; use 2, scheme: leave-one-out, or student.target: classes"
@@ -221,7 +254,7 @@ class MckdConfig(RecipeConfig):
     @property
     def has_class_tokens(self) -> bool:
         """Whether a student that writes can write a label as one token per unit."""
-        return self.problem.kind not in ("text", "multi-label")
+        return self.problem.kind not in (*WITHOUT_CLASSES, "multi-label")
 
     @property
     def cross_labels(self) -> Literal["hard", "soft"]:
@@ -268,5 +301,5 @@ class MckdConfig(RecipeConfig):
             metric
             for metric in _METRICS[self.problem.kind]
             if metric != "quadratic_weighted_kappa" or getattr(self.problem, "ordered", False)
-            if metric != "field_f1" or getattr(self.problem, "json_schema", None) is not None
+            if metric != "field_f1" or self._has_fields
         )

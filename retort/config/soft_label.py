@@ -280,6 +280,7 @@ class SoftLabelConfig(RecipeConfig):
             raise ValueError(f"arms: none of them has a tiny student to export; add one of {', '.join(TINY_ARMS)}")
         if twice := [arm for arm, count in Counter(self.arms).items() if count > 1]:
             raise ValueError(f"arms: '{twice[0]}' is written twice")
+        self.gate.check_floors(self.metrics[0])
         if "with-pool" in self.arms and self.data.unlabeled is None:
             raise ValueError("arms: 'with-pool' needs rows to label: give data.unlabeled")
         if isinstance(self.teacher, VllmConfig | EndpointConfig | TransformersConfig) and self.teacher.labels != "soft":

@@ -1,15 +1,21 @@
 """What vendors answer, as a text and the reason for its end: bodies of responses, and the lines of batch output files.
 
 Known are OpenAI's chat completions (also of vLLM's run-batch, Mistral, Azure and most other servers), plain completions
-and responses, Anthropic's message batches (also on Bedrock) and Gemini's batches. Thoughts are no part of a text.
+and responses, Anthropic's message batches (also on Bedrock) and Gemini's batches. Thoughts are no part of a text. What
+calls tools is the JSON of `retort.problems.turns`, with the words beside the calls in it.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from retort.problems.turns import TOOL_CALLS, ended_by, said
+
 _ID_FIELDS = ("custom_id", "key", "recordId")
 """What names the request in a line: of OpenAI, Mistral and Anthropic; of Gemini; of Bedrock."""
+_THOUGHTS = re.compile(r"^.*</think>|<think>.*$", re.DOTALL)
+"""Words that end up in JSON; of a text, whoever reads it cuts them off."""
 _TEXT_PARTS = ("text", "output_text", None)
 """The types of parts that hold text; Gemini's have no type."""
 _FINISH_REASONS = {
@@ -17,6 +23,7 @@ _FINISH_REASONS = {
     **dict.fromkeys(("max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"), "length"),
     **dict.fromkeys(("refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii"), "content_filter"),
     **dict.fromkeys(("language", "image_safety", "guardrail_intervened", "content_filtered"), "content_filter"),
+    **dict.fromkeys(("tool_use", "function_call"), TOOL_CALLS),
     "stop": "stop",
 }
 """By the vendor's name in lower case."""
@@ -25,7 +32,7 @@ _FINISH_REASONS = {
 class Answer(NamedTuple):
     text: str
     finish_reason: str | None
-    """`stop`, `length` (cut at the token limit), `content_filter`, or what else the vendor says."""
+    """`stop`, `length` (cut at the token limit), `content_filter`, `tool_calls`, or what else the vendor says."""
     prompt_tokens: int
     """Cached ones included; 0 if the vendor does not say."""
     completion_tokens: int
@@ -61,6 +68,14 @@ def _part(part: object) -> str:
 def finish_reason_of(value: object) -> str | None:
     """The reason in OpenAI's words, whatever the vendor's are; unchanged if it is unknown."""
     return _FINISH_REASONS.get(value.lower(), value) if isinstance(value, str) else None
+
+
+def with_calls(text: str | None, calls: object, reason: object) -> tuple[str, str | None]:
+    """(text, finish_reason in OpenAI's words) of a message that may call tools, which is then JSON."""
+    if calls and text:
+        text = _THOUGHTS.sub("", text)
+    message = {"content": text, "tool_calls": calls}
+    return said(message) or "", ended_by(message, finish_reason_of(reason))
 
 
 def request_id_of(line: Mapping[str, Any]) -> str | None:
@@ -119,12 +134,13 @@ def _chat(body: Mapping[str, Any]) -> Answer:
     choice = _first(body.get("choices"))
     message = choice.get("message")
     text = text_of(message.get("content")) if isinstance(message, dict) else text_of(choice.get("text"))
-    if text is None and isinstance(message, dict) and message.get("refusal"):
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    if text is None and not calls and isinstance(message, dict) and message.get("refusal"):
         raise NoAnswer("refused", f"the model refused: {_shown(message['refusal'])}")
-    if text is None:
+    if text is None and not calls:
         raise NoAnswer("no-choices", "the response holds no text")
     prompt, completion = _tokens(body.get("usage"), ("prompt_tokens",), ("completion_tokens",))
-    return Answer(text, finish_reason_of(choice.get("finish_reason")), prompt, completion)
+    return Answer(*with_calls(text, calls, choice.get("finish_reason")), prompt, completion)
 
 
 def _openai_response(body: Mapping[str, Any]) -> Answer:
@@ -139,8 +155,9 @@ def _openai_response(body: Mapping[str, Any]) -> Answer:
     if refusal is not None:
         raise NoAnswer("refused", f"the model refused: {_shown(refusal)}")
     why = details.get("reason") if status == "incomplete" and isinstance(details, dict) else status
+    calls = [item for item in body["output"] if isinstance(item, dict) and item.get("type") == "function_call"]
     prompt, completion = _tokens(body.get("usage"), ("input_tokens",), ("output_tokens",))
-    return Answer(text_of(parts) or "", finish_reason_of(why), prompt, completion)
+    return Answer(*with_calls(text_of(parts), calls, why), prompt, completion)
 
 
 def _anthropic(body: Mapping[str, Any]) -> Answer:
@@ -149,7 +166,8 @@ def _anthropic(body: Mapping[str, Any]) -> Answer:
         raise NoAnswer("no-choices", "the response holds no text")
     cached = ("cache_creation_input_tokens", "cache_read_input_tokens")
     prompt, completion = _tokens(body.get("usage"), ("input_tokens", *cached), ("output_tokens",))
-    return Answer(text, finish_reason_of(body.get("stop_reason")), prompt, completion)
+    calls = [_call(part, "input") for part in _parts(body["content"]) if part.get("type") == "tool_use"]
+    return Answer(*with_calls(text, calls, body.get("stop_reason")), prompt, completion)
 
 
 def _gemini(body: Mapping[str, Any]) -> Answer:
@@ -163,7 +181,18 @@ def _gemini(body: Mapping[str, Any]) -> Answer:
         raise NoAnswer("no-choices", "the response holds no text")
     given = ("candidatesTokenCount", "thoughtsTokenCount")
     prompt, completion = _tokens(body.get("usageMetadata"), ("promptTokenCount",), given)
-    return Answer(text or "", finish_reason, prompt, completion)
+    parts = _parts(content.get("parts")) if isinstance(content, dict) else []
+    calls = [_call(part["functionCall"], "args") for part in parts if isinstance(part.get("functionCall"), dict)]
+    return Answer(*with_calls(text, calls, finish_reason), prompt, completion)
+
+
+def _parts(content: object) -> list[dict[str, Any]]:
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _call(given: Mapping[str, Any], arguments: str) -> dict[str, Any]:
+    """A call in OpenAI's words, whose vendor gives its arguments under another name."""
+    return {"name": given.get("name"), "arguments": given.get(arguments)}
 
 
 def _first(choices: object) -> dict[str, Any]:

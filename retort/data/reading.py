@@ -16,6 +16,7 @@ from retort.data.hub import hub_class_names, hub_fingerprint, hub_rows
 from retort.data.row_form import FormedRow, RowForm, form_of
 from retort.errors import DataError, RowFault
 from retort.problems.base import Problem, is_missing
+from retort.problems.chat import Chat, conversation_text
 from retort.records.base import Example, digest
 
 ID_DIGITS = 16
@@ -131,7 +132,8 @@ class _Reading:
     def example(self, place: str, row: Mapping[str, Any]) -> Example:
         """Raises RowFault."""
         columns = self._columns
-        text = _text(place, row, columns)
+        is_chat = isinstance(self._problem, Chat)
+        text = _conversation(place, row, columns) if is_chat else _text(place, row, columns)
         example_id = _example_id(place, row, columns, text)
         first = self._ids.first_place(example_id)
         if first is not None:
@@ -210,6 +212,22 @@ def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
         reason = "null-text" if is_missing(row[columns.text]) else "empty-text"
         raise RowFault(f"{place}: the text ('{columns.text}') is empty", reason)
     return text
+
+
+def _conversation(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
+    if columns.text not in row:
+        raise RowFault(f"{place}: no column '{columns.text}' for the turns; its columns are {_names(row)}", "no-text")
+    value = row.unformed(columns.text) if isinstance(row, FormedRow) else row[columns.text]
+    if is_missing(value):
+        raise RowFault(f"{place}: the turns ('{columns.text}') are missing", "null-text")
+    if isinstance(value, bytes):
+        value = _utf8(place, columns.text, value)
+    if isinstance(value, str) and not value.strip():
+        raise RowFault(f"{place}: the turns ('{columns.text}') are empty", "empty-text")
+    try:
+        return conversation_text(value)
+    except DataError as error:
+        raise RowFault(f"{place}: '{columns.text}': {error}", "no-conversation") from None
 
 
 def _field(place: str, row: Mapping[str, Any], column: str) -> str:

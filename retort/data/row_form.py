@@ -116,6 +116,10 @@ class FormedRow(Mapping[str, Any]):
         """The row as the file has it."""
         return self._row
 
+    def unformed(self, name: str) -> Any:
+        """The value as the file has it. Raises KeyError, RowFault."""
+        return self._form.raw(self._row, name)
+
     def __getitem__(self, name: str) -> Any:
         return self._form.value(self.place, self._row, name)
 

@@ -1,11 +1,13 @@
 """Bootstrap intervals of a score, and tests of whether one system beats another on the same rows.
 
-A metric is computed from sums of per-row statistics `(n, d)`, so a bootstrap resample is a vector of n row weights.
+A bootstrap resample is a vector of n row weights, from which and the per-row statistics `(n, d)` a metric is computed:
+nearly always from their weighted sums.
 Rows with equal statistics are interchangeable: drawing the count of each *distinct* row from a multinomial is
 equivalent to drawing n rows, its cost does not grow with n, and the result does not depend on the order of rows.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +16,19 @@ from numpy.typing import NDArray
 from retort.errors import DataError
 from retort.problems.base import Floats
 
-Value = Callable[[Floats], Floats]
+OfSums = Callable[[Floats], Floats]
 """Summed statistics `(..., d)` -> the metric `(...)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfRows:
+    """A metric that is no function of sums."""
+
+    measure: Callable[[Floats, Floats], Floats]
+    """Row weights `(..., n)` and statistics `(n, d)` -> the metric `(...)`."""
+
+
+Value = OfSums | OfRows
 
 TIE = 1e-12
 """Scores that differ by less are equal: the rounding of a mean over systems."""
@@ -113,8 +126,20 @@ def _resampled_gains(old: Sequence[Floats], new: Sequence[Floats], value: Value,
     return gains
 
 
+def value_on(statistics: Floats, value: Value) -> float:
+    """The metric on all rows, of statistics `(n, d)`."""
+    if isinstance(value, OfRows):
+        return float(value.measure(np.ones(len(statistics)), statistics))
+    return float(value(statistics.sum(axis=0)))
+
+
 def _mean_score(systems: Sequence[Floats], value: Value) -> float:
-    return float(np.mean([value(statistics.sum(axis=0)) for statistics in systems]))
+    return float(np.mean([value_on(statistics, value) for statistics in systems]))
+
+
+def _weighted(weights: Floats, statistics: Floats, value: Value) -> Floats:
+    """The metric in each resample: weights `(resamples, n)` -> `(resamples,)`."""
+    return value.measure(weights, statistics) if isinstance(value, OfRows) else value(weights @ statistics)
 
 
 def _resampled(systems: Sequence[Floats], value: Value, resamples: int, seed: int) -> Floats:
@@ -130,7 +155,7 @@ def _resampled(systems: Sequence[Floats], value: Value, resamples: int, seed: in
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         weights = generator.multinomial(total, counts / total, size=size).astype(np.float64)
-        scores.append(np.stack([value(weights @ rows) for rows in distinct], axis=1))
+        scores.append(np.stack([_weighted(weights, rows, value) for rows in distinct], axis=1))
     return np.concatenate(scores)
 
 

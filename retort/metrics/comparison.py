@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from retort.config import Metric
 from retort.metrics.bootstrap import Comparison, McNemar, compare, mcnemar
-from retort.metrics.scores import statistics_of
+from retort.metrics.scores import merit_of, statistics_of
 from retort.problems.base import Problem
 from retort.records.base import Label
 
@@ -18,7 +18,7 @@ Labels = Sequence[Label | None]
 
 class Duel(NamedTuple):
     comparison: Comparison
-    """Paired bootstrap of the sides' mean scores."""
+    """Paired bootstrap of the sides' mean scores. A gain is an improvement: of `ERRORS`, how much less they are."""
     mcnemar: McNemar
     """McNemar's test on whole labels: an answer is right if it matches the gold label. With k systems on each side, its
     rows are those of the k pairs (old i, new i), concatenated. The k answers to a row are treated as independent, so
@@ -39,7 +39,7 @@ def compare_systems(
     def statistics(systems: Sequence[Labels]) -> list[NDArray[np.float64]]:
         return [statistics_of(problem, metric, golds, labels) for labels in systems]
 
-    comparison = compare(statistics(old), statistics(new), lambda sums: problem.value(metric, sums), resamples, seed)
+    comparison = compare(statistics(old), statistics(new), merit_of(problem, metric), resamples, seed)
     pairs = list(zip(old, new, strict=True))
     only = mcnemar(
         np.concatenate([_right(problem, golds, one) for one, _ in pairs]),

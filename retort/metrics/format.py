@@ -1,5 +1,6 @@
 """How scores are written for people."""
 
+from retort.config import ERRORS
 from retort.records.base import Label, Score
 
 TITLES: dict[str, str] = {
@@ -20,12 +21,32 @@ TITLES: dict[str, str] = {
     "bleu": "BLEU",
     "rouge_l": "ROUGE-L",
     "field_f1": "field F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
 }
+LESS_IS_BETTER = "RMSE and MAE are in the unit of the labels, and less is better; a gain is how much less."
 
 
 def with_interval(score: Score | None) -> str:
     """`89.6 [88.1, 91.0]`"""
-    return "-" if score is None else f"{percent(score.value)} [{percent(score.low)}, {percent(score.high)}]"
+    if score is None:
+        return "-"
+    value, low, high = (score_text(score.metric, one) for one in (score.value, score.low, score.high))
+    return f"{value} [{low}, {high}]"
+
+
+def score_text(metric: str, value: float) -> str:
+    """0.896 -> 89.6; of an error in the unit of the labels, 0.523."""
+    if metric not in ERRORS:
+        return percent(value)
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def gain_text(metric: str, gain: float) -> str:
+    """0.021 -> +2.1, in percent points; of an error, by how much it is less, +0.0213. Never `-0`."""
+    return f"{round(gain, 6) + 0.0:+.3g}" if metric in ERRORS else signed(gain)
 
 
 def percent(value: float) -> str:

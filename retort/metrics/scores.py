@@ -5,9 +5,10 @@ from itertools import chain
 
 import numpy as np
 
-from retort.config import Metric
+from retort.config import ERRORS, Metric
 from retort.errors import DataError
-from retort.metrics.bootstrap import bootstrap, bootstrap_mean
+from retort.metrics.bootstrap import OfRows, Value, bootstrap, bootstrap_mean
+from retort.metrics.ranks import rank_correlation
 from retort.problems.base import Floats, Problem
 from retort.records.base import Label, Score
 
@@ -43,6 +44,20 @@ def all_statistics(
     return {metric: np.ascontiguousarray(part) for metric, part in zip(metrics, parts, strict=True)}
 
 
+def value_of(problem: Problem, metric: Metric) -> Value:
+    """How the metric follows from the rows' statistics."""
+    if metric == "spearman":
+        return OfRows(rank_correlation)
+    return lambda sums: problem.value(metric, sums)
+
+
+def merit_of(problem: Problem, metric: Metric) -> Value:
+    """`value_of` with its sign turned for `ERRORS`: more is better. Whatever compares systems compares this."""
+    if metric in ERRORS:
+        return lambda sums: -problem.value(metric, sums)
+    return value_of(problem, metric)
+
+
 def score(
     problem: Problem,
     metric: Metric,
@@ -57,7 +72,7 @@ def score(
 
 def score_of(problem: Problem, metric: Metric, statistics: Floats, resamples: int, seed: int) -> Score:
     """The metric's value with its 95 % bootstrap interval, from row statistics `(n, d)`."""
-    value, low, high = bootstrap(statistics, lambda sums: problem.value(metric, sums), resamples, seed)
+    value, low, high = bootstrap(statistics, value_of(problem, metric), resamples, seed)
     return Score(metric=metric, value=value, low=low, high=high, n=len(statistics))
 
 
@@ -71,5 +86,5 @@ def mean_score(
 ) -> Score:
     """The mean score of several systems on the same rows, with its 95 % bootstrap interval."""
     statistics = [statistics_of(problem, metric, golds, predictions) for predictions in systems]
-    value, low, high = bootstrap_mean(statistics, lambda sums: problem.value(metric, sums), resamples, seed)
+    value, low, high = bootstrap_mean(statistics, value_of(problem, metric), resamples, seed)
     return Score(metric=metric, value=value, low=low, high=high, n=len(golds))

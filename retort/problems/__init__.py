@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from retort.config import (
+    ChatConfig,
     ClassificationConfig,
     ColumnsConfig,
     ConstituencyConfig,
     EntitiesConfig,
     MultiLabelConfig,
+    RegressionConfig,
     SlotsConfig,
     TextConfig,
 )
@@ -16,10 +18,12 @@ from retort.config import Problem as ProblemConfig
 from retort.errors import ConfigError
 from retort.problems import classification, constituency, entities, multi_label, slots
 from retort.problems.base import Constraint, Problem
+from retort.problems.chat import Chat
 from retort.problems.classification import Classification
 from retort.problems.constituency import Constituency
 from retort.problems.entities import Entities
 from retort.problems.multi_label import MultiLabel
+from retort.problems.regression import Regression
 from retort.problems.slots import Slots
 from retort.problems.text import FreeText
 
@@ -54,9 +58,13 @@ def problem_for(config: ProblemConfig) -> Problem:
             return Constituency(config)
         case TextConfig():
             return FreeText(config)
+        case RegressionConfig():
+            return Regression(config)
+        case ChatConfig():
+            return Chat(config)
     raise ConfigError(
-        f"problem.kind '{config.kind}' is not known; use slots, entities, classification, multi-label, constituency or "
-        "text"
+        f"problem.kind '{config.kind}' is not known; use slots, entities, classification, multi-label, constituency, "
+        "text, regression or chat"
     )
 
 

@@ -5,7 +5,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,13 +140,34 @@ class Problem(Protocol):
         ...
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
-        """The metric's value in [0, 1] (kappa: [-1, 1]), from summed statistics: `(..., d)` -> `(...)`."""
+        """The metric's value in [0, 1] (kappa and correlations: [-1, 1]; `ERRORS`: 0 or more, in the unit of the
+        labels), from summed statistics: `(..., d)` -> `(...)`."""
         ...
 
     def parts(self, label: Label) -> list[str]:
         """Names of the label's parts for error tables: the class or classes; for slots the intent and each span with
         its words."""
         ...
+
+
+@runtime_checkable
+class Scale(Protocol):
+    """What a problem of numbers has besides: its labels lie on a scale, also between two classes."""
+
+    def spread(self, label: Label) -> Floats:
+        """The distribution over the classes that a label stands for, `(1, classes)`, summing to 1."""
+        ...
+
+    def merge(self, labels: Sequence[Label], weights: Sequence[float]) -> tuple[Label, float]:
+        """What several labels of one row come to, and the confidence in [0, 1]. There is at least one label."""
+        ...
+
+
+def spread(problem: Problem, text: str, label: Label) -> Floats:
+    """The probabilities that a hard label stands for, `(units, classes)`: one class for each unit, but on a scale."""
+    if isinstance(problem, Scale):
+        return problem.spread(label)
+    return np.eye(len(problem.classes))[problem.targets(text, label)]
 
 
 def is_missing(value: object) -> bool:
@@ -180,7 +201,10 @@ def row_name(row: Mapping[str, Any], number: int) -> str:
 
 def is_put_right(problem: Problem, text: str, label: Label, probabilities: Floats) -> bool:
     """Whether `label`, decided on `(units, classes)` probabilities, differs from the most probable class of each unit:
-    these may not form a legal label together (a slot that starts with I-, a tree that skips a level)."""
+    these may not form a legal label together (a slot that starts with I-, a tree that skips a level). A number on a
+    scale is the mean of its classes, and never put right."""
+    if isinstance(problem, Scale):
+        return False
     alone = np.where(problem.allowed(len(probabilities)), probabilities, -1.0).argmax(axis=1)
     return not np.array_equal(problem.targets(text, label), alone)
 

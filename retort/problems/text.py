@@ -39,7 +39,7 @@ class FreeText:
                 f"problem.pattern = '{config.pattern}': is no regular expression ({error}); allowed: those of Python"
             ) from None
         self._json_schema = config.json_schema
-        self._validator = _validator(config.json_schema) if config.json_schema is not None else None
+        self._validator = json_validator(config.json_schema) if config.json_schema is not None else None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -249,7 +249,11 @@ def chrf(sums: Floats) -> Floats:
 
 
 def _fields(label: Label) -> Counter[str]:
-    """The leaves of a JSON label by path and value. Positions in lists are ignored."""
+    return Counter(json_leaves(json.loads(label)))
+
+
+def json_leaves(value: object) -> Iterator[str]:
+    """The leaves of a JSON value by path and value. Positions in lists are ignored."""
 
     def leaves(path: str, value: object) -> Iterator[str]:
         children: list[tuple[str, object]] = []
@@ -262,10 +266,11 @@ def _fields(label: Label) -> Counter[str]:
         for name, child in children:
             yield from leaves(name, child)
 
-    return Counter(leaves("$", json.loads(label)))
+    return leaves("$", value)
 
 
-def _validator(schema: dict[str, Any]) -> "Validator":
+def json_validator(schema: dict[str, Any], field: str = "problem.json_schema") -> "Validator":
+    """Raises ConfigError, which names the `field`, for what is no JSON Schema."""
     # Imported late, so that only jobs with a schema pay for it.
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
@@ -280,11 +285,11 @@ def _validator(schema: dict[str, Any]) -> "Validator":
         for reference in _references(schema):
             resolver.lookup(reference)
     except SchemaError as error:
-        where = ".".join(map(str, ("problem.json_schema", *error.absolute_path)))
+        where = ".".join(map(str, (field, *error.absolute_path)))
         raise ConfigError(f"{where}: is no JSON Schema: {error.message[:200]}") from None
     except Unresolvable as error:
         raise ConfigError(
-            f"problem.json_schema: $ref '{error.ref}' leads nowhere; allowed: places in the schema itself, #/$defs/NAME"
+            f"{field}: $ref '{error.ref}' leads nowhere; allowed: places in the schema itself, #/$defs/NAME"
         ) from None
     validator: Validator = kind(schema, registry=Registry())
     return validator

@@ -65,7 +65,7 @@ def check_llm(store: Store, step: PseudolabelLlm) -> int:
     builder = request_builder(problem_for(step.problem), step.config, gold)
     server = step.endpoint_url
     check_teacher(step.config, builder, teacher_weights(step.config, server and expand(server)))
-    return sum(turn.role == "assistant" for turn in builder.everything)
+    return len(builder.excluding)
 
 
 def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool) -> int:

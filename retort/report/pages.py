@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from retort.artifacts.reports import HTML, MARKDOWN, SVG
 from retort.io.terminal import printable
-from retort.metrics.format import TITLES, p_text, percent, seconds_text, signed, with_interval
+from retort.metrics.format import TITLES, gain_text, p_text, percent, score_text, seconds_text, signed, with_interval
 from retort.records.base import Score
 from retort.report.base import Summary, verdict_text
 
@@ -46,7 +46,9 @@ def _environment() -> Environment:
         code=_markdown_code,
         title=_title,
     )
-    environment.globals.update(verdict_text=verdict_text, plain=_plain, shade=_shade)
+    environment.globals.update(
+        gain_text=gain_text, score_text=score_text, verdict_text=verdict_text, plain=_plain, shade=_shade
+    )
     return environment
 
 
@@ -55,7 +57,7 @@ def _title(metric: str) -> str:
 
 
 def _plain(score: Score | None) -> str:
-    return "-" if score is None else percent(score.value)
+    return "-" if score is None else score_text(score.metric, score.value)
 
 
 def _shade(count: int, row: tuple[int, ...]) -> str:

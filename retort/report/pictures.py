@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from retort.artifacts.reports import PNG, SVG
-from retort.metrics.format import percent
+from retort.config import ERRORS
+from retort.metrics.format import score_text
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 TEACHER, STAGE, FINAL, CHAMPION, BASELINE = "#8a6d3b", "#4c78a8", "#c2410c", "#7b5aa6", "#7a8691"
@@ -20,7 +21,7 @@ TEACHER, STAGE, FINAL, CHAMPION, BASELINE = "#8a6d3b", "#4c78a8", "#c2410c", "#7
 
 @dataclass(frozen=True)
 class Dot:
-    """A system's score in [0, 1], with its interval."""
+    """A system's score, with its interval."""
 
     value: float
     low: float
@@ -34,6 +35,7 @@ class Dot:
 @dataclass(frozen=True)
 class Panel:
     title: str
+    metric: str
     dots: Sequence[Dot | None]
     """One per system; None if it has no score."""
 
@@ -57,7 +59,7 @@ def draw(panels: Sequence[Panel], names: Sequence[str], folder: Path) -> None:
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     for place, dot in enumerate(panel.dots):
         if dot is not None:
-            _draw_dot(axes, place, dot)
+            _draw_dot(axes, place, dot, panel.metric)
     axes.set_title(panel.title, fontsize=10, fontweight="bold", loc="left")
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
@@ -68,12 +70,13 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _draw_dot(axes: Axes, place: int, dot: Dot) -> None:
+def _draw_dot(axes: Axes, place: int, dot: Dot, metric: str) -> None:
+    scale = 1 if metric in ERRORS else 100
     for value in dot.seeds:
-        axes.plot([100 * value], [place], "o", color=dot.color, alpha=0.3, markersize=4, markeredgewidth=0)
-    ends = [100 * dot.low, 100 * dot.high]
+        axes.plot([scale * value], [place], "o", color=dot.color, alpha=0.3, markersize=4, markeredgewidth=0)
+    ends = [scale * dot.low, scale * dot.high]
     axes.plot(ends, [place, place], color=dot.color, linewidth=2, solid_capstyle="round")
     inside = "white" if dot.hollow else dot.color
-    axes.plot([100 * dot.value], [place], "o", color=dot.color, markerfacecolor=inside, markersize=7)
-    at, above = (100 * dot.value, place), (0, 7)
-    axes.annotate(percent(dot.value), at, above, textcoords="offset points", ha="center", fontsize=8, color=INK)
+    axes.plot([scale * dot.value], [place], "o", color=dot.color, markerfacecolor=inside, markersize=7)
+    at, above, text = (scale * dot.value, place), (0, 7), score_text(metric, dot.value)
+    axes.annotate(text, at, above, textcoords="offset points", ha="center", fontsize=8, color=INK)

@@ -1,7 +1,7 @@
 """Predictions in their output form: a JSON object, or a row of Parquet.
 
-`label` is what a teacher would write: the class, a JSON list of classes, or the bracketed parse for slots and entities.
-Lists, slots and entities are also given in parsed form.
+`label` is what a teacher would write: the class, a JSON list of classes, a number, or the bracketed parse for slots and
+entities. Lists, slots and entities are also given in parsed form, and a regression's number with all its digits.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import pyarrow as pa
 from retort.problems import Problem
 from retort.problems.entities import Entities
 from retort.problems.multi_label import PRESENT, MultiLabel
+from retort.problems.regression import Regression
 from retort.problems.slots import Slots, decode, spans
 from retort.problems.words import words_of
 
@@ -27,7 +28,8 @@ _SLOT = pa.struct([("name", pa.string()), ("text", pa.string()), ("start", pa.in
 
 
 def answer(problem: Problem, text: str, prediction: "Prediction", *, probabilities: bool = False) -> PredictionRecord:
-    """Return {label, confidence}, for multi-label also {labels}, for slots {intent, slots}, for entities {entities}.
+    """Return {label, confidence}, for multi-label also {labels}, for slots {intent, slots}, for entities {entities},
+    for regression {number}.
 
     A slot's `start` (inclusive) and `end` (exclusive) count words from 0. With `probabilities`, the record also has the
     probability of each class, or of each intent for slots; they sum to 1, except for multi-label.
@@ -38,6 +40,8 @@ def answer(problem: Problem, text: str, prediction: "Prediction", *, probabiliti
     }
     if isinstance(problem, MultiLabel):
         result["labels"] = problem.parts(prediction.label)
+    if isinstance(problem, Regression):
+        result["number"] = float(prediction.label)
     if isinstance(problem, Slots):
         intent, tags = decode(prediction.label)
         words = words_of(text)
@@ -62,6 +66,8 @@ def answer_schema(problem: Problem, *, probabilities: bool) -> pa.Schema:
             columns.append(("entities", pa.list_(_SLOT)))
         case Slots():
             columns += [("intent", pa.string()), ("slots", pa.list_(_SLOT))]
+        case Regression():
+            columns.append(("number", pa.float64()))
     if probabilities:
         columns.append(("probabilities", pa.struct([(name, pa.float32()) for name in _names(problem)])))
     return pa.schema(columns)

@@ -58,7 +58,8 @@ def predict_file(job: PredictionJob) -> Tally:
     if job.probabilities:
         check_probabilities(found)
     columns = found.manifest.fingerprint["params"].get("fields", ())
-    rows = read_texts(job.source, job.fields._replace(columns=tuple(columns)))
+    is_chat = found.manifest.fingerprint["params"]["problem"]["kind"] == "chat"
+    rows = read_texts(job.source, job.fields._replace(columns=tuple(columns), are_conversations=is_chat))
     # Imports torch, which takes seconds; the errors above should not wait for it.
     from retort.serving.student import load_student
 
@@ -97,9 +98,15 @@ def check_probabilities(found: FoundStudent) -> None:
     """
     params = found.manifest.fingerprint["params"]
     kind = params["problem"]["kind"]
-    what = {"text": "a free text", "constituency": "a tree", "entities": "a list of entities"}.get(kind)
+    what = {
+        "text": "a free text",
+        "chat": "an assistant's turn",
+        "constituency": "a tree",
+        "entities": "a list of entities",
+    }.get(kind)
     if what is None and params.get("options", {}).get("target") == "text":
-        written = {"slots": "parse", "multi-label": "list of class names"}.get(kind, "class name")
+        lists = {"slots": "parse", "multi-label": "list of class names", "regression": "number"}
+        written = lists.get(kind, "class name")
         what = f"a {written} that is written token by token"
     if what is not None:
         raise ConfigError(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retort.problems.chat import Chat
 from retort.serving.addresses import find_student
 from retort.serving.answers import answer
 from retort.serving.student import LoadedStudent, load_student
@@ -20,7 +21,7 @@ class MlflowStudent:
     def __init__(self, student: LoadedStudent, columns: tuple[str, ...]) -> None:
         self._student = student
         several = columns if len(columns) > 1 else ()
-        self._fields = Fields(columns[0], "id", several)
+        self._fields = Fields(columns[0], "id", several, are_conversations=isinstance(student.problem, Chat))
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
         """One row per text, in order: label, confidence, and for slots intent and slots, as `retort predict` gives.

@@ -1,6 +1,6 @@
 """The HTTP scorer: POST /predict, GET /health and /healthz. Errors are `{"detail": one sentence}`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from retort.errors import DataError
+from retort.problems.chat import Chat, conversation_text
 from retort.serving.addresses import ModelName
 from retort.serving.answers import PredictionRecord, answer
 from retort.serving.batcher import Batcher, Busy
@@ -23,14 +25,14 @@ MOST_TEXTS = 256
 class Texts(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    texts: list[str]
-    """1 to 256 texts."""
+    texts: list[str | list[dict[str, Any]]]
+    """1 to 256 texts; for chat, conversations: lists of turns."""
 
 
 class Predictions(BaseModel):
     model: ModelName
     predictions: list[dict[str, Any]]
-    """One per text, in order: {label, confidence}, and for slots also {intent, slots}."""
+    """One per text, in order, as `retort.serving.answers.answer` makes them."""
 
 
 class Health(BaseModel):
@@ -62,9 +64,11 @@ def scorer(student: LoadedStudent, *, token: str | None = None, seconds: float =
 
     @app.post("/predict")
     async def predict(body: Texts) -> Predictions:
-        _check(body.texts, student)
+        _check_number(body.texts)
+        texts = [_as_text(given, index, student) for index, given in enumerate(body.texts)]
+        _check(texts, student)
         try:
-            return Predictions(model=student.name, predictions=await batcher.ask(body.texts))
+            return Predictions(model=student.name, predictions=await batcher.ask(texts))
         except Busy as error:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from None
 
@@ -76,12 +80,28 @@ def _answers(student: LoadedStudent, texts: list[str]) -> list[PredictionRecord]
     return [answer(student.problem, text, one) for text, one in zip(texts, predictions, strict=True)]
 
 
-def _check(texts: list[str], student: LoadedStudent) -> None:
-    """Raises HTTPException: 413 for too many or too long texts, 422 for texts that cannot be labeled."""
+def _as_text(given: str | list[dict[str, Any]], index: int, student: LoadedStudent) -> str:
+    """Raises HTTPException for turns where a text is needed, or turns that are no conversation."""
+    if isinstance(student.problem, Chat):
+        try:
+            return conversation_text(given)
+        except DataError as error:
+            raise HTTPException(422, f"texts[{index}]: {error}") from None
+    if not isinstance(given, str):
+        raise HTTPException(422, f"texts[{index}] is a list of turns, and this student reads a text")
+    return given
+
+
+def _check_number(texts: Sequence[object]) -> None:
+    """Raises HTTPException: 422 for none, 413 for too many."""
     if not texts:
         raise HTTPException(422, "'texts' is empty; give at least one text")
     if len(texts) > MOST_TEXTS:
         raise HTTPException(413, f"'texts' holds {len(texts):,} texts; at most {MOST_TEXTS} are taken at once")
+
+
+def _check(texts: list[str], student: LoadedStudent) -> None:
+    """Raises HTTPException: 413 for too long texts, 422 for texts that cannot be labeled."""
     for index, text in enumerate(texts):
         if fault := text_fault(text):
             raise HTTPException(413 if len(text) > MOST_CHARACTERS else 422, f"texts[{index}] {fault[1]}")
@@ -93,6 +113,7 @@ async def _one_sentence(_: Request, error: Exception) -> JSONResponse:
     """The first validation error and its location, without the text that was sent."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+    place = [str(part) for part in first["loc"] if part != "body"][:2]  # what follows names a type of Python
+    where = ".".join(place) or "the body"
     wanted = 'send {"texts": ["...", ...]}'
     return JSONResponse({"detail": f"{where}: {first['msg']}; {wanted}"}, 422)

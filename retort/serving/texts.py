@@ -22,9 +22,10 @@ from retort.data.files import DataFile, data_files
 from retort.data.formats import rows_of
 from retort.data.lines import json_fault, lines_of, place
 from retort.data.reading import ID_DIGITS
-from retort.data.row_form import form_of
+from retort.data.row_form import FormedRow, form_of
 from retort.errors import DataError, RowFault
 from retort.io.strict_json import KeyTwice, json_value
+from retort.problems.chat import conversation_text
 
 STANDARD_INPUT = "-"
 MOST_CHARACTERS = 100_000
@@ -47,7 +48,7 @@ class BadRow:
     """File and line, or file and row for Parquet."""
     reason: str
     """A short code to count: `not-json`, `key-twice`, `not-csv`, `no-text`, `empty-text`, `not-unicode`, `too-long`,
-    `bad-id`, and `not-utf8` or `unreadable` for a value in a Parquet file."""
+    `bad-id`, `no-conversation`, and `not-utf8` or `unreadable` for a value in a Parquet file."""
     detail: str
     """One human-readable sentence, without the text itself."""
 
@@ -60,6 +61,8 @@ class Fields(NamedTuple):
     """Rows without an id get a hash of their text, as in training data."""
     columns: tuple[str, ...] = ()
     """The text columns of a student that reads several, used instead of `text`. Their values may be empty."""
+    are_conversations: bool = False
+    """Whether the column holds turns."""
 
 
 def read_texts(source: str, fields: Fields) -> Iterator[TextRow | BadRow]:
@@ -166,6 +169,8 @@ def checked(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | Bad
 
 def _text_row(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
     """Raises RowFault for a value that cannot be read."""
+    if fields.are_conversations:
+        return _conversation(where, row, fields)
     text = _joined(row, fields.columns) if fields.columns else row.get(fields.text)
     if isinstance(text, list) and text and all(isinstance(word, str) for word in text):
         text = " ".join(text)
@@ -174,6 +179,24 @@ def _text_row(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | B
     if not isinstance(text, str):
         what = "missing" if text is None else f"no text but {type(text).__name__}"
         return BadRow(where, "no-text", f"'{fields.text}' is {what}")
+    return _named(where, row, fields, text)
+
+
+def _conversation(where: str, row: Mapping[str, Any], fields: Fields) -> TextRow | BadRow:
+    """Like `_text_row` for a column that holds turns."""
+    value = row.unformed(fields.text) if isinstance(row, FormedRow) else row.get(fields.text)
+    if value is None:
+        return BadRow(where, "no-text", f"'{fields.text}' is missing")
+    if isinstance(value, str) and (fault := text_fault(value)):
+        return BadRow(where, fault[0], f"'{fields.text}' {fault[1]}")
+    try:
+        return _named(where, row, fields, conversation_text(value))
+    except DataError as error:
+        return BadRow(where, "no-conversation", f"'{fields.text}': {error}")
+
+
+def _named(where: str, row: Mapping[str, Any], fields: Fields, text: str) -> TextRow | BadRow:
+    """The text with its row's id, if both can be used."""
     if fault := text_fault(text):
         return BadRow(where, fault[0], f"'{fields.text}' {fault[1]}")
     value = row.get(fields.id)

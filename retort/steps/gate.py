@@ -25,13 +25,13 @@ from retort.artifacts.verdicts import (
     VerdictOutcome,
     write_verdict,
 )
-from retort.config import GateConfig, Metric, Problem, SliceConfig
+from retort.config import ERRORS, GateConfig, Metric, Problem, SliceConfig
 from retort.errors import ConfigError
 from retort.io.parquet import Row
-from retort.metrics.bootstrap import share_above
+from retort.metrics.bootstrap import share_above, value_on
 from retort.metrics.comparison import compare_systems
-from retort.metrics.format import TITLES, p_text, percent, signed
-from retort.metrics.scores import score, statistics_of
+from retort.metrics.format import TITLES, gain_text, p_text, percent, score_text
+from retort.metrics.scores import merit_of, score, statistics_of, value_of
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.problems.base import listed
@@ -162,11 +162,11 @@ class Gate(Step):
         old = [row["predicted"] for row in self._rows(context, self.reigning)]
         comparison, only = compare_systems(problem, self.metric, golds, [old], [new], self.resamples, self.seed)
         sums = [statistics_of(problem, self.metric, golds, labels) for labels in (old, new)]
-        champion_score, own_score = (float(problem.value(self.metric, one.sum(axis=0))) for one in sums)
+        champion_score, own_score = (value_on(one, value_of(problem, self.metric)) for one in sums)
         win_share = share_above(
             sums[:1],
             sums[1:],
-            lambda total: problem.value(self.metric, total),
+            merit_of(problem, self.metric),
             gate.min_gain,
             self.resamples,
             self.seed,
@@ -195,8 +195,9 @@ class Gate(Step):
             compared, _ = compare_systems(problem, metric, golds, [other], [own], self.resamples, self.seed)
             yield Check(
                 compared.high >= 0,
-                f"Against {name} the final student gains {signed(compared.gain)} {TITLES[metric]} on {len(rows):,} "
-                f"test rows (95 % interval {signed(compared.low)} to {signed(compared.high)})"
+                f"Against {name} the final student gains {gain_text(metric, compared.gain)} {TITLES[metric]} on "
+                f"{len(rows):,} test rows (95 % interval {gain_text(metric, compared.low)} to "
+                f"{gain_text(metric, compared.high)})"
                 + (f": it is significantly worse, so use {name} instead." if compared.high < 0 else "."),
             )
 
@@ -226,11 +227,14 @@ class Gate(Step):
         if self._is_champion:
             return Check(True, "The final student is the champion already, so there is nothing to promote.")
         better = contest.gain > contest.min_gain and contest.win_share >= contest.confidence
+        own, champions = (score_text(self.metric, one) for one in (contest.score, contest.champion_score))
+        gain, low, high, least = (
+            gain_text(self.metric, one) for one in (contest.gain, contest.low, contest.high, contest.min_gain)
+        )
         return Check(
             better,
-            f"The final student scores {percent(contest.score)} {TITLES[self.metric]} against the champion's "
-            f"{percent(contest.champion_score)} on {n:,} test rows: a gain of {signed(contest.gain)} (95 % interval "
-            f"{signed(contest.low)} to {signed(contest.high)}), more than {signed(contest.min_gain)} in "
+            f"The final student scores {own} {TITLES[self.metric]} against the champion's {champions} on {n:,} test "
+            f"rows: a gain of {gain} (95 % interval {low} to {high}), more than {least} in "
             f"{percent(contest.win_share)} % of resamples, {percent(contest.confidence)} % needed; McNemar on whole "
             f"labels: {contest.only_champion} that only the champion gets right, {contest.only_final} that only the "
             f"final student does, {p_text(contest.p_value)}.",
@@ -268,10 +272,12 @@ def _belongs(problem: ProblemKind, part: SliceConfig, row: Row) -> bool:
 def _slice_sentence(part: SliceScore) -> str:
     if part.score is None or part.n < part.min_rows:
         return f"Slice '{part.name}' has {part.n} test rows; at least {part.min_rows} are needed to prove anything."
+    value, low, high, floor = (
+        score_text(part.metric, one) for one in (part.score.value, part.score.low, part.score.high, part.floor)
+    )
     return (
-        f"Slice '{part.name}': {percent(part.score.value)} {TITLES[part.metric]} (95 % interval "
-        f"{percent(part.score.low)} to {percent(part.score.high)}) on {part.n} test rows; at least "
-        f"{percent(part.floor)} is needed."
+        f"Slice '{part.name}': {value} {TITLES[part.metric]} (95 % interval {low} to {high}) on {part.n} test rows; "
+        + (f"at most {floor} is allowed." if part.metric in ERRORS else f"at least {floor} is needed.")
     )
 
 

@@ -1,8 +1,8 @@
 """`merge-labels`: merges the students' cross-labels into the pool's labels for the next stage.
 
 Each row has a label from every student that was not trained on it, also one that had no label before. If there are
-several (disjoint cells, k > 2), the label is decided on the mean of their probabilities. A row that no student could
-label keeps its old label, if it had one.
+several (disjoint cells, k > 2), the label is decided on the mean of their probabilities; numbers on a scale are
+averaged. A row that no student could label keeps its old label, if it had one.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from retort.config import MergeConfig, Problem
 from retort.io.parquet import PSEUDOLABELS, Row, aligned, write_rows
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
+from retort.problems.base import Scale
 from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.steps.context import StepContext
@@ -69,13 +70,18 @@ class MergeLabels(Step):
         if len(votes) == 1:
             return {**votes[0], "probabilities": votes[0]["probabilities"] if self.soft else None}
         shape = (-1, len(problem.classes))
-        mean = np.mean([np.asarray(vote["probabilities"], dtype=np.float64).reshape(shape) for vote in votes], axis=0)
-        label, confidence = problem.decide(row["text"], mean)
+        known = [vote["probabilities"] for vote in votes if vote["probabilities"] is not None]
+        mean = np.mean([np.asarray(one, dtype=np.float64).reshape(shape) for one in known], axis=0) if known else None
+        if isinstance(problem, Scale):
+            label, confidence = problem.merge([vote["label"] for vote in votes], [1.0] * len(votes))
+        else:
+            assert mean is not None, "only numbers are merged without probabilities"
+            label, confidence = problem.decide(row["text"], mean)
         return {
             "example_id": row["example_id"],
             "text": row["text"],
             "label": label,
             "confidence": confidence,
             "labeler": "+".join(vote["labeler"] for vote in votes),
-            "probabilities": mean.astype(np.float16).ravel() if self.soft else None,
+            "probabilities": mean.astype(np.float16).ravel() if self.soft and mean is not None else None,
         }

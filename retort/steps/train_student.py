@@ -19,6 +19,7 @@ from retort.io.parquet import Row
 from retort.models.weights import Weights, find_weights
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
+from retort.problems.base import spread
 from retort.records.base import ArtifactRef
 from retort.steps.base import STUDENT, Resources, Runtime, Step
 from retort.steps.context import StepContext
@@ -170,15 +171,15 @@ class TrainStudent(TrainingStep):
         return (row for row in seen if row["confidence"] >= self.min_confidence) if self.min_confidence else seen
 
     def _training_row(self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]") -> "TrainingRow":
-        """If `soft`, with probabilities `(units, classes)`; they are one-hot if the row has none."""
+        """If `soft`, with probabilities `(units, classes)`; if the row has none, they are what its label stands for."""
         from retort.students.base import TrainingRow
 
         classes = len(problem.classes)
         if not self.soft:
             return TrainingRow(row["text"], row["label"], top=top.get(row["example_id"]))
         if row.get("probabilities") is None:
-            one_hot = np.eye(classes, dtype=np.float32)[problem.targets(row["text"], row["label"])]
-            return TrainingRow(row["text"], row["label"], one_hot)
+            alone = spread(problem, row["text"], row["label"]).astype(np.float32)
+            return TrainingRow(row["text"], row["label"], alone)
         probabilities: NDArray[np.float32] = np.asarray(row["probabilities"], dtype=np.float32).reshape(-1, classes)
         probabilities /= probabilities.sum(-1, keepdims=True)
         return TrainingRow(row["text"], row["label"], probabilities)

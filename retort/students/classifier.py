@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from retort.config import TrainingConfig
 from retort.models.device import Device
 from retort.problems import Problem
+from retort.problems.base import Scale, spread
 from retort.records.base import Progress
 from retort.students.base import Checkpoint, Prediction, TrainingResult, TrainingRow, decided
 from retort.students.batching import WINDOW_ROWS, token_batches
@@ -59,16 +60,18 @@ class Classifier:
         return TrainingResult(history, {"cut": sum(bool((row.positions < 0).any()) for row in data.rows)})
 
     def _encoded(self, rows: Sequence[TrainingRow]) -> TrainingRows:
-        is_soft = any(row.probabilities is not None for row in rows)
+        is_soft = isinstance(self.problem, Scale) or any(row.probabilities is not None for row in rows)
         encoded = list(encode_all(self.encoder, self.problem, (row.text for row in rows)))
         return TrainingRows(encoded, [self._target(row, is_soft) for row in rows])
 
     def _target(self, row: TrainingRow, is_soft: bool) -> NDArray[np.int64] | NDArray[np.float32]:
-        """Class indices `(units,)`; for soft labels, probabilities `(units, classes)`, one-hot if the row has none."""
+        """Class indices `(units,)`; for soft labels, probabilities `(units, classes)`, the label's if the row has
+        none."""
         if row.probabilities is not None:
             return row.probabilities
-        indices = np.asarray(self.problem.targets(row.text, row.label), dtype=np.int64)
-        return np.eye(len(self.problem.classes), dtype=np.float32)[indices] if is_soft else indices
+        if is_soft:
+            return spread(self.problem, row.text, row.label).astype(np.float32)
+        return np.asarray(self.problem.targets(row.text, row.label), dtype=np.int64)
 
     def predict(
         self,

@@ -26,6 +26,9 @@ from retort.errors import ConfigError
 from retort.models.device import Device
 from retort.models.weights import Weights
 from retort.problems import Problem
+from retort.problems.base import Scale, spread
+from retort.problems.chat import Chat
+from retort.problems.turns import Message, plain, shortened
 from retort.records.base import ParseFailure, Progress
 from retort.students.architectures import (
     START,
@@ -41,6 +44,7 @@ from retort.students.architectures import (
 )
 from retort.students.base import Checkpoint, Outcome, TrainingResult, TrainingRow
 from retort.students.batching import WINDOW_ROWS
+from retort.students.chat_templates import templated
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.encoder import as_config_error, use_fused_attention
 from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, keeps_packed_rows_apart
@@ -273,6 +277,8 @@ class GenerativeStudent:
 
     def _sources(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], bool]]:
         """Input token ids of each text, and whether the text was truncated."""
+        if isinstance(self._problem, Chat):
+            return [self._conversation(self._problem.turns(text)) for text in texts]
         if not texts:
             return []
         is_prompt = self.start is None
@@ -286,6 +292,23 @@ class GenerativeStudent:
         limit -= len(mark)
         return [(np.asarray([*row[:limit], *mark], dtype=np.int64), len(row) > limit) for row in rows]
 
+    def _conversation(self, turns: Sequence[Message]) -> tuple[NDArray[np.int64], bool]:
+        """Like `_sources`. Of a conversation that is too long the oldest turns are left out, not the system's; of a
+        last turn that is too long by itself, its beginning."""
+        for kept in shortened(turns):
+            ids = self._turn_ids(kept)
+            if len(ids) <= self._max_length:
+                return np.asarray(ids, dtype=np.int64), len(kept) < len(turns)
+        return np.asarray(ids[-self._max_length :], dtype=np.int64), True
+
+    def _turn_ids(self, turns: Sequence[Message]) -> list[int]:
+        """A decoder reads a conversation as its chat template writes it, up to where the assistant's turn begins."""
+        is_prompt = self.start is None
+        if is_prompt and getattr(self.tokenizer, "chat_template", None):
+            return list(self.tokenizer(templated(self.tokenizer, turns), add_special_tokens=False)["input_ids"])
+        mark = _separator(self.tokenizer) if is_prompt else []
+        return [*self.tokenizer(plain(turns), add_special_tokens=not is_prompt)["input_ids"], *mark]
+
     def _pairs(self, rows: Sequence[TrainingRow], *, distills: bool) -> tuple[list[Pair], dict[str, int]]:
         texts, labels = [row.text for row in rows], [row.label for row in rows]
         targets, sources, most = self.target.write(texts, labels), self._sources(texts), self.notes.most
@@ -293,7 +316,7 @@ class GenerativeStudent:
         targets = [one[0] if one else written for one, written in zip(distilled, targets, strict=True)]
         self._check_readable(rows, targets)
         self._check_lengths([len(target) for target in targets])
-        is_soft = any(row.probabilities is not None for row in rows)
+        is_soft = any(row.probabilities is not None for row in rows) or self._learns_spreads
         pairs = [
             Pair(
                 source,
@@ -316,10 +339,16 @@ class GenerativeStudent:
             return None
         return distillation_target(self.target, row.text, row.label, row.top, self.num_logits)
 
+    @property
+    def _learns_spreads(self) -> bool:
+        return isinstance(self.target, ClassTarget) and isinstance(self._problem, Scale)
+
     def _soft(self, row: TrainingRow, target: list[int]) -> NDArray[np.float32]:
-        """`(target tokens, classes)`: the row's probabilities, or its label one-hot."""
+        """`(target tokens, classes)`: the row's probabilities, or those that its label stands for."""
         if row.probabilities is not None:
             return row.probabilities
+        if self._learns_spreads:
+            return spread(self._problem, row.text, row.label).astype(np.float32)
         places = np.asarray(target) - self.notes.first
         one_hot: NDArray[np.float32] = np.eye(len(self.notes.classes), dtype=np.float32)[places]
         return one_hot

@@ -13,7 +13,7 @@ from retort.records.base import Record
 from retort.store import Store
 from retort.teachers.labeler import ASKED, pending_rows
 from retort.teachers.ledger import Ledger
-from retort.teachers.prompts import item_text
+from retort.teachers.prompts import row_turns
 from retort.teachers.request_builder import RequestBuilder
 from retort.teachers.requests import Turn
 from retort.teachers.token_counts import TokenCounter, token_counter
@@ -82,7 +82,9 @@ def forecast(
             if id(shared) not in shared_tokens:
                 shared_tokens[id(shared)] = _tokens(counter, shared)
             requests += 1
-            prompt_tokens += shared_tokens[id(shared)] + counter.count(item_text(teacher.prompt, text))
+            prompt_tokens += shared_tokens[id(shared)] + _tokens(
+                counter, row_turns(builder.problem, teacher.prompt, text)
+            )
             cached_tokens += shared_tokens[id(shared)] if seen[id(shared)] else 0
             seen[id(shared)] += 1
     pace = read_pace(store, ledger)

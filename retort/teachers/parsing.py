@@ -11,11 +11,12 @@ from retort.config import Metric
 from retort.config.teachers import LlmTeacherConfig
 from retort.metrics.calibration import label_probabilities, outside_mass
 from retort.problems import Problem
+from retort.problems.base import Scale
 from retort.records.base import Label, ParseFailure
 from retort.teachers.ledger import Entry
 from retort.teachers.salvage import Reading, parse_completion
 from retort.teachers.top_logprobs import TopLogprobs
-from retort.teachers.voting import majority, minimum_risk
+from retort.teachers.voting import averaged, majority, minimum_risk
 
 MISSING = ParseFailure("missing", "The teacher gave no answer.", "")
 
@@ -63,10 +64,15 @@ class CompletionParser:
             return next(one.outcome for one in readings if isinstance(one.outcome, ParseFailure))
         if len(entries) == 1:
             return Labeled(str(labels[0]), readings[0].covered, top=present[0].top)
-        by_risk = self.teacher.sampling.choose == "minimum-risk"
-        chosen = minimum_risk(labels, self.problem, self.metric) if by_risk else majority(labels)
+        chosen = self._chosen(labels)
         assert chosen is not None, "one of the samples has a label"
         return Labeled(*chosen)
+
+    def _chosen(self, labels: Sequence[Label | None]) -> tuple[Label, float] | None:
+        if isinstance(self.problem, Scale):
+            return averaged(labels, self.problem)
+        by_risk = self.teacher.sampling.choose == "minimum-risk"
+        return minimum_risk(labels, self.problem, self.metric) if by_risk else majority(labels)
 
     def _read(self, text: str, entry: Entry) -> Reading:
         reading = parse_completion(self.problem, text, entry.text, entry.finish_reason)

@@ -1,11 +1,17 @@
 """Builds prompts: instruction, schema and demonstrations, identical for every row, followed by the row."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from retort.config.teachers import PromptConfig
 from retort.problems import Problem
+from retort.problems.chat import Chat
+from retort.problems.turns import alternating
 from retort.records.base import Example
-from retort.teachers.requests import Prompt, Turn
+from retort.teachers.requests import Prompt, Role, Turn
+
+NEW_CONVERSATION = "(A new conversation.)"
+"""Opens each conversation, since all of them are turns of one chat."""
 
 
 def shared_turns(problem: Problem, config: PromptConfig, demonstrations: Sequence[Example]) -> tuple[Turn, ...]:
@@ -15,14 +21,23 @@ def shared_turns(problem: Problem, config: PromptConfig, demonstrations: Sequenc
     turns = [Turn("system", instruction.format(schema=problem.schema))]
     for example in demonstrations:
         assert example.label is not None, "demonstrations are gold-labeled"
-        turns.append(Turn("user", item_text(config, example.text)))
+        turns += row_turns(problem, config, example.text)
         turns.append(Turn("assistant", problem.render(example.text, example.label)))
     return tuple(turns)
+
+
+def row_turns(problem: Problem, config: PromptConfig, text: str) -> list[Turn]:
+    """A row: one turn of the user, or for chat the turns of the conversation, the last of which is the user's."""
+    if isinstance(problem, Chat):
+        spoken = alternating(problem.turns(text), NEW_CONVERSATION)
+        return [Turn(cast("Role", role), content) for role, content in spoken]
+    return [Turn("user", item_text(config, text))]
 
 
 def item_text(config: PromptConfig, text: str) -> str:
     return config.item.format(text=text)
 
 
-def prompt_for(config: PromptConfig, shared: tuple[Turn, ...], text: str) -> Prompt:
-    return Prompt(shared, item_text(config, text))
+def prompt_for(problem: Problem, config: PromptConfig, shared: tuple[Turn, ...], text: str) -> Prompt:
+    *earlier, item = row_turns(problem, config, text)
+    return Prompt(shared, item.content, tuple(earlier))

@@ -76,7 +76,9 @@ class RequestBuilder:
         """The request for one row; `keys` are the ledger keys of the requested samples, by the sample's number."""
         return CompletionRequest(
             key=next(iter(keys.values())),
-            prompt=prompt_for(self.teacher.prompt, self.shared(pending.example_id, pending.text), pending.text),
+            prompt=prompt_for(
+                self.problem, self.teacher.prompt, self.shared(pending.example_id, pending.text), pending.text
+            ),
             constraint=self.problem.constraint(pending.text) if self.is_constrained(attempt) else None,
             sampling_temperature=self.temperature(attempt),
             top_p=self.teacher.sampling.top_p,

@@ -8,13 +8,14 @@ from typing import Any, Literal, Protocol
 from retort.problems import Constraint
 from retort.teachers.top_logprobs import TopLogprobs
 
+Role = Literal["system", "user", "assistant"]
 INTERRUPTED = ("error", "abort", "insufficient_system_resource")
 """Values of `finish_reason` for a completion that the server broke off (OpenRouter and Mistral, vLLM, DeepSeek)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -27,6 +28,13 @@ class Prompt:
     once."""
     item: str
     """The last user turn: the row."""
+    earlier: tuple[Turn, ...] = ()
+    """The row's own turns before it, which a conversation has."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All of it."""
+        return (*self.shared, *self.earlier, Turn("user", self.item))
 
 
 @dataclass(frozen=True, slots=True)

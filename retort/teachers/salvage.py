@@ -18,6 +18,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from retort.problems import Problem
+from retort.problems.chat import Chat
+from retort.problems.turns import TOOL_CALLS, words_beside_calls
 from retort.records.base import Label, ParseFailure
 from retort.teachers.requests import INTERRUPTED
 
@@ -48,14 +50,22 @@ class Reading(NamedTuple):
 def parse_completion(problem: Problem, text: str, completion: str, finish_reason: str | None = None) -> Reading:
     """The label, or why there is none, with the unmodified completion.
 
-    Adds the reason codes `filtered`, `interrupted`, `cut-short` and `only-thoughts` to those of the problem's parser.
+    Adds the reason codes `filtered`, `interrupted`, `tool-calls`, `cut-short` and `only-thoughts` to those of the
+    problem's parser.
     """
     if finish_reason == "content_filter":
         return Reading(ParseFailure("filtered", "A content filter ended the completion.", completion))
     if finish_reason in INTERRUPTED:
         return Reading(ParseFailure("interrupted", f"The server broke it off ({finish_reason}).", completion))
+    calls = finish_reason == TOOL_CALLS
+    if calls and not isinstance(problem, Chat):
+        words = words_beside_calls(completion)
+        if not words.strip():
+            return Reading(ParseFailure("tool-calls", "It calls tools, and only a chat's label is a call.", completion))
+        completion, calls = words, False
     is_cut = finish_reason == "length"
-    visible = _THOUGHTS.sub("", completion)
+    # Calls are JSON, without thoughts: what looks like some is part of an argument.
+    visible = completion if calls else _THOUGHTS.sub("", completion)
     if visible.lstrip().startswith(_OPEN_THOUGHTS):
         failure = ParseFailure("only-thoughts", f"{_OPEN_THOUGHTS} is not closed.", completion)
         return Reading(_cut_short(failure) if is_cut else failure)
@@ -63,7 +73,8 @@ def parse_completion(problem: Problem, text: str, completion: str, finish_reason
     outcome = problem.parse(text, certain)
     if not isinstance(outcome, ParseFailure):
         return Reading(outcome, is_salvaged=certain != completion)
-    if salvaged := _salvaged(problem, text, certain):
+    # In a chat every text is a label, so a part of a call that is none would become one.
+    if not isinstance(problem, Chat) and (salvaged := _salvaged(problem, text, certain)):
         return salvaged
     failure = replace(outcome, raw=completion)
     return Reading(_cut_short(failure) if is_cut else failure)

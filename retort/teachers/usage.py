@@ -49,7 +49,7 @@ class Usage:
         self.in_flight += len(request.samples)
         if self.started_at is None:
             self.started_at = time.monotonic()
-            text = sum(len(turn.content) for turn in request.prompt.shared) + len(request.prompt.item)
+            text = sum(len(turn.content) for turn in request.prompt.turns)
             self.expected_tokens = text / CHARACTERS_PER_TOKEN + min(request.max_tokens, 64)
             self.expected_tokens += self.reasoning_tokens
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import Metric
-from retort.problems.base import Floats, Problem, ratio
+from retort.problems.base import Floats, Problem, Scale, ratio
 from retort.records.base import Label
 
 _DECIMALS = 12
@@ -52,6 +52,16 @@ def minimum_risk(labels: Sequence[Label | None], problem: Problem, metric: Metri
     return best, gains[best]
 
 
+def averaged(labels: Sequence[Label | None], problem: Scale) -> tuple[Label, float] | None:
+    """One row's samples on a scale, averaged, and the confidence, times the share of the samples that could be parsed;
+    None if none could."""
+    present = [label for label in labels if label is not None]
+    if not present:
+        return None
+    label, confidence = problem.merge(present, [1.0] * len(present))
+    return label, confidence * len(present) / len(labels)
+
+
 def _score(problem: Problem, metric: Metric, gold: Label, predicted: Label) -> float:
     return float(problem.value(metric, problem.statistics(metric, gold, predicted)))
 
@@ -67,7 +77,8 @@ def merge_votes(
 
     `labels`, `weights` (>= 0, on any scale) and `probabilities` are indexed by member. A member votes with its
     probabilities `(units, classes)` if it has any, otherwise with its label's classes. Members without a label are left
-    out; the result is None if no member has one. If only members of weight 0 have a label, they count equally.
+    out; the result is None if no member has one. If only members of weight 0 have a label, they count equally. Numbers
+    on a scale are averaged instead, see `Scale.merge`.
     """
     present = [member for member, label in enumerate(labels) if label is not None]
     if not present:
@@ -77,6 +88,8 @@ def merge_votes(
     ]
     shares = np.array([weights[member] for member in present], dtype=np.float64)
     shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(present), 1 / len(present))
+    if isinstance(problem, Scale):
+        return problem.merge([str(labels[member]) for member in present], shares.tolist())
     mean: Floats = np.tensordot(shares, np.stack(votes), axes=1)
     return problem.decide(text, mean.round(_DECIMALS))
 
@@ -109,16 +122,28 @@ def learn_weights(
     accuracy (Nitzan and Paroush 1982). With K equally likely wrong choices, naive Bayes adds ln K. Teachers make the
     same mistakes, so K is measured: how rarely two of them that are both wrong about a unit agree. p is smoothed as
     (right + 1) / (units + 2). A member that is worse than guessing gets weight 0 instead of a negative one; if all are,
-    the weights are equal.
+    the weights are equal. On a scale, a weight is instead 1 / the member's mean squared error, smoothed by one row
+    with the mean error of all members: for independent errors, that average has the least error.
     """
     gold = _classes(problem, texts, golds)
     choices = [_classes(problem, texts, labels, like=golds) for labels in members]  # -1: no label
     right = np.array([np.sum(choice == gold) for choice in choices], dtype=np.float64)
     given = np.array([np.sum(choice >= 0) for choice in choices], dtype=np.float64)
     smoothed = (right + 1) / (given + 2)
-    weights = np.maximum(np.log(smoothed / (1 - smoothed)) + np.log(_wrong_choices(choices, gold)), 0.0)
+    if isinstance(problem, Scale):
+        weights = _inverse_errors(problem, golds, members)
+    else:
+        weights = np.maximum(np.log(smoothed / (1 - smoothed)) + np.log(_wrong_choices(choices, gold)), 0.0)
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(members), 1 / len(members))
     return Members(weights, ratio(right, given), _agreement(members))
+
+
+def _inverse_errors(problem: Problem, golds: Sequence[Label], members: Sequence[Sequence[Label | None]]) -> Floats:
+    """`(members,)`; all 0 if no member is ever wrong."""
+    pairs = [[(gold, one) for gold, one in zip(golds, labels, strict=True) if one is not None] for labels in members]
+    errors = [[problem.statistics("rmse", gold, one)[0] for gold, one in rows] for rows in pairs]
+    usual = float(np.mean([error for rows in errors for error in rows] or [0.0]))
+    return ratio(np.ones(len(members)), np.array([(sum(rows) + usual) / (len(rows) + 1) for rows in errors]))
 
 
 def _classes(

@@ -58,3 +58,13 @@ def test_the_picture_names_field_metric_and_unit(tmp_path: Path) -> None:
     drawn = (tmp_path / "sweep.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("data.limit", "vanilla-kd", "1000"))
     assert "<!-- accuracy, percent, with 95 % intervals -->" in drawn
+
+
+def test_errors_are_shown_in_the_unit_of_the_labels(tmp_path: Path) -> None:
+    points = [
+        Point((("data.limit", rows),), "rmse", value, value - 0.1, value + 0.25, {"vanilla-kd": 1.5}, 1.0)
+        for rows, value in (("100", 1.25), ("200", 0.5))
+    ]
+    assert [row[1:3] for row in sweep_table(points).rows] == [("1.25 [1.15, 1.5]", "1.5"), ("0.5 [0.4, 0.75]", "1.5")]
+    draw_sweep(points, tmp_path / "sweep.svg")
+    assert "<!-- rmse, in the unit of the labels, with 95 % intervals -->" in (tmp_path / "sweep.svg").read_text()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retort.config import ColumnsConfig
+from retort.config import ChatConfig, ColumnsConfig, RegressionConfig
 from retort.data import read_examples, read_rows_of
 from retort.data.bad_rows import BadRow
 from retort.data.reading import read_pool
@@ -266,3 +266,49 @@ def test_what_is_set_aside_is_written_in_bounded_memory(tmp_path: Path) -> None:
     with RowWriter(tmp_path / "none.parquet", BAD_ROWS):
         pass
     assert not (tmp_path / "none.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"id": "x", "text": null}', "null-text"),
+        (b'{"id": "x", "text": NaN}', "null-text"),
+        (b'{"id": "x", "text": " "}', "empty-text"),
+        (b'{"id": "x"}', "no-text"),
+        (b'{"id": "x", "text": []}', "no-conversation"),
+        (b'{"id": "x", "text": 5}', "no-conversation"),
+        (b'{"id": "x", "text": ["hello", "you"]}', "no-conversation"),
+        (b'{"id": "x", "text": [{"role": "user", "content": ""}]}', "no-conversation"),
+        (b'{"id": "x", "text": [{"role": "user", "content": "a\\ud83d"}]}', "no-conversation"),
+        (
+            b'{"id": "x", "text": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+            "no-conversation",
+        ),
+        (b'{"id": "x", "text": [{"role": "user", "content": "a", "content": "b"}]}', "key-twice"),
+        (b'{"id": "x", "text": "[{\\"role\\": \\"user\\", \\"role\\": \\"tool\\"}]"}', "no-conversation"),
+        (b'{"id": "x", "text": "hello", "label": {"role": "assistant", "tool_calls": 5}}', "bad-gold"),
+        (b'{"id": "x", "text": "hello", "label": {"role": "user", "content": "hi"}}', "bad-gold"),
+    ],
+)
+def test_a_pool_of_conversations_sets_bad_ones_aside(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(lines(*GOOD) + line + b"\n")
+    chat = problem_for(ChatConfig(kind="chat"))
+    *good, bad = read_pool(str(path), ColumnsConfig(), chat)
+    assert [row.text for row in good if isinstance(row, Example)] == [
+        f'[{{"content":"text {number}","role":"user"}}]' for number in range(3)
+    ]
+    assert isinstance(bad, BadRow)
+    assert (bad.reason, bad.raw) == (reason, line.decode())
+    assert bad.detail.startswith(f"{path}, line 4: ")
+
+
+@pytest.mark.parametrize("label", [b"[1]", b"6", b'"many"', b"1e999", b"true", b'{"a": 1}'])
+def test_a_pool_of_numbers_sets_bad_gold_aside(tmp_path: Path, label: bytes) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(lines(*GOOD) + b'{"id": "x", "text": "a", "label": ' + label + b"}\n")
+    marks = problem_for(RegressionConfig(kind="regression", low=0, high=5, step=1))
+    *good, bad = read_pool(str(path), ColumnsConfig(), marks)
+    assert len(good) == 3
+    assert isinstance(bad, BadRow)
+    assert bad.reason == "bad-gold"

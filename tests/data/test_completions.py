@@ -243,3 +243,42 @@ def test_halves_of_surrogate_pairs_and_odd_counts_do_not_survive(tmp_path: Path)
     assert first == RecordedCompletion("?", "hell?", "stop", 0, 0)
     assert isinstance(second, BadLine)
     second.detail.encode()
+
+
+CALL = '{"tool_calls":[{"arguments":{"city":"Rome"},"name":"weather"}]}'
+BESIDE = CALL.replace("{", '{"content":"I look.",', 1)
+OPENAI = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "I look.", "<think>Rome?</think>I look.", [{"type": "text", "text": "I look."}]]
+)
+@pytest.mark.parametrize("reason", ["tool_calls", "stop", None])
+def test_calls_of_tools_are_kept_with_the_words_beside_them(content: object, reason: str | None) -> None:
+    message = {"role": "assistant", "content": content, "tool_calls": [OPENAI], "refusal": None}
+    answered = answer_of(answer("1", choices=[{"message": message, "finish_reason": reason}]))
+    assert answered[:2] == (BESIDE if content else CALL, "tool_calls")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"result": {"type": "succeeded", "message": {"stop_reason": "tool_use", "content": [
+            {"type": "thinking", "thinking": "Rome?"}, {"type": "text", "text": "I look."},
+            {"type": "tool_use", "id": "t", "name": "weather", "input": {"city": "Rome"}}]}}},
+        {"response": {"candidates": [{"finishReason": "STOP", "content": {"parts": [
+            {"text": "I look."}, {"functionCall": {"name": "weather", "args": {"city": "Rome"}}}]}}]}},
+        {"response": {"body": {"status": "completed", "output": [
+            {"type": "message", "content": [{"type": "output_text", "text": "I look."}]},
+            {"type": "function_call", "call_id": "c", "name": "weather", "arguments": '{"city": "Rome"}'}]}}},
+    ],
+    ids=["anthropic", "gemini", "openai-responses"],
+)  # fmt: skip
+def test_calls_of_other_vendors_are_the_same(line: dict[str, object]) -> None:
+    assert answer_of(line)[:2] == (BESIDE, "tool_calls")
+
+
+def test_a_call_that_was_cut_is_no_call_that_ended() -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": [OPENAI]}
+    cut = answer_of(answer("1", choices=[{"message": message, "finish_reason": "length"}]))
+    assert cut[:2] == (CALL, "length")

@@ -329,6 +329,16 @@ def test_the_terminal_has_one_line_per_arm(summary: MckdSummary, width: int, lef
     assert "The run cost 26.0 s of compute." in lines
 
 
+def test_the_terminal_shows_errors_in_their_unit_and_gains_as_how_much_less_they_are(summary: MckdSummary) -> None:
+    errors = MckdSummary.model_validate_json(summary.model_dump_json().replace('"slot_f1"', '"rmse"'))
+    console = Console(width=120, file=StringIO(), record=True)
+    console.print(render_terminal(errors, console.width))
+    told = console.export_text()
+    assert "scores in percent, errors in the unit of the labels, on " in told
+    arm = next(line for line in told.splitlines() if line.startswith(" stage 1 (2 students)"))
+    assert arm.split()[4:8] == ["0.875", "[0.625,", "1]", "-0.304"]
+
+
 TRACKED = {"tracking": {"uri": "sqlite:///never-opened.db"}, "method": {"stages": 1}, "baselines": []}
 """A config with a registry to promote in."""
 MUSIC = {"name": "music | <b>", "label": "PLAY", "metric": "exact_match", "floor": 0.9, "min_rows": 2}

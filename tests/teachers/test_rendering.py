@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from retort.teachers.vllm.engine.rendering import has_chat_template, render
+from retort.teachers.vllm.engine.rendering import has_chat_template, render, row_text
 
 SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
 ROWS = [json.loads(line) for line in SNIPS.read_text().splitlines()]
@@ -136,3 +136,22 @@ def test_a_template_that_does_not_let_the_row_stand_as_it_is_is_refused(write: C
 
     with pytest.raises(ValueError, match="does not render the same turns to the same text"):
         render(Counting(), SHARED)
+
+
+def test_a_row_of_several_turns_is_the_end_of_the_whole_chat(tokenizer: PreTrainedTokenizerFast) -> None:
+    earlier = [{"role": "user", "content": "play jazz"}, {"role": "assistant", "content": "which?"}]
+    prefix, before, after = rendered = render(tokenizer, SHARED)
+    assert row_text(tokenizer, SHARED, rendered, [], "bebop") == "bebop"
+    prompt = prefix + before + row_text(tokenizer, SHARED, rendered, earlier, "bebop") + after
+    more, ahead, behind = render(tokenizer, [*SHARED, *earlier])
+    assert prompt == more + ahead + "bebop" + behind
+    assert prompt.startswith(prefix)
+
+
+def test_a_template_that_renders_other_turns_in_view_of_the_last_is_refused() -> None:
+    tokenizer = qwen("{{ messages | length }}" + CHATML)
+    rendered = render(tokenizer, SHARED)
+    with pytest.raises(ValueError, match="renders the turns before a row's own otherwise"):
+        row_text(
+            tokenizer, SHARED, rendered, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "c"
+        )

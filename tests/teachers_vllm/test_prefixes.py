@@ -64,3 +64,14 @@ def test_a_template_that_refuses(tokenizer: PreTrainedTokenizerFast, prefixes: A
     tokenizer.chat_template = "{{ raise_exception('not like this') }}"
     with pytest.raises(ValueError, match="not like this"):
         prefixes.Prefix(tokenizer, TURNS)
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_a_row_of_several_turns_follows_the_prefix(
+    template: str | None, tokenizer: PreTrainedTokenizerFast, prefixes: Any
+) -> None:
+    tokenizer.chat_template = template
+    earlier = [{"role": "user", "content": "play"}, {"role": "assistant", "content": "what?"}]
+    found = prefixes.Prefix(tokenizer, TURNS).prompt("jazz", earlier)
+    start, before, after = render(tokenizer, [*TURNS, *earlier])
+    assert found == tokenizer.encode(f"{start}{before}jazz{after}", add_special_tokens=False)

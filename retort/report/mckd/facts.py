@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from retort.artifacts.examples import set_aside
 from retort.artifacts.scores import INVALID_SHARE, Scores
 from retort.artifacts.verdicts import GateVerdict, Selection
-from retort.config import EnsembleConfig, HubConfig, MckdConfig
+from retort.config import ERRORS, EnsembleConfig, HubConfig, MckdConfig, Metric
 from retort.io.parquet import Row
 from retort.metrics.comparison import compare_systems
-from retort.metrics.format import TITLES, p_text, percent, signed
+from retort.metrics.format import TITLES, gain_text, p_text, score_text
 from retort.metrics.scores import mean_score
 from retort.problems.base import Problem
 from retort.records.base import ArtifactRef, Progress
@@ -330,14 +330,20 @@ def _fine_tuning_reason(run: Run) -> str:
     if tuning.selection is None:
         return f"Fine-tuning on the labeled set needs no proof (method.fine_tuning: always), so {students} had it."
     verdict, needed = Selection.open(run.store, tuning.selection).verdict(), run.config.fine_tuning.confidence
+    gain, low, high = (gain_text(verdict.metric, one) for one in (verdict.gain, verdict.low, verdict.high))
     compared = (
-        f"it changed a student's {TITLES[verdict.metric]} on {verdict.n} judging rows that it had not seen by "
-        f"{signed(verdict.gain)} (95 % interval {signed(verdict.low)} to {signed(verdict.high)}; better in "
+        f"it {_changed(verdict.metric)} a student's {TITLES[verdict.metric]} on {verdict.n} judging rows that it had "
+        f"not seen by {gain} (95 % interval {low} to {high}; better in "
         f"{verdict.win_share:.0%} of resamples, {needed:.0%} needed)"
     )
     if tuning.accepted:
         return f"Fine-tuning on the labeled set was accepted: {compared}. So {students} had it."
     return f"Fine-tuning on the labeled set was rejected: {compared}."
+
+
+def _changed(metric: Metric) -> str:
+    """The verb before a gain: of an error, that is how much less it is."""
+    return "lowered" if metric in ERRORS else "changed"
 
 
 def _labels_reason(run: Run, systems: Sequence[SystemRow]) -> str:
@@ -367,10 +373,11 @@ def _compared(run: Run, challenger: StageResult, systems: Sequence[SystemRow]) -
     metric, only = run.config.metrics[0], verdict.mcnemar
     by_stage = {row.stage: row.judge_scores[metric] for row in systems if row.role == "stage"}
     new, old = by_stage[challenger.stage], by_stage[challenger.stage - 1]
+    gain, low, high = (gain_text(metric, one) for one in (verdict.gain, verdict.low, verdict.high))
     return (
-        f"students trained on them scored {percent(new.value)} {TITLES[metric]} against {percent(old.value)} of those "
-        f"trained on the labels before, on the {verdict.n} judging rows (gain {signed(verdict.gain)}, "
-        f"95 % interval {signed(verdict.low)} to {signed(verdict.high)}; better in "
+        f"students trained on them scored {score_text(metric, new.value)} {TITLES[metric]} against "
+        f"{score_text(metric, old.value)} of those trained on the labels before, on the {verdict.n} judging rows "
+        f"(gain {gain}, 95 % interval {low} to {high}; better in "
         f"{verdict.win_share:.0%} of resamples, {run.config.selection.confidence:.0%} needed; "
         f"McNemar on whole labels: {only.only_old} answers only the old got right, {only.only_new} only the new, "
         f"{p_text(only.p_value)})"

@@ -4,7 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from retort.config import ClassificationConfig, ConstituencyConfig, EntitiesConfig, MultiLabelConfig, SlotsConfig
+from retort.config import (
+    ClassificationConfig,
+    ConstituencyConfig,
+    EntitiesConfig,
+    MultiLabelConfig,
+    RegressionConfig,
+    SlotsConfig,
+)
 from retort.config import Problem as ProblemConfig
 from retort.io.parquet import Row
 from retort.metrics.format import shortened
@@ -40,7 +47,7 @@ def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -
     """`rows` are an evaluation's predictions: text, gold, predicted (None without a label)."""
     if isinstance(config, MultiLabelConfig | EntitiesConfig):
         return (_parts_table(config, problem, rows),)
-    if not isinstance(config, SlotsConfig | ConstituencyConfig | ClassificationConfig):
+    if not isinstance(config, SlotsConfig | ConstituencyConfig | ClassificationConfig | RegressionConfig):
         return ()
     wholes: list[_Pair] = []
     spans: list[_Pair] = []
@@ -58,6 +65,9 @@ def error_tables(config: ProblemConfig, problem: Problem, rows: Iterable[Row]) -
             return _span_table("Constituents", spans, counts), _class_table("Whole sentences", wholes)
         case ClassificationConfig(labels=labels):
             return (_class_table("Classes", wholes, labels),)
+        case RegressionConfig():
+            title = "Numbers" if config.has_class_for_each else "Numbers, to the nearest of these"
+            return (_class_table(title, wholes, problem.classes),)
 
 
 def _parts_table(config: MultiLabelConfig | EntitiesConfig, problem: Problem, rows: Iterable[Row]) -> ErrorTable:

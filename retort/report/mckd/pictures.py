@@ -17,7 +17,7 @@ COLORS: dict[Role, str] = {
 
 def draw_scores(summary: MckdSummary, folder: Path) -> None:
     systems = [row for row in summary.systems if row.scores]
-    panels = [Panel(TITLES[metric], [_dot(row, metric) for row in systems]) for metric in summary.metrics]
+    panels = [Panel(TITLES[metric], metric, [_dot(row, metric) for row in systems]) for metric in summary.metrics]
     draw(panels, [_name(row) for row in systems], folder)
 
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from retort.config import Metric
-from retort.metrics.format import TITLES, percent, signed, with_interval
+from retort.config import ERRORS, Metric
+from retort.metrics.format import LESS_IS_BETTER, TITLES, gain_text, score_text, with_interval
 from retort.records.base import Record, Score, digest
 from retort.report.base import Summary, Table
 
@@ -22,7 +22,7 @@ class FinalGain(Record):
     """The final student compared with a baseline on the same test rows, paired."""
 
     value: float
-    """The final student's score minus the baseline's, in the deciding metric."""
+    """How much better the final student's score is than the baseline's, in the deciding metric."""
     low: float
     """Lower end of the 95 % bootstrap interval."""
     high: float
@@ -226,7 +226,8 @@ class MckdSummary(Summary):
         """What the final student gains over others, as a sentence; empty if there is nothing to compare it with."""
         metric, own = self.metric, self.final.scores[self.metric]
         gains = [
-            f"{signed(gain.value)} ({signed(gain.low)} to {signed(gain.high)}) over {row.name}"
+            f"{gain_text(metric, gain.value)} ({gain_text(metric, gain.low)} to {gain_text(metric, gain.high)}) over "
+            f"{row.name}"
             for row in self.systems
             if (gain := row.final_gain)
         ]
@@ -236,8 +237,22 @@ class MckdSummary(Summary):
             where = {"test": "on the test rows", "pool": "on the pool"}.get(
                 teacher.measured_on or "", "on the labeled set"
             )
-            gains.insert(0, f"{signed(own.value - value)} over the teacher ({percent(value)} {where})")
-        return f"The final student scores {percent(own.value)} {TITLES[metric]}: {'; '.join(gains)}." if gains else ""
+            more = value - own.value if metric in ERRORS else own.value - value
+            gains.insert(0, f"{gain_text(metric, more)} over the teacher ({score_text(metric, value)} {where})")
+        if not gains:
+            return ""
+        return f"The final student scores {score_text(metric, own.value)} {TITLES[metric]}: {'; '.join(gains)}."
+
+    @property
+    def measures_errors(self) -> bool:
+        """Whether the deciding metric is an error, in the unit of the labels."""
+        return self.metric in ERRORS
+
+    @property
+    def unit(self) -> str:
+        """What the numbers of the result table are."""
+        errors = LESS_IS_BETTER if ERRORS & set(self.metrics) else ""
+        return f"In percent, with 95 % intervals (bootstrap over rows). {errors}".strip()
 
     @property
     def conclusion(self) -> str:

@@ -3,7 +3,8 @@
 from rich.console import Group
 from rich.text import Text
 
-from retort.metrics.format import TITLES, percent, seconds_text, signed, with_interval
+from retort.config import ERRORS
+from retort.metrics.format import TITLES, gain_text, score_text, seconds_text, with_interval
 from retort.records.base import Score
 from retort.report.base import Table, set_aside_line, verdict_lines
 from retort.report.mckd.summary import MckdSummary, SystemRow, title
@@ -16,7 +17,8 @@ _STYLES = {"teacher": "", "stage": "", "final": "bold green", "champion": "", "b
 def render_terminal(summary: MckdSummary, width: int) -> Group:
     """One line per arm, then what was gained and why, to print with a rich console of `width` columns."""
     tests = next((score.n for score in summary.final.scores.values()), 0)
-    heading = f"{summary.name}: scores in percent, on {tests:,} test rows, with 95 % intervals"
+    unit = "in percent, errors in the unit of the labels" if ERRORS & set(summary.metrics) else "in percent"
+    heading = f"{summary.name}: scores {unit}, on {tests:,} test rows, with 95 % intervals"
     notes = [f"{row.name}: {row.note}" for row in summary.systems if row.note and row.note != "baseline"]
     cost = f"The run cost {seconds_text(summary.compute_seconds)} of compute."
     lines = [summary.gained, summary.reason, *verdict_lines(summary), set_aside_line(summary), cost]
@@ -47,7 +49,7 @@ def _table(summary: MckdSummary) -> Table:
 
 
 def _gains_over_vanilla(summary: MckdSummary) -> dict[str, str]:
-    """By row, what it scores more than vanilla distillation on the test rows, in the deciding metric. Only the final
+    """By row, how much better it is than vanilla distillation on the test rows, in the deciding metric. Only the final
     student is compared row by row, and so has an interval."""
     metric = summary.metric
     vanilla = next((row for row in summary.systems if row.name == _VANILLA and metric in row.scores), None)
@@ -56,9 +58,11 @@ def _gains_over_vanilla(summary: MckdSummary) -> dict[str, str]:
     gains = {}
     for row in summary.systems:
         if row is not vanilla and row.measured_on == "test" and metric in row.scores:
-            gains[row.name] = signed(row.scores[metric].value - vanilla.scores[metric].value)
+            more = row.scores[metric].value - vanilla.scores[metric].value
+            gains[row.name] = gain_text(metric, -more if metric in ERRORS else more)
         if row.role == "final" and (gain := vanilla.final_gain):
-            gains[row.name] = f"{signed(gain.value)} [{signed(gain.low)}, {signed(gain.high)}]"
+            value, low, high = (gain_text(metric, one) for one in (gain.value, gain.low, gain.high))
+            gains[row.name] = f"{value} [{low}, {high}]"
     return gains
 
 
@@ -68,4 +72,4 @@ def _name(row: SystemRow) -> str:
 
 
 def _value(score: Score | None) -> str:
-    return "-" if score is None else percent(score.value)
+    return "-" if score is None else score_text(score.metric, score.value)

@@ -9,7 +9,8 @@ from retort.report.soft_label.summary import TEXTS, SoftLabelSummary
 def draw_arms(summary: SoftLabelSummary, folder: Path) -> None:
     arms = list(summary.scores)
     panels = [
-        Panel(f"{rows}: {TEXTS[summary.metric]}", [_dot(summary, arm, rows) for arm in arms]) for rows in summary.tests
+        Panel(f"{rows}: {TEXTS[summary.metric]}", summary.metric, [_dot(summary, arm, rows) for arm in arms])
+        for rows in summary.tests
     ]
     draw(panels, arms, folder)
 

@@ -14,7 +14,7 @@ from zlib import crc32
 from retort.config import EndpointConfig, VllmConfig
 from retort.config.endpoint import ConstraintStyle
 from retort.config.teachers import LlmTeacherConfig
-from retort.data.answers import finish_reason_of, text_of
+from retort.data.answers import text_of, with_calls
 from retort.teachers.endpoint.firsttoken import first_token_scores
 from retort.teachers.endpoint.structured import constraint_settings, unwrap_label, wrapping
 from retort.teachers.requests import INTERRUPTED, Completion, CompletionRequest, Turn
@@ -72,14 +72,16 @@ class BodyWriter:
         if request.prompt.shared is not self._shared:
             self._share(request.prompt.shared)
         settings = json.dumps(self._settings(request, samples))
-        item = json.dumps(request.prompt.item)
-        return self._opening + f'{{"role": "user", "content": {item}}}], {settings[1:]}'.encode()
+        own = [*request.prompt.earlier, Turn("user", request.prompt.item)]
+        row = ", ".join(json.dumps({"role": turn.role, "content": turn.content}) for turn in own)
+        return self._opening + f"{row}], {settings[1:]}".encode()
 
     def num_tokens(self, request: CompletionRequest) -> int:
         """Estimated tokens of the prompt, at four characters per token."""
         if request.prompt.shared is not self._shared:
             self._share(request.prompt.shared)
-        return (self._shared_characters + len(request.prompt.item)) // 4 + 1
+        own = sum(len(turn.content) for turn in request.prompt.earlier) + len(request.prompt.item)
+        return (self._shared_characters + own) // 4 + 1
 
     def _share(self, shared: tuple[Turn, ...]) -> None:
         turns = [json.dumps({"role": turn.role, "content": turn.content}) + ", " for turn in shared]
@@ -169,9 +171,9 @@ def _choice(choice: object) -> tuple[str, str | None]:
     message = choice.get("message") if isinstance(choice, dict) else None
     content = message.get("content") if isinstance(message, dict) else 0
     text = "" if content is None else text_of(content)
-    if not isinstance(choice, dict) or text is None:
+    if not isinstance(choice, dict) or not isinstance(message, dict) or text is None:
         raise MalformedResponse("a choice holds no message with a text")
-    return text, finish_reason_of(choice.get("finish_reason"))
+    return with_calls(text, message.get("tool_calls"), choice.get("finish_reason"))
 
 
 def _alternatives(choice: Any) -> list[tuple[str, float]]:

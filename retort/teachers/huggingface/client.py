@@ -12,6 +12,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from retort.teachers.huggingface.contexts import CachedModel, common_prefix
 from retort.teachers.huggingface.decoding import BatchRow, Generation, sample_seed
 from retort.teachers.requests import Completion, CompletionRequest, Rejection, Turn
 from retort.teachers.vllm.engine import scoring
-from retort.teachers.vllm.engine.rendering import has_chat_template, render
+from retort.teachers.vllm.engine.rendering import has_chat_template, render, row_text
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -157,10 +158,10 @@ class TransformersClient:
     def _complete(
         self, shared: tuple[Turn, ...], requests: list[CompletionRequest]
     ) -> Iterator[Completion | Rejection]:
-        prefix, before, after = self._render(shared)
-        prompts = self._token_ids([f"{prefix}{before}{request.prompt.item}{after}" for request in requests])
+        prefix, before, after, rows = self._render(shared, requests)
+        prompts = self._token_ids([f"{prefix}{before}{row}{after}" for row in rows])
         (prefix_ids,) = self._token_ids([prefix])
-        rows: dict[tuple[str, ...], list[BatchRow]] = {}
+        groups: dict[tuple[str, ...], list[BatchRow]] = {}
         for request, token_ids in zip(requests, prompts, strict=True):
             needed = max(map(len, self._paths(request.verbalizers, after)), default=1)
             if len(token_ids) + needed > self._limit:
@@ -169,8 +170,8 @@ class TransformersClient:
                 continue
             alike = request.sampling_temperature == 0 or request.verbalizers
             for samples in [request.samples] if alike else [(sample,) for sample in request.samples]:
-                rows.setdefault(request.verbalizers, []).append(BatchRow(request, samples, token_ids))
-        for verbalizers, members in rows.items():
+                groups.setdefault(request.verbalizers, []).append(BatchRow(request, samples, token_ids))
+        for verbalizers, members in groups.items():
             for batch in self._batches(members, len(prefix_ids)):
                 known = common_prefix(prefix_ids, [row.token_ids for row in batch])
                 if verbalizers:
@@ -187,9 +188,13 @@ class TransformersClient:
             yield rows[:size]
             rows = rows[size:]
 
-    def _render(self, shared: tuple[Turn, ...]) -> tuple[str, str, str]:
+    def _render(self, shared: tuple[Turn, ...], requests: list[CompletionRequest]) -> tuple[str, str, str, list[str]]:
+        """See `render`; the last are the rows between `before` and `after`."""
+        turns = [asdict(turn) for turn in shared]
         try:
-            return render(self._tokenizer, [{"role": turn.role, "content": turn.content} for turn in shared])
+            parts = render(self._tokenizer, turns)
+            owns = ((one.prompt.item, [asdict(turn) for turn in one.prompt.earlier]) for one in requests)
+            return *parts, [row_text(self._tokenizer, turns, parts, earlier, item) for item, earlier in owns]
         except ValueError as error:
             raise ConfigError(f"teacher.model = '{self._name}': {error}") from None
 

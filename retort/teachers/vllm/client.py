@@ -241,6 +241,7 @@ def _request_message(request: CompletionRequest, number: int, shared: int) -> Me
         "id": number,
         "shared": shared,
         "item": request.prompt.item,
+        "earlier": [{"role": turn.role, "content": turn.content} for turn in request.prompt.earlier],
         "constraint": _constraint(request.constraint),
         "temperature": request.sampling_temperature,
         "top_p": request.top_p,

@@ -5,9 +5,9 @@ For the same reason, none of them may have the name of a package that vLLM impor
 OPTIONS is a JSON object written by `retort.teachers.vllm`. Standard input carries JSON lines:
 
     {"shared": 1, "turns": [{"role", "content"}, ...]}   turns that requests refer to, until {"forget": 1}
-    {"id", "shared": 1, "item", "constraint": {"choice": [...]} | {"grammar": GBNF or Lark} | {"json": SCHEMA}
-     | {"regex": TEXT} | null, "temperature", "top_p", "max_tokens", "samples": [0, ...], "verbalizers": [...],
-     "top_logprobs": k}
+    {"id", "shared": 1, "item", "earlier": [{"role", "content"}, ...],
+     "constraint": {"choice": [...]} | {"grammar": GBNF or Lark} | {"json": SCHEMA} | {"regex": TEXT} | null,
+     "temperature", "top_p", "max_tokens", "samples": [0, ...], "verbalizers": [...], "top_logprobs": k}
 
 Standard output carries
 

@@ -12,19 +12,21 @@ class Prefix:
     """Tokenized shared turns. Raises ValueError if the tokenizer's chat template does not accept them."""
 
     def __init__(self, tokenizer: Any, shared: "rendering.Chat") -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._shared = tokenizer, shared
         self._chat = rendering.has_chat_template(tokenizer)
         self._text, self._before, self.after = rendering.render(tokenizer, shared)
         self._token_ids = self._beginning(self._text)
         self._parts: bool | None = None
 
-    def prompt(self, item: str) -> list[int]:
-        """The token ids of a row's whole prompt.
+    def prompt(self, item: str, earlier: "rendering.Chat" = ()) -> list[int]:
+        """The token ids of a row's whole prompt; `earlier` are its own turns before its last one, `item`.
 
         The first row is tokenized both in parts and as a whole: if the results differ, because the tokenizer merges
         characters across the boundary, every row's prompt is tokenized as a whole.
         """
-        row = f"{self._before}{item}{self.after}"
+        rendered = self._text, self._before, self.after
+        own = rendering.row_text(self._tokenizer, self._shared, rendered, earlier, item)
+        row = f"{self._before}{own}{self.after}"
         in_parts = self._token_ids + self._tokenizer.encode(row, add_special_tokens=False)
         if self._parts is None:
             self._parts = in_parts == self._beginning(self._text + row)

@@ -33,6 +33,25 @@ def render(tokenizer: Any, shared: Chat) -> tuple[str, str, str]:
     return "".join(blocks), "", "\n"
 
 
+def row_text(tokenizer: Any, shared: Chat, rendered: tuple[str, str, str], earlier: Chat, item: str) -> str:
+    """What stands between `before` and `after` for a row of several turns: `earlier`, then `item`, the last one.
+    `rendered` is what `render` gave for the shared turns.
+
+    Raises ValueError if the chat template does not render them as part of the same prompt.
+    """
+    if not earlier:
+        return item
+    if not has_chat_template(tokenizer):
+        blocks = (turn["content"] + ("\n" if turn["role"] == "user" else "\n\n") for turn in earlier)
+        return "".join(blocks) + item
+    prefix, before, after = rendered
+    whole = _render_turns(tokenizer, [*shared, *earlier, {"role": "user", "content": item}])
+    start = prefix + before
+    if not (whole.startswith(start) and whole.endswith(after)):
+        raise ValueError("the chat template renders the turns before a row's own otherwise, the more turns there are")
+    return whole[len(start) : len(whole) - len(after)]
+
+
 def _chat(tokenizer: Any, shared: Chat) -> tuple[str, str, str]:
     whole = _render_turns(tokenizer, [*shared, {"role": "user", "content": _SENTINEL}])
     other = _render_turns(tokenizer, [*shared, {"role": "user", "content": _SENTINEL + "x"}])

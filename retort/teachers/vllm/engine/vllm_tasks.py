@@ -50,7 +50,7 @@ class CompletionTask:
 
     def __init__(self, message: Message, prefix: Prefix, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._message = message
-        self._prompt = prefix.prompt(message["item"])
+        self._prompt = prefix.prompt(message["item"], message["earlier"])
         self._tokenizer = tokenizer
         parameters = {
             "temperature": message["temperature"],
@@ -115,7 +115,7 @@ class ScoringTask:
 
     def __init__(self, message: Message, prefix: Prefix, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._message = message
-        self._prompt = prefix.prompt(message["item"])
+        self._prompt = prefix.prompt(message["item"], message["earlier"])
         self._paths = _paths(tokenizer, prefix.after, tuple(message["verbalizers"]))
         self._next_token: dict[scoring.Path, dict[int, float]] = {}
         self._nodes: dict[str, scoring.Path] = {}
