@@ -154,11 +154,12 @@ def test_bad_data_is_not_retried(
     attempts: Callable[[str], dict[str, tuple[str, int]]],
     tmp_path: Path,
 ) -> None:
-    pool = Path(shutil.copy(tiny_slots["data"]["unlabeled"], tmp_path / "pool.jsonl"))
-    with pool.open("a") as file:
-        file.write('{"id": "unlabeled-0", "text": "twice"}\n')
-    values = configured(tiny_slots, tmp_path / "store", name="bad-data", data__unlabeled=str(pool))
-    with pytest.raises(DataError, match="unlabeled-0"):
+    test = Path(shutil.copy(tiny_slots["data"]["test"], tmp_path / "test.jsonl"))
+    first = test.read_text().splitlines()[0]
+    with test.open("a") as file:
+        file.write(f"{first}\n")
+    values = configured(tiny_slots, tmp_path / "store", name="bad-data", data__test=str(test))
+    with pytest.raises(DataError, match=json.loads(first)["id"]):
         run_here(values)
-    assert attempts("bad-data")["ingest/unlabeled"] == ("Failed", 1)
-    assert attempts("bad-data")["ingest/test"] == ("Completed", 1)
+    assert attempts("bad-data")["ingest/test"] == ("Failed", 1)
+    assert attempts("bad-data")["ingest/unlabeled"] == ("Completed", 1)

@@ -100,7 +100,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path, fi
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config(address, field)))
     with pytest.raises(
-        ConfigError, match=f"{field} = .*: holds a user's password: put it into an environment"
+        ConfigError, match=f"{field}( = .*)?: holds a user's password: put it into an environment"
     ) as caught:
         load_config(str(path))
     assert "hunter22" not in str(caught.value)
