@@ -45,6 +45,7 @@ def digests(modules: Mapping[str, Path]) -> dict[str, str]:
     return {name: hashlib.sha256(_meaning(path).encode()).hexdigest()[:16] for name, path in sorted(modules.items())}
 
 
+@cache  # most files are reached by most steps
 def _meaning(path: Path) -> str:
     if path.suffix != ".py":
         return path.read_text(encoding="utf-8")
@@ -85,14 +86,15 @@ def _file(name: str, root: Path) -> Path | None:
     return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
 
 
-def _imports(path: Path) -> Iterator[str]:
-    tree = _WithoutTypeChecking().visit(ast.parse(path.read_text(encoding="utf-8")))
-    for node in ast.walk(tree):
+@cache
+def _imports(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(_WithoutTypeChecking().visit(ast.parse(path.read_text(encoding="utf-8")))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    return names
 
 
 def _programs(path: Path, name: str) -> Iterator[str]:
