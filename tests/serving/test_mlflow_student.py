@@ -49,7 +49,10 @@ def test_the_champion_loads_as_a_python_function(registered: str, slots_student:
     import pandas as pd
 
     mlflow.set_tracking_uri(registered)
-    model = mlflow.pyfunc.load_model("models:/requests@champion")
+    try:
+        model = mlflow.pyfunc.load_model("models:/requests@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
     texts, answers = expected(slots_student)
     assert model.predict(pd.DataFrame({"text": texts})).to_dict("records") == answers
     with pytest.raises(mlflow.exceptions.MlflowException, match="row 1: 'text' is empty"):
