@@ -175,3 +175,11 @@ def test_classes_can_be_told_apart_in_the_prompt(labels: list[str], shown: str) 
         assert problem.parse("", problem.render("", label)) == label
         if shown.startswith('"'):
             assert problem.parse("", json.dumps(label, ensure_ascii=False)) == label
+
+
+def test_bytes_are_read_as_utf_8() -> None:
+    """As a binary column of Parquet has them."""
+    problem = Classification(["bad", "café"])
+    assert problem.gold({"label": "café".encode()}, ColumnsConfig()) == "café"
+    with pytest.raises(DataError, match="'label' is not UTF-8"):
+        problem.gold({"label": b"caf\xe9"}, ColumnsConfig())
