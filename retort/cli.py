@@ -93,7 +93,7 @@ def new(
     section = teacher_section(teacher or "finetuned", key)
     created = create(Request(file, unlabeled, test, folder, asked, section, student))
     for line in created.lines:
-        print(line)
+        say(line)
     print(f"\nWritten:  {created.config}\nNext:     retort doctor {created.config}")
 
 
@@ -375,7 +375,7 @@ def export(
     if (int8 or check) and not onnx:
         raise ConfigError("--int8 and --check are about the graph, and go with --onnx")
     for line in write(Export(model, folder, onnx, int8, check, Fields(text, "id"), tracking)):
-        print(line)
+        say(line)
 
 
 @app.command()

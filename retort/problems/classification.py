@@ -6,28 +6,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError
 from retort.problems.base import (
-    Constraint,
     Floats,
-    Mended,
     check_apart,
     gold_text,
-    lark_rules,
-    lark_text,
     listed,
     looks,
     needs_quotes,
     quoted,
     ratio,
 )
+from retort.problems.choice import Choice
 from retort.records.base import Label, ParseFailure
 
 
-class Classification:
+class Classification(Choice):
     """Classes in the given order, which must be from low to high for `quadratic_weighted_kappa`.
 
     Raises ConfigError for fewer than two classes, or two that `parse` could not distinguish.
@@ -36,20 +32,12 @@ class Classification:
     def __init__(self, labels: Sequence[str]) -> None:
         if len(labels) < 2:
             raise ConfigError(f"problem.labels needs at least two classes, not {len(labels)}")
-        self._classes = tuple(labels)
+        self._classes = self._choices = tuple(labels)
         self._index = {label: index for index, label in enumerate(labels)}
         check_class_names(labels)
         self._is_quoted = needs_quotes(labels)
         self._by_key = {class_key(quoted(label)): label for label in labels if self._is_quoted}
         self._by_key |= {class_key(label): label for label in labels}
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self._classes
-
-    @property
-    def sigmoids(self) -> tuple[str, ...]:
-        return ()
 
     @property
     def instruction(self) -> str:
@@ -83,31 +71,8 @@ class Classification:
             return ParseFailure("unknown-label", detail, completion)
         return label
 
-    def mend(self, text: str, completion: str) -> Mended:
-        return Mended(completion)
-
-    def uncut(self, completion: str) -> str:
-        """See `Problem.uncut`. A name may be the start of a longer one, so the line that was cut is left out."""
-        return completion.rpartition("\n")[0]
-
-    def constraint(self, text: str) -> Constraint:
-        return Constraint(choice=self._classes)
-
-    def grammar(self, text: str) -> str:
-        # One terminal for all names: of two terminals with a common prefix, only the longer would ever match.
-        return lark_rules({"label": ["LABEL"], "LABEL": [lark_text(name) for name in self._classes]})
-
-    def words(self, text: str) -> list[str]:
-        return [text]
-
-    def sites(self, num_words: int) -> NDArray[np.int64]:
-        return np.zeros(1, dtype=np.int64)
-
     def targets(self, text: str, label: Label) -> list[int]:
         return [self._index[label]]
-
-    def allowed(self, num_units: int) -> NDArray[np.bool_]:
-        return np.ones((num_units, len(self._classes)), dtype=np.bool_)
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
         (scores,) = probabilities

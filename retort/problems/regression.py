@@ -13,11 +13,11 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retort.config import ColumnsConfig, Metric, RegressionConfig
 from retort.errors import ConfigError, DataError
-from retort.problems.base import Constraint, Floats, Mended, gold_text, lark_rules, lark_text, listed, ratio
+from retort.problems.base import Floats, gold_text, listed, ratio
+from retort.problems.choice import Choice
 from retort.records.base import Label, ParseFailure
 
 POINTS = 11
@@ -30,7 +30,7 @@ _NO_SPREAD = 1e-12
 """A variance below this, on a scale from -1 to 1, is the rounding error of sums."""
 
 
-class Regression:
+class Regression(Choice):
     """A scale. Its ends and steps are decimals: 0.1 is a tenth, not the nearest binary number."""
 
     def __init__(self, config: RegressionConfig) -> None:
@@ -38,13 +38,13 @@ class Regression:
         self._unit, self._has_steps = config.unit, config.step is not None
         self._average = config.average
         written = self._all_written()
-        self._written = tuple(self._text(number) for number in written)
+        self._choices = tuple(self._text(number) for number in written)
         self._points = np.array(
             [float(number) for number in written]
             if config.has_class_for_each
             else np.linspace(config.low, config.high, POINTS)
         )
-        self._classes = self._written if config.has_class_for_each else tuple(f"{point:g}" for point in self._points)
+        self._classes = self._choices if config.has_class_for_each else tuple(f"{point:g}" for point in self._points)
 
     def _all_written(self) -> list[Decimal]:
         if self._has_steps:
@@ -55,24 +55,15 @@ class Regression:
         return [at * self._unit for at in range(int(first), int(last) + 1)]
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return self._classes
-
-    @property
-    def sigmoids(self) -> tuple[str, ...]:
-        """None: the classes of the one unit exclude each other."""
-        return ()
-
-    @property
     def instruction(self) -> str:
         return "Rate each text with a number. Answer with the number and nothing else. Possible numbers: {schema}"
 
     @property
     def schema(self) -> str:
         """The scale: all its steps if they are few."""
-        if self._has_steps and len(self._written) <= POINTS:
-            return ", ".join(self._written)
-        first, last = self._written[0], self._written[-1]
+        if self._has_steps and len(self._choices) <= POINTS:
+            return ", ".join(self._choices)
+        first, last = self._choices[0], self._choices[-1]
         return f"{first} to {last} in steps of {self._unit.normalize():f}"
 
     def gold(self, row: Mapping[str, Any], columns: ColumnsConfig) -> Label | None:
@@ -114,29 +105,9 @@ class Regression:
             return ParseFailure("out-of-range", detail, completion)
         value = min(max(value, self._low), self._high)
         if self._has_steps and abs(value - self._rounded(value)) > _SNAP * self._unit:
-            detail = f"{number[:80]} lies between two steps; allowed: {listed(self._written)}."
+            detail = f"{number[:80]} lies between two steps; allowed: {listed(self._choices)}."
             return ParseFailure("between-steps", detail, completion)
         return self._label(value)
-
-    def mend(self, text: str, completion: str) -> Mended:
-        return Mended(completion)
-
-    def uncut(self, completion: str) -> str:
-        """See `Problem.uncut`. A number may be the start of a longer one, so the line that was cut is left out."""
-        return completion.rpartition("\n")[0]
-
-    def constraint(self, text: str) -> Constraint:
-        return Constraint(choice=self._written)
-
-    def grammar(self, text: str) -> str:
-        # One terminal for all numbers: of two terminals with a common prefix, only the longer would ever match.
-        return lark_rules({"label": ["LABEL"], "LABEL": [lark_text(number) for number in self._written]})
-
-    def words(self, text: str) -> list[str]:
-        return [text]
-
-    def sites(self, num_words: int) -> NDArray[np.int64]:
-        return np.zeros(1, dtype=np.int64)
 
     def targets(self, text: str, label: Label) -> list[int]:
         """See `Problem.targets`: the nearest point; of two equally near ones the lower."""
@@ -150,9 +121,6 @@ class Regression:
         distribution = np.zeros((1, len(points)))
         distribution[0, above - 1 : above + 1] = 1 - share, share
         return distribution
-
-    def allowed(self, num_units: int) -> NDArray[np.bool_]:
-        return np.ones((num_units, len(self._classes)), dtype=np.bool_)
 
     def decide(self, text: str, probabilities: Floats) -> tuple[Label, float]:
         """The mean of the distribution, or the step nearest to it. The confidence is 1 minus the standard deviation in
@@ -220,7 +188,7 @@ class Regression:
         origin = self._low if self._has_steps else Decimal(0)
         steps = ((value - origin) / self._unit).to_integral_value(ROUND_HALF_UP)
         written = origin + steps * self._unit
-        return min(max(written, Decimal(self._written[0])), Decimal(self._written[-1]))
+        return min(max(written, Decimal(self._choices[0])), Decimal(self._choices[-1]))
 
     def _text(self, written: Decimal) -> str:
         digits = max(0, *(-int(one.normalize().as_tuple().exponent) for one in (self._unit, self._low)))

@@ -29,6 +29,7 @@ from transformers import (
 from retort.errors import ConfigError
 from retort.models.weights import Weights, loading_fault
 from retort.problems import Problem
+from retort.students.architectures import loaded
 from retort.students.training_data import padded_with_mask
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -126,18 +127,7 @@ def new_encoder(kind: str, weights: Weights, *, pretrained: bool, problem: Probl
         )
         use_fused_attention(config)
         tokenizer = AutoTokenizer.from_pretrained(weights.address, revision=weights.revision, trust_remote_code=False)
-        architecture = _ARCHITECTURES[kind]
-        if pretrained:
-            model = architecture.from_pretrained(
-                weights.address,
-                revision=weights.revision,
-                trust_remote_code=False,
-                config=config,
-                use_safetensors=True,
-                dtype=torch.float32,
-            )
-        else:
-            model = architecture.from_config(config, trust_remote_code=False)
+        model = loaded(_ARCHITECTURES[kind], weights, config, pretrained)
     limit = _length_limit(config, max_length)
     return Encoder(model, tokenizer, kind, limit, has_sigmoids=bool(problem.sigmoids))
 

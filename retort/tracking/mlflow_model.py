@@ -20,19 +20,18 @@ def write_model(folder: Path, artifact: str, columns: Sequence[str], *, copy: bo
     """Write the model into the existing `folder`.
 
     Args:
-        artifact: The address of the student's artifact, ROOT/students/XX/KEY.
+        artifact: The address of the student's artifact, ROOT/students/XX/KEY, absolute.
         columns: The columns of the input that the student reads.
         copy: Copy the artifact, which must be in a local store, instead of referring to it.
     """
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    address = artifact if "://" in artifact else str(Path(artifact).absolute())
+    student = artifact
     if copy:
-        place = Path(_COPY, *Path(address).parts[-3:])
-        shutil.copytree(address, folder / place)
-        address = str(place)
-    (folder / POINTER).write_text(json.dumps({"student": address, "columns": list(columns)}), encoding="utf-8")
+        student = str(Path(_COPY, *Path(artifact).parts[-3:]))
+        shutil.copytree(artifact, folder / student)
+    (folder / POINTER).write_text(json.dumps({"student": student, "columns": list(columns)}), encoding="utf-8")
     read = Schema([ColSpec("string", name, required=True) for name in columns])
     written = Schema([ColSpec("string", "label"), ColSpec("double", "confidence")])
     model = Model(signature=ModelSignature(inputs=read, outputs=written))

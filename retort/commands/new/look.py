@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from retort.errors import DataError
+from retort.problems.base import is_missing
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -112,4 +113,4 @@ def _words(rows: Rows, column: str) -> int:
 
 
 def _filled(value: object) -> bool:
-    return value is not None and value == value and value not in ("", [])
+    return not is_missing(value) and value not in ("", [])
