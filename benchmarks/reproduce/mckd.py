@@ -54,11 +54,13 @@ def main() -> None:
     if unknown := [name for name in given.tables if name not in tables]:
         raise SystemExit(f"no table is called '{unknown[0]}'; there are {', '.join(tables)}")
     pools = {name: given.pools or tables[name]["pools"] for name in given.tables}
-    # Large pools first, so that none is left over at the end.
     jobs = [Job(name, pool, seed) for seed in range(given.seeds) for name in given.tables for pool in pools[name]]
-    jobs.sort(key=lambda job: -job.pool)
+    # Seed by seed, so that what is there after an interruption is balanced; large pools first, as they take longest.
+    jobs.sort(key=lambda job: (job.seed, -job.pool))
     done = {Job(*line["job"]): line["systems"] for line in read(given.out)}
-    make_missing([job for job in jobs if job not in done], tables, given)
+    make_missing(
+        [job for job in jobs if not tables[job.table]["arms"].keys() <= done.get(job, {}).keys()], tables, given
+    )
     done = {Job(*line["job"]): line["systems"] for line in read(given.out)}
     for name in given.tables:
         metrics = config_of(tables[name], Job(name, pools[name][0], 0), []).metrics[:2]
@@ -75,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=1, help="jobs at once; they share the cores and the GPU")
     parser.add_argument("--pools", type=int, nargs="+", help="instead of the table's")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all arms")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no job after so many")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no arm after so many")
     parser.add_argument("--out", type=Path, default=Path("evidence.jsonl"))
     return parser.parse_args()
 
@@ -103,12 +105,14 @@ def make_missing(jobs: list[Job], tables: Mapping[str, Any], given: argparse.Nam
 def run_job(
     table: Mapping[str, Any], job: Job, overrides: list[str], parallel: int, ends: float
 ) -> dict[str, Scores] | None:
-    """The scores of every row of the table; None if it was too late to begin."""
+    """The scores of the table's rows, of those arms that were begun in time; None if it was too late to begin."""
     if time.time() > ends:
         return None
     systems: dict[str, Scores] = {}
     with tempfile.TemporaryDirectory(prefix="retort-evidence-") as store:
         for arm, changes in table["arms"].items():
+            if systems and time.time() > ends:
+                break
             config = config_of(table, job, [*changes, *overrides, f"store.root={store}", "tracking=null"])
             config = MckdRecipe().resolve(config)
             if systems:
@@ -150,15 +154,16 @@ def markdown(runs: list[dict[str, Scores]], metrics: Iterable[str]) -> Iterator[
     columns = [*(TITLES[metric] for metric in metrics), f"gain over {VANILLA}", "stage kept", "fine-tuned"]
     yield "| | " + " | ".join(columns) + " |"
     yield "| --- |" + " --- |" * len(columns)
-    for name in runs[0]:
-        cells = [spread(over_seeds([run[name][metric] for run in runs])) for metric in metrics]
+    for name in dict.fromkeys(name for run in runs for name in run):
+        having = [run for run in runs if name in run]
+        cells = [spread(over_seeds([run[name][metric] for run in having])) for metric in metrics]
         if name in (VANILLA, TEACHER):
             cells.append("")
         else:
-            own, vanilla = ([run[row][metrics[0]] for run in runs] for row in (name, VANILLA))
+            own, vanilla = ([run[row][metrics[0]] for run in having] for row in (name, VANILLA))
             cells.append(spread(paired(vanilla, own), "+"))
         for fact in ("kept", "fine-tuned"):
-            known = [run[name][fact] for run in runs if fact in run[name]]
+            known = [run[name][fact] for run in having if fact in run[name]]
             cells.append(f"{sum(known) / len(known):.1f}" if known else "")
         yield f"| {name} | {' | '.join(cells)} |"
 

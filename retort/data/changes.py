@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import duckdb
+from retort.io.database import open_database
 
 
 class PoolDiff(NamedTuple):
@@ -22,7 +22,7 @@ def compare_rows(before: Path | None, now: Path | None) -> PoolDiff:
     """Compare two `rows.parquet` files in bounded memory. Without `before`, every row is new."""
     if now is None:
         return PoolDiff(0, 0, 0, 0)
-    with duckdb.connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
+    with open_database(memory_limit="1GB", threads=2) as connection:
         if before is None:
             (count,) = connection.execute("SELECT count(*) FROM read_parquet($now)", {"now": str(now)}).fetchone() or (
                 0,

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -43,7 +44,8 @@ def fit(
     progress: Progress = lambda done, total, note: None,
     held_out: TrainingData | None = None,
 ) -> History:
-    """Trains the parameters of `model` that require gradients, in place, deterministically on one machine.
+    """Trains the parameters of `model` that require gradients, in place, deterministically on one machine's CPU; on a
+    GPU, the gradients of attention are summed in an order that varies.
 
     A step has `training.batch_tokens` tokens on every device. If they do not fit memory, the number of parts that it is
     split into is doubled; their gradients add up to the same, up to rounding. A training resumed from a checkpoint on
@@ -184,7 +186,9 @@ def _schedule(data: TrainingData, training: TrainingConfig, seed: int) -> tuple[
 def _make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # the one attention kernel that only warns
+    torch.backends.cuda.enable_cudnn_sdp(False)  # the one attention kernel that has no deterministic form
+    # The others are told of at each training; only `warn_only=False` makes them so, which other kernels cannot do.
+    warnings.filterwarnings("ignore", message=".*Attention defaults to a non-deterministic algorithm")
     # A debugging aid that deterministic mode turns on: filling every new tensor costs a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

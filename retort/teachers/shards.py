@@ -7,7 +7,7 @@ one can be cached. DuckDB does not notice flipped bits, so only verified shards 
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retort.errors import StoreUnavailable
+from retort.io.database import open_database
 from retort.io.parquet import count_rows
 from retort.io.scratch import scratch
 from retort.records.base import digest
@@ -181,14 +182,13 @@ def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
     with scratch("ledger") as folder:
         none = f"{folder}/none.parquet"
         pq.write_table(SCHEMA.empty_table(), none)
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": MEMORY_LIMIT,
-            "threads": THREADS,
-            "temp_directory": f"{folder}/spilled",
-            "preserve_insertion_order": False,
-            "autoinstall_known_extensions": False,
-        }
-        with closing(duckdb.connect(config=config)) as database:
+        with open_database(
+            memory_limit=MEMORY_LIMIT,
+            threads=THREADS,
+            temp_directory=f"{folder}/spilled",
+            preserve_insertion_order=False,
+            autoinstall_known_extensions=False,
+        ) as database:
             yield database, none
 
 

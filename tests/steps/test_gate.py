@@ -19,7 +19,7 @@ from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult
 from retort.report.base import verdict_text
 from retort.steps.context import StepContext
-from retort.steps.gate import check_slices, outcome_of
+from retort.steps.gate import check_slices, outcome_of, within
 from retort.store import StepOutput, Store
 
 GOLD = ["up", "up", "down", "down"]
@@ -114,7 +114,13 @@ def judge(store: Store, student: ArtifactRef, tmp_path: Path) -> Judge:
         folder = tmp_path / f"gate-{step.key}"
         folder.mkdir()
         context = StepContext(store, folder, ExecutionConfig(), 0, lambda *_: None)
-        ref = store.publish(step, folder, step.judge(context, lambda *_: (latency_ms, "a machine")), 1.0, "gated")
+        ref = store.publish(
+            step,
+            folder,
+            step.judge(context, lambda _gate, _context, texts: ([latency_ms] * len(texts), "a machine")),
+            1.0,
+            "gated",
+        )
         return GateVerdict.open(store, ref).verdict(), ref
 
     return decide
@@ -302,6 +308,12 @@ def test_latency_is_taken_on_one_thread(store: Store, student: ArtifactRef, scor
     assert torch.get_num_threads() == threads
     assert 0.1 < verdict.cost.latency_ms < 1000
     assert (verdict.cost.timed_rows, verdict.cost.machine != "") == (12, True)
+
+
+def test_a_slow_student_is_timed_on_few_rows() -> None:
+    assert list(within(60.0, iter([3.0, 2.0, 1.0]))) == [3.0, 2.0, 1.0]
+    assert list(within(0.0, iter([3.0, 2.0, 1.0]))) == [3.0], "a language model takes seconds a row"
+    assert list(within(0.0, iter([]))) == []
 
 
 def test_the_key_holds_what_the_verdict_rests_on(scored: Scored, student: ArtifactRef) -> None:
