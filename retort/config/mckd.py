@@ -42,13 +42,16 @@ class FineTuningConfig(Settings):
     """better: if a student, fine-tuned on a part of the labeled set, gains on the rest of it."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 40
     """Number of passes over the labeled set."""
+    interpolation: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """How far the weights go from those before fine-tuning to those after it (WiSE-FT, arXiv 2109.01903). Below 1, a
+    student keeps more of what a good teacher taught it."""
     folds: Annotated[int, Field(ge=2, le=100)] = 10
     """better: number of parts of the labeled set, each of which judges a student that was fine-tuned on the others.
     With `evaluation.judge: dev`, the dev set judges instead."""
-    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """better: the least share of paired bootstrap resamples in which the fine-tuned students must win. Below a half,
-    because a teacher that had the labeled set as demonstrations labels rows like these better than others, and so do
-    the students that learn from it alone."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """better: the least share of paired bootstrap resamples in which the fine-tuned students must win. Far below a
+    half, because a teacher that had the labeled set as demonstrations labels rows like these better than others, and so
+    do the students that learn from it alone; and because a mistake costs little next to what is won."""
 
 
 class MethodConfig(Settings):

@@ -40,12 +40,14 @@ class CrossValidate(TrainingStep):
     def _labels_of(self, context: StepContext, weights: Weights, gold: list[Example], fold: list[int]) -> Labels:
         from retort.models.device import choose_device
         from retort.students.base import TrainingRow
+        from retort.students.interpolation import interpolated
 
         device = choose_device(context.execution.device, self.training.precision, self.siblings)
         as_scored = choose_device(context.execution.device, "auto", self.siblings)
         student, _ = self.untrained(context, weights)
         others = [TrainingRow(row.text, str(row.label)) for at, row in enumerate(gold) if at not in fold]
-        student.train(others, self.training, seed=self.seed, device=device, micro_batches=2**context.attempt)
+        with interpolated(student.model, self.interpolation):
+            student.train(others, self.training, seed=self.seed, device=device, micro_batches=2**context.attempt)
         held = [gold[at] for at in fold]
         outcomes = student.predict((row.text for row in held), device=as_scored, total=len(held))
         return {

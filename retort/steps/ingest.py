@@ -42,7 +42,9 @@ class FoldRows(Record):
 class Ingest(Step):
     """Read a data source, check every row, and store it with its gold labels in a separate file.
 
-    A row of the pool that cannot be used is set aside; in any other source it is an error.
+    A row of the pool that cannot be used is set aside; in any other source it is an error. A row of the pool that the
+    labeled set has too is left out: its label is known, and a teacher that was shown it repeats it, so that students
+    which learned it could not be judged by it.
     """
 
     kind = "ingest"
@@ -58,6 +60,10 @@ class Ingest(Step):
     limit: int | None
     """Use only this many rows, the first in the order of hashed ids."""
     folds: Annotated[FoldRows | None, Field(exclude_if=lambda folds: folds is None)] = None
+    without: Annotated[str | None, Field(exclude_if=lambda content: content is None)] = None
+    """The fingerprint of `labeled`."""
+    labeled: Runtime[Source | None] = None
+    """The labeled set, whose texts the pool is not to have."""
     source: Runtime[Source]
     endpoint_url: Runtime[str | None]
 
@@ -67,16 +73,22 @@ class Ingest(Step):
         return self.version if self.problem.kind == "text" else 1
 
     def run(self, context: StepContext) -> StepOutput:
-        keep = self._smallest_ids(self.limit) if self.limit else None
+        known = self._known_texts()
+        keep = self._smallest_ids(self.limit, known) if self.limit else None
+        left_out = 0
         golds: list[Row] = []
         groups: list[Row] = []
         reasons: Counter[str] = Counter()
 
         def rows(aside: RowWriter) -> Iterator[Row]:
+            nonlocal left_out
             for example in self._read():
                 if isinstance(example, BadRow):
                     reasons[example.reason] += 1
                     aside.write(dataclasses.asdict(example))
+                    continue
+                if _plain(example.text) in known:
+                    left_out += 1
                     continue
                 if keep is not None and example.example_id not in keep:
                     continue
@@ -96,7 +108,8 @@ class Ingest(Step):
         if groups:
             write_rows(context.folder / GROUP_ROWS, GROUPS, groups)
         details = {SET_ASIDE: dict(reasons)} if reasons else {}
-        return StepOutput(rows=count, counts={"gold": len(golds)}, details=details)
+        counts = {"gold": len(golds), **({"in labeled set": left_out} if left_out else {})}
+        return StepOutput(rows=count, counts=counts, details=details)
 
     @property
     def is_pool(self) -> bool:
@@ -118,9 +131,17 @@ class Ingest(Step):
             folds=None if self.folds is None else self.folds.rows,
         )
 
-    def _smallest_ids(self, limit: int) -> set[str]:
+    def _known_texts(self) -> frozenset[str]:
+        if self.labeled is None:
+            return frozenset()
+        columns, problem = ColumnsConfig.model_validate(self.columns), problem_for(self.problem)
+        rows = read_examples(self.labeled, columns, problem, gold="required", endpoint_url=self.endpoint_url)
+        return frozenset(_plain(row.text) for row in rows)
+
+    def _smallest_ids(self, limit: int, known: frozenset[str]) -> set[str]:
         """A random choice that is stable as the pool grows: it changes only by new rows with a smaller hash."""
-        ids = (example.example_id for example in self._read() if isinstance(example, Example))
+        rows = (example for example in self._read() if isinstance(example, Example))
+        ids = (row.example_id for row in rows if _plain(row.text) not in known)
         return set(heapq.nsmallest(limit, ids, key=digest))
 
     def _no_rows(self, folder: Path, reasons: Mapping[str, int]) -> str:
@@ -132,3 +153,8 @@ class Ingest(Step):
     def _place(self) -> str:
         source = self.source if isinstance(self.source, str) else json.dumps(self.source.model_dump(mode="json"))
         return f"data.{self.name.partition('/')[2]} = {source}"
+
+
+def _plain(text: str) -> str:
+    """The same for texts that differ only in white space and case."""
+    return " ".join(text.split()).casefold()

@@ -57,6 +57,8 @@ class TrainingStep(Step):
     """The student whose weights it starts from."""
     stopping: ArtifactRef | None = None
     """The labeled set that decides when training stops."""
+    interpolation: Annotated[float, Field(exclude_if=lambda share: share == 1)] = 1.0
+    """Its weights are this share of the way from those it starts from to those that the training reaches."""
     model: Runtime[str]
     """Where the initial weights are."""
     revision: Runtime[str] = "main"
@@ -114,21 +116,23 @@ class TrainStudent(TrainingStep):
     def train(self, context: StepContext, weights: Weights) -> StepOutput:
         from retort.models.device import choose_device
         from retort.students.checkpoints import StoredCheckpoint
+        from retort.students.interpolation import interpolated
 
         device = choose_device(context.execution.device, self.training.precision, self.siblings)
         student, start = self.untrained(context, weights)
         problem = problem_for(self.problem)
         rows, held_out = self._held_out(context, self._rows(context, problem, student))
-        result = student.train(
-            rows,
-            self.training,
-            seed=self.seed,
-            device=device,
-            micro_batches=2**context.attempt,
-            checkpoint=StoredCheckpoint(context.store, self.key),
-            progress=context.progress,
-            held_out=held_out,
-        )
+        with interpolated(student.model, self.interpolation):
+            result = student.train(
+                rows,
+                self.training,
+                seed=self.seed,
+                device=device,
+                micro_batches=2**context.attempt,
+                checkpoint=StoredCheckpoint(context.store, self.key),
+                progress=context.progress,
+                held_out=held_out,
+            )
         student.save(context.folder / MODEL)
         history = result.history
         (context.folder / HISTORY).write_text(json.dumps(asdict(history)))

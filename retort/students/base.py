@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -124,6 +125,9 @@ class Predictor(Protocol):
 
 class Student(Predictor, Protocol):
     """One that can be trained."""
+
+    @property
+    def model(self) -> torch.nn.Module: ...
 
     @property
     def num_parameters(self) -> int: ...

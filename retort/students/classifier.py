@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from retort.config import TrainingConfig
 from retort.models.device import Device
@@ -24,6 +25,10 @@ from retort.students.training import TrainingRows, train
 class Classifier:
     encoder: Encoder
     problem: Problem
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.encoder.model
 
     @property
     def num_parameters(self) -> int:

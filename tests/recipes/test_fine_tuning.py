@@ -153,6 +153,9 @@ def test_what_is_compared_is_a_student_of_the_kept_stage_before_and_after(verdic
     assert judge.input("start") == kept.students[0]
     assert judge.input("labels") == result.data.labeled == result.data.judge
     assert (judge.params["folds"], judge.params["training"]["epochs"]) == (3, 7)
+    tuned = [judge, named(do, "final/student")]
+    assert {step.params["interpolation"] for step in tuned} == {0.75}, "what is judged is what is shipped"
+    assert "interpolation" not in named(do, "final/before-fine-tuning").params
     assert verdict.inputs["reigning"] == kept.judge_scores[:1]
     assert verdict.input("challenger").uri == "fine-tuning/judge"
     assert verdict.params["selection"] == {"kind": "better", "confidence": 0.8}
@@ -208,7 +211,8 @@ def test_vanilla_fine_tuned_is_vanilla_kd_fine_tuned_whatever_the_run_does() -> 
     assert tuned.params["training"]["epochs"] == 7
     # Trained alone, it is trained for as long as a fine-tuned teacher: a baseline must not starve.
     training = {**tuned.params["training"], "epochs": 40}
-    assert supervised.params == {**tuned.params, "training": training}
+    alone = {name: value for name, value in tuned.params.items() if name != "interpolation"}
+    assert supervised.params == {**alone, "training": training}
     assert "start" not in supervised.inputs
 
 

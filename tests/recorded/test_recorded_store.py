@@ -20,6 +20,8 @@ from retort.artifacts.times import Times
 from retort.artifacts.verdicts import Selection
 from retort.commands.plan import plan
 from retort.recipes import load_config, recipe_of
+from retort.recipes.mckd import pipeline
+from retort.recipes.mckd.steps import ingest
 from retort.recipes.walk import steps_of
 from retort.steps.base import Step
 from retort.steps.cross_label import StudentStep
@@ -82,8 +84,11 @@ def test_recorded_labels_mean_something_else(recorded: Path, monkeypatch: pytest
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The store, as if labels still were what they were in it: nothing else may have changed."""
+    """The store, as if labels still were what they were in it, and a pool with the rows of the labeled set: nothing
+    else may have changed."""
     monkeypatch.setattr(PseudolabelRecorded, "version", 1)
+    whole = {"without": None, "labeled": None}
+    monkeypatch.setattr(pipeline, "ingest", lambda *given: ingest(*given).model_copy(update=whole))
     with tarfile.open(HERE / "store.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)

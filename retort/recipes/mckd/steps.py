@@ -42,7 +42,7 @@ Role = Literal["labeled", "unlabeled", "test", "dev"]
 
 
 def ingest(config: MckdConfig, role: Role) -> Ingest:
-    """Reads the source once to fingerprint it."""
+    """Reads the source once to fingerprint it; for the pool, the labeled set too."""
     source, is_pool = getattr(config.data, role), role == "unlabeled"
     return Ingest(
         name=f"ingest/{role}",
@@ -51,6 +51,8 @@ def ingest(config: MckdConfig, role: Role) -> Ingest:
         content=fingerprint(source, config.store.endpoint_url),
         gold="optional" if is_pool else "required",
         limit=config.data.limit if is_pool else None,
+        without=fingerprint(config.data.labeled, config.store.endpoint_url) if is_pool else None,
+        labeled=config.data.labeled if is_pool else None,
         source=source,
         endpoint_url=config.store.endpoint_url,
     )
@@ -161,7 +163,8 @@ def fine_tune(
 ) -> TrainStudent:
     """Train a student further, on the labeled set."""
     training = gold_training(config, config.fine_tuning.epochs)
-    return train_student(config, name, data.labeled, index=index, siblings=siblings, training=training, start=student)
+    step = train_student(config, name, data.labeled, index=index, siblings=siblings, training=training, start=student)
+    return step.model_copy(update={"interpolation": config.fine_tuning.interpolation})
 
 
 def cross_validate(config: MckdConfig, name: str, student: ArtifactRef, data: Data) -> CrossValidate:

@@ -1,0 +1,54 @@
+"""`ingest`: what becomes of a source's rows."""
+
+from pathlib import Path
+
+from retort.artifacts.examples import Examples
+from retort.config import MckdConfig
+from retort.recipes.execute import made_or_found
+from retort.recipes.mckd.steps import ingest
+from retort.store.opening import open_store
+from tiny_data import write_lines
+
+
+def config_of(folder: Path, limit: int | None = None) -> MckdConfig:
+    def row(number: int, text: str) -> dict[str, str]:
+        return {"id": f"r{number}", "text": text, "label": "up" if number % 2 else "down"}
+
+    labeled = ["the clocks creep", "Rome  by night"]
+    pool = ["the clocks creep", " rome by NIGHT ", "the clocks", *(f"row {number}" for number in range(7))]
+    for role, texts in {"labeled": labeled, "unlabeled": pool, "test": ["another"]}.items():
+        write_lines(folder / f"{role}.jsonl", [row(number, text) for number, text in enumerate(texts)])
+    return MckdConfig.model_validate(
+        {
+            "name": "ingested",
+            "problem": {"kind": "classification", "labels": ["down", "up"]},
+            "data": {role: str(folder / f"{role}.jsonl") for role in ("labeled", "unlabeled", "test")}
+            | ({"limit": limit} if limit else {}),
+            "teacher": {"kind": "finetuned"},
+            "student": {"kind": "sequence-classification", "model": "no/model"},
+            "store": {"root": str(folder / "store")},
+        }
+    )
+
+
+def test_the_pool_is_without_the_rows_of_the_labeled_set(tmp_path: Path) -> None:
+    """A teacher that was shown them repeats their labels, and students that learned those could not be judged."""
+    config = config_of(tmp_path)
+    ref = made_or_found(config, ingest(config, "unlabeled"))
+    pool = Examples.open(open_store(config.store), ref)
+    assert [row["text"] for row in pool.rows(["text"])] == ["the clocks", *(f"row {number}" for number in range(7))]
+    assert pool.manifest.counts == {"gold": 8, "in labeled set": 2}
+
+
+def test_the_limit_counts_what_is_left(tmp_path: Path) -> None:
+    config = config_of(tmp_path, limit=7)
+    assert made_or_found(config, ingest(config, "unlabeled")).rows == 7
+
+
+def test_another_labeled_set_makes_another_pool(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    before = {role: ingest(config, role).key for role in ("unlabeled", "test")}
+    write_lines(tmp_path / "labeled.jsonl", [{"id": "r0", "text": "row 1", "label": "up"}])
+    after = {role: ingest(config, role).key for role in ("unlabeled", "test")}
+    assert before["unlabeled"] != after["unlabeled"]
+    assert before["test"] == after["test"]
