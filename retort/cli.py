@@ -388,15 +388,27 @@ def serve(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="An answer that takes longer is a 504.")
     ] = 120,
+    poll: Annotated[
+        float,
+        typer.Option("--poll", min=0.1, metavar="SECONDS", help="How often to ask where the alias of MODEL points."),
+    ] = 30,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, help="Also answer /metrics and health there, without the token."
+        ),
+    ] = None,
 ) -> None:
     """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /healthz. SIGTERM ends it.
 
-    Clients must send the token in RETORT_SERVE_TOKEN as Authorization: Bearer TOKEN, if it is set; without one, only
-    this machine can be let in.
+    If MODEL is an alias (models:/NAME@champion), the version that it moves to is loaded and takes over, without a
+    restart. Clients must send the token in RETORT_SERVE_TOKEN as Authorization: Bearer TOKEN, if it is set; without
+    one, only this machine can be let in.
     """
+    from retort.serving.server import Serving
     from retort.serving.server import serve as serve_student
 
-    serve_student(model, host=host, port=port, tracking=tracking, clients=clients, seconds=timeout)
+    serve_student(Serving(model, host, port, tracking, clients, timeout, poll, metrics_port))
 
 
 @app.command()

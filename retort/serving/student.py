@@ -8,9 +8,10 @@ from pydantic import TypeAdapter
 
 from retort.artifacts.students import TrainedStudent
 from retort.config import Problem as ProblemConfig
-from retort.data.fields import split_fields
+from retort.data.fields import join_fields, split_fields
 from retort.models.device import Device, choose_device
 from retort.problems import Problem, problem_for
+from retort.problems.chat import Chat, conversation_text
 from retort.records.result import StudentFingerprint
 from retort.serving.addresses import FoundStudent, ModelName
 from retort.students import loading
@@ -45,6 +46,15 @@ class LoadedStudent:
             return f"must hold a line `name: value` for each of: {wanted}"
         missing = [name for name in names if name not in found]
         return f"has no line for '{missing[0]}'; needed: {wanted}" if missing else None
+
+    def try_out(self) -> None:
+        """Label one text. Raises whatever keeps the student from it, and pays for what is set up once."""
+        text = "text"
+        if isinstance(self.student, ExportedStudent):
+            text = join_fields(dict.fromkeys(self.student.fields, text))
+        elif isinstance(self.problem, Chat):
+            text = conversation_text([{"role": "user", "content": text}])
+        list(self.label([text]))
 
 
 def _answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
