@@ -365,8 +365,12 @@ def export(
     ] = None,
     text: Annotated[str, typer.Option("--text", metavar="FIELD", help="The field that holds the text.")] = "text",
     tracking: Registry = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="ORG/NAME", help="Then push the folder to this private repository of the hub."),
+    ] = None,
 ) -> None:
-    """Write a student as a Hugging Face folder with a model card, and as ONNX graphs."""
+    """Write a student as a Hugging Face folder with cards of the model and its data, and as ONNX graphs."""
     from retort.errors import ConfigError
     from retort.lineage.export import Export
     from retort.lineage.export import export as write
@@ -374,7 +378,7 @@ def export(
 
     if (int8 or check) and not onnx:
         raise ConfigError("--int8 and --check are about the graph, and go with --onnx")
-    for line in write(Export(model, folder, onnx, int8, check, Fields(text, "id"), tracking)):
+    for line in write(Export(model, folder, onnx, int8, check, Fields(text, "id"), tracking, push)):
         say(line)
 
 
