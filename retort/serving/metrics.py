@@ -2,11 +2,20 @@
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retort.serving.addresses import ModelName
 
+disable_created_metrics()  # a second series for each of these, which nothing here reads
 PROBES = ("/health", "/healthz", "/livez", "/readyz", "/metrics")
 """Paths that are asked by machines to watch the scorer; what they are told is no error of the service."""
 _PATHS = ("/predict", *PROBES)

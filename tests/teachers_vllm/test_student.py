@@ -24,7 +24,7 @@ import json, sys
 from vllm import LLM, SamplingParams
 
 folder, texts, options = json.loads(sys.argv[1])
-engine = LLM(folder, dtype="float32", max_model_len=256, enforce_eager=True)
+engine = LLM(folder, dtype="float32", max_model_len=256, enforce_eager=True, gpu_memory_utilization=0.1)
 answers = engine.generate([text + "\\n" for text in texts], SamplingParams(temperature=0, **options), use_tqdm=False)
 print(json.dumps([[one.outputs[0].text, list(one.outputs[0].token_ids)] for one in answers]))
 """
@@ -73,7 +73,13 @@ def asked(folder: Path, texts: list[str], options: dict[str, Any]) -> list[tuple
     """vLLM's (text, token ids) for each text."""
     ended = subprocess.run(
         [str(PYTHON), "-c", ASK, json.dumps([str(folder), texts, options])],
-        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": ""},
+        env={
+            **os.environ,
+            "PYTHONPATH": "",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+        },
         capture_output=True,
         text=True,
         timeout=400,
