@@ -107,6 +107,7 @@ class Follower:
         before = self._served.lane.student.name
         try:
             student = await asyncio.to_thread(self._load, self._alias.model, version)
+            await self._served.replace(student)
         except Exception as error:  # the same
             self._metrics.reloads.labels("failed").inc()
             self._put_off(version.version)
@@ -115,7 +116,6 @@ class Follower:
         self._metrics.reloads.labels("loaded").inc()
         self._succeeded()
         say(f"{student.name} serves now, in place of {before}", file=sys.stderr)
-        await self._served.replace(student)
 
     def _is_put_off(self, version: str) -> bool:
         failure = self._failure

@@ -1,7 +1,9 @@
 """The student that answers now. Another can take its place while requests are under way."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from retort.serving.answers import PredictionRecord, answer
 from retort.serving.batcher import Batcher
@@ -14,7 +16,8 @@ class Lane:
 
     def __init__(self, student: LoadedStudent) -> None:
         self.student = student
-        self.batcher: Batcher[PredictionRecord] = Batcher(self._answers)
+        # Not a method of this object, which would keep itself, and so a student that has left, in memory.
+        self.batcher: Batcher[PredictionRecord] = Batcher(partial(_answers, student))
         self._open = AsyncExitStack()
 
     async def open(self) -> None:
@@ -23,9 +26,9 @@ class Lane:
     async def close(self) -> None:
         await self._open.aclose()
 
-    def _answers(self, texts: list[str]) -> list[PredictionRecord]:
-        student = self.student
-        return [answer(student.problem, text, one) for text, one in zip(texts, student.label(texts), strict=True)]
+
+def _answers(student: LoadedStudent, texts: list[str]) -> list[PredictionRecord]:
+    return [answer(student.problem, text, one) for text, one in zip(texts, student.label(texts), strict=True)]
 
 
 class Served:
@@ -33,14 +36,13 @@ class Served:
 
     def __init__(self, student: LoadedStudent, metrics: Metrics) -> None:
         self.lane = Lane(student)
-        self._before: Lane | None = None
+        self._leaving: dict[Lane, asyncio.Task[None]] = {}
         self._metrics = metrics
 
     @property
     def batch_seconds(self) -> float:
-        """How long the oldest batch has been under way; 0 if there is none."""
-        lanes = [self.lane, *([self._before] if self._before else [])]
-        return max(lane.batcher.batch_seconds for lane in lanes)
+        """How long the oldest batch has been under way, also of a student that leaves; 0 if there is none."""
+        return max(lane.batcher.batch_seconds for lane in (self.lane, *self._leaving))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -49,16 +51,19 @@ class Served:
         try:
             yield
         finally:
-            await self.lane.close()
+            await asyncio.gather(self.lane.close(), *self._leaving.values())
 
     async def replace(self, student: LoadedStudent) -> None:
-        """Let `student` answer from now on. Returns when all that the one before was asked is answered."""
+        """Let `student` answer from now on. The one before leaves when all that it was asked is answered."""
         lane = Lane(student)
         await lane.open()
-        self._before, self.lane = self.lane, lane
+        before, self.lane = self.lane, lane
+        self._leaving[before] = asyncio.create_task(self._leave(before))
         self._metrics.serves(student.name)
+
+    async def _leave(self, lane: Lane) -> None:
         try:
-            await self._before.batcher.drained()
+            await lane.batcher.drained()
         finally:
-            await self._before.close()
-            self._before = None
+            await lane.close()
+            del self._leaving[lane]
