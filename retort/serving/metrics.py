@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retort.serving.addresses import ModelName
 
-disable_created_metrics()  # a second series for each of these, which nothing here reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing here reads
 PROBES = ("/health", "/healthz", "/livez", "/readyz", "/metrics")
 """Paths that are asked by machines to watch the scorer; what they are told is no error of the service."""
 _PATHS = ("/predict", *PROBES)

@@ -71,6 +71,7 @@ def test_kinds_of_errors_are_those_that_are_counted() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not installed")
-def test_prometheus_takes_them() -> None:
-    checked = subprocess.run(["promtool", "check", "rules", str(FILE)], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("verb", "file"), [("check", FILE), ("test", Path(__file__).with_name("alerts_test.yaml"))])
+def test_prometheus_takes_them_and_they_fire(verb: str, file: Path) -> None:
+    checked = subprocess.run(["promtool", verb, "rules", str(file)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
