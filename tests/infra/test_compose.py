@@ -131,6 +131,18 @@ def test_it_runs_with_as_few_rights_as_it_can(name: str) -> None:
         assert service["user"] != "root"
 
 
+@pytest.mark.parametrize("name", ["prefect", "mlflow", "serve"])
+def test_a_servers_image_cannot_be_changed(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    scratch = dict(one.split(":", 1) for one in service["tmpfs"])
+    assert set(scratch) == {"/tmp", "/home/retort"}
+    assert all("size=" in options for options in scratch.values())
+    assert "uid=1001" in scratch["/home/retort"]
+
+
 def test_gpus_are_asked_for_in_the_gpu_profile_only() -> None:
     def asks(service: dict[str, Any]) -> bool:
         return "devices" in service.get("deploy", {}).get("resources", {}).get("reservations", {})
@@ -149,7 +161,6 @@ def test_the_scorer_is_watched_inside_and_asked_with_a_token() -> None:
     assert serve["command"][-2:] == ["--metrics-port", "9000"]
     # An empty one is refused by `retort serve`; a demanded one would keep the other services from starting.
     assert serve["environment"]["RETORT_SERVE_TOKEN"] == "${RETORT_SERVE_TOKEN:-}"
-    assert serve["read_only"]
     assert float(serve["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
 
 
