@@ -22,7 +22,7 @@ _ROLES = {
     "unlabeled": "the pool: the teacher and students labeled it for training; gold labels in it are for reports only",
     "test": "for scores only",
     "dev": "for decisions of the run only",
-    "train": "training",
+    "train": "people labeled it; students are trained on it",
 }
 
 
@@ -54,10 +54,10 @@ def model_card(
 
 def data_card(name: ModelName, problem: Mapping[str, Any], data: Mapping[str, Manifest], lineage: Lineage) -> str:
     """Which data sets went in, what was set aside of them, who labeled the pool. `data` are the examples by role."""
-    labeling = [step for step in lineage.steps if step.kind == "pseudolabels"]
+    labeling = [step for step in lineage.steps if step.kind in ("pseudolabels", "predictions")]
     rows = max((manifest.rows for manifest in data.values()), default=0)
     size = next((name for most, name in _SIZES if rows < most), "n>1M")
-    creators = ["machine-generated"] if labeling else ["expert-generated"]
+    creators = ["machine-generated"] if labeling else ["found"]
     table = [
         "| set | rows | with gold labels | set aside | source | sha256 of the content |",
         "| --- | ---: | ---: | --- | --- | --- |",
@@ -86,12 +86,25 @@ def _data_row(role: str, manifest: Manifest, lineage: Lineage) -> str:
 
 
 def _labeling_lines(step: LineageStep) -> Iterator[str]:
-    """A step that labeled the pool: by whom, and how many rows got no label."""
+    """A step that labeled rows: who, and how many got no label."""
     counts = ", ".join(f"{count:,} {name}" for name, count in step.counts.items() if count and name != "asked")
     yield f"- {step.name}: {step.rows:,} rows labeled{f' ({counts})' if counts else ''}, {step.made_at[:10]}"
-    facts = teacher_facts(step) if step.verb == "pseudolabel" else {"by": "students of the stage, see README.md"}
-    for name, value in facts.items():
+    for name, value in _labelers(step).items():
         yield f"  - {name}: {value}"
+
+
+def _labelers(step: LineageStep) -> dict[str, str]:
+    match step.verb:
+        case "pseudolabel":
+            return teacher_facts(step)
+        case "cross-label":
+            return {"by": "students, of rows that they were not trained on"}
+        case "gather-probabilities" if "content" in step.params:
+            return {
+                "by": f"a teacher; its probabilities are recorded in a file with the digest {step.params['content']}"
+            }
+        case _:
+            return {"by": f"the step {step.verb}: README.md"}
 
 
 def _labels_of(problem: Mapping[str, Any]) -> str:

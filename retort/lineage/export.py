@@ -12,6 +12,7 @@ from retort.errors import ConfigError
 from retort.lineage.card import DATA_CARD, data_card, model_card
 from retort.lineage.hub import make_repository, push
 from retort.lineage.student import Traced, trace
+from retort.records.result import StudentFingerprint
 from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.texts import Fields, TextRow, read_texts
 
@@ -63,7 +64,7 @@ def export(request: Export) -> list[str]:
     if request.folder.exists() and any(request.folder.iterdir()):
         raise ConfigError(f"{request.folder}: holds something already; give a new folder")
     found = find_student(request.model, request.tracking)
-    kind = found.manifest.fingerprint["params"].get("student", "tiny")
+    kind = StudentFingerprint(found.manifest.fingerprint).kind
     if request.onnx and kind not in _ENCODERS:
         raise ConfigError(
             f"--onnx is for encoders ({', '.join(_ENCODERS)}), and this student is of kind '{kind}'"

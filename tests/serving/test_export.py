@@ -59,7 +59,7 @@ def test_the_folder_is_one_of_transformers_with_a_card(
     assert "final/student" in card, "its lineage"
     assert "## Labels\n- " in card
     data = (tmp_path / "out/DATA.md").read_text()
-    assert data.startswith("---\nannotations_creators: [expert-generated]\nsize_categories: [n<1K]\n")
+    assert data.startswith("---\nannotations_creators: [found]\nsize_categories: [n<1K]\n")
     assert "| labeled | 12 | 12 | none | " in data
     assert "## What no manifest knows" in data
     code, _, err = command("export", slots_student.student_address[0], str(tmp_path / "out"))
