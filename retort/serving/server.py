@@ -46,11 +46,11 @@ def serve(asked: Serving) -> None:
     token = _token()
     found = find_student(asked.model, asked.tracking)
     with ExitStack() as open_sockets:
-        listener = open_sockets.enter_context(_bound(asked.host, asked.port))
+        listener = open_sockets.enter_context(_bound(asked.host, asked.port, "--port"))
         _check_exposure(listener, asked.host, token)
         listeners, metrics_port = [listener], None
         if asked.metrics_port is not None:
-            listeners.append(open_sockets.enter_context(_bound(asked.host, asked.metrics_port)))
+            listeners.append(open_sockets.enter_context(_bound(asked.host, asked.metrics_port, "--metrics-port")))
             metrics_port = listeners[1].getsockname()[1]
         import uvicorn
 
@@ -110,7 +110,7 @@ def _check_exposure(listener: socket.socket, host: str, token: str | None) -> No
         )
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, option: str) -> socket.socket:
     """A bound socket that does not listen yet, so that clients which connect too early are refused and do not hang."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -123,5 +123,5 @@ def _bound(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--host '{host}' --port {port}: cannot be had ({reason})") from None
+        raise ConfigError(f"--host '{host}' {option} {port}: cannot be had ({reason})") from None
     return listener

@@ -92,8 +92,10 @@ def test_a_mistake_gets_one_sentence(command: Command, classes_student: Trained)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         code, _, err = command("serve", classes_student.student.uri, "--port", port)
-    assert code == 2
+        watched, _, told = command("serve", classes_student.student.uri, "--port", "0", "--metrics-port", str(port))
+    assert (code, watched) == (2, 2)
     assert err.startswith(f"error: --host '127.0.0.1' --port {port}: cannot be had (Address already in use)")
+    assert told.startswith(f"error: --host '127.0.0.1' --metrics-port {port}: cannot be had (Address already in use)")
     code, _, err = command("serve", classes_student.student.uri, "--host", "no.such.host.invalid")
     assert code == 2
     assert err.startswith("error: --host 'no.such.host.invalid': no address of this machine")

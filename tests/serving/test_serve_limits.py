@@ -157,6 +157,14 @@ def test_the_port_for_watching_needs_no_token_and_answers_nothing_else(running: 
     assert "retort_serve_rows_total" in allowed.text
 
 
+def test_addresses_of_ipv6_are_served_and_watched_as_well(classes_student: Trained) -> None:
+    with serving(classes_student.student.uri, "--host", "::1", "--metrics-port", "0") as started:
+        assert started.url.startswith("http://[::1]:")
+        assert started.ask("the film was great").status_code == 200
+        assert "retort_serve_rows_total 1.0" in httpx.get(started.metrics_url).text
+        assert httpx.post(started.metrics_url.replace("/metrics", "/predict"), json={}).status_code == 404
+
+
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"texts":' * 50_000, b'{"texts": [' + b"1" * 10_000 + b"]}"])
 def test_hostile_json_is_refused_and_harms_nothing(server: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
