@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack chaos fuzz lint lock audit clean
+.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack chaos fuzz lint lock audit pin-images clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -115,6 +115,9 @@ audit: setup  ## known vulnerabilities of the packages in images, which pip-audi
 	for lock in docker/cpu.lock docker/cuda.lock; do \
 		$(BIN)/uv tool run pip-audit==2.9.0 --vulnerability-service osv --disable-pip --require-hashes -r $$lock || exit 1; \
 	done
+
+pin-images: setup  ## base images by the digest that their tags have today; needs their registries and docker's buildx
+	$(BIN)/python infra/pin_images.py
 
 clean:  ## remove everything that was made here
 	rm -rf .venv .venv-teacher .retort .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

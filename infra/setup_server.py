@@ -124,7 +124,8 @@ def crashed(message: str) -> ChangeFlowRunState:
 
 
 async def messages(options: argparse.Namespace) -> list[Automation]:
-    """Automations that report failed runs and the gate's verdicts to the webhook and the notification block."""
+    """Automations that report failed runs, the gate's verdicts, and pools without workers to the webhook and the
+    notification block."""
     failed = EventTrigger(
         expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
         match_related={"prefect.resource.role": "flow", "prefect.resource.name": flow_names(DEPLOYMENTS)},
@@ -132,22 +133,30 @@ async def messages(options: argparse.Namespace) -> list[Automation]:
         threshold=1,
     )
     judged = EventTrigger(expect={"retort.gate.*"}, posture=Posture.Reactive, threshold=1)
+    deserted = EventTrigger(
+        expect={"prefect.work-pool.not-ready"},
+        match={"prefect.resource.id": "prefect.work-pool.*", "prefect.resource.name": list(POOLS)},
+        posture=Posture.Reactive,
+        threshold=1,
+    )
     run_failed = (
-        "{{ flow.name }} '{{ flow_run.name }}' ended as {{ flow_run.state.name }}: {{ flow_run.state.message }}"
+        "{{ flow.name }} '{{ flow_run.name }}' ended as {{ flow_run.state.name }}: {{ flow_run.state.message }} -- "
+        "To do: open it, mend the cause, Retry. What was made and paid for is kept."
     )
     gate_said = "{{ event.resource.name }}: {{ event.payload.text }}"
+    no_worker = (
+        "Work pool {{ work_pool.name }} has no worker any more, so its runs will not start. To do: look at why the "
+        "last one ended and start it again (make worker POOL={{ work_pool.name }}; docker compose up --detach; "
+        "kubectl -n retort rollout restart deployment/worker-{{ work_pool.name }})."
+    )
+    told = (
+        ("a run failed", "Tells of runs that failed or crashed.", failed, run_failed, "{{ flow_run|ui_url }}"),
+        ("the gate has judged", "Tells what became of a new student.", judged, gate_said, "{{ event.payload.report }}"),
+        ("a pool has no worker", "Tells of pools that wait in vain.", deserted, no_worker, "{{ work_pool|ui_url }}"),
+    )
     return [
         Automation(name=f"Retort: {what}", description=why, trigger=trigger, actions=actions)
-        for what, why, trigger, text, link in (
-            ("a run failed", "Tells of runs that failed or crashed.", failed, run_failed, "{{ flow_run|ui_url }}"),
-            (
-                "the gate has judged",
-                "Tells what became of a new student.",
-                judged,
-                gate_said,
-                "{{ event.payload.report }}",
-            ),
-        )
+        for what, why, trigger, text, link in told
         if (actions := await send_actions(options, text, link))
     ]
 

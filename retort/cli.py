@@ -365,8 +365,12 @@ def export(
     ] = None,
     text: Annotated[str, typer.Option("--text", metavar="FIELD", help="The field that holds the text.")] = "text",
     tracking: Registry = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="ORG/NAME", help="Then push the folder to this private repository of the hub."),
+    ] = None,
 ) -> None:
-    """Write a student as a Hugging Face folder with a model card, and as ONNX graphs."""
+    """Write a student as a Hugging Face folder with cards of the model and its data, and as ONNX graphs."""
     from retort.errors import ConfigError
     from retort.lineage.export import Export
     from retort.lineage.export import export as write
@@ -374,7 +378,7 @@ def export(
 
     if (int8 or check) and not onnx:
         raise ConfigError("--int8 and --check are about the graph, and go with --onnx")
-    for line in write(Export(model, folder, onnx, int8, check, Fields(text, "id"), tracking)):
+    for line in write(Export(model, folder, onnx, int8, check, Fields(text, "id"), tracking, push)):
         say(line)
 
 
@@ -388,15 +392,27 @@ def serve(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, metavar="SECONDS", help="An answer that takes longer is a 504.")
     ] = 120,
+    poll: Annotated[
+        float,
+        typer.Option("--poll", min=0.1, metavar="SECONDS", help="How often to ask where the alias of MODEL points."),
+    ] = 30,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, help="Also answer /metrics and health there, without the token."
+        ),
+    ] = None,
 ) -> None:
     """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /healthz. SIGTERM ends it.
 
-    Clients must send the token in RETORT_SERVE_TOKEN as Authorization: Bearer TOKEN, if it is set; without one, only
-    this machine can be let in.
+    If MODEL is an alias (models:/NAME@champion), the version that it moves to is loaded and takes over, without a
+    restart. Clients must send the token in RETORT_SERVE_TOKEN as Authorization: Bearer TOKEN, if it is set; without
+    one, only this machine can be let in.
     """
+    from retort.serving.server import Serving
     from retort.serving.server import serve as serve_student
 
-    serve_student(model, host=host, port=port, tracking=tracking, clients=clients, seconds=timeout)
+    serve_student(Serving(model, host, port, tracking, clients, timeout, poll, metrics_port))
 
 
 @app.command()

@@ -1,15 +1,18 @@
-"""`retort export`: a student as a folder for others, with a model card, and as ONNX graphs compared with it."""
+"""`retort export`: a student as a folder for others, with its cards, and as ONNX graphs compared with it."""
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from retort.errors import ConfigError
-from retort.lineage.student import Lineage, Traced, trace
-from retort.lineage.text import lineage_lines
+from retort.lineage.card import DATA_CARD, data_card, model_card
+from retort.lineage.hub import make_repository, push
+from retort.lineage.student import Traced, trace
+from retort.records.result import StudentFingerprint
 from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.texts import Fields, TextRow, read_texts
 
@@ -33,6 +36,8 @@ class Export(NamedTuple):
     """A file of texts on which the graphs are compared with the student."""
     fields: Fields
     tracking: str | None
+    push: str | None
+    """The hub's repository to push the folder to, ORGANIZATION/NAME."""
 
 
 class Compared(NamedTuple):
@@ -53,27 +58,56 @@ class Compared(NamedTuple):
 def export(request: Export) -> list[str]:
     """Write the folder; returns what was written and measured, as lines.
 
-    Raises ConfigError for a folder that holds something, and for ONNX of a student that is no encoder.
+    Raises ConfigError for a folder that holds something, for ONNX of a student that is no encoder, and for a repository
+    that may not be written, before anything is.
     """
     if request.folder.exists() and any(request.folder.iterdir()):
         raise ConfigError(f"{request.folder}: holds something already; give a new folder")
     found = find_student(request.model, request.tracking)
-    kind = found.manifest.fingerprint["params"].get("student", "tiny")
+    kind = StudentFingerprint(found.manifest.fingerprint).kind
     if request.onnx and kind not in _ENCODERS:
         raise ConfigError(
             f"--onnx is for encoders ({', '.join(_ENCODERS)}), and this student is of kind '{kind}'"
             + (": its folder holds model.onnx already" if kind == "tiny" else "; vLLM and transformers load its folder")
         )
+    if request.push:
+        make_repository(request.push)
     from retort.artifacts.students import TrainedStudent
 
     source = TrainedStudent.open(found.store, found.store.ref(found.manifest)).model
     shutil.copytree(source, request.folder, dirs_exist_ok=True)
     compared = _with_graphs(request, found) if request.onnx else []
-    lineage = trace(Traced(request.model, request.tracking))
-    if kind != "tiny":  # that one has a card
-        (request.folder / CARD).write_text(_card(found, kind, lineage, compared), encoding="utf-8")
+    _write_cards(request, found, kind, compared)
     names = ", ".join(sorted(path.name for path in request.folder.iterdir()))
-    return [f"{request.folder}: {names}", *map(str, compared)]
+    pushed = [f"pushed: {push(request.folder, request.push)}"] if request.push else []
+    return [f"{request.folder}: {names}", *map(str, compared), *pushed]
+
+
+def _write_cards(request: Export, found: FoundStudent, kind: str, compared: Sequence[Compared]) -> None:
+    traced = Traced(request.model, request.tracking)
+    lineage, params = trace(traced), found.manifest.fingerprint["params"]
+    if kind != "tiny":  # that one has a card
+        asked = _asked_lines(request.folder) if kind == "causal" else []
+        card = model_card(found.name, params, lineage, [str(one) for one in compared], asked)
+        (request.folder / CARD).write_text(card, encoding="utf-8")
+    card = data_card(found.name, params["problem"], traced.data, lineage)
+    (request.folder / DATA_CARD).write_text(card, encoding="utf-8")
+
+
+def _asked_lines(folder: Path) -> list[str]:
+    """How engines other than Retort, such as vLLM, ask a decoder."""
+    notes = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+    lines = [
+        "A prompt is the text and then a line break (for a conversation, its chat template); decoding is greedy and "
+        f"ends at the end token, after at most {notes['most']} tokens."
+    ]
+    if notes["classes"]:
+        first, last = notes["first"], notes["first"] + len(notes["classes"]) - 1
+        lines.append(
+            f"It answers in tokens {first} to {last}, which the tokenizer does not know: `classes` in `student.json` "
+            "names them in this order. Let no others be chosen (`allowed_token_ids` in vLLM)."
+        )
+    return lines
 
 
 def _with_graphs(request: Export, found: FoundStudent) -> list[Compared]:
@@ -122,43 +156,3 @@ def _labels(student: "LoadedStudent", texts: Sequence[str]) -> tuple[list[str], 
 
 def _megabytes(path: Path) -> float:
     return path.stat().st_size / 1e6
-
-
-_TASKS = {
-    "token-classification": "token-classification",
-    "sequence-classification": "text-classification",
-    "seq2seq": "text2text-generation",
-    "causal": "text-generation",
-}
-
-
-def _card(found: FoundStudent, kind: str, lineage: Lineage, compared: Sequence[Compared]) -> str:
-    """The model card, filled from the manifests and the registry."""
-    params = found.manifest.fingerprint["params"]
-    problem = params["problem"]
-    scores = {
-        name: value
-        for version in lineage.registered[:1]
-        for name, value in version.tags.items()
-        if not name.startswith(("retort.", "gate."))
-    }
-    sections = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {_TASKS[kind]}\ntags: [retort, knowledge-distillation]\n---",
-        f"# {found.name}\nA student for the problem `{problem['kind']}`, distilled by Retort from a teacher's labels. "
-        f"It reads at most {params.get('max_length') or params['training']['max_length']} tokens of a text.",
-        _labels_of(problem),
-        "## Scores on the test rows\n" + "\n".join(f"- {name}: {value}" for name, value in scores.items())
-        if scores
-        else "",
-        "## Forms\n" + "\n".join(f"- {one}" for one in compared) if compared else "",
-        "## Where it came from\n```\n" + "\n".join(lineage_lines(lineage)) + "\n```",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _labels_of(problem: dict[str, Any]) -> str:
-    named = problem.get("labels") or problem.get("intents")
-    if not named:
-        return ""
-    lines = [f"- {name}: {', '.join(slots)}" for name, slots in named.items()] if isinstance(named, dict) else []
-    return "## Labels\n" + ("\n".join(lines) or ", ".join(map(str, named)))

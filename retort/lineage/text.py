@@ -82,14 +82,15 @@ def _facts(step: LineageStep, lineage: Lineage) -> dict[str, str]:
                 **_on(device),
             }
         case "pseudolabel":
-            return _teacher(step)
+            return teacher_facts(step)
         case "merge-labels":
             return {"merged": _listed(params["merge"])}
         case _:
             return _cells(params)
 
 
-def _teacher(step: LineageStep) -> dict[str, str]:
+def teacher_facts(step: LineageStep) -> dict[str, str]:
+    """What a step of the kind `pseudolabel` says of its teacher: title -> text."""
     params = step.params
     if params["teacher"] == "recorded":
         return {"teacher": f"recorded completions {params['completions']}"}

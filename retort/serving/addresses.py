@@ -56,7 +56,7 @@ def find_student(model: str, tracking: str | None = None) -> FoundStudent:
     """
     with refusals():
         if _REGISTERED.fullmatch(model):
-            return _registered(model, tracking)
+            return found_version(model, named_version(model, tracking))
         found = _at(model, ModelName(key=""))
     if found is None:
         raise ConfigError(
@@ -66,7 +66,13 @@ def find_student(model: str, tracking: str | None = None) -> FoundStudent:
     return found
 
 
-def _registered(model: str, tracking: str | None) -> FoundStudent:
+def is_alias(model: str) -> bool:
+    """Whether `model` names what may be another version tomorrow: `models:/NAME@ALIAS`."""
+    return _REGISTERED.fullmatch(model) is not None and "@" in model
+
+
+def named_version(model: str, tracking: str | None = None) -> "ModelVersion":
+    """The version that a name in the registry stands for now. Raises ConfigError, TrackingUnavailable."""
     from retort.tracking.registry import find_version
 
     address = tracking or os.environ.get(TRACKING_VARIABLE)
@@ -74,11 +80,16 @@ def _registered(model: str, tracking: str | None) -> FoundStudent:
         raise ConfigError(
             f"MODEL '{model}' is in a model registry: give its address by --tracking or {TRACKING_VARIABLE}"
         )
-    version = find_version(address, model)
+    return find_version(address, model)
+
+
+def found_version(model: str, version: "ModelVersion") -> FoundStudent:
+    """The student of a version that `model` stands for. Raises ConfigError, StoreUnavailable."""
     name = ModelName(name=version.model, version=version.version, key=version.key)
-    for place in _places(version):
-        if (found := _at(place, name)) is not None:
-            return found
+    with refusals():
+        for place in _places(version):
+            if (found := _at(place, name)) is not None:
+                return found
     raise ConfigError(f"MODEL '{model}' is version {version.version}, whose artifact '{version.artifact}' is not there")
 
 

@@ -1,6 +1,7 @@
 """Batches requests: those that arrive while the model is busy are labeled together, in the next batch."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,23 @@ class Batcher(Generic[T]):
         self._label = label
         self._waiting: deque[_Request[T]] = deque()
         self._num_waiting = 0
-        self._arrived = asyncio.Event()
+        self._arrived, self._is_idle = asyncio.Event(), asyncio.Event()
+        self._is_idle.set()
+        self._batch_since: float | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Texts that wait for the next batch."""
+        return self._num_waiting
+
+    @property
+    def batch_seconds(self) -> float:
+        """How long the batch that is being labeled has taken so far; 0 if there is none."""
+        return 0.0 if self._batch_since is None else time.monotonic() - self._batch_since
+
+    async def drained(self) -> None:
+        """Wait until everything that was asked is answered."""
+        await self._is_idle.wait()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -58,6 +75,7 @@ class Batcher(Generic[T]):
         request: _Request[T] = _Request(texts, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._num_waiting += len(texts)
+        self._is_idle.clear()
         self._arrived.set()
         return await request.answers
 
@@ -68,14 +86,18 @@ class Batcher(Generic[T]):
             batch = self._next_batch()
             if not batch:
                 self._arrived.clear()
+                self._is_idle.set()
                 continue
             texts = [text for request in batch for text in request.texts]
+            self._batch_since = time.monotonic()
             try:
                 answers = await loop.run_in_executor(thread, self._label, texts)
             except Exception as error:  # any failure goes to those who wait for this batch; the next may work
                 _settle(batch, error)
             else:
                 _settle(batch, answers)
+            finally:
+                self._batch_since = None
 
     def _next_batch(self) -> list[_Request[T]]:
         """The requests that have waited longest, never split. Canceled requests are dropped."""

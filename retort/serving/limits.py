@@ -4,11 +4,14 @@ import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from retort.serving.metrics import PROBES
 
 MOST_BYTES = 8 * 2**20
 """Largest request body."""
@@ -16,21 +19,26 @@ MOST_BYTES_HELD = 64 * 2**20
 """Most bytes of all the bodies that have come and are not yet answered."""
 READ_SECONDS = 10.0
 """How long a client may take to send a request's headers, then its body, and to take what it is sent."""
-OPEN_PATHS = ("/health", "/healthz")
+OPEN_PATHS = ("/health", "/healthz", "/livez", "/readyz")
 """What is answered without the token: whether the scorer lives, and which model it has."""
+WATCHERS = 16
+"""Most connections at once to the port that is for watching."""
 
 
 class Guard:
     """Middleware that checks the token, a body's size while it is still arriving, and the time that an answer takes."""
 
-    def __init__(self, app: ASGIApp, *, token: str | None, seconds: float) -> None:
-        """`seconds` is how long an answer may take from the request's headers on."""
-        self._app, self._token, self._seconds = app, token, seconds
+    def __init__(self, app: ASGIApp, *, token: str | None, seconds: float, metrics_port: int | None = None) -> None:
+        """`seconds` is how long an answer may take from the request's headers on. On `metrics_port` the scorer is
+        watched without the token, and asked for nothing else."""
+        self._app, self._token, self._seconds, self._metrics_port = app, token, seconds, metrics_port
         self._bytes_held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+        elif self._is_watched(scope) and scope["path"] not in PROBES:
+            await _refusal(404, f"this port answers {', '.join(PROBES)}")(scope, receive, send)
         elif not self._is_allowed(scope):
             sentence = "this needs the header Authorization: Bearer TOKEN, with the scorer's token"
             await _refusal(401, sentence, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
@@ -38,10 +46,13 @@ class Guard:
             await self._answer(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        if self._token is None or scope["path"] in OPEN_PATHS:
+        if self._token is None or scope["path"] in OPEN_PATHS or self._is_watched(scope):
             return True
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         return len(given) == 1 and hmac.compare_digest(given[0], f"Bearer {self._token}".encode())
+
+    def _is_watched(self, scope: Scope) -> bool:
+        return self._metrics_port is not None and scope["server"][1] == self._metrics_port
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, has_begun = _Body(receive, self._hold), False
@@ -98,9 +109,9 @@ def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) 
     return JSONResponse({"detail": sentence}, status, headers)
 
 
-def limited_protocol(clients: int) -> type[H11Protocol]:
-    """uvicorn's HTTP protocol, for at most so many connections at once. Ends those on which no request comes, or whose
-    client does not take its answer."""
+def limited_protocol(clients: int, metrics_port: int | None, refused: Callable[[], None]) -> type[H11Protocol]:
+    """uvicorn's HTTP protocol, for at most so many connections at once, beside those to `metrics_port`. Ends those on
+    which no request comes, or whose client does not take its answer. Calls `refused` for each one too many."""
     sentence = json.dumps({"detail": f"{clients} clients are connected already; try again in a moment"})
     refusal = (
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -112,7 +123,9 @@ def limited_protocol(clients: int) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > clients:
+            port = _port(self)
+            if sum(_port(one) == port for one in self.connections) > (WATCHERS if port == metrics_port else clients):
+                refused()
                 self.connections.discard(self)
                 transport.pause_reading()
                 transport.write(refusal)
@@ -146,6 +159,12 @@ def limited_protocol(clients: int) -> type[H11Protocol]:
                 self._stuck.cancel()
 
     return LimitedProtocol
+
+
+def _port(connection: Any) -> int:
+    """The port of this machine that the connection came to."""
+    assert connection.server is not None  # a TCP socket has an address
+    return int(connection.server[1])
 
 
 def usable_token(token: str) -> bool:

@@ -5,9 +5,12 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
+from typing import NamedTuple
 
 from retort.errors import ConfigError
-from retort.serving.addresses import find_student
+from retort.io.terminal import say
+from retort.serving.addresses import find_student, is_alias
 
 DRAIN_SECONDS = 20
 """How long running requests may take to finish after SIGTERM."""
@@ -15,27 +18,57 @@ TOKEN_VARIABLE = "RETORT_SERVE_TOKEN"
 """The environment variable that holds the token."""
 
 
-def serve(model: str, *, host: str, port: int, tracking: str | None, clients: int, seconds: float) -> None:
+class Serving(NamedTuple):
+    """The arguments of `retort serve`."""
+
+    model: str
+    host: str
+    port: int
+    tracking: str | None
+    clients: int
+    """Connections at once."""
+    seconds: float
+    """How long an answer may take."""
+    poll_seconds: float
+    """How often the registry is asked where the alias points, if `model` is one."""
+    metrics_port: int | None
+    """A second port, for metrics and health without the token; None: there is none."""
+
+
+def serve(asked: Serving) -> None:
     """Load the student and serve it until SIGTERM or Ctrl-C. Port 0 picks a free port.
 
-    Raises ConfigError, before the student is loaded, if MODEL does not exist, the address cannot be bound, or other
+    Raises ConfigError, before the student is loaded, if MODEL does not exist, an address cannot be bound, or other
     machines could reach it without a token.
     """
     # Being stopped is not a failure. The handler also matters after the shutdown: uvicorn then re-raises the signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     token = _token()
-    found = find_student(model, tracking)
-    with _bound(host, port) as listener:
-        _check_exposure(listener, host, token)
+    found = find_student(asked.model, asked.tracking)
+    with ExitStack() as open_sockets:
+        listener = open_sockets.enter_context(_bound(asked.host, asked.port, "--port"))
+        _check_exposure(listener, asked.host, token)
+        listeners, metrics_port = [listener], None
+        if asked.metrics_port is not None:
+            listeners.append(open_sockets.enter_context(_bound(asked.host, asked.metrics_port, "--metrics-port")))
+            metrics_port = listeners[1].getsockname()[1]
         import uvicorn
 
+        from retort.serving.follower import Alias
         from retort.serving.limits import limited_protocol
+        from retort.serving.metrics import TOO_MANY_CLIENTS, Metrics
         from retort.serving.scorer import scorer
         from retort.serving.student import load_student
 
+        student, metrics = load_student(found), Metrics()
+        student.try_out()
+        alias = Alias(asked.model, asked.tracking, asked.poll_seconds) if is_alias(asked.model) else None
+        app = scorer(
+            student, token=token, seconds=asked.seconds, alias=alias, metrics=metrics, metrics_port=metrics_port
+        )
         config = uvicorn.Config(
-            scorer(load_student(found), token=token, seconds=seconds),
-            http=limited_protocol(clients),
+            app,
+            http=limited_protocol(asked.clients, metrics_port, metrics.errors.labels(TOO_MANY_CLIENTS).inc),
             ws="none",
             log_level="warning",
             access_log=False,
@@ -43,10 +76,17 @@ def serve(model: str, *, host: str, port: int, tracking: str | None, clients: in
             lifespan="on",
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
-        taken, number = listener.getsockname()[:2]
-        place = f"[{taken}]:{number}" if ":" in taken else f"{taken}:{number}"
-        print(f"{found.name} at http://{place}/predict", file=sys.stderr, flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        say(f"{found.name} at http://{_place(listener)}/predict", file=sys.stderr)
+        if metrics_port is not None:
+            say(f"watched at http://{_place(listeners[1])}/metrics", file=sys.stderr)
+        if alias:
+            say(f"follows {asked.model}: asks the registry every {asked.poll_seconds:g} s", file=sys.stderr)
+        uvicorn.Server(config).run(sockets=listeners)
+
+
+def _place(listener: socket.socket) -> str:
+    taken, number = listener.getsockname()[:2]
+    return f"[{taken}]:{number}" if ":" in taken else f"{taken}:{number}"
 
 
 def _token() -> str | None:
@@ -70,7 +110,7 @@ def _check_exposure(listener: socket.socket, host: str, token: str | None) -> No
         )
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int, option: str) -> socket.socket:
     """A bound socket that does not listen yet, so that clients which connect too early are refused and do not hang."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -83,5 +123,5 @@ def _bound(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--host '{host}' --port {port}: cannot be had ({reason})") from None
+        raise ConfigError(f"--host '{host}' {option} {port}: cannot be had ({reason})") from None
     return listener

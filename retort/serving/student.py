@@ -1,22 +1,29 @@
 """A student in memory, ready to answer."""
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter
 
 from retort.artifacts.students import TrainedStudent
 from retort.config import Problem as ProblemConfig
-from retort.data.fields import split_fields
+from retort.data.fields import join_fields, split_fields
+from retort.errors import ConfigError
 from retort.models.device import Device, choose_device
 from retort.problems import Problem, problem_for
+from retort.problems.chat import Chat, conversation_text
 from retort.records.result import StudentFingerprint
 from retort.serving.addresses import FoundStudent, ModelName
 from retort.students import loading
 from retort.students.base import Outcome, Prediction, Predictor
 from retort.students.tiny.exported import ExportedStudent
 
+PRECISION_VARIABLE = "RETORT_PRECISION"
+"""fp32 computes as exported graphs do; bf16 is faster where the processor has it, which auto, the default, looks up."""
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 _PROBLEM: TypeAdapter[ProblemConfig] = TypeAdapter(ProblemConfig)
 
 
@@ -46,6 +53,15 @@ class LoadedStudent:
         missing = [name for name in names if name not in found]
         return f"has no line for '{missing[0]}'; needed: {wanted}" if missing else None
 
+    def try_out(self) -> None:
+        """Label one text. Raises whatever keeps the student from it, and pays for what is set up once."""
+        text = "text"
+        if isinstance(self.student, ExportedStudent):
+            text = join_fields(dict.fromkeys(self.student.fields, text))
+        elif isinstance(self.problem, Chat):
+            text = conversation_text([{"role": "user", "content": text}])
+        list(self.label([text]))
+
 
 def _answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
     """The outcome as a prediction. If the student wrote something that is not a label, the confidence is 0.
@@ -69,12 +85,26 @@ def problem_of(found: FoundStudent) -> Problem:
 def load_student(found: FoundStudent, device: str = "auto") -> LoadedStudent:
     """Fetch, verify and load the student. `device` is auto, cpu or cuda.
 
-    Raises ConfigError if there is no such device, DamagedArtifact if a file differs from what was stored.
+    Raises ConfigError if there is no such device or precision, DamagedArtifact if a file differs from what was stored.
     """
     about = StudentFingerprint(found.manifest.fingerprint)
-    # Before any download; the same precision as in the evaluation. A tiny student runs on the CPU wherever it is.
-    chosen = Device("cpu", "fp32", 1) if about.kind == "tiny" else choose_device(device, "auto", 1)
+    # Before any download. A tiny student runs on the CPU wherever it is.
+    chosen = Device("cpu", "fp32", 1) if about.kind == "tiny" else _device(device)
     folder = TrainedStudent.open(found.store, found.store.ref(found.manifest)).model
     problem = problem_of(found)
     student = loading.load_student(folder, about.kind, about.max_length, problem)
     return LoadedStudent(found.name, problem, student, chosen)
+
+
+def _device(wanted: str) -> Device:
+    """The device, by default at the precision of the evaluation, with no more threads than the environment allows."""
+    precision = os.environ.get(PRECISION_VARIABLE, "auto")
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"{PRECISION_VARIABLE} = '{precision}': no precision; allowed: auto, bf16, fp32")
+    chosen = choose_device(wanted, precision, 1)
+    # A container sees all of its node's cores, whatever its share of them is.
+    share = os.environ.get(THREADS_VARIABLE, "")
+    if share.isdecimal() and 0 < int(share) < chosen.threads:
+        chosen = replace(chosen, threads=int(share))
+        torch.set_num_threads(chosen.threads)
+    return chosen

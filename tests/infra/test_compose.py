@@ -14,6 +14,8 @@ import jsonschema
 import pytest
 import yaml
 
+from retort.serving.server import DRAIN_SECONDS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,7 +66,7 @@ def test_an_image_is_pinned(name: str) -> None:
         version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
         assert image.endswith(f":${{RETORT_VERSION:-{version}}}")
     else:
-        assert re.search(r":\d+\.\d+[\w.-]*$", image), image
+        assert re.search(r":\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?$", image), image
 
 
 def test_every_variable_has_a_value_or_is_demanded() -> None:
@@ -129,6 +131,18 @@ def test_it_runs_with_as_few_rights_as_it_can(name: str) -> None:
         assert service["user"] != "root"
 
 
+@pytest.mark.parametrize("name", ["prefect", "mlflow", "serve"])
+def test_a_servers_image_cannot_be_changed(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    scratch = dict(one.split(":", 1) for one in service["tmpfs"])
+    assert set(scratch) == {"/tmp", "/home/retort"}
+    assert all("size=" in options for options in scratch.values())
+    assert "uid=1001" in scratch["/home/retort"]
+
+
 def test_gpus_are_asked_for_in_the_gpu_profile_only() -> None:
     def asks(service: dict[str, Any]) -> bool:
         return "devices" in service.get("deploy", {}).get("resources", {}).get("reservations", {})
@@ -136,7 +150,18 @@ def test_gpus_are_asked_for_in_the_gpu_profile_only() -> None:
     by_profile = {name for name, service in SERVICES.items() if service.get("profiles") == ["gpu"]}
     assert by_profile == {name for name, service in SERVICES.items() if asks(service)}
     assert by_profile == {"worker-gpu-teacher", "worker-gpu-student"}
-    assert all("profiles" not in SERVICES[name] for name in set(SERVICES) - by_profile)
+    assert {name for name, service in SERVICES.items() if "profiles" in service} == {*by_profile, "serve"}
+
+
+def test_the_scorer_is_watched_inside_and_asked_with_a_token() -> None:
+    serve = SERVICES["serve"]
+    (port,) = serve["ports"]
+    assert port.endswith(":8000"), "the metrics' port needs no token, so it is not published"
+    assert "127.0.0.1:9000/readyz" in serve["healthcheck"]["test"][-1]
+    assert serve["command"][-2:] == ["--metrics-port", "9000"]
+    # An empty one is refused by `retort serve`; a demanded one would keep the other services from starting.
+    assert serve["environment"]["RETORT_SERVE_TOKEN"] == "${RETORT_SERVE_TOKEN:-}"
+    assert float(serve["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
 
 
 def test_every_pool_has_a_worker() -> None:
@@ -160,7 +185,7 @@ def test_what_is_published_asks_for_a_password(name: str) -> None:
     """And what asks has it: workers and set-up."""
     environment = SERVICES[name]["environment"]
     published = {name for name, service in SERVICES.items() if service.get("ports")}
-    assert published == {"prefect", "mlflow", "s3"}
+    assert published == {"prefect", "mlflow", "s3", "serve"}
     clients = [service["environment"] for name, service in SERVICES.items() if name.startswith("worker-")]
     match name:
         case "prefect":

@@ -30,7 +30,7 @@ def stages() -> dict[str, Stage]:
         instruction, rest = line.split(maxsplit=1)
         if instruction == "FROM":
             origin, _, name = rest.split()
-            found[name] = Stage(name, origin)
+            found[name] = Stage(name, origin.partition("@")[0])  # without a digest
         else:
             list(found.values())[-1].steps.append((instruction, rest))
     return found

@@ -25,6 +25,8 @@ def closed(**properties: Any) -> dict[str, Any]:
 AMOUNT = closed(cpu=TEXT, memory=TEXT)
 RESOURCES = closed(requests=AMOUNT, limits=AMOUNT)
 PROBE = closed(enabled=FLAG, config={"type": "object"})
+POD_SECURITY = closed(seccompProfile=closed(type={"enum": ["RuntimeDefault", "Unconfined", "Localhost"]}))
+CONTAINER_SECURITY = closed(capabilities=closed(drop={"type": "array"}))
 ENVIRONMENT = {"type": "array", "items": {"type": "object", "required": ["name"]}}
 CHARTS = {
     "prefect-server": closed(
@@ -40,6 +42,8 @@ CHARTS = {
             resources=RESOURCES,
             livenessProbe=PROBE,
             readinessProbe=PROBE,
+            podSecurityContext=POD_SECURITY,
+            containerSecurityContext=CONTAINER_SECURITY,
         ),
         postgresql=closed(enabled=FLAG),
         secret=closed(create=FLAG, name=TEXT),
@@ -53,6 +57,8 @@ CHARTS = {
             extraEnvVars=ENVIRONMENT,
             resources=RESOURCES,
             livenessProbe=PROBE,
+            podSecurityContext=POD_SECURITY,
+            containerSecurityContext=CONTAINER_SECURITY,
         ),
     ),
 }
@@ -81,6 +87,15 @@ def test_the_server_asks_for_a_password_and_has_no_database_of_its_own() -> None
     assert server["server"]["basicAuth"]["enabled"]
     assert server["postgresql"] == {"enabled": False}
     assert server["server"]["basicAuth"]["existingSecret"] == server["secret"]["name"]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_its_pods_meet_the_restricted_standard(chart: str) -> None:
+    """With what the charts set themselves: a user that is not root, no privileges, a read-only image."""
+    pods = values(chart)[chart.removeprefix("prefect-")]
+    assert pods["podSecurityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pods["containerSecurityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert {"requests", "limits"} == set(pods["resources"])
 
 
 def test_no_password_is_in_the_values_nor_in_a_jobs_manifest() -> None:

@@ -10,8 +10,12 @@ import kubernetes_validate
 import pytest
 import yaml
 from prefect.utilities.templating import apply_values, find_placeholders
+from typer.testing import CliRunner
 
 from infra import setup_server
+from retort.cli import app
+from retort.serving.metrics import PROBES
+from retort.serving.server import DRAIN_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "kubernetes"
@@ -156,3 +160,115 @@ def test_what_a_job_names_is_made_by_a_manifest(pool: str) -> None:
     assert ("Namespace", job["metadata"]["namespace"]) in made
     assert ("ServiceAccount", pod["serviceAccountName"]) in made
     assert {("PersistentVolumeClaim", claim["claimName"]) for claim in claims} <= made
+
+
+@every_pool
+def test_no_autoscaler_evicts_a_run(pool: str) -> None:
+    annotations = rendered(pool)["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+    # A node for it may have to be started first, and its image be pulled.
+    seconds = template(pool)["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+    assert seconds >= (1800 if pool.startswith("gpu") else 600)
+
+
+def named(kind: str, name: str) -> dict[str, Any]:
+    (found,) = [one for one in manifests() if (one["kind"], one["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+DEPLOYMENTS = [one["metadata"]["name"] for one in manifests() if one["kind"] == "Deployment"]
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployments_pods_have_as_few_rights_as_they_can_and_say_how_they_are(name: str) -> None:
+    pod = named("Deployment", name)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    context = pod["securityContext"]
+    assert (context["runAsNonRoot"], context["runAsUser"]) == (True, 1001)
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container)
+    resources = container["resources"]
+    assert {"cpu", "memory", "ephemeral-storage"} <= set(resources["requests"])
+    assert {"memory", "ephemeral-storage"} <= set(resources["limits"])
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume)
+
+
+def test_the_scorer_is_probed_where_clients_do_not_reach_and_ends_what_it_began() -> None:
+    pod = named("Deployment", "retort-serve")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    program, subcommand, model, *options = container["command"]
+    assert (program, subcommand) == ("retort", "serve")
+    assert f"--metrics-port={ports['metrics']}" in options
+    assert f"--port={ports['http']}" in options
+    known = CliRunner().invoke(app, ["serve", "--help"]).output
+    assert all(option.split("=")[0] in known for option in options)
+    assert model == "models:/$(RETORT_SERVE_MODEL)@champion"
+    assert "RETORT_SERVE_MODEL" in {entry["name"] for entry in container["env"]}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container[probe]["httpGet"]
+        assert (asked["port"], asked["path"] in PROBES) == ("metrics", True)
+    assert container["livenessProbe"]["httpGet"]["path"] != container["readinessProbe"]["httpGet"]["path"]
+    wait = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > wait + DRAIN_SECONDS
+    served = named("Service", "retort-serve")["spec"]
+    assert {port["targetPort"] for port in served["ports"]} == set(ports)
+
+
+def policies() -> list[dict[str, Any]]:
+    return [one for one in manifests() if one["kind"] == "NetworkPolicy"]
+
+
+def labels_of_pods() -> set[str]:
+    """`app.kubernetes.io/name` of everything that runs in the namespace."""
+    charts = {"prefect-server", "prefect-worker"}
+    jobs = {rendered(pool)["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] for pool in POOLS}
+    deployed = {
+        one["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+        for one in manifests()
+        if one["kind"] == "Deployment"
+    }
+    return charts | jobs | deployed
+
+
+def test_nobody_is_called_but_by_those_who_need_to() -> None:
+    assert any(one["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]} for one in policies())
+    selected = {one["spec"]["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/name") for one in policies()}
+    assert selected == {None, "prefect-server", "mlflow", "retort-job", "retort-serve"}
+    text = (FOLDER / "network.yaml").read_text(encoding="utf-8")
+    # Names that no pod has would let nobody in, or select nothing, without a word.
+    used = set(re.findall(r"app\.kubernetes\.io/name: ([\w-]+)", text))
+    used |= {name for given in re.findall(r"values: \[(.*?)\]", text) for name in given.split(", ")}
+    assert used <= labels_of_pods()
+
+
+@pytest.mark.parametrize("name", ["retort-job", "retort-serve", "mlflow"])
+def test_what_calls_out_may_not_ask_for_the_nodes_credentials(name: str) -> None:
+    (policy,) = [one for one in policies() if one["metadata"]["name"] == name]
+    for rule in policy["spec"]["egress"]:
+        for place in rule.get("to", []):
+            if "ipBlock" in place:
+                assert place["ipBlock"]["except"] == ["169.254.0.0/16"]
+        if "to" not in rule:
+            assert {port["port"] for port in rule["ports"]} == {53}, "only names may be asked of anybody"
+
+
+def test_the_ports_of_policies_are_those_that_listen() -> None:
+    listening = {
+        one["metadata"]["name"]: {
+            port["containerPort"] for port in one["spec"]["template"]["spec"]["containers"][0]["ports"]
+        }
+        for one in manifests()
+        if one["kind"] == "Deployment"
+    }
+    for policy in policies():
+        allowed = {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule["ports"]}
+        assert allowed == listening.get(policy["metadata"]["name"], {4200} if "prefect" in policy["metadata"]["name"]
+                                        else set())  # fmt: skip

@@ -66,6 +66,42 @@ async def test_runs_of_other_projects_are_not_reported(monkeypatch: pytest.Monke
     assert not (await triggers(monkeypatch))["Retort: a run failed"].covers(run_event("somebody-elses", "Failed"))
 
 
+def pool_event(name: str, status: str) -> ReceivedEvent:
+    pool = {"prefect.resource.id": f"prefect.work-pool.{uuid4()}", "prefect.resource.name": name}
+    return ReceivedEvent(id=uuid4(), occurred=datetime.now(UTC), event=f"prefect.work-pool.{status}", resource=pool)
+
+
+async def test_a_pool_that_loses_its_last_worker_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    deserted = (await triggers(monkeypatch))["Retort: a pool has no worker"]
+    for name in setup_server.POOLS:
+        event = pool_event(name, "not-ready")
+        assert deserted.covers(event)
+        assert deserted.expects(event.event)
+    assert not deserted.covers(pool_event("somebody-elses", "not-ready"))
+    assert not deserted.expects("prefect.work-pool.ready")
+
+
+@pytest.mark.parametrize(("name", "objects"), [
+    ("Retort: a run failed", ("flow", "flow_run")), ("Retort: a pool has no worker", ("work_pool",)),
+])  # fmt: skip
+async def test_a_message_says_what_to_do(name: str, objects: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect.blocks.webhook.Webhook.save", AsyncMock(return_value=uuid4()))
+    made = await setup_server.messages(argparse.Namespace(webhook="http://127.0.0.1:9/", notify=None))
+    (call,) = next(one.actions for one in made if one.name == name)
+    assert isinstance(call, CallWebhook)
+    payload = call.payload.replace("|ui_url", "")
+    things = {
+        one: {"name": "gpu-student", "state": {"name": "Crashed", "message": "no sign of life"}} for one in objects
+    }
+    text = json.loads(await render_user_template(payload, things))["text"]
+    assert "To do: " in text
+    assert "{{" not in text
+    if name.endswith("worker"):
+        assert "make worker POOL=gpu-student" in text
+    else:
+        assert "ended as Crashed: no sign of life" in text
+
+
 def test_flows_are_those_of_the_projects_deployments(tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").write_text(
         "deployments:\n"

@@ -1,67 +1,17 @@
-"""Tiny students, trained and evaluated by the steps themselves."""
+"""Tiny students in stores of their own."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from retort.artifacts.scores import PREDICTIONS
-from retort.config import MckdConfig
-from retort.io.parquet import Row, read_rows
-from retort.recipes.execute import made_or_found, make
-from retort.recipes.mckd.checks import resolve
-from retort.recipes.mckd.steps import evaluate_student, ingest, train_student
-from retort.records.base import ArtifactRef
-from retort.steps.base import Step
-from retort.store.opening import open_store
-
-
-class Trained(NamedTuple):
-    """A student in a store, and the scores of the step `evaluate` for it on the test rows."""
-
-    config: MckdConfig
-    student: ArtifactRef
-    scores: ArtifactRef
-
-    @property
-    def test_file(self) -> str:
-        return str(self.config.data.test)
-
-    @property
-    def student_address(self) -> tuple[str, str]:
-        """(address, key)."""
-        return self.student.uri, self.student.key
-
-    def evaluated(self) -> list[Row]:
-        return list(read_rows(open_store(self.config.store).fetch(self.scores) / PREDICTIONS))
-
-
-Train = Callable[[dict[str, Any]], Trained]
+from trained_student import Trained, train
 
 
 @pytest.fixture(scope="session")
-def train() -> Train:
-    """Trains a student that has learned something from the labeled rows, without Prefect or child processes."""
-
-    def build(values: dict[str, Any]) -> Trained:
-        student = {**values["student"], "training": {**values["student"]["training"], "epochs": 40}}
-        config = resolve(MckdConfig.model_validate({**values, "student": student}))
-        labeled, test = (made_or_found(config, ingest(config, role)) for role in ("labeled", "test"))
-        trained = _made(config, train_student(config, "final/student", labeled))
-        return Trained(config, trained, _made(config, evaluate_student(config, "final/scores", trained, test)))
-
-    return build
-
-
-def _made(config: MckdConfig, step: Step) -> ArtifactRef:
-    return make(config, step, 0, lambda *_: None)
-
-
-@pytest.fixture(scope="session")
-def slots_student(train: Train, tiny_slots: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def slots_student(tiny_slots: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train({**tiny_slots, "store": {"root": str(tmp_path_factory.mktemp("slots-served"))}})
 
 
 @pytest.fixture(scope="session")
-def classes_student(train: Train, tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def classes_student(tiny_classes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train({**tiny_classes, "store": {"root": str(tmp_path_factory.mktemp("classes-served"))}})

@@ -1,6 +1,6 @@
 """`retort export`: the folder and the graphs give the labels that the student gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
+from hub_server import TOKEN, Hub, hub
 from retort.models.device import Device
 from retort.serving.addresses import find_student
 from retort.serving.student import load_student
@@ -57,7 +58,74 @@ def test_the_folder_is_one_of_transformers_with_a_card(
     assert slots_student.student.key[:12] in card
     assert "final/student" in card, "its lineage"
     assert "## Labels\n- " in card
+    data = (tmp_path / "out/DATA.md").read_text()
+    assert data.startswith("---\nannotations_creators: [found]\nsize_categories: [n<1K]\n")
+    assert "| labeled | 12 | 12 | none | " in data
+    assert "## What no manifest knows" in data
     code, _, err = command("export", slots_student.student_address[0], str(tmp_path / "out"))
     assert (code, "holds something already" in err) == (2, True)
     code, _, err = command("export", slots_student.student_address[0], str(tmp_path / "other"), "--int8")
     assert (code, "go with --onnx" in err) == (2, True)
+
+
+@pytest.fixture
+def a_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub() as opened:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", opened.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        # The other way of uploading is compiled code that talks to a service of the vendor's.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield opened
+
+
+def test_a_push_makes_a_private_repository_with_the_folders_files(
+    classes_student: Trained, command: Command, tmp_path: Path, a_hub: Hub
+) -> None:
+    address = classes_student.student_address[0]
+    for folder in ("first", "again"):
+        options = ("--push", "team/films", "--onnx")
+        code, out, err = command("export", address, str(tmp_path / folder), *options)
+        assert code == 0, err
+        assert out.splitlines()[-1] == f"pushed: {a_hub.url}/team/films/commit/{'c' * 40}"
+    assert a_hub.repositories["team/films"]["visibility"] == "private"
+    written = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert {"README.md", "DATA.md", "model.safetensors", "model.onnx", "config.json"} <= set(written)
+    assert a_hub.files["team/films"] == written
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "code", "sentence"),
+    [
+        ("films", TOKEN, 2, "no name of a repository; give ORGANIZATION/NAME"),
+        ("team/films/more", TOKEN, 2, "no name of a repository"),
+        ("../films", TOKEN, 2, "no name of a repository"),
+        ("team/films..more--", TOKEN, 2, "--push team/films..more--: "),
+        ("others/films", TOKEN, 2, "the hub refuses this login (HTTP status 403); HF_TOKEN must hold"),
+        ("team/films", "hf_wrong", 2, "the hub refuses this login (HTTP status 403)"),
+    ],
+)
+def test_a_push_that_cannot_be_is_told_before_anything_is_written(
+    classes_student: Trained, command: Command, tmp_path: Path, a_hub: Hub, monkeypatch: pytest.MonkeyPatch,
+    repository: str, token: str, code: int, sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_TOKEN", token)
+    address = classes_student.student_address[0]
+    given, _, err = command("export", address, str(tmp_path / "out"), "--push", repository)
+    assert (given, len(err.splitlines())) == (code, 1), err
+    assert sentence in err
+    assert token not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_does_not_answer_is_told(
+    classes_student: Trained, command: Command, tmp_path: Path, a_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = classes_student.student_address[0]
+    for name, value in (("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"huggingface_hub.constants.{name}", value)
+            code, _, err = command("export", address, str(tmp_path / "out"), "--push", "team/films")
+        assert code == 1
+        assert err.startswith("error: --push team/films: the hub cannot be reached (")
+    assert not (tmp_path / "out").exists()

@@ -1,16 +1,9 @@
 """A registered student answers through MLflow as it does through Retort."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from retort.serving.addresses import find_student
@@ -69,43 +62,3 @@ def test_a_copy_needs_the_store_no_more(slots_student: Trained, tmp_path: Path) 
     assert not Path(json.loads((tmp_path / POINTER).read_text())["student"]).is_absolute()
     texts, answers = expected(slots_student)
     assert mlflow.pyfunc.load_model(str(tmp_path)).predict(pd.DataFrame({"text": texts})).to_dict("records") == answers
-
-
-@pytest.fixture
-def server(registered: str, tmp_path: Path) -> Iterator[str]:
-    """`mlflow models serve` of the champion."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    programs = str(Path(sys.executable).parent)  # MLflow starts uvicorn by its name, as in an activated environment
-    options = ["-m", "models:/requests@champion", "--env-manager", "local", "--port", str(port), "--workers", "1"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "models", "serve", *options],
-            env={
-                **os.environ,
-                "MLFLOW_TRACKING_URI": registered,
-                "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-            },
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    yield f"http://127.0.0.1:{port}"
-    os.killpg(process.pid, 9)
-    process.wait()
-
-
-@pytest.mark.slow
-def test_mlflow_models_serve_answers_as_retort_does(server: str, slots_student: Trained) -> None:
-    for _ in range(240):
-        try:
-            if httpx.get(f"{server}/ping", timeout=5).status_code == 200:
-                break
-        except httpx.HTTPError:
-            time.sleep(0.5)
-    texts, answers = expected(slots_student)
-    body = {"dataframe_split": {"columns": ["text"], "data": [[text] for text in texts]}}
-    assert httpx.post(f"{server}/invocations", json=body, timeout=60).json()["predictions"] == answers
-    refused = httpx.post(f"{server}/invocations", json={"dataframe_split": {"columns": ["text"], "data": [[""]]}})
-    assert (refused.status_code, "is empty" in refused.text) == (400, True)

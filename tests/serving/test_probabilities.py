@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from trained_student import train
+
 Command = Callable[..., tuple[int, str, str]]
 
 TREES = [
@@ -33,7 +35,6 @@ def tree_row(role: str, number: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def answering(
-    train: Callable[[dict[str, Any]], Any],
     tiny_slots: dict[str, Any],
     tiny_encoder: Path,
     tiny_t5: Path,

@@ -2,17 +2,13 @@
 
 import concurrent.futures
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -20,47 +16,9 @@ import pytest
 from retort.serving.limits import MOST_BYTES
 from retort.serving.scorer import MOST_TEXTS
 from retort.serving.texts import MOST_CHARACTERS
+from serve_process import Server, serving
 
-RETORT = str(Path(sys.executable).with_name("retort"))
 Trained = Any
-
-
-class Server(NamedTuple):
-    process: "subprocess.Popen[str]"
-    url: str
-    said: str
-
-    def ask(self, *texts: str) -> httpx.Response:
-        return httpx.post(f"{self.url}/predict", json={"texts": texts}, timeout=30)
-
-
-@contextmanager
-def serving(model: str) -> Iterator[Server]:
-    """A running server, stopped at the end of the block whatever happens."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [RETORT, "serve", model, "--port", "0"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        said = process.stderr.readline().strip()
-        url = said.partition(" at ")[2].removesuffix("/predict")
-        wait_for(f"{url}/health")
-        yield Server(process, url, said)
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def wait_for(url: str) -> None:
-    end = time.monotonic() + 20
-    while True:
-        try:
-            assert httpx.get(url).status_code == 200
-            return
-        except httpx.ConnectError:
-            assert time.monotonic() < end
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +32,7 @@ def test_it_answers_as_the_evaluation_did(server: Server, slots_student: Trained
 
     rows, problem = slots_student.evaluated(), problem_for(slots_student.config.problem)
     model = {"name": None, "version": None, "key": slots_student.student.key}
-    assert httpx.get(f"{server.url}/health").json() == {"model": model}
+    assert httpx.get(f"{server.url}/health").json() == {"model": model, "follows": None}
     answer = server.ask(*(row["text"] for row in rows))
     assert answer.status_code == 200
     assert answer.json()["model"] == model
@@ -134,8 +92,10 @@ def test_a_mistake_gets_one_sentence(command: Command, classes_student: Trained)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         code, _, err = command("serve", classes_student.student.uri, "--port", port)
-    assert code == 2
+        watched, _, told = command("serve", classes_student.student.uri, "--port", "0", "--metrics-port", str(port))
+    assert (code, watched) == (2, 2)
     assert err.startswith(f"error: --host '127.0.0.1' --port {port}: cannot be had (Address already in use)")
+    assert told.startswith(f"error: --host '127.0.0.1' --metrics-port {port}: cannot be had (Address already in use)")
     code, _, err = command("serve", classes_student.student.uri, "--host", "no.such.host.invalid")
     assert code == 2
     assert err.startswith("error: --host 'no.such.host.invalid': no address of this machine")
@@ -158,5 +118,4 @@ def test_sigterm_ends_it_after_what_is_under_way(server: Server) -> None:
     assert server.process.wait(20) == 0
     asking.join()
     assert set(statuses) == {200}
-    assert server.process.stderr is not None
-    assert server.process.stderr.read() == ""
+    assert len(server.lines) == 1

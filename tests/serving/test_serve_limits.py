@@ -1,15 +1,11 @@
 """What `retort serve` allows its clients: real servers, with clients that are slow, many, large, or not let in."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -17,37 +13,11 @@ import pytest
 
 from retort.serving import limits
 from retort.serving.limits import MOST_BYTES, READ_SECONDS, Guard
+from serve_process import Server, is_healthy, serving
 
-RETORT = str(Path(sys.executable).with_name("retort"))
 TOKEN = "a-token-that-nobody-guesses"
 Trained = Any
 Command = Callable[..., tuple[int, str, str]]
-
-
-@contextmanager
-def serving(model: str, *options: str, token: str | None = None) -> Iterator[str]:
-    """The URL of a server in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"RETORT_SERVE_TOKEN": token} if token else {})
-    command = [RETORT, "serve", model, "--port", "0", *options]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        url = process.stderr.readline().strip().partition(" at ")[2].removesuffix("/predict")
-        end = time.monotonic() + 30
-        while not answers(url):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        yield url.replace("0.0.0.0", "127.0.0.1")
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def connected(url: str) -> socket.socket:
@@ -83,9 +53,15 @@ def ended_after(url: str, sent: bytes, drip: bytes) -> tuple[float, bytes]:
 
 
 @pytest.fixture(scope="module")
-def server(classes_student: Trained) -> Iterator[str]:
-    with serving(classes_student.student.uri, "--host", "0.0.0.0", "--clients", "8", token=TOKEN) as url:
-        yield url
+def running(classes_student: Trained) -> Iterator[Server]:
+    options = ("--host", "0.0.0.0", "--clients", "8", "--metrics-port", "0")
+    with serving(classes_student.student.uri, *options, token=TOKEN) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(running: Server) -> str:
+    return running.url
 
 
 def test_it_answers_those_who_know_the_token(server: str) -> None:
@@ -145,10 +121,12 @@ def read_all(client: socket.socket) -> None:
         pass
 
 
-def test_more_clients_than_it_takes_are_told_so(server: str) -> None:
+def test_more_clients_than_it_takes_are_told_so(running: Server, server: str) -> None:
     idle = [connected(server) for _ in range(8)]
     try:
         time.sleep(0.2)
+        watched = httpx.get(running.metrics_url)
+        assert watched.status_code == 200, "who watches it is not kept out by its clients"
         with connected(server) as late:
             late.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             said = b"".join(iter(lambda: late.recv(4096), b""))
@@ -161,8 +139,30 @@ def test_more_clients_than_it_takes_are_told_so(server: str) -> None:
     assert head.startswith(b"HTTP/1.1 503 ")
     assert json.loads(body) == {"detail": "8 clients are connected already; try again in a moment"}
     end = time.monotonic() + 5
-    while not answers(server):
+    while not is_healthy(server):
         assert time.monotonic() < end
+    assert 'retort_serve_errors_total{kind="too_many_clients"} ' in httpx.get(running.metrics_url).text
+    assert 'retort_serve_errors_total{kind="too_many_clients"} 0.0' not in httpx.get(running.metrics_url).text
+
+
+def test_the_port_for_watching_needs_no_token_and_answers_nothing_else(running: Server, server: str) -> None:
+    port = running.metrics_url.removesuffix("/metrics")
+    for path in ("/metrics", "/livez", "/readyz", "/health", "/healthz"):
+        assert httpx.get(f"{port}{path}").status_code == 200
+    for path in ("/predict", "/openapi.json", "/docs"):
+        answer = httpx.post(f"{port}{path}", json={"texts": ["a"]}, headers={"Authorization": f"Bearer {TOKEN}"})
+        assert (answer.status_code, "this port answers /health" in answer.json()["detail"]) == (404, True)
+    assert httpx.get(f"{server}/metrics").status_code == 401
+    allowed = httpx.get(f"{server}/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert "retort_serve_rows_total" in allowed.text
+
+
+def test_addresses_of_ipv6_are_served_and_watched_as_well(classes_student: Trained) -> None:
+    with serving(classes_student.student.uri, "--host", "::1", "--metrics-port", "0") as started:
+        assert started.url.startswith("http://[::1]:")
+        assert started.ask("the film was great").status_code == 200
+        assert "retort_serve_rows_total 1.0" in httpx.get(started.metrics_url).text
+        assert httpx.post(started.metrics_url.replace("/metrics", "/predict"), json={}).status_code == 404
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"texts":' * 50_000, b'{"texts": [' + b"1" * 10_000 + b"]}"])
@@ -175,7 +175,8 @@ def test_hostile_json_is_refused_and_harms_nothing(server: str, body: bytes) -> 
 
 
 def test_an_answer_that_takes_too_long_is_given_up(classes_student: Trained) -> None:
-    with serving(classes_student.student.uri, "--timeout", "0.001") as url:
+    with serving(classes_student.student.uri, "--timeout", "0.001") as started:
+        url = started.url
         answer = httpx.post(f"{url}/predict", json={"texts": ["the film was great " * 50] * 100})
         assert answer.status_code == 504
         assert answer.json() == {"detail": "this took more than 0.001 s; send fewer or shorter texts at once"}

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,21 @@ def test_the_student_is_chosen_on_the_dev_rows_and_scores_as_it_did_there(done: 
     right = np.mean([answer["label"] == row["label"] for answer, row in zip(answers, dev, strict=True)])
     assert right == pytest.approx(details["dev_accuracy"])
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4) for answer in answers)
+
+
+def test_the_student_is_exported_with_its_cards(done: Done, tmp_path: Path) -> None:
+    from retort.lineage.export import Export, export
+    from retort.serving.texts import Fields
+
+    _, _, scored = done
+    folder = tmp_path / "out"
+    export(Export(scored.final_student.uri, folder, False, False, None, Fields("text", "id"), None, None))
+    assert {path.name for path in folder.iterdir()} == {"README.md", "DATA.md", "model.onnx", "vocabulary.json"}
+    assert (folder / "README.md").read_text().startswith("# A tiny student\n")
+    data = (folder / "DATA.md").read_text()
+    assert "annotations_creators: [machine-generated]" in data
+    assert re.search(r"^\| train \| \d+ \| \d+ \| none \| ", data, re.MULTILINE)
+    assert re.search(r"^- teacher/train: \d+ rows labeled, ", data, re.MULTILINE)
 
 
 def test_a_row_without_a_field_is_set_aside(done: Done, capsys: Any) -> None:
