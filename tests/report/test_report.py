@@ -13,9 +13,9 @@ from retort.config import ClassificationConfig
 from retort.metrics.format import p_text, percent, seconds_text, signed
 from retort.metrics.scores import mean_score, score
 from retort.problems.classification import Classification
-from retort.report.mckd.mistakes import NOTHING, error_tables
 from retort.report.mckd.summary import MckdSummary, table
 from retort.report.mckd.terminal import render_terminal
+from retort.report.mistakes import NOTHING, error_tables
 from synthetic_run import PLAY_TRACK, Run, crowned, synthetic
 
 
