@@ -76,6 +76,11 @@ class SeedScores(Artifact):
     def scores(self) -> ArmScores:
         return ArmScores.model_validate_json((self.folder / SCORES).read_text(encoding="utf-8"))
 
+    def gold(self) -> list[tuple[str, Label]]:
+        """(example_id, gold label) of each row."""
+        rows = read_rows(self.folder / ANSWERS, ["example_id", "gold", "seed"])
+        return [(row["example_id"], row["gold"]) for row in rows if row["seed"] == 0]
+
     def answers(self) -> list[list[Label | None]]:
         """Each seed's labels, with rows in the order of the gold rows."""
         found: dict[int, list[Label | None]] = {}

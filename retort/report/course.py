@@ -1,7 +1,6 @@
 """The course of a run, from manifests alone: what was made where and when, how losses fell, what each arm cost."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -22,11 +21,8 @@ class Made(NamedTuple):
     """`data`, `teacher`, `stage 1`, `final student`, or the name of a baseline or an arm."""
     manifest: Manifest
 
-    @property
-    def what(self) -> str:
-        """The kind of work. Siblings (`stage1/student-0`, `-1`) are the same."""
-        name = self.manifest.name if self.group == "data" else self.manifest.name.rpartition("/")[2]
-        return re.sub(r"-\d+$", "", name)
+    what: str
+    """The kind of work; siblings (`stage1/student-0`, `-1`) are the same."""
 
 
 class Span(Record):

@@ -52,7 +52,7 @@ def worst_slices(
     ]
     sign = -1 if metric in ERRORS else 1
     known = [one for one in scored if math.isfinite(one.score.value)]
-    return tuple(sorted(known, key=lambda one: (sign * one.score.value, one.name))[:SHOWN])
+    return tuple(sorted(known, key=lambda one: (sign * one.score.value, -one.score.n, one.name))[:SHOWN])
 
 
 def _names(problem: Problem, row: Row, groups: Mapping[str, str], by_class: bool) -> Iterator[str]:
@@ -73,6 +73,12 @@ def _by_length(texts: Sequence[str]) -> dict[str, list[int]]:
     low, found = 0, {}
     for edge in [*edges, int(lengths.max())]:
         places = np.flatnonzero((lengths > low) & (lengths <= edge)).tolist()
-        found[f"up to {edge} {unit}" if not low else f"{low + 1} to {edge} {unit}"] = places
+        found[_range(low + 1, edge, unit)] = places
         low = edge
     return found
+
+
+def _range(first: int, last: int, unit: str) -> str:
+    if first == last:
+        return f"{last} {unit}" if last > 1 else f"1 {unit.removesuffix('s')}"
+    return f"up to {last} {unit}" if first == 1 else f"{first} to {last} {unit}"

@@ -1,5 +1,6 @@
 """The artifacts that a run consists of: their groups and manifests."""
 
+import re
 from collections.abc import Iterator
 
 from retort.records.base import ArtifactRef
@@ -26,11 +27,16 @@ def made(store: Store, result: MckdResult) -> list[Made]:
     """Everything that the run depends on, each artifact once, inputs before what was made from them."""
     seen: set[str] = set()
     return [
-        Made(group, manifest)
+        made_in(group, manifest)
         for group, refs in groups(result)
         for ref in refs
         for manifest in ancestors(store, ref.kind, ref.key, seen)
     ]
+
+
+def made_in(group: str, manifest: Manifest) -> Made:
+    name = manifest.name if group == "data" else manifest.name.rpartition("/")[2]
+    return Made(group, manifest, re.sub(r"-\d+$", "", name))
 
 
 def timings(parts: list[Made]) -> tuple[Timing, ...]:

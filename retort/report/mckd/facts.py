@@ -15,7 +15,7 @@ from retort.problems.base import Problem
 from retort.records.base import ArtifactRef, Progress
 from retort.records.mckd import MckdResult, StageResult
 from retort.report.course import Made, arm_costs, curves, spans
-from retort.report.mckd.artifacts import data_refs, groups, made, student_behind, timings
+from retort.report.mckd.artifacts import data_refs, groups, made, made_in, student_behind, timings
 from retort.report.mckd.labels import label_change, label_failures
 from retort.report.mckd.summary import (
     DataSet,
@@ -91,7 +91,7 @@ def _with_gate(run: Run, parts: list[Made]) -> list[Made]:
     """Add the champion's scores and the verdict, but not the champion itself, whose cost belongs to another run."""
     refs = [("champion", ref) for ref in run.result.champion_scores]
     refs += [("gate", run.result.verdict)] if run.result.verdict else []
-    found = [Made(group, run.store.manifest_of(ref)) for group, ref in refs]
+    found = [made_in(group, run.store.manifest_of(ref)) for group, ref in refs]
     known = {part.manifest.key for part in parts}
     return [*parts, *(part for part in found if part.manifest.key not in known)]
 

@@ -26,7 +26,7 @@ from retort.report.mistakes import error_tables
 from retort.report.quality import ErrorTable, Reliability, Slice, reliability
 from retort.report.slices import worst_slices
 from retort.report.soft_label.summary import Gain, McNemarOfSeed, SoftLabelSummary, Tried
-from retort.store import Store
+from retort.store import Manifest, Store
 from retort.store.ancestry import ancestors
 
 COMPARED = (
@@ -108,11 +108,15 @@ def _made(run: Run) -> Iterator[Made]:
     seen = set(gate)
     for ref in result.refs():
         if ref.key in gate:
-            yield Made("gate" if ref == result.verdict else "champion", store.manifest_of(ref))
+            yield _made_in("gate" if ref == result.verdict else "champion", store.manifest_of(ref))
             continue
         for manifest in ancestors(store, ref.kind, ref.key, seen):
             group = manifest.name.partition("/")[0]
-            yield Made({"ingest": "data", "final": "final student"}.get(group, group), manifest)
+            yield _made_in({"ingest": "data", "final": "final student"}.get(group, group), manifest)
+
+
+def _made_in(group: str, manifest: Manifest) -> Made:
+    return Made(group, manifest, manifest.name if group == "data" else manifest.fingerprint["verb"])
 
 
 def _arms(result: SoftLabelResult) -> dict[str, list[ArtifactRef]]:
