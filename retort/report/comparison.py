@@ -44,9 +44,11 @@ class Difference(Record):
     @property
     def verdict(self) -> str:
         """In one sentence, without its subject."""
-        told = f"{gain_text(self.metric, self.gain)} ({self._interval}) in {TITLES[self.metric]}"
+        told = f"{gain_text(self.metric, self.gain)} {TITLES[self.metric]}, 95 % interval {self._interval}"
         if self.low > 0 or self.high < 0:
             return f"B is {'better' if self.low > 0 else 'worse'} than A: {told}"
+        if self.low == self.high == 0:
+            return f"A and B are equal in {TITLES[self.metric]}"
         return f"the difference may be chance: {told}"
 
     @property
@@ -80,7 +82,7 @@ class TestSet(Record):
     def says(self) -> str:
         """What to see, in sentences."""
         deciding = self.differences[0]
-        told = f"On {self.rows:,} test rows {deciding.verdict}, 95 % interval, paired."
+        told = f"On {self.rows:,} test row{'' if self.rows == 1 else 's'} {deciding.verdict}."
         only = f" Whole labels: only A right {self.only_a:,}, only B right {self.only_b:,}, {p_text(self.p_value)}."
         if self.rows < max(self.rows_a, self.rows_b):
             told = (
@@ -101,8 +103,9 @@ class Comparison(Record):
 
 
 def score_table(test: TestSet) -> Table:
-    rows = tuple((TITLES[one.metric], with_interval(one.a), with_interval(one.b), one.cell) for one in test.differences)
-    return Table((f"{test.name}, {test.rows:,} rows", "A", "B", "B over A"), rows)
+    """The difference comes first, as the last columns may not fit a terminal."""
+    rows = tuple((TITLES[one.metric], one.cell, with_interval(one.a), with_interval(one.b)) for one in test.differences)
+    return Table(("", "B over A", "A", "B"), rows)
 
 
 def cost_table(comparison: Comparison) -> Table:
@@ -126,7 +129,7 @@ def cost_table(comparison: Comparison) -> Table:
         ("weights, MB", _number(a.megabytes), _number(b.megabytes), _times(a.megabytes, b.megabytes)),
     )
     known = tuple(line for line in lines if (line[1], line[2]) != ("-", "-"))
-    return Table(("cost", "A", "B", "B as a multiple of A"), known)
+    return Table(("cost", "A", "B", "B / A"), known)
 
 
 def axis_values(difference: Difference) -> tuple[float, float, float]:

@@ -18,10 +18,13 @@ def show(comparison: Comparison, pictures: Sequence[Path]) -> None:
     say(side_line("A", comparison.a))
     say(side_line("B", comparison.b))
     for test in comparison.tests:
-        console.print(screen_table("", score_table(test), console.width))
+        heading = f"{test.name}, {test.rows:,} rows; in brackets 95 % intervals"
+        console.print(screen_table(heading, score_table(test), console.width, elsewhere="with --json"))
     if cost_table(comparison).rows:
-        console.print(screen_table("", cost_table(comparison), console.width))
-    for line in (*comparison.notes, *(f"{test.name}: {test.says}" for test in comparison.tests)):
+        console.print(screen_table("", cost_table(comparison), console.width, elsewhere="with --json"))
+    several = len(comparison.tests) > 1
+    told = (f"{test.name}: {test.says}" if several else test.says for test in comparison.tests)
+    for line in (*comparison.notes, *told):
         console.print(printable(line), markup=False)
     say(f"\nPicture:  {', '.join(map(str, pictures))}")
 

@@ -150,7 +150,7 @@ def _run_with_settings(name: str, store: Store, config: RecipeConfig) -> _Run:
     if not others:
         raise ConfigError(f"'{name}': no run of '{config.name}' has finished in {store.root}: `retort run {name}`")
     first, *more = _differences(others[0].told.config, wanted)
-    rest = f" and {len(more)} more fields" if more else ""
+    rest = f" and {len(more)} other field{'s' if len(more) > 1 else ''} differ" if more else ""
     raise ConfigError(
         f"'{name}': no finished run of '{config.name}' in {store.root} has these settings; the last one had {first}"
         f"{rest}. `retort run {name}` makes one, or name that run: {others[0].record.run_id[:8]}"

@@ -28,7 +28,8 @@ def draw_comparison(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _title(comparison: Comparison) -> str:
-    return f"B ({named(comparison.b.asked, 24)}) over A ({named(comparison.a.asked, 24)})"
+    sides = (("A", comparison.a), ("B", comparison.b))
+    return "\n".join(["How much better B is than A", *(f"{letter}: {named(side.asked, 48)}" for letter, side in sides)])
 
 
 def _draw(
