@@ -333,7 +333,26 @@ def serve(
     serve_student(model, host=host, port=port, tracking=tracking, clients=clients, seconds=timeout)
 
 
-app.command()(results.why)
+@app.command()
+def why(
+    model: Model,
+    row: Annotated[str | None, typer.Option("--row", metavar="ID", help="Tell the history of this row.")] = None,
+    tracking: Registry = None,
+    json_: Json = False,
+) -> None:
+    """Tell where a student came from: every stage back to the teacher and the data, or the history of one row."""
+    from retort.lineage.row import history
+    from retort.lineage.student import Traced, trace
+    from retort.lineage.text import history_lines, lineage_lines
+
+    traced = Traced(model, tracking)
+    if row is None:
+        lineage = trace(traced)
+        told, lines = lineage.model_dump_json, lineage_lines(lineage)
+    else:
+        found = history(traced, row)
+        told, lines = found.model_dump_json, history_lines(found)
+    print(told() if json_ else printable("\n".join(lines)))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The command line of what looks at finished runs: `sweep`, `report`, `compare`, `why`."""
+"""The command line of what looks at finished runs: `sweep`, `report`, `compare`."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from retort.commands.options import ConfigPath, Json, Model, Overrides, Registry
-from retort.io.terminal import printable, say
+from retort.commands.options import ConfigPath, Json, Overrides, Registry
+from retort.io.terminal import say
 
 WHAT = (
     "A config (its newest run with these settings), a run (its config's name, or the first characters of its id), "
@@ -91,24 +91,3 @@ def compare(
         print(comparison.model_dump_json())
     else:
         show(comparison, pictures)
-
-
-def why(
-    model: Model,
-    row: Annotated[str | None, typer.Option("--row", metavar="ID", help="Tell the history of this row.")] = None,
-    tracking: Registry = None,
-    json_: Json = False,
-) -> None:
-    """Tell where a student came from: every stage back to the teacher and the data, or the history of one row."""
-    from retort.lineage.row import history
-    from retort.lineage.student import Traced, trace
-    from retort.lineage.text import history_lines, lineage_lines
-
-    traced = Traced(model, tracking)
-    if row is None:
-        lineage = trace(traced)
-        told, lines = lineage.model_dump_json, lineage_lines(lineage)
-    else:
-        found = history(traced, row)
-        told, lines = found.model_dump_json, history_lines(found)
-    print(told() if json_ else printable("\n".join(lines)))
