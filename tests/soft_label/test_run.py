@@ -234,7 +234,7 @@ def test_the_report_says_what_the_scores_say(done: Done, tmp_path: Path) -> None
     console.print(render_terminal(summary, console.width))
     assert "soft-grid" in console.export_text()
     pictures = {one.key for one in Report.open(open_store(config.store), page).pictures()}
-    assert {"scores-0", "timeline", "costs", "losses"} <= pictures
+    assert {"scores-0", "timeline", "costs"} <= pictures
     assert any(key.startswith("confusions") for key in pictures)
     arms = {cost.name: cost for cost in summary.arm_costs}
     assert arms["soft-grid"].seconds > arms["hard"].seconds, "it rests on the teacher too"
