@@ -178,7 +178,7 @@ def test_lengths_are_in_characters_where_words_have_no_spaces() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("high", "told"), [(0.4, "more than chance explains"), (0.9, "which may be chance")])
+@pytest.mark.parametrize(("high", "told"), [(0.4, "beyond both intervals"), (0.9, "which may be chance")])
 def test_a_slice_is_told_with_what_chance_explains(tmp_path: Path, high: float, told: str) -> None:
     def scored(value: float, low: float, high: float) -> Score:
         return Score(metric="accuracy", value=value, low=low, high=high, n=20)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from retort.commands.compare.sides import Asked, Side, Tested, find_sides
-from retort.config import Metric, Problem
+from retort.config import ClassificationConfig, Metric, MultiLabelConfig, Problem
 from retort.errors import ConfigError
 from retort.metrics.comparison import compare_systems
 from retort.metrics.scores import mean_score
@@ -12,6 +12,7 @@ from retort.records.base import Label
 from retort.report.comparison import Compared, Comparison, Difference, TestSet
 
 SEED = 0
+_WithLabels = ClassificationConfig | MultiLabelConfig
 
 
 def compare(a: str, b: str, asked: Asked) -> Comparison:
@@ -97,9 +98,9 @@ def _systems(rows: Sequence[Tested]) -> list[list[Label | None]]:
 
 def _with_all_labels(a: Problem, b: Problem) -> Problem:
     """A's problem with the classes of both, as one side may know more of them."""
-    if a.kind in ("classification", "multi-label"):
-        known = [*a.labels, *(label for label in b.labels if label not in a.labels)]  # type: ignore[union-attr]
-        return a.model_copy(update={"labels": known})
+    if isinstance(a, _WithLabels) and isinstance(b, _WithLabels):
+        known, more = a.labels or [], b.labels or []
+        return a.model_copy(update={"labels": [*known, *(label for label in more if label not in known)]})
     return a
 
 

@@ -211,8 +211,8 @@ def _side(asked: str, store: Store, run: _Run) -> Side:
         resamples=int(settings.get("resamples", 1000)),
         tests=dict(_tests(asked, store, run)),
         compute_seconds=told.compute_seconds,
-        seconds=final and final.seconds,
-        money=final and final.money,
+        seconds=final.seconds if final else None,
+        money=final.money if final else None,
         latency_ms=told.gate.cost.latency_ms if told.gate else None,
         megabytes=told.gate.cost.megabytes if told.gate else None,
     )

@@ -188,26 +188,29 @@ def draw_costs(costs: Sequence[ArmCost], folder: Path) -> list[Picture]:
         Picture(key="costs", title="Compute of each arm", says=_costs_say(costs)),
         Picture(key="money", title="Money of each arm", says=_money_says(costs)),
     ]
-    names = [named(cost.name) for cost in costs]
+    rows = range(len(costs))
     unit, scale = _unit(max(cost.seconds for cost in costs))
     with drawn(folder, pictures[0], 1.4 + 0.27 * len(costs)) as axes:
         shared = [(cost.seconds - cost.own_seconds) / scale for cost in costs]
         own = [cost.own_seconds / scale for cost in costs]
-        axes.barh(names, own, color=COLORS[0], height=0.65, label="needed by no arm above")
-        axes.barh(names, shared, left=own, color="#c5d3e3", height=0.65, label="shared with arms above")
-        _name_costs(axes, [seconds_text(cost.seconds) for cost in costs], [cost.seconds / scale for cost in costs])
+        axes.barh(rows, own, color=COLORS[0], height=0.65, label="needed by no arm above")
+        axes.barh(rows, shared, left=own, color="#c5d3e3", height=0.65, label="shared with arms above")
+        _name_costs(
+            axes, costs, [seconds_text(cost.seconds) for cost in costs], [cost.seconds / scale for cost in costs]
+        )
         axes.set_xlabel(f"compute, {unit}")
         legend(axes)
     if not any(cost.money for cost in costs):
         return pictures[:1]
     with drawn(folder, pictures[1], 1.0 + 0.27 * len(costs)) as axes:
-        axes.barh(names, [cost.money for cost in costs], color=COLORS[2], height=0.65)
-        _name_costs(axes, [f"{cost.money:.4g}" for cost in costs], [cost.money for cost in costs])
+        axes.barh(rows, [cost.money for cost in costs], color=COLORS[2], height=0.65)
+        _name_costs(axes, costs, [f"{cost.money:.4g}" for cost in costs], [cost.money for cost in costs])
         axes.set_xlabel("paid to teachers, in the currency of teacher.prices")
     return pictures
 
 
-def _name_costs(axes: Axes, texts: Sequence[str], ends: Sequence[float]) -> None:
+def _name_costs(axes: Axes, costs: Sequence[ArmCost], texts: Sequence[str], ends: Sequence[float]) -> None:
+    axes.set_yticks(range(len(costs)), [named(cost.name) for cost in costs])
     for row, (text, end) in enumerate(zip(texts, ends, strict=True)):
         axes.annotate(text, (end, row), (3, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
     axes.invert_yaxis()

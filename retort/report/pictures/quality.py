@@ -11,6 +11,7 @@ from retort.config import ERRORS
 from retort.metrics.format import percent, score_text
 from retort.records.base import Score
 from retort.report.base import as_key
+from retort.report.mistakes import OTHERS
 from retort.report.pictures.canvas import BAD, COLORS, FINAL, GOOD, GRID, INK, MUTED, STAGE, drawn, legend, named
 from retort.report.pictures.scores import scale_of, unit_of
 from retort.report.quality import ErrorTable, HeatMap, Reliability, Slice
@@ -94,8 +95,8 @@ def _draw_heat_map(heat: HeatMap, table: ErrorTable, folder: Path, place: str) -
             range(len(heat.predicted)), [named(one, _LETTERS) for one in heat.predicted], rotation=90, fontsize=letters
         )
         axes.set_yticks(range(len(heat.gold)), [named(one, _LETTERS) for one in heat.gold], fontsize=letters)
-        axes.set_xlabel("said by the student (rows)")
-        axes.set_ylabel("gold (rows)")
+        axes.set_xlabel("said by the student (counts)")
+        axes.set_ylabel("gold (counts)")
     return [picture]
 
 
@@ -103,6 +104,8 @@ def _heat_map_says(table: ErrorTable) -> str:
     read = (
         "Green is right, red is wrong, and the deeper, the larger the share of the gold name; the numbers are counts."
     )
+    if table.heat is not None and OTHERS in table.heat.gold:
+        read += f" {OTHERS} are all names that are mistaken less."
     if not table.confusions:
         return f"Nothing is mistaken. {read}"
     most = table.confusions[0]
@@ -154,11 +157,12 @@ def draw_slices(slices: Sequence[Slice], overall: Score, folder: Path, where: st
         return []
     metric, worst = overall.metric, slices[0]
     apart = worst.score.low > overall.high if metric in ERRORS else worst.score.high < overall.low
-    sure = "more than chance explains" if apart else "which may be chance, as the intervals overlap"
+    sure = "beyond both intervals" if apart else "which may be chance, as the intervals overlap"
     says = (
         f"The final student is worst on {named(worst.name, 60)}: {score_text(metric, worst.score.value)} on "
         f"{worst.score.n:,} rows, against {score_text(metric, overall.value)} on all {overall.n:,}, {sure}. The dashed "
-        "line is the score on all rows; slices overlap, and small ones have wide intervals."
+        "line is the score on all rows. Slices overlap, and the worst of many looks worse than it is: see whether it "
+        "stays the worst."
     )
     picture = Picture(key=_key("slices", where), title=_title("Worst slices of the test rows", where), says=says)
     scale = scale_of(metric)
