@@ -38,10 +38,13 @@ def _made_on(settings: RunSettings, step: Step) -> dict[str, str]:
     """When, on which machine and on which GPUs a step is made, for the report's time line. No part of any key."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     known = {"host": platform.node(), "started_at": now}
-    if step.resources.gpu == "none" or settings.execution.device == "cpu" or not has_gpu():
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = settings.execution.device == "cpu" or visible in ("", "-1") or not has_gpu()
+    if step.resources.gpu == "none" or hidden:
         return known
-    every = "0" if step.resources.gpu == "one" else "all"
-    return {**known, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or every}
+    if step.resources.gpu == "one":
+        return {**known, "gpu": (visible or "0").split(",")[0]}
+    return {**known, "gpu": visible or "all"}
 
 
 def has_gpu() -> bool:
