@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from prefect import flow
@@ -28,7 +28,7 @@ from retort.config import ExecutionConfig, RecipeConfig, RunSettings
 from retort.errors import ConfigError
 from retort.recipes import load_config, recipe_of
 from retort.recipes.base import Do
-from retort.recipes.execute import sweep_leftovers
+from retort.recipes.execute import has_gpu, sweep_leftovers
 from retort.recipes.scope import Scope, again, check_scope, make_only
 from retort.recipes.walk import steps_of, whole_run
 from retort.records.base import ArtifactRef, Performed, Record
@@ -147,8 +147,7 @@ def task_runner(config: RecipeConfig, performed: list[Performed]) -> Do:
 def num_slots(execution: ExecutionConfig) -> int:
     if execution.parallel_students:
         return execution.parallel_students
-    has_gpu = execution.device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
-    return 1 if has_gpu else os.cpu_count() or 1
+    return 1 if execution.device != "cpu" and has_gpu() else os.cpu_count() or 1
 
 
 def record(settings: RunSettings, started: str, refs: Iterable[ArtifactRef]) -> RunRecord:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from retort.commands import results
+from retort.commands.options import ConfigPath, Json, Model, Overrides, Registry
 from retort.io.terminal import printable, say
 
 app = typer.Typer(
@@ -18,13 +20,6 @@ app = typer.Typer(
     help="Distil a large language model into small, cheap students.",
     epilog="Exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 the gate said no.",
 )
-
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: method.stages=2. Repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 
 
 def _print_version(requested: bool) -> None:
@@ -156,57 +151,8 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
         say(line)
 
 
-@app.command()
-def sweep(
-    config: ConfigPath,
-    vary: Annotated[
-        list[str],
-        typer.Option("--vary", metavar="FIELD=V1,V2", help="data.limit=500,1000,5000. Repeatable: all pairs."),
-    ],
-    set_: Overrides = None,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="For sweep.jsonl and the picture sweep.svg.")
-    ] = Path(".retort/sweep"),
-) -> None:
-    """Run the config once per value of a field, and show the scores side by side. Nothing is registered."""
-    from rich.console import Console
-
-    from retort.commands.sweep import draw_sweep, sweep_table
-    from retort.commands.sweep import sweep as run_all
-    from retort.report.screen import screen_table
-
-    points = []
-    for point in run_all(config, set_ or [], vary):
-        points.append(point)
-        out.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({**one._asdict(), "setting": dict(one.setting)}) for one in points]
-        (out / "sweep.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    console = Console(highlight=False)
-    console.print(screen_table("", sweep_table(points), console.width))
-    if any(not point.failed for point in points):
-        draw_sweep(points, out / "sweep.svg")
-        print(f"{out}/sweep.jsonl, {out}/sweep.svg")
-    if any(point.failed for point in points):
-        raise typer.Exit(1)
-
-
-@app.command()
-def report(
-    config: ConfigPath,
-    set_: Overrides = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder to write report.html, report.md and the picture to.")
-    ] = Path(".retort/report"),
-) -> None:
-    """Write the report of the last run of this config."""
-    from retort.commands.report import copy_report
-    from retort.recipes import load_config
-    from retort.store.opening import refusals, usable_store
-
-    settings = load_config(config, set_ or [])
-    with refusals():
-        for path in copy_report(usable_store(settings), settings, out):
-            say(str(path))
+for command in (results.sweep, results.report, results.compare):
+    app.command()(command)
 
 
 @app.command()
@@ -297,18 +243,6 @@ def rollback(
         raise ConfigError("no registry is named: give --tracking URI, or set MLFLOW_TRACKING_URI")
     promotion = go_back(address, model, reason)
     print(promotion.model_dump_json() if json_ else printable(promotion.sentence))
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="models:/NAME@champion, models:/NAME/3, or the address of a student's artifact."
-    ),
-]
-Registry = Annotated[
-    str | None,
-    typer.Option("--tracking", metavar="URI", help="The model registry; left out, MLFLOW_TRACKING_URI."),
-]
 
 
 @app.command()

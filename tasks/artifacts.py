@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 
-from retort.artifacts.reports import Report
+from retort.artifacts.reports import SCORES, Report
 from retort.config import RunSettings
 from retort.data.changes import PoolDiff
 from retort.records.base import ArtifactRef, Performed
@@ -17,7 +17,7 @@ from tasks.promotion import PromotionResult
 
 
 async def show_report(settings: RunSettings, page: ArtifactRef, form: type[Summary]) -> Summary:
-    """Publish the report as Prefect artifacts: Markdown, tables and picture. Returns its facts, parsed as `form`."""
+    """Publish the report as Prefect artifacts: Markdown, tables and pictures. Returns its facts, parsed as `form`."""
     report = await asyncio.to_thread(Report.open, open_store(settings.store), page)
     summary = report.summary(form)
     await asyncio.gather(
@@ -26,7 +26,12 @@ async def show_report(settings: RunSettings, page: ArtifactRef, form: type[Summa
             acreate_table_artifact([dict(zip(table.columns, row, strict=True)) for row in table.rows], key=key)
             for key, table in summary.tables().items()
         ),
-        acreate_image_artifact(_data_uri(report.picture), key=summary.picture_key),
+        acreate_image_artifact(_data_uri(report.png(SCORES)), key=summary.picture_key),
+        *(
+            acreate_image_artifact(_data_uri(report.png(one.key)), key=one.key, description=f"{one.title}. {one.says}")
+            for one in report.pictures()
+            if not one.in_overview
+        ),
     )
     return summary
 

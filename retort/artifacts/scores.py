@@ -14,7 +14,7 @@ from retort.artifacts.base import Artifact
 from retort.config.base import Metric
 from retort.io.parquet import Row, read_rows
 from retort.metrics.seeds import SeedScore
-from retort.records.base import Record, Score
+from retort.records.base import Label, Record, Score
 
 PREDICTIONS, SCORES, ANSWERS = "predictions.parquet", "scores.json", "answers.parquet"
 PREDICTED = pa.schema(
@@ -75,6 +75,18 @@ class SeedScores(Artifact):
 
     def scores(self) -> ArmScores:
         return ArmScores.model_validate_json((self.folder / SCORES).read_text(encoding="utf-8"))
+
+    def gold(self) -> list[tuple[str, Label]]:
+        """(example_id, gold label) of each row."""
+        rows = read_rows(self.folder / ANSWERS, ["example_id", "gold", "seed"])
+        return [(row["example_id"], row["gold"]) for row in rows if row["seed"] == 0]
+
+    def answers(self) -> list[list[Label | None]]:
+        """Each seed's labels, with rows in the order of the gold rows."""
+        found: dict[int, list[Label | None]] = {}
+        for row in read_rows(self.folder / ANSWERS, ["predicted", "seed"]):
+            found.setdefault(row["seed"], []).append(row["predicted"])
+        return [found[seed] for seed in sorted(found)]
 
     def right(self) -> NDArray[np.bool_]:
         """`(seeds, rows)`: which answers were right, with rows in the order of the gold rows."""

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 
 from retort.config import RunSettings
 from retort.errors import RetortError, StageFailed, first_line
@@ -21,13 +24,32 @@ def make(settings: RunSettings, step: Step, attempt: int, progress: Progress) ->
     """Make a step's artifact and publish it. If the step raises, nothing is published. Raises StageFailed if the disk
     of temporary files is full."""
     store = open_store(settings.store)
-    started = time.monotonic()
+    started, made_on = time.monotonic(), _made_on(settings, step)
     with _full_disk_told(step), scratch("made") as folder:
         context = StepContext(store, folder, settings.execution, attempt, progress)
         output = step.run(context)
+        output = output.model_copy(update={"details": {**output.details, **made_on}})
         ref = store.publish(step, folder, output, time.monotonic() - started, settings.name)
         step.published(context)
     return ref
+
+
+def _made_on(settings: RunSettings, step: Step) -> dict[str, str]:
+    """When, on which machine and on which GPUs a step is made, for the report's time line. No part of any key."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    known = {"host": platform.node(), "started_at": now}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = settings.execution.device == "cpu" or visible in ("", "-1") or not has_gpu()
+    if step.resources.gpu == "none" or hidden:
+        return known
+    if step.resources.gpu == "one":
+        return {**known, "gpu": (visible or "0").split(",")[0]}
+    return {**known, "gpu": visible or "all"}
+
+
+def has_gpu() -> bool:
+    """Whether the machine has one, as far as can be told without importing torch."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 @contextmanager

@@ -1,12 +1,17 @@
 """What all recipes' reports have in common: the facts of a run, for pages, terminal, MLflow and `run --json`."""
 
+import re
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
+from pydantic import Field
+
 from retort.artifacts.verdicts import Verdict
 from retort.config.base import Metric
-from retort.records.base import Record
+from retort.records.base import Record, digest
 from retort.records.set_aside import SetAside
+from retort.report.course import ArmCost, Curve, Span
+from retort.report.quality import Reliability, Slice
 
 
 class Table(NamedTuple):
@@ -39,6 +44,15 @@ class Summary(Record):
     """The registered version that the final student was compared with; None if there was no champion."""
     set_aside: SetAside | None = None
     """The rows of the pool that cannot be used; None if there are none."""
+    spans: tuple[Span, ...] = ()
+    """What was made when and where; like the fields below, empty in reports of before it was kept."""
+    curves: tuple[Curve, ...] = ()
+    """Losses of the students that were trained with batches."""
+    arm_costs: tuple[ArmCost, ...] = ()
+    reliability: dict[str, tuple[Reliability, ...]] = Field(default_factory=dict)
+    """By test set: the final student's, then others'."""
+    slices: dict[str, tuple[Slice, ...]] = Field(default_factory=dict)
+    """By test set: the parts on which the final student is worst, the worst first."""
 
     @property
     @abstractmethod
@@ -57,6 +71,13 @@ class Summary(Record):
     @abstractmethod
     def final_as_json(self) -> dict[str, object]:
         """`final` in the output of `retort run --json`. Other programs rely on its shape."""
+
+
+def as_key(name: str) -> str:
+    """A name as part of a Prefect artifact's key, which has only lowercase letters, digits and dashes. Names of other
+    scripts are told apart by a digest."""
+    key = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return key if name.isascii() and key else f"{key}-{digest(name)[:6]}".strip("-")
 
 
 def verdict_text(verdict: Verdict, champion: str | None) -> str:

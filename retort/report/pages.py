@@ -1,6 +1,8 @@
 """The report's pages: one self-contained HTML file, and the same in Markdown."""
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +10,29 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from retort.artifacts.reports import HTML, MARKDOWN, SVG
+from retort.artifacts.reports import HTML, MARKDOWN, Picture, write_pictures
 from retort.io.terminal import printable
 from retort.metrics.format import TITLES, gain_text, p_text, percent, score_text, seconds_text, signed, with_interval
 from retort.records.base import Score
 from retort.report.base import Summary, verdict_text
 
 
-def write_pages(summary: Summary, folder: Path, template: str, **facts: Any) -> None:
-    """Render `templates/TEMPLATE.html.j2` and `.md.j2`, which need `facts` besides the summary. The picture must be in
+def write_pages(summary: Summary, folder: Path, template: str, pictures: Sequence[Picture], **facts: Any) -> None:
+    """Render `templates/TEMPLATE.html.j2` and `.md.j2`, which need `facts` besides the summary. The pictures must be in
     `folder`."""
+    write_pictures(folder, pictures)
     environment = _environment()
     config = yaml.safe_dump(summary.config, sort_keys=False, allow_unicode=True)
     known = {"summary": summary, "config": config, "fence": _fence(config), **facts}
-    picture = _inline_svg((folder / SVG).read_text(encoding="utf-8"))
-    html = environment.get_template(f"{template}.html.j2").render(known, picture=picture)
+    drawings = {one.key: _inline_svg((folder / f"{one.key}.svg").read_text(encoding="utf-8")) for one in pictures}
+    html = environment.get_template(f"{template}.html.j2").render(known, drawings=drawings, of=partial(_of, pictures))
     (folder / HTML).write_text(html, encoding="utf-8")
     (folder / MARKDOWN).write_text(environment.get_template(f"{template}.md.j2").render(known), encoding="utf-8")
+
+
+def _of(pictures: Sequence[Picture], *kinds: str) -> list[Picture]:
+    """The pictures of these kinds, of all test sets, in the order of the kinds."""
+    return [one for kind in kinds for one in pictures if one.key == kind or one.key.startswith(f"{kind}-")]
 
 
 def _environment() -> Environment:
@@ -82,6 +90,5 @@ def _fence(text: str) -> str:
 
 
 def _inline_svg(text: str) -> Markup:
-    """Strip the XML prolog, which HTML does not allow. Needs no escaping: we drew it, and it has no text from the
-    data."""
+    """Strip the XML prolog, which HTML does not allow. Text from the data is escaped in it already."""
     return Markup(text[text.index("<svg") :])

@@ -14,18 +14,20 @@ _EDGES = 2
 """Columns left and right of a table."""
 
 
-def screen_table(heading: str, content: Table, width: int, styles: Sequence[str] = ()) -> RichTable:
+def screen_table(
+    heading: str, content: Table, width: int, styles: Sequence[str] = (), elsewhere: str = "in the report"
+) -> RichTable:
     """One line per row, never wrapped: names on the left, numbers on the right.
 
-    The last columns are left out where a terminal of `width` columns has no room for them, and counted below the table.
-    `styles` has one style per row.
+    The last columns are left out where a terminal of `width` columns has no room for them, and counted below the table,
+    with where they are. `styles` has one style per row.
     """
     fitting = _num_fitting(content, width)
     rendered = RichTable(
         title=Text(heading) if heading else None,
         title_style="bold",
         title_justify="left",
-        caption=_left_out(len(content.columns) - fitting),
+        caption=_left_out(len(content.columns) - fitting, elsewhere),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -49,5 +51,5 @@ def _num_fitting(content: Table, width: int) -> int:
     return fitting
 
 
-def _left_out(count: int) -> str | None:
-    return f"{count} more column{'s' if count > 1 else ''} in the report." if count else None
+def _left_out(count: int, elsewhere: str) -> str | None:
+    return f"{count} more column{'s' if count > 1 else ''} {elsewhere}." if count else None

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -188,6 +189,21 @@ class Store:
             self.verify(manifest)
             return manifest, self._place.root / files_folder(manifest)
         return manifest, self._download(self._place, manifest)
+
+    def read_file(self, manifest: Manifest, path: str) -> bytes:
+        """One small file of an artifact, verified, without the others. Raises DamagedArtifact."""
+        file = next(file for file in manifest.files if file.path == path)
+
+        def read() -> bytes:
+            try:
+                data = self._place.read(f"{files_folder(manifest)}/{path}")
+            except FileNotFoundError:
+                raise self._damaged(manifest, file, "is missing") from None
+            if fault := fault_of(BytesIO(data), file):
+                raise self._damaged(manifest, file, fault)
+            return data
+
+        return read_again(read)
 
     def verify(self, manifest: Manifest) -> None:
         """Read every file and check its size and sha256. Raises DamagedArtifact."""

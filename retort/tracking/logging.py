@@ -45,8 +45,8 @@ def run_tags(summary: Summary, origin: Mapping[str, str]) -> dict[str, str]:
 
 
 def log_report(client: "MlflowClient", run_id: str, report: Report) -> None:
-    for file in report.files():
-        client.log_artifact(run_id, str(file), "report")
+    """Pages, facts and pictures."""
+    client.log_artifacts(run_id, str(report.folder), "report")
 
 
 def gate_points(verdict: Verdict) -> Iterator[Point]:

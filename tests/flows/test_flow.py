@@ -1,6 +1,7 @@
 """The whole flow on tiny data, and what a second run of it finds."""
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,20 @@ def test_a_run_goes_to_the_end_and_prefect_shows_its_tasks(first: Any, task_stat
     assert set(states) == {"Completed"}
     assert set(states["Completed"]) == set(statuses(first))
     assert first.summary.final.scores["slot_f1"].n == 20
+
+
+def test_the_pictures_are_on_the_runs_page(first: Any, artifact: Callable[[str, str], str]) -> None:
+    for key in ("scores-by-stage", "timeline", "losses", "stages", "label-flow", "costs"):
+        assert artifact(first.run_id, key).startswith("data:image/png;base64,"), key
+
+
+def test_manifests_say_where_and_when_outside_the_key(first: Any, values: dict[str, Any]) -> None:
+    manifest = manifest_of(values, "stage1/student-0")
+    assert manifest.details["host"] == platform.node()
+    assert manifest.details["started_at"] < manifest.created_at
+    assert "host" not in json.dumps(manifest.fingerprint)
+    (span,) = (one for one in first.summary.spans if (one.group, one.what) == ("final student", "student"))
+    assert (span.host, span.device) == (platform.node(), "CPU")
 
 
 def test_the_unparsable_completion_is_kept_aside(first: Any, values: dict[str, Any]) -> None:

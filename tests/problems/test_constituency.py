@@ -31,7 +31,7 @@ from retort.problems.trees import (
     write_tree,
 )
 from retort.records.base import Label, ParseFailure
-from retort.report.mckd.mistakes import error_tables
+from retort.report.mistakes import error_tables
 
 CRAFT = Path(__file__).parents[2] / "examples" / "craft"
 COLUMNS = ColumnsConfig(label="tree")

@@ -14,7 +14,7 @@ from retort.problems import infer_schema, problem_for
 from retort.problems.entities import Entities
 from retort.problems.slots import encode
 from retort.records.base import ParseFailure
-from retort.report.mckd.mistakes import error_tables
+from retort.report.mistakes import error_tables
 from retort.teachers.salvage import parse_completion
 
 COLUMNS = ColumnsConfig()

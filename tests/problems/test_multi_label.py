@@ -18,7 +18,7 @@ from retort.errors import ConfigError, DataError
 from retort.problems import infer_schema, problem_for
 from retort.problems.multi_label import MultiLabel
 from retort.records.base import ParseFailure
-from retort.report.mckd.mistakes import NOTHING, error_tables
+from retort.report.mistakes import NOTHING, error_tables
 from retort.serving.answers import answer, answer_schema
 from retort.steps.gate import check_slices
 from retort.students.base import decided

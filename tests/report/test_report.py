@@ -1,5 +1,6 @@
 """The report on a run whose figures were worked out by hand (see support/synthetic_run.py)."""
 
+import json
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from retort.config import ClassificationConfig
 from retort.metrics.format import p_text, percent, seconds_text, signed
 from retort.metrics.scores import mean_score, score
 from retort.problems.classification import Classification
-from retort.report.mckd.mistakes import NOTHING, error_tables
+from retort.report.mckd.stage_pictures import draw_label_flow
 from retort.report.mckd.summary import MckdSummary, table
 from retort.report.mckd.terminal import render_terminal
+from retort.report.mistakes import NOTHING, error_tables
 from synthetic_run import PLAY_TRACK, Run, crowned, synthetic
 
 
@@ -83,6 +85,55 @@ def test_changes_are_counted_against_gold(summary: MckdSummary) -> None:
     assert (change.changed, change.known) == (4, 3)  # p7 has no gold
     assert (change.fixed, change.broken, change.still_wrong) == (1, 1, 1)
     assert stage1.changed_share == 0.5
+
+
+def test_labels_flow_from_state_to_state_where_gold_is_known(summary: MckdSummary, tuned: Report) -> None:
+    def flows(change: Any) -> dict[tuple[str, str], int]:
+        return {(flow.before, flow.after): flow.rows for flow in change.flows}
+
+    # Nine rows have gold. The teacher is wrong on p1, p4 and p6, and has no label for p8 and p9.
+    first = flows(summary.labels[1].change)
+    assert first == {("right", "right"): 3, ("right", "wrong"): 1, ("wrong", "right"): 1, ("wrong", "wrong"): 2,
+                     ("none", "none"): 2}  # fmt: skip
+    last = flows(tuned.summary(MckdSummary).labels[2].change)
+    assert (last["wrong", "right"], last["none", "right"], last["none", "none"]) == (1, 1, 1)
+    assert sum(last.values()) == 9
+
+
+def test_the_flow_is_told_and_drawn(folder: Path, summary: MckdSummary, tmp_path: Path) -> None:
+    (flow,) = (one for one in json.loads((folder / "pictures.json").read_text()) if one["key"] == "label-flow")
+    assert flow["says"].startswith("Stage 1 mended 1 wrong labels and broke 1 right ones of 9.")
+    without_gold = summary.model_copy(
+        update={
+            "labels": tuple(
+                labels.model_copy(update={"change": labels.change and labels.change.model_copy(update={"flows": ()})})
+                for labels in summary.labels
+            )
+        }
+    )
+    (picture,) = draw_label_flow(without_gold, tmp_path)
+    assert picture.says.startswith("Of the labels, stage 1 changed 50.0 %. The pool has no gold")
+    assert "labels, percent" in (tmp_path / "label-flow.svg").read_text()
+
+
+def test_every_picture_is_on_the_page_with_its_sentence(folder: Path) -> None:
+    pictures = json.loads((folder / "pictures.json").read_text())
+    assert [one["key"] for one in pictures] == [
+        "scores-0", "scores-1", "scores-2", "stages", "label-flow", "confusions-slots", "by-name-slots",
+        "confusions-intents", "by-name-intents", "losses", "timeline", "costs",
+    ]  # fmt: skip
+    html = (folder / "report.html").read_text()
+    assert html.count("<svg") == html.count("<figcaption>") == len(pictures)
+    for one in pictures:
+        assert one["says"], one["key"]
+        assert f'aria-label="{one["title"]}"' in html
+        assert (folder / f"{one['key']}.png").exists()
+
+
+def test_a_summary_of_before_the_pictures_can_still_be_read(summary: MckdSummary) -> None:
+    new = {"spans", "curves", "arm_costs", "reliability", "slices"}
+    old = MckdSummary.model_validate(summary.model_dump(exclude=new))
+    assert (old.spans, old.slices, old.conclusion) == ((), {}, summary.conclusion)
 
 
 def test_examples_that_changed_most_come_first(summary: MckdSummary) -> None:

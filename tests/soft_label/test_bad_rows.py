@@ -44,7 +44,7 @@ def test_they_are_counted_in_report_terminal_and_tracking(job: Any) -> None:
     told = (
         f"3 of {len(rows) + 3} rows ({3 / (len(rows) + 3):.2%}) cannot be used: duplicate-id 1, not-json 1, not-text 1"
     )
-    html = next(file for file in page.files() if file.name == "report.html").read_text()
+    html = (page.folder / "report.html").read_text()
     console = Console(width=400)
     with console.capture() as shown:
         console.print(render_terminal(summary, console.width))

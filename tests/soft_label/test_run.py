@@ -234,6 +234,13 @@ def test_the_report_says_what_the_scores_say(done: Done, tmp_path: Path) -> None
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(render_terminal(summary, console.width))
     assert "soft-grid" in console.export_text()
+    pictures = {one.key for one in Report.open(open_store(config.store), page).pictures()}
+    assert {"scores-0", "timeline", "costs"} <= pictures
+    assert any(key.startswith("confusions") for key in pictures)
+    arms = {cost.name: cost for cost in summary.arm_costs}
+    assert 0 < arms["soft-grid"].own_seconds < arms["soft-grid"].seconds, "it shares the rows and the teacher"
+    assert summary.compute_seconds >= arms["soft-grid"].seconds
+    assert "unseen" in summary.errors
     copied = copy_report(open_store(config.store), config, tmp_path / "copy")
     assert copied[0].name == "report.html"
 

@@ -107,6 +107,15 @@ def test_publish_find_fetch(store: Store, tmp_path: Path) -> None:
     store.verify(manifest)
 
 
+def test_one_file_is_read_and_verified_without_the_others(store: Store, tmp_path: Path) -> None:
+    manifest = store.manifest_of(publish(store, tmp_path / "made"))
+    path = manifest.files[0].path
+    assert store.read_file(manifest, path) == FILES[path]
+    store.place.write(f"{store.files_address(manifest).removeprefix(store.root + '/')}/{path}", b"other")
+    with pytest.raises(DamagedArtifact, match=f"file '{path}' has 5 bytes"):
+        store.read_file(manifest, path)
+
+
 def test_same_key_and_same_bytes_give_the_same_address_everywhere(
     tmp_path: Path, s3_moto: tuple[str, str], s3_rclone: tuple[str, str]
 ) -> None:

@@ -139,7 +139,7 @@ def test_data_sets_are_inputs(parent: Any) -> None:
 
 def test_the_report_lies_beside_the_database(tracking: Tracking, parent: Any) -> None:
     names = {file.path for file in tracking.client.list_artifacts(parent.info.run_id, "report")}
-    assert {"report/report.html", "report/report.md", "report/scores.png"} <= names
+    assert {"report/report.html", "report/report.md", "report/scores.png", "report/timeline.png"} <= names
     assert (tracking.folder / "db" / "mlartifacts").is_dir()
 
 

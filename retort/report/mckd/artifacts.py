@@ -2,21 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult
+from retort.report.course import Made
 from retort.report.mckd.summary import Timing
 from retort.store import Manifest, Store
 from retort.store.ancestry import ancestors
-
-
-class Made(NamedTuple):
-    """An artifact of the run, in the group that first needed it."""
-
-    group: str
-    """`data`, `teacher`, `stage 1`, `final student`, or the baseline's name."""
-    manifest: Manifest
 
 
 def data_refs(data: Data) -> dict[str, ArtifactRef]:
@@ -35,19 +27,23 @@ def made(store: Store, result: MckdResult) -> list[Made]:
     """Everything that the run depends on, each artifact once, inputs before what was made from them."""
     seen: set[str] = set()
     return [
-        Made(group, manifest)
-        for group, refs in _groups(result)
+        made_in(group, manifest)
+        for group, refs in groups(result)
         for ref in refs
         for manifest in ancestors(store, ref.kind, ref.key, seen)
     ]
 
 
+def made_in(group: str, manifest: Manifest) -> Made:
+    name = manifest.name if group == "data" else manifest.name.rpartition("/")[2]
+    return Made(group, manifest, re.sub(r"-\d+$", "", name))
+
+
 def timings(parts: list[Made]) -> tuple[Timing, ...]:
     """Times by group and kind of step. Siblings (`stage1/student-0`, `-1`) share one line."""
     lines: dict[tuple[str, str], list[Manifest]] = {}
-    for group, manifest in parts:
-        what = re.sub(r"-\d+$", "", manifest.name.rpartition("/")[2] if group != "data" else manifest.name)
-        lines.setdefault((group, what), []).append(manifest)
+    for part in parts:
+        lines.setdefault((part.group, part.what), []).append(part.manifest)
     return tuple(_timing(group, what, manifests) for (group, what), manifests in lines.items())
 
 
@@ -62,7 +58,7 @@ def _timing(group: str, what: str, manifests: list[Manifest]) -> Timing:
     )
 
 
-def _groups(result: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
+def groups(result: MckdResult) -> Iterator[tuple[str, list[ArtifactRef]]]:
     """Artifacts by group, in the order of execution."""
     yield "data", list(data_refs(result.data).values())
     teacher = [result.labels[0], *result.label_scores[:1], result.teacher_scores, result.teacher_own_scores]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retort.artifacts.examples import set_aside
+from retort.artifacts.examples import Examples, set_aside
 from retort.artifacts.scores import INVALID_SHARE, Scores
 from retort.artifacts.verdicts import GateVerdict, Selection
 from retort.config import ERRORS, EnsembleConfig, HubConfig, MckdConfig, Metric
@@ -14,9 +14,9 @@ from retort.metrics.scores import mean_score
 from retort.problems.base import Problem
 from retort.records.base import ArtifactRef, Progress
 from retort.records.mckd import MckdResult, StageResult
-from retort.report.mckd.artifacts import Made, data_refs, made, student_behind, timings
+from retort.report.course import Made, arm_costs, curves, spans
+from retort.report.mckd.artifacts import data_refs, groups, made, made_in, student_behind, timings
 from retort.report.mckd.labels import label_change, label_failures
-from retort.report.mckd.mistakes import error_tables
 from retort.report.mckd.summary import (
     DataSet,
     FinalGain,
@@ -27,6 +27,9 @@ from retort.report.mckd.summary import (
     Use,
 )
 from retort.report.mckd.teachers import teacher_facts
+from retort.report.mistakes import error_tables
+from retort.report.quality import Reliability, Slice, reliability
+from retort.report.slices import worst_slices
 from retort.store import Store
 
 
@@ -49,6 +52,7 @@ def gather(run: Run, progress: Progress) -> MckdSummary:
     labels = (*(_label_stage(run, stage) for stage in range(len(result.labels))), *_fine_tuned_labels(run))
     progress(2, 3, "scores")
     systems = _systems(run, parts)
+    tested = list(Scores.open(store, result.final_scores).predictions())
     student = store.manifest_of(result.final_student)
     described = {name: student.details[name] for name in _DEVICE if name in student.details}
     return MckdSummary(
@@ -64,7 +68,7 @@ def gather(run: Run, progress: Progress) -> MckdSummary:
         labels=labels,
         failures=label_failures(store, result.labels[0]),
         teachers=teacher_facts(store, result.labels[0]),
-        errors=error_tables(config.problem, run.problem, _predictions(run, result.final_scores)),
+        errors=error_tables(config.problem, run.problem, tested),
         timings=timings(parts),
         compute_seconds=sum(part.manifest.seconds for part in parts),
         model_uri=result.final_student.uri,
@@ -75,6 +79,11 @@ def gather(run: Run, progress: Progress) -> MckdSummary:
         gate=GateVerdict.open(store, result.verdict).verdict() if result.verdict else None,
         champion=result.champion.version if result.champion else None,
         set_aside=set_aside(store, result.data.unlabeled),
+        spans=spans(parts),
+        curves=curves(store, parts),
+        arm_costs=arm_costs(parts, {name: refs for name, refs in groups(result) if name != "data"}),
+        reliability={"test": _reliability(run, tested)},
+        slices={"test": _slices(run, tested)},
     )
 
 
@@ -82,12 +91,48 @@ def _with_gate(run: Run, parts: list[Made]) -> list[Made]:
     """Add the champion's scores and the verdict, but not the champion itself, whose cost belongs to another run."""
     refs = [("champion", ref) for ref in run.result.champion_scores]
     refs += [("gate", run.result.verdict)] if run.result.verdict else []
-    found = [Made(group, run.store.manifest_of(ref)) for group, ref in refs]
+    found = [made_in(group, run.store.manifest_of(ref)) for group, ref in refs]
     known = {part.manifest.key for part in parts}
     return [*parts, *(part for part in found if part.manifest.key not in known)]
 
 
 _DEVICE = ("device", "device_name", "precision", "threads", "parameters")
+
+
+def _reliability(run: Run, tested: list[Row]) -> tuple[Reliability, ...]:
+    """Of the final student, and of a teacher that labeled the test rows too. Numbers have none: what is nearly right
+    counts as wrong there."""
+    if run.config.problem.kind == "regression":
+        return ()
+    systems = {"final student": tested}
+    if run.result.teacher_scores is not None:
+        systems["teacher"] = list(Scores.open(run.store, run.result.teacher_scores).predictions())
+    found = (
+        reliability(
+            name,
+            [row["confidence"] for row in rows],
+            [run.problem.matches(row["gold"], row["predicted"]) for row in rows],
+        )
+        for name, rows in systems.items()
+    )
+    return tuple(one for one in found if one is not None)
+
+
+_WITH_CLASSES = ("classification", "slots", "multi-label", "regression")
+"""Problems of which the first part of a label is a class."""
+
+
+def _slices(run: Run, tested: list[Row]) -> tuple[Slice, ...]:
+    config = run.config
+    return worst_slices(
+        run.problem,
+        config.metrics[0],
+        tested,
+        Examples.open(run.store, run.result.data.test).groups(),
+        by_class=config.problem.kind in _WITH_CLASSES,
+        resamples=config.evaluation.resamples,
+        seed=config.method.seed,
+    )
 
 
 def _data_set(run: Run, role: str, ref: ArtifactRef) -> DataSet:

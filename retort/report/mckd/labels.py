@@ -16,7 +16,7 @@ from retort.io.parquet import Row, aligned
 from retort.metrics.format import shortened
 from retort.problems import Problem
 from retort.records.base import ArtifactRef
-from retort.report.mckd.summary import ChangedExample, Failure, LabelChange, LabelFailures
+from retort.report.mckd.summary import ChangedExample, Failure, Flow, LabelChange, LabelFailures, State
 from retort.store import Store
 
 EXAMPLES_SHOWN = 10
@@ -36,9 +36,16 @@ class _Changed(NamedTuple):
 def label_change(store: Store, problem: Problem, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef) -> LabelChange:
     """Compare the labels of two stages row by row, and with the pool's gold labels if it has any."""
     counts: Counter[str] = Counter()
+    flows: Counter[tuple[State, State]] = Counter()
 
     def changed() -> Iterator[_Changed]:
         for gold, before, after in _side_by_side(store, pool, old, new):
+            if gold is not None:
+                state = _state(problem, gold, after)
+                same = before is not None and after is not None and before["label"] == after["label"]
+                flows[state if same else _state(problem, gold, before), state] += 1
+            if after is None:
+                continue
             counts["new"] += before is None
             if before is None or before["label"] == after["label"]:
                 continue
@@ -59,7 +66,14 @@ def label_change(store: Store, problem: Problem, pool: ArtifactRef, old: Artifac
         still_wrong=counts["still wrong"],
         order="old-label-probability" if top and top[0].old_probability is not None else "parts-changed",
         examples=tuple(_rendered(problem, example) for example in top),
+        flows=tuple(Flow(before=before, after=after, rows=rows) for (before, after), rows in sorted(flows.items())),
     )
+
+
+def _state(problem: Problem, gold: str, row: Row | None) -> State:
+    if row is None:
+        return "none"
+    return "right" if problem.matches(gold, row["label"]) else "wrong"
 
 
 def label_failures(store: Store, teacher_labels: ArtifactRef) -> LabelFailures:
@@ -78,15 +92,14 @@ def label_failures(store: Store, teacher_labels: ArtifactRef) -> LabelFailures:
 
 def _side_by_side(
     store: Store, pool: ArtifactRef, old: ArtifactRef, new: ArtifactRef
-) -> Iterator[tuple[str | None, Row | None, Row]]:
-    """Yield (gold label, old row, new row) for each row that has a new label. All files are in the order of the
-    pool."""
+) -> Iterator[tuple[str | None, Row | None, Row | None]]:
+    """Yield (gold label, old row, new row) for each row of the pool, None for what it lacks. All files are in the order
+    of the pool."""
     examples = Examples.open(store, pool)
     before = Pseudolabels.open(store, old).rows(["example_id", "text", "label"])
     after = _with_probabilities(Pseudolabels.open(store, new).path)
     for _, (gold, old_row, new_row) in aligned(examples.rows(["example_id"]), examples.gold_rows(), before, after):
-        if new_row is not None:
-            yield gold["label"] if gold else None, old_row, new_row
+        yield gold["label"] if gold else None, old_row, new_row
 
 
 def _with_probabilities(path: Path) -> Iterator[Row]:

@@ -20,7 +20,7 @@ ORDERS = {
 
 class ReportMckd(ReportStep):
     kind = "report"
-    version = 3
+    version = 4
 
     result: Runtime[MckdResult]
 
@@ -30,11 +30,11 @@ class ReportMckd(ReportStep):
 
     def write(self, summary: MckdSummary, folder: Path) -> None:
         # A plan needs neither matplotlib nor jinja2, only the worker that makes the report does.
-        from retort.report.mckd.pictures import draw_scores
+        from retort.report.mckd.pictures import draw_all
         from retort.report.pages import write_pages
 
-        draw_scores(summary, folder)
-        write_pages(summary, folder, "mckd", table=table(summary), orders=ORDERS)
+        pictures = draw_all(summary, folder)
+        write_pages(summary, folder, "mckd", pictures, table=table(summary), orders=ORDERS)
 
     def output(self, summary: MckdSummary) -> StepOutput:
         metrics = {f"final_{metric}": score.value for metric, score in summary.final.scores.items()}

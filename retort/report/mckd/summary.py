@@ -8,6 +8,7 @@ from retort.config import ERRORS, Metric
 from retort.metrics.format import LESS_IS_BETTER, TITLES, gain_text, score_text, with_interval
 from retort.records.base import Record, Score, digest
 from retort.report.base import Summary, Table
+from retort.report.quality import ErrorTable
 
 ScoresByMetric = dict[str, Score]
 """Scores by metric, in the order of the config's metrics."""
@@ -74,6 +75,18 @@ class ChangedExample(Record):
     labeler: str
 
 
+State = Literal["right", "wrong", "none"]
+"""Of a row's label, against the gold; none: it has no label."""
+
+
+class Flow(Record):
+    """Rows with a gold label, by what became of their labels."""
+
+    before: State
+    after: State
+    rows: int
+
+
 class LabelChange(Record):
     """How a stage's labels differ from the previous stage's."""
 
@@ -90,6 +103,8 @@ class LabelChange(Record):
     order: Literal["old-label-probability", "parts-changed"]
     """What `examples` are sorted by."""
     examples: tuple[ChangedExample, ...]
+    flows: tuple[Flow, ...] = ()
+    """Empty if the pool has no gold."""
 
 
 class LabelStage(Record):
@@ -104,6 +119,10 @@ class LabelStage(Record):
     """Scores against the pool's gold labels, if it has any; a row without a label counts as wrong."""
     change: LabelChange | None
     """None for stage 0."""
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        return self.change.flows if self.change else ()
 
     @property
     def name(self) -> str:
@@ -127,38 +146,6 @@ class LabelFailures(Record):
     reasons: dict[str, int]
     """Most frequent first."""
     examples: tuple[Failure, ...]
-
-
-class NameErrors(Record):
-    """Errors on one class, intent or slot type."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-    """How often it occurs in the gold labels."""
-    predicted: int
-
-
-class Confusion(Record):
-    gold: str
-    predicted: str
-    count: int
-    example: str
-    """A text in which it happened."""
-
-
-class ErrorTable(Record):
-    """Errors of the final student on the test rows."""
-
-    title: str
-    names: tuple[NameErrors, ...]
-    confusions: tuple[Confusion, ...]
-    """Most frequent first."""
-    matrix: tuple[tuple[int, ...], ...] | None = None
-    """Gold by predicted, in the order of `names`; the last column counts rows without a prediction. None for spans, and
-    if there are too many classes."""
 
 
 class TeacherFacts(Record):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from retort.problems import problem_for
+from retort.problems.classification import Classification
 from retort.records.soft_label import SoftLabelResult
 from retort.report.soft_label.facts import Run, gather
 from retort.report.soft_label.summary import ARMS, TEXTS, SoftLabelSummary, cost_table, table
@@ -17,7 +18,7 @@ GROUPS_SHOWN = 10
 
 class ReportSoftLabel(ReportStep):
     kind = "report-scores"
-    version = 1
+    version = 2
 
     seeds: int
     seed: int
@@ -26,14 +27,16 @@ class ReportSoftLabel(ReportStep):
 
     def gather(self, context: StepContext) -> SoftLabelSummary:
         run = Run(self.result, context.store, self.resamples, self.seed)
-        return gather(run, self.config, problem_for(self.problem).classes, self.metrics)
+        problem = problem_for(self.problem)
+        assert isinstance(problem, Classification), "the recipe is for classes only"
+        return gather(run, self.config, problem, self.metrics)
 
     def write(self, summary: SoftLabelSummary, folder: Path) -> None:
         # A plan needs neither matplotlib nor jinja2, only the worker that makes the report does.
         from retort.report.pages import write_pages
-        from retort.report.soft_label.pictures import draw_arms
+        from retort.report.soft_label.pictures import draw_all
 
-        draw_arms(summary, folder)
+        pictures = draw_all(summary, folder)
         facts = {
             "tables": {rows: table(summary, rows) for rows in ("dev", *summary.tests)},
             "costs": cost_table(summary),
@@ -41,7 +44,7 @@ class ReportSoftLabel(ReportStep):
             "texts": TEXTS,
             "groups_shown": GROUPS_SHOWN,
         }
-        write_pages(summary, folder, "soft_label", **facts)
+        write_pages(summary, folder, "soft_label", pictures, **facts)
 
     def output(self, summary: SoftLabelSummary) -> StepOutput:
         arm = summary.student["arm"]

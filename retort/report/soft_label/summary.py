@@ -1,7 +1,8 @@
 """The facts of a run of the soft-label recipe."""
 
-import re
 from typing import Any
+
+from pydantic import Field
 
 from retort.artifacts.scores import ArmScores
 from retort.artifacts.times import ScoringCosts
@@ -9,7 +10,8 @@ from retort.config import Metric
 from retort.metrics.format import TITLES, percent, signed
 from retort.metrics.seeds import SeedScore
 from retort.records.base import Record, digest
-from retort.report.base import Summary, Table
+from retort.report.base import Summary, Table, as_key
+from retort.report.quality import ErrorTable
 
 TEXTS: dict[str, str] = {**TITLES, "quadratic_weighted_kappa": "kappa", "ece": "ECE", "nll": "NLL", "brier": "Brier"}
 
@@ -88,6 +90,8 @@ class SoftLabelSummary(Summary):
     """Number of rows by role."""
     data_keys: dict[str, str]
     """Keys of the rows' artifacts, by role."""
+    errors: dict[str, tuple[ErrorTable, ...]] = Field(default_factory=dict)
+    """By test set: errors of the exported student's arm, with its seed."""
 
     @property
     def metric(self) -> Metric:
@@ -113,18 +117,13 @@ class SoftLabelSummary(Summary):
 
     def tables(self) -> dict[str, Table]:
         """One table per test set."""
-        return {f"scores-{_as_key(rows)}": table(self, rows) for rows in self.tests}
+        return {f"scores-{as_key(rows)}": table(self, rows) for rows in self.tests}
 
     def final_as_json(self) -> dict[str, object]:
         """`stage` is the exported student's arm, and `scores` are by test set."""
         arm = self.scores[self.student["arm"]]
         tests = {rows: {metric: one.model_dump() for metric, one in arm[rows].rows.items()} for rows in self.tests}
         return {"stage": self.student["arm"], "scores": tests, "model": self.model_uri}
-
-
-def _as_key(rows: str) -> str:
-    """Prefect allows only lowercase letters, digits and dashes."""
-    return re.sub("[^a-z0-9]+", "-", rows).strip("-")
 
 
 _FIRST = "soft-grid"

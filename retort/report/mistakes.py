@@ -1,7 +1,7 @@
 """Which classes, intents and slots a student gets wrong, and what it predicts instead."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from retort.config import (
@@ -16,13 +16,19 @@ from retort.config import Problem as ProblemConfig
 from retort.io.parquet import Row
 from retort.metrics.format import shortened
 from retort.problems import Problem
-from retort.report.mckd.summary import Confusion, ErrorTable, NameErrors
+from retort.report.quality import Confusion, ErrorTable, HeatMap, NameErrors
 
 CONFUSIONS_SHOWN = 15
 MATRIX_CLASSES = 24
 """The confusion matrix is left out if there are more classes than this."""
+HEAT_CLASSES = 16
+"""More would be too small to read in the heat map, which shows the most often mistaken ones."""
 NOTHING = "(none)"
 """Stands for the other side of a missed or invented span, and for a row without a prediction."""
+OTHER_WORDS = "(other words)"
+"""A span of the right name that covers other words."""
+OTHERS = "(others)"
+"""Stands in a heat map for all names that are left out."""
 
 
 class _Span(NamedTuple):
@@ -105,13 +111,44 @@ def _class_table(title: str, pairs: Sequence[_Pair], order: Sequence[str] | None
         names=tuple(_errors_on(name, cells) for name in names),
         confusions=_confusions(pairs),
         matrix=tuple(tuple(cells[gold, name] for name in [*names, NOTHING]) for gold in names) if small else None,
+        heat=heat_map(cells, names),
     )
 
 
 def _span_table(title: str, pairs: Sequence[_Pair], exact: Counter[tuple[str, str]]) -> ErrorTable:
     names = sorted({name for cell in exact for name in cell} - {NOTHING})
+    cells = Counter({cell: count for cell, count in exact.items() if cell[0] == cell[1]})
+    suffix = f" {OTHER_WORDS}"
+    cells.update((pair.gold, OTHER_WORDS if pair.predicted.endswith(suffix) else pair.predicted) for pair in pairs)
     return ErrorTable(
-        title=title, names=tuple(_errors_on(name, exact) for name in names), confusions=_confusions(pairs)
+        title=title,
+        names=tuple(_errors_on(name, exact) for name in names),
+        confusions=_confusions(pairs),
+        heat=heat_map(cells, names),
+    )
+
+
+def heat_map(cells: Mapping[tuple[str, str], int], names: Sequence[str]) -> HeatMap | None:
+    """The counts of (gold, predicted) with the names that are most often mistaken; None without two names."""
+    if len(names) < 2:
+        return None
+    mistaken = Counter[str]()
+    for cell, count in cells.items():
+        for name in set(cell) if cell[0] != cell[1] else ():
+            mistaken[name] += count
+    most = sorted(names, key=lambda name: -mistaken[name])[:HEAT_CLASSES]
+    shown = [name for name in names if name in most]
+    counts: Counter[tuple[str, str]] = Counter()
+    for cell, count in cells.items():
+        gold, said = (name if name in (*most, NOTHING, OTHER_WORDS) else OTHERS for name in cell)
+        counts[gold, said] += count
+    extra = (OTHERS, OTHER_WORDS, NOTHING)
+    gold_names = [*shown, *(name for name in extra if any(cell[0] == name for cell in counts))]
+    said_names = [*shown, *(name for name in extra if any(cell[1] == name for cell in counts))]
+    return HeatMap(
+        gold=tuple(gold_names),
+        predicted=tuple(said_names),
+        counts=tuple(tuple(counts[gold, said] for said in said_names) for gold in gold_names),
     )
 
 
@@ -169,6 +206,6 @@ def _span_pairs(
             pairs.append(_Pair(span.name, NOTHING, text))
         else:
             same = rival.name == span.name
-            pairs.append(_Pair(span.name, f"{rival.name} (other words)" if same else rival.name, text))
+            pairs.append(_Pair(span.name, f"{rival.name} {OTHER_WORDS}" if same else rival.name, text))
     pairs += [_Pair(NOTHING, span.name, text) for span in wrong if not any(map(span.overlap, missed))]
     return pairs
