@@ -8,7 +8,6 @@ from mckd_order import Recorder, config_of, data_of
 from retort.config import MckdConfig
 from retort.errors import StageFailed
 from retort.recipes.base import together
-from retort.recipes.mckd.baselines import compare_baselines
 from retort.recipes.mckd.pipeline import distill
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult
@@ -19,7 +18,7 @@ BASELINES = ["vanilla-kd", "compute-matched-kd", "same-partition", "self-relabel
 
 def distilled_by(do: Recorder, config: MckdConfig, data: Data | None = None) -> MckdResult:
     async def run() -> MckdResult:
-        return await compare_baselines(config, await distill(config, data or data_of(), do), do)
+        return await distill(config, data or data_of(), do)
 
     return asyncio.run(run())
 
