@@ -221,6 +221,25 @@ def test_a_run_fills_the_gpus_and_the_cores(
     assert most_at_once(config, monkeypatch, merges) == others
 
 
+@pytest.mark.parametrize(
+    ("parallel", "siblings", "most"), [(None, 1, 1), (None, 2, 2), (None, 4, 4), (None, 8, 4), (3, 1, 3)]
+)
+def test_without_gpus_students_share_the_cores_by_their_threads(
+    tiny_slots: dict[str, Any], parallel: int | None, siblings: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    config = MckdConfig.model_validate({**tiny_slots, "execution": {"parallel_students": parallel, "device": "cpu"}})
+    students = [student(number).model_copy(update={"siblings": siblings}) for number in range(6)]
+    assert most_at_once(config, monkeypatch, students) == most
+
+
+def test_equal_steps_of_a_run_are_made_once(tiny_slots: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MckdConfig.model_validate(tiny_slots)
+    same = [student(7).model_copy(update={"name": name}) for name in ("final/student", "vanilla-kd/student")]
+    assert same[0].key == same[1].key
+    assert most_at_once(config, monkeypatch, same) == 1
+
+
 def most_at_once(config: MckdConfig, monkeypatch: pytest.MonkeyPatch, steps: list[Step]) -> int:
     at_work, most = 0, 0
 
