@@ -117,11 +117,12 @@ async def _run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     await asyncio.to_thread(sweep_leftovers, config)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
-    do = again(scope, store, first_started() or started, task_runner(config, performed))
+    do = task_runner(config, performed)
     champion = await asyncio.to_thread(reigning_student, config, store)
     if scope != Scope():
         steps = await steps_of(recipe, config, store, champion)
         await asyncio.to_thread(check_scope, scope, steps, store)
+        do = again(scope, steps, store, first_started() or started, do)
         if scope.only:
             await make_only(scope, steps, store, do)
             return Finished(run_id=run_id(), stages=tuple(performed))

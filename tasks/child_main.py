@@ -14,15 +14,13 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
 from retort.errors import ChildOutOfMemory, RetortError
 from tasks.gpu_locks import holder
 
 PROGRESS_EVERY_SECONDS = 0.25
 LOOK_SECONDS = 0.5
 """How often a child that waits looks whether another process holds its GPU."""
-MOST_KEPT_BYTES = min(2**32, psutil.virtual_memory().total // 8)
+MOST_KEPT_BYTES = min(2**32, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 """A child that keeps more memory than that after a call does not stay for the next one ..."""
 MOST_KEPT_GPU_BYTES = 2**28
 """... nor one that keeps more than that of a GPU's, beside CUDA itself."""
@@ -161,8 +159,17 @@ def _is_clean() -> bool:
         torch.cuda.empty_cache()
         if torch.cuda.memory_reserved() > MOST_KEPT_GPU_BYTES:
             return False
-    me = psutil.Process()
-    return not me.children() and me.memory_info().rss - me.memory_info().shared < MOST_KEPT_BYTES
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return not _has_children() and (resident - shared) * os.sysconf("SC_PAGE_SIZE") < MOST_KEPT_BYTES
+
+
+def _has_children() -> bool:
+    """Whether processes of ours are left; those that have ended are waited for."""
+    with contextlib.suppress(ChildProcessError):  # there are none
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
 
 
 class _Settings:
