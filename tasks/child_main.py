@@ -96,9 +96,9 @@ def _do(line: "_Line", message: bytes) -> bool:
     kind, value, stay = _outcome(line, message)
     stays = kind == "result" and stay and _is_clean()
     try:
-        line.end(kind, (value, stays) if kind == "result" else value)
+        line.send(kind, (value, stays) if kind == "result" else value, last=True)
     except Exception as error:  # a result that cannot be pickled
-        line.end(*_crash(error))
+        line.send(*_crash(error), last=True)
         return False
     return stays
 
@@ -110,15 +110,11 @@ class _Line:
         self._pipe, self._lock = pipe, threading.Lock()
         self._has_ended, self._last = False, 0.0
 
-    def send(self, kind: str, value: Any) -> None:
+    def send(self, kind: str, value: Any, *, last: bool = False) -> None:
         with self._lock:
             if not self._has_ended:
                 self._pipe.send((kind, value))
-
-    def end(self, kind: str, value: Any) -> None:
-        self.send(kind, value)
-        with self._lock:
-            self._has_ended = True
+                self._has_ended = last
 
     def progress(self, done: int, total: int, note: str) -> None:
         if done == total or time.monotonic() - self._last > PROGRESS_EVERY_SECONDS:

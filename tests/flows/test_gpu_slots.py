@@ -18,8 +18,8 @@ from retort.errors import StageFailed
 from retort.models import gpus
 from retort.records.base import ArtifactRef
 from retort.steps.base import STUDENT, Resources, Step
-from tasks import gpu_locks
-from tasks.gpu_locks import give_back, holder, lock_of, take
+from tasks import gpu_locks, steps
+from tasks.gpu_locks import Place, give_back, holder, lock_of, take
 from tasks.gpu_slots import SHARED_GPUS, gpus_for, num_places
 
 AUTO = ExecutionConfig()
@@ -95,10 +95,10 @@ class Watch:
 
 async def test_each_student_gets_a_gpu_of_its_own_and_an_engine_all() -> None:
     watch = Watch()
-    steps = [student(0), student(1), ENGINE, student(2), student(3)]
-    await asyncio.wait_for(asyncio.gather(*map(watch.work, steps)), 30)
+    wanted = [student(0), student(1), ENGINE, student(2), student(3)]
+    await asyncio.wait_for(asyncio.gather(*map(watch.work, wanted)), 30)
     assert watch.most == 2
-    assert sorted(watch.begun) == sorted(step.name for step in steps)
+    assert sorted(watch.begun) == sorted(step.name for step in wanted)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
@@ -233,6 +233,28 @@ def test_without_gpus_students_share_the_cores_by_their_threads(
     assert most_at_once(config, monkeypatch, students) == most
 
 
+async def test_an_engine_starts_on_gpus_that_no_waiting_child_keeps(
+    tiny_slots: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, Place | None]] = []
+
+    async def end(place: Place) -> None:
+        assert holder(place.locks[0]) == os.getpid(), "nobody else gets it meanwhile"
+        done.append(("end", place))
+
+    async def make(*_: Any, place: Place, **__: Any) -> None:
+        done.append(("make", place))
+
+    monkeypatch.setattr(steps, "end_waiting", end)
+    monkeypatch.setattr(steps, "in_child", make)
+    settings = MckdConfig.model_validate({**tiny_slots, "execution": {}}).run_settings
+    for step in (student(), ENGINE, AnyStep(name="merge", made="pseudolabels")):
+        await steps._here(settings, step)
+    gpus = [place and place.environment.get("CUDA_VISIBLE_DEVICES") for _, place in done]
+    assert [name for name, _ in done] == ["make", "end", "make", "make"]
+    assert gpus == ["0", "0,1", "0,1", None]
+
+
 def test_equal_steps_of_a_run_are_made_once(tiny_slots: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = MckdConfig.model_validate(tiny_slots)
     same = [student(7).model_copy(update={"name": name}) for name in ("final/student", "vanilla-kd/student")]
@@ -240,7 +262,7 @@ def test_equal_steps_of_a_run_are_made_once(tiny_slots: dict[str, Any], monkeypa
     assert most_at_once(config, monkeypatch, same) == 1
 
 
-def most_at_once(config: MckdConfig, monkeypatch: pytest.MonkeyPatch, steps: list[Step]) -> int:
+def most_at_once(config: MckdConfig, monkeypatch: pytest.MonkeyPatch, wanted: list[Step]) -> int:
     at_work, most = 0, 0
 
     class Done:
@@ -265,7 +287,7 @@ def most_at_once(config: MckdConfig, monkeypatch: pytest.MonkeyPatch, steps: lis
 
     async def all_of_them() -> None:
         do = flow.task_runner(config, [])
-        await asyncio.gather(*map(do, steps))
+        await asyncio.gather(*map(do, wanted))
 
     monkeypatch.setattr(flow, "task_of", task_of)
     asyncio.run(all_of_them())
