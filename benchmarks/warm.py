@@ -6,9 +6,9 @@ Goes through the steps of a run in a fresh store, one after the other. Each is m
 child process (cold), in the child that waits at its place (warm), and in this process, where all libraries are loaded
 after the first time (its work). What the fastest child takes beyond the fastest work is what it costs: its start,
 imports, CUDA's start, the way there and back. `first` is the same for the first warm child of all, with what no step
-had loaded before. Prints medians and maxima over the steps of each kind. By default the run is one of SNIPS with
-recorded labels, cut down to a few rows. GPUs are used if there are any. Prefect's own share, 0.1 s for a step, is not
-in it.
+had loaded before. `nothing` is a call that does nothing. Prints medians and maxima over the steps of each kind. By
+default the run is one of SNIPS with recorded labels, cut down to a few rows. GPUs are used if there are any. What
+Prefect costs is not in it; see `orchestration.py`.
 """
 
 import argparse
@@ -38,6 +38,7 @@ SMALL = (
 )
 FEW_ROWS = 50
 REPEATS = 3
+CALLS = 9
 SECONDS = 600.0
 
 
@@ -57,8 +58,10 @@ def main() -> None:
         sets = [] if given.config else [*SMALL, *cut_down(Path(folder))]
         sets += [*given.set, f"store.root={folder}/store", "tracking=null"]
         loaded = load_config(given.config or "examples/snips.yaml", sets)
+        print(
+            f"{'':14}{'steps':>6}{'work':>9}" + "".join(f"{name:>24}" for name in ("cold: beside it", "warm", "first"))
+        )
         asyncio.run(run(recipe_of(loaded).resolve(loaded), times))
-    print(f"{'':14}{'steps':>6}{'work':>9}" + "".join(f"{name:>24}" for name in ("cold: beside it", "warm", "first")))
     for kind, measured in times.items():
         print(line(kind, measured))
     print(line("all", [one for measured in times.values() for one in measured]))
@@ -78,9 +81,22 @@ def cut_down(folder: Path) -> list[str]:
     return [f"data.test={folder}/test.jsonl"]
 
 
+async def nothing() -> Times:
+    """A call that does nothing, in a new child and in one that has stayed."""
+    times = []
+    for place in (None, Place(), Place()):
+        started = time.perf_counter()
+        await in_child(callable, timeout_seconds=SECONDS, place=place)
+        times.append(time.perf_counter() - started)
+    cold, first, warm = times
+    await end_waiting()
+    return Times(0.0, cold, warm, first)
+
+
 async def run(config: Any, times: dict[str, list[Times]]) -> None:
     store, settings = open_store(config.store), config.run_settings
     await in_child(callable, timeout_seconds=SECONDS)  # waits until the server of the children has imported torch
+    print(line("nothing", [await nothing() for _ in range(CALLS)]), flush=True)
 
     async def seconds(step: Step, place: Place | None, *, in_this_process: bool = False) -> float:
         store.discard(step.artifact_kind, step.key)

@@ -76,14 +76,14 @@ def _lock(gpu: str) -> Path:
 
 
 async def _one_of(held: AsyncExitStack, gpus: list[str], shares: int) -> str:
-    order = gpus
+    order, patience = gpus, _ASK_SECONDS
     while True:
         async with AsyncExitStack() as trying:
             gpu = await _first_free(trying, order, shares)
             try:
-                await _take_slots(trying, [gpus.index(gpu)], _ASK_SECONDS)
-            except AcquireConcurrencySlotTimeoutError:  # held by another container
-                order = [*(other for other in order if other != gpu), gpu]
+                await _take_slots(trying, [gpus.index(gpu)], patience)
+            except AcquireConcurrencySlotTimeoutError:  # held by another container, or the server is slow
+                order, patience = [*(other for other in order if other != gpu), gpu], min(2 * patience, LEASE_SECONDS)
                 continue
             held.push_async_exit(trying.pop_all())
             return gpu
@@ -98,9 +98,11 @@ async def _first_free(held: AsyncExitStack, gpus: list[str], shares: int) -> str
                 held.callback(give_back, _lock(gpu))
                 return gpu
         if not told and time.monotonic() - started > _SILENT_SECONDS:
-            told = True
-            holders = ", ".join(f"GPU {gpu} (process {holder(_lock(gpu))})" for gpu in gpus)
-            tell(f"waiting for {holders}")
+            holders = {gpu: holder(_lock(gpu)) for gpu in gpus}
+            others = [f"GPU {gpu} (process {pid})" for gpu, pid in holders.items() if pid not in (None, os.getpid())]
+            if others:
+                told = True
+                tell(f"waiting for {', '.join(others)}")
         await asyncio.sleep(_POLL_SECONDS)
 
 
