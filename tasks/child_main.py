@@ -151,7 +151,7 @@ def _is_clean() -> bool:
     import torch
 
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
         if torch.cuda.memory_reserved() > MOST_KEPT_GPU_BYTES:
             return False
@@ -176,7 +176,7 @@ class _Settings:
         import torch
 
         self._threads = torch.get_num_threads()
-        self._cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+        self._cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
         self._fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
     def restore(self) -> None:

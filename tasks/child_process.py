@@ -184,7 +184,8 @@ async def _outcome(
             case "progress":
                 on_progress(*value)
             case "result":
-                return value
+                result, stays = value
+                return result, stays
             case "error":
                 raise value
             case "crash":
