@@ -3,8 +3,8 @@
     data   = ingest_data(config)            labeled set, pool, test rows
     result = distill(config, data)          the teacher labels the pool; in each stage, k students are trained on
                                             disjoint partitions, each labels the rows that it has not seen, and the new
-                                            labels are kept if they prove better; then the final student
-    result = compare_baselines(result)      the baselines in the config
+                                            labels are kept if they prove better; then the final student; beside
+                                            it, the baselines in the config
     result = challenge(result)              the final student against the champion
 
 The algorithm itself is in `retort/recipes/mckd/pipeline.py`, and the code that all runs share is in `flows/run.py`.

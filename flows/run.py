@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -28,7 +29,7 @@ from retort.config import ExecutionConfig, RecipeConfig, RunSettings
 from retort.errors import ConfigError
 from retort.recipes import load_config, recipe_of
 from retort.recipes.base import Do
-from retort.recipes.execute import has_gpu, sweep_leftovers
+from retort.recipes.execute import sweep_leftovers
 from retort.recipes.scope import Scope, again, check_scope, make_only
 from retort.recipes.walk import steps_of, whole_run
 from retort.records.base import ArtifactRef, Performed, Record
@@ -39,6 +40,8 @@ from retort.store.runs import RunRecord, keep_run
 from retort.tracking.champion import reigning_student
 from retort.tracking.commit import git_commit
 from tasks.artifacts import show_report
+from tasks.child_process import end_waiting
+from tasks.gpu_slots import num_places
 from tasks.steps import task_of
 from tasks.work_pools import check_work_pools, work_pool_of
 
@@ -103,15 +106,23 @@ def load_and_check(address: str, overrides: list[str], kind: str | None) -> Reci
 async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     """Run the part of the config that `scope` selects. Record a whole run on this run's page, in MLflow and in the
     store."""
+    try:
+        return await _run_steps(config, scope)
+    finally:
+        await end_waiting()
+
+
+async def _run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     await check_work_pools(config.execution)
     await asyncio.to_thread(sweep_leftovers, config)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
-    do = again(scope, store, first_started() or started, task_runner(config, performed))
+    do = task_runner(config, performed)
     champion = await asyncio.to_thread(reigning_student, config, store)
     if scope != Scope():
         steps = await steps_of(recipe, config, store, champion)
         await asyncio.to_thread(check_scope, scope, steps, store)
+        do = again(scope, steps, store, first_started() or started, do)
         if scope.only:
             await make_only(scope, steps, store, do)
             return Finished(run_id=run_id(), stages=tuple(performed))
@@ -125,13 +136,15 @@ async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
 def task_runner(config: RecipeConfig, performed: list[Performed]) -> Do:
     """A `do` that runs each step as a task of this run, and appends it to `performed`.
 
-    At most as many steps run at once as the machine has slots. Steps on a work pool take no slot; the pool and its
-    workers limit those.
+    At most as many steps run at once as `Places` has room for. Steps on a work pool take no place; the pool and its
+    workers limit those. Steps of one key run one after the other, so that all but the first find its artifact.
     """
-    settings, slots = config.run_settings, asyncio.Semaphore(num_slots(config.execution))
+    settings, places = config.run_settings, Places(config.execution)
+    turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def do(step: Step) -> ArtifactRef:
-        async with contextlib.nullcontext() if work_pool_of(config.execution, step) else slots:
+        is_here = work_pool_of(config.execution, step) is None
+        async with turns[step.key], places.place_for(step) if is_here else contextlib.nullcontext():
             started = time.monotonic()
             state: State[ArtifactRef] = await task_of(step)(settings, step, return_state=True)  # type: ignore[misc]
             seconds = time.monotonic() - started
@@ -144,10 +157,34 @@ def task_runner(config: RecipeConfig, performed: list[Performed]) -> Do:
     return do
 
 
-def num_slots(execution: ExecutionConfig) -> int:
-    if execution.parallel_students:
-        return execution.parallel_students
-    return 1 if execution.device != "cpu" and has_gpu() else os.cpu_count() or 1
+class Places:
+    """How many steps run at once on this machine.
+
+    With GPUs: as many that need one as `num_places`, beside one for each core that need none. Without: a student takes
+    the share of the cores that its threads use, or one of `parallel_students` places, and any other step a core.
+    """
+
+    def __init__(self, execution: ExecutionConfig) -> None:
+        gpus, self._cores = num_places(execution), os.cpu_count() or 1
+        self._cpu = asyncio.Semaphore(self._cores if gpus else execution.parallel_students or self._cores)
+        self._gpu = asyncio.Semaphore(gpus) if gpus else None
+        self._students_share_cores = not gpus and not execution.parallel_students
+        self._turn = asyncio.Lock()
+        """Whoever wants several cores waits for them alone, so that steps that want one do not keep it waiting."""
+
+    @contextlib.asynccontextmanager
+    async def place_for(self, step: Step) -> AsyncIterator[None]:
+        is_student = step.resources.gpu == "one"
+        if self._gpu and step.resources.gpu != "none":
+            async with self._gpu:
+                yield
+            return
+        cores = max(1, self._cores // step.siblings) if is_student and self._students_share_cores else 1
+        async with contextlib.AsyncExitStack() as held:
+            async with self._turn:
+                for _ in range(cores):
+                    await held.enter_async_context(self._cpu)
+            yield
 
 
 def record(settings: RunSettings, started: str, refs: Iterable[ArtifactRef]) -> RunRecord:

@@ -13,7 +13,7 @@ from retort.config import StoreConfig
 from retort.errors import ConfigError
 from retort.recipes.execute import sweep_leftovers  # and, with its package, every step that a recipe has
 from retort.records.base import ArtifactRef
-from tasks.child_process import warm_up
+from tasks.child_process import end_waiting, warm_up
 from tasks.steps import task_of
 from tasks.work_pools import read_order
 
@@ -38,5 +38,8 @@ async def step(name: Annotated[str, Field(min_length=1)], order: str, store: Sto
             f"order = '{order}': this worker does not know the step '{ordered.step_class}' of {name}, or knows another "
             "version of it: give all workers the version of Retort that the parent run has"
         ) from None
-    ref: ArtifactRef = await task_of(wanted)(ordered.settings, wanted)
-    return ref
+    try:
+        ref: ArtifactRef = await task_of(wanted)(ordered.settings, wanted)
+        return ref
+    finally:
+        await end_waiting()

@@ -2,6 +2,10 @@
 
 Children are forked from a server process that has already imported torch and transformers (the standard library's
 `forkserver`), so each starts in a moment and inherits no GPU state and no threads. A child exits when its parent dies.
+
+A child stays for the next call at the same place (the CPU, or a GPU), which then finds CUDA started and every library
+loaded. It does so only after a success that left no memory behind; after anything else the next call gets a new child.
+A child that waits ends as soon as another process holds its GPU.
 """
 
 import asyncio
@@ -12,23 +16,21 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, get_context
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
-from typing import Any, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeVar, cast
 
-from retort.errors import ChildCrashed, ChildKilled, ChildOutOfMemory, ChildTimedOut, RetortError
+from retort.errors import ChildCrashed, ChildKilled, ChildTimedOut, RetortError
 from retort.records.base import Progress
+from tasks.child_main import Call, Surroundings, child_main
+from tasks.gpu_locks import Place
 
 T = TypeVar("T")
 
-PROGRESS_EVERY_SECONDS = 0.25
 _POLL_SECONDS = 0.5
-_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
-"""What torch says, in a RuntimeError, where Python says MemoryError."""
 _log = logging.getLogger(__name__)
 _context = get_context("forkserver")
 # Lets the children's threads sleep while they wait for each other. By default they spin, and then a single other busy
@@ -36,7 +38,8 @@ _context = get_context("forkserver")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _context.set_forkserver_preload(
     [
-        *("retort.recipes", "retort.recipes.execute", "retort.students.loading", "retort.students.training"),
+        *("tasks.child_main", "retort.recipes", "retort.recipes.execute"),
+        *("retort.students.loading", "retort.students.training"),
         # Imported late by pyarrow, transformers and bucket stores; without this, every child would import them again.
         *("pandas", "transformers.models.bert.modeling_bert", "retort.store.bucket"),
     ]
@@ -54,65 +57,140 @@ async def in_child(
     *args: object,
     timeout_seconds: float,
     on_progress: Progress = lambda *_: None,
-    environment: Mapping[str, str] = types.MappingProxyType({}),
+    place: Place | None = None,
 ) -> T:
     """Call `function(*args, progress)` in a child process. Returns its result, or raises its RetortError here.
 
-    `environment` adds to this process's variables or overrides them. Raises ChildTimedOut, ChildKilled,
-    ChildOutOfMemory or ChildCrashed if there is no result. Canceling kills the child at once.
+    The variables of `place` are added to this process's own or override them. The child may have made earlier calls at
+    the same place, and may stay for later ones; with no place it ends with this call. Raises ChildTimedOut,
+    ChildKilled, ChildOutOfMemory or ChildCrashed if there is no result. Canceling kills the child at once.
     """
-    ours, theirs = _context.Pipe()
-    surroundings = ({**os.environ, **environment}, os.getcwd())
-    child = _context.Process(target=_child_main, args=(theirs, surroundings, function, args), daemon=True)
-    starting = asyncio.create_task(asyncio.to_thread(_start, child))
+    call = Call(function, args, stay=place is not None)
+    while (child := await _waiting_child(place)) is not None:
+        with contextlib.suppress(_DiedWaiting):
+            return cast(T, await _done_by(child, call, timeout_seconds, on_progress))
+    return cast(T, await _done_by(_Child(place or Place()), call, timeout_seconds, on_progress))
+
+
+async def end_waiting(place: Place | None = None) -> None:
+    """End the children that wait for another call, all of them or those on the GPUs of a place."""
+    for locks in list(_waiting):
+        if place is None or set(locks) & set(place.locks):
+            for child in _waiting.pop(locks, []):
+                await asyncio.to_thread(child.end)
+
+
+class _DiedWaiting(Exception):
+    """The child ended before it took the call, so that another child can."""
+
+
+class _Child:
+    """A child process. It is made in no time, started by `start`, and gone after `end`."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.surroundings = place, _surroundings(place)
+        self.has_stayed = False
+        self.pipe, self._theirs = _context.Pipe()
+        self._process = _context.Process(
+            target=child_main, args=(self._theirs, self.surroundings, place.locks, os.getpid()), daemon=True
+        )
+
+    def start(self) -> None:
+        with _blank_main():
+            self._process.start()
+        self._theirs.close()
+
+    def send(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has died, which `recv` tells
+            self.pipe.send_bytes(message)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def death(self) -> RetortError:
+        """Why it ended by itself."""
+        self._process.join()
+        exit_code = self._process.exitcode
+        if exit_code is not None and exit_code < 0:
+            name = signal.Signals(-exit_code).name
+            hint = ", most often because memory ran out" if name == "SIGKILL" else ""
+            return ChildKilled(f"the child process was ended by {name}{hint}")
+        return ChildKilled(f"the child process ended with exit code {exit_code} and no result")
+
+
+_waiting: defaultdict[Sequence[object], list[_Child]] = defaultdict(list)
+"""Children that wait for another call, by the locks of their GPUs."""
+
+
+def _surroundings(place: Place) -> Surroundings:
+    return Surroundings({**os.environ, **place.environment}, os.getcwd(), list(sys.path))
+
+
+async def _waiting_child(place: Place | None) -> _Child | None:
+    """A child that waits at the place, in the surroundings of now; all others there are ended."""
+    while place is not None and (children := _waiting[place.locks]):
+        child = children.pop()
+        if child.surroundings == _surroundings(place) and child.is_alive():
+            return child
+        await asyncio.to_thread(child.end)
+    return None
+
+
+async def _done_by(child: _Child, call: Call, timeout_seconds: float, on_progress: Progress) -> Any:
+    """Have a child make the call. The child is ended, or waits for another one if it can."""
+    starting = None if child.has_stayed else asyncio.create_task(asyncio.to_thread(child.start))
+    stays = False
     try:
-        await asyncio.shield(starting)
-        theirs.close()
-        result: T = await _result(child, ours, time.monotonic() + timeout_seconds, timeout_seconds, on_progress)
-        return result
+        if starting:
+            await asyncio.shield(starting)
+        value, stays = await _outcome(child, call, time.monotonic() + timeout_seconds, timeout_seconds, on_progress)
+        return value
     finally:
-        await starting  # if canceled while the fork server still imports torch, wait until there is a child to kill
-        child.kill()
-        await asyncio.to_thread(child.join)
-        ours.close()
+        if starting:
+            await starting  # if canceled while the fork server still imports torch, wait until there is a child to kill
+        if stays:
+            child.has_stayed = True
+            _waiting[child.place.locks].append(child)
+        else:
+            await asyncio.to_thread(child.end)
 
 
-async def _result(
-    child: ForkServerProcess, pipe: Connection, deadline: float, timeout_seconds: float, on_progress: Progress
-) -> Any:
+async def _outcome(
+    child: _Child, call: Call, deadline: float, timeout_seconds: float, on_progress: Progress
+) -> tuple[Any, bool]:
+    """(the result, whether the child stays)"""
+    message, is_taken = bytes(ForkingPickler.dumps(call)), False
+    sending = asyncio.create_task(asyncio.to_thread(child.send, message))  # one that hangs must not hang its parent
     while True:
         if time.monotonic() > deadline:
             raise ChildTimedOut(f"ended after execution.stage_timeout_seconds = {timeout_seconds:g}")
-        if not await asyncio.to_thread(pipe.poll, _POLL_SECONDS):
+        if not await asyncio.to_thread(child.pipe.poll, _POLL_SECONDS):
             continue
         try:
-            kind, value = pipe.recv()
+            kind, value = child.pipe.recv()
         except (EOFError, OSError):  # OSError if the child died in the middle of a message
-            await asyncio.to_thread(child.join)
-            raise _death(child.exitcode) from None
+            if child.has_stayed and not is_taken:
+                raise _DiedWaiting from None
+            raise (await asyncio.to_thread(child.death)) from None
         match kind:
+            case "taken":
+                await sending
+                is_taken = True
             case "progress":
                 on_progress(*value)
             case "result":
-                return value
+                result, stays = value
+                return result, stays
             case "error":
                 raise value
             case "crash":
                 _log.error("%s", value[1])
                 raise ChildCrashed(value[0])
-
-
-def _death(exit_code: int | None) -> RetortError:
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        hint = ", most often because memory ran out" if name == "SIGKILL" else ""
-        return ChildKilled(f"the child process was ended by {name}{hint}")
-    return ChildKilled(f"the child process ended with exit code {exit_code} and no result")
-
-
-def _start(child: ForkServerProcess) -> None:
-    with _blank_main():
-        child.start()
 
 
 _main_lock = threading.Lock()
@@ -128,60 +206,3 @@ def _blank_main() -> Iterator[None]:
             yield
         finally:
             sys.modules["__main__"] = main
-
-
-def _child_main(
-    pipe: Connection, surroundings: tuple[dict[str, str], str], function: Callable[..., Any], args: tuple[object, ...]
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    environment, folder = surroundings  # the fork server has those from when it was started
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    outcome = _outcome(pipe, function, args)
-    try:
-        pipe.send(outcome)
-    except Exception as error:  # a result that cannot be pickled
-        pipe.send(_crash(error))
-    os._exit(0)
-
-
-def _end_with_parent(pipe: Connection) -> None:
-    """Exit when the parent dies. The parent never sends, so the pipe becomes readable only then."""
-    pipe.poll(None)
-    os._exit(1)
-
-
-def _outcome(pipe: Connection, function: Callable[..., Any], args: tuple[object, ...]) -> tuple[str, Any]:
-    try:
-        return "result", function(*args, _throttled(pipe))
-    except RetortError as error:
-        return "error", error
-    except MemoryError:
-        return "error", ChildOutOfMemory("the machine's memory was too small")
-    except (Exception, SystemExit) as error:  # sent to the parent, which logs it and raises ChildCrashed
-        if type(error).__name__ == "OutOfMemoryError":
-            return "error", ChildOutOfMemory("the GPU's memory was too small")
-        if isinstance(error, RuntimeError) and _CPU_MEMORY in str(error):
-            return "error", ChildOutOfMemory("the machine's memory was too small")
-        return _crash(error)
-
-
-def _crash(error: BaseException) -> tuple[str, Any]:
-    """The error's first line, and the whole traceback for the log."""
-    text = str(error).strip()
-    first = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-    return "crash", (first, traceback.format_exc())
-
-
-def _throttled(pipe: Connection) -> Progress:
-    last = 0.0
-
-    def progress(done: int, total: int, note: str) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last > PROGRESS_EVERY_SECONDS:
-            last = time.monotonic()
-            pipe.send(("progress", (done, total, note)))
-
-    return progress

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from uuid import UUID
 
+from prefect import get_run_logger
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.context import TaskRunContext
 from rich.progress import Progress as Bars
 
 from retort.records.base import Progress
@@ -19,6 +21,14 @@ TERMINAL: ContextVar[Bars | None] = ContextVar("TERMINAL", default=None)
 
 _PUBLISH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
+
+
+def tell(text: str) -> None:
+    """A line on the command line, or in the task's log."""
+    if bars := TERMINAL.get():
+        bars.console.print(text, highlight=False, markup=False)
+    else:
+        (get_run_logger() if TaskRunContext.get() else _log).warning("%s", text)
 
 
 @contextlib.asynccontextmanager

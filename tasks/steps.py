@@ -16,7 +16,7 @@ from retort.recipes.execute import make
 from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.store.opening import open_store
-from tasks.child_process import in_child
+from tasks.child_process import end_waiting, in_child
 from tasks.gpu_slots import gpus_for
 from tasks.progress import progress_of
 from tasks.work_pools import on_work_pool, work_pool_of
@@ -64,13 +64,15 @@ def task_of(step: Step) -> Task[[RunSettings, Step], Any]:
 async def _here(settings: RunSettings, step: Step) -> ArtifactRef:
     context = TaskRunContext.get()
     attempt = context.task_run.run_count - 1 if context else 0
-    async with gpus_for(step) as environment, progress_of(step) as on_progress:
+    async with gpus_for(step, settings.execution) as place, progress_of(step) as on_progress:
+        if step.resources.gpu == "all":
+            await end_waiting(place)  # an engine needs all memory of its GPUs
         return await in_child(
             make,
             settings,
             step,
             max(0, attempt),
-            environment=environment,
+            place=place,
             timeout_seconds=settings.execution.stage_timeout_seconds,
             on_progress=on_progress,
         )

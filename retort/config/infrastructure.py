@@ -41,7 +41,8 @@ class ExecutionConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     parallel_students: Annotated[int, Field(ge=1)] | None = None
-    """Students trained side by side. Default: one on a machine with a GPU, else one per core."""
+    """Students trained side by side. Default: one on each GPU, or as many as fill the cores. More than there are GPUs
+    share them evenly."""
     stage_timeout_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
     """A supervised child process that runs longer is killed, and its stage fails."""
     teacher_pool: Text | None = None

@@ -1,8 +1,10 @@
 """The base class of recipes. A recipe is one way to get from a config to a promoted student."""
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from retort.config import RecipeConfig
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=RecipeConfig)
 R = TypeVar("R", bound=Result)
+T = TypeVar("T")
+U = TypeVar("U")
 Do = Callable[[Step], Awaitable[ArtifactRef]]
 """Makes a step's artifact or finds it. `retort plan` passes a function that only looks into the store."""
 DoctorCheck = Callable[[Any], str]
@@ -103,10 +107,29 @@ class Recipe(ABC, Generic[C, R]):
         return result.model_copy(update={"champion": champion, "champion_scores": scores, "verdict": await do(gate)})
 
 
-async def together(steps: Iterable[Awaitable[ArtifactRef]]) -> tuple[ArtifactRef, ...]:
+IN_ORDER: ContextVar[bool] = ContextVar("IN_ORDER", default=False)
+"""Set while a plan goes through a run: its steps are listed in the order of the code."""
+
+
+async def together(steps: Iterable[Awaitable[T]]) -> tuple[T, ...]:
     """Run all steps concurrently. If one fails, the others still finish, then its error is raised."""
+    if IN_ORDER.get():
+        return tuple([await step for step in steps])
     outcomes = await asyncio.gather(*steps, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
     return tuple(outcome for outcome in outcomes if not isinstance(outcome, BaseException))
+
+
+async def beside(main: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """Run both concurrently. If `main` fails, the other is stopped; if the other fails, `main` still finishes."""
+    if IN_ORDER.get():
+        with contextlib.closing(other):
+            return await main, await other
+    first, second = asyncio.ensure_future(main), asyncio.ensure_future(other)
+    try:
+        return await first, await second
+    finally:
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)

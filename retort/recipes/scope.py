@@ -64,17 +64,18 @@ async def make_only(scope: Scope, steps: list[Step], store: Store, do: Do) -> No
         await do(step)
 
 
-def again(scope: Scope, store: Store, since: str, do: Do) -> Do:
+def again(scope: Scope, steps: Iterable[Step], store: Store, since: str, do: Do) -> Do:
     """Wrap `do` so that it first discards the artifacts of `scope.force` and of the steps that depend on them.
 
-    Artifacts made after `since` (ISO 8601, UTC, milliseconds) are kept, so that a retried run does not make them yet
-    again.
+    `steps` are those of the plan: one that has the key of a step of `scope.force` is made again too, whichever of the
+    two comes first. Artifacts made after `since` (ISO 8601, UTC, milliseconds) are kept, so that a retried run does not
+    make them yet again.
     """
-    renewed: set[str] = set()
+    renewed = {step.key for step in steps if is_named(step.name, scope.force)}
 
     async def forced(step: Step) -> ArtifactRef:
         inputs = {ref.key for refs in step.inputs.values() for ref in refs}
-        if inputs & renewed or is_named(step.name, scope.force):
+        if step.key in renewed or inputs & renewed or is_named(step.name, scope.force):
             renewed.add(step.key)
             manifest = store.find(step.artifact_kind, step.key)
             if manifest is not None and manifest.created_at < since:

@@ -8,7 +8,7 @@ from typing import Any
 from retort.artifacts.examples import Examples
 from retort.config import RecipeConfig
 from retort.io.scratch import scratch
-from retort.recipes.base import Do, Recipe
+from retort.recipes.base import IN_ORDER, Do, Recipe
 from retort.records.base import ArtifactRef
 from retort.records.result import Champion, Result
 from retort.steps.base import Step
@@ -36,7 +36,11 @@ async def whole_run(
 
 async def walk(recipe: Recipe[Any, Any], config: RecipeConfig, look: Look, champion: Champion | None = None) -> None:
     """Pass every step of a run to `look` instead of making it. A verdict that is not known yet counts as accepted."""
-    await whole_run(recipe, recipe.resolve(config), _at_once(look), champion, {})
+    before = IN_ORDER.set(True)
+    try:
+        await whole_run(recipe, recipe.resolve(config), _at_once(look), champion, {})
+    finally:
+        IN_ORDER.reset(before)
 
 
 async def steps_of(

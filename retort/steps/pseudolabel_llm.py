@@ -110,7 +110,9 @@ class PseudolabelLlm(Step):
 
     @property
     def resources(self) -> Resources:
-        return CPU if isinstance(self.config, EndpointConfig) else Resources(gpu="all", work_pool="teacher")
+        if isinstance(self.config, EndpointConfig):
+            return CPU
+        return Resources(gpu="one" if isinstance(self.config, TransformersConfig) else "all", work_pool="teacher")
 
     def run(self, context: StepContext) -> StepOutput:
         teacher, problem = self.config, problem_for(self.problem)

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from retort.errors import DataError
+from tasks import child_process
 
 Build = Callable[..., dict[str, Any]]
 Manifests = Callable[[Path], dict[str, bytes]]
@@ -115,30 +117,23 @@ def test_a_child_that_is_killed_once_is_retried_and_the_run_succeeds(
     configured: Build,
     run_here: Callable[[dict[str, Any]], Any],
     attempts: Callable[[str], dict[str, tuple[str, int]]],
-    manifests: Manifests,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     values = configured(
         tiny_slots, tmp_path / "store", name="killed-child", method__stages=1, student__training__epochs=100
     )
     killed: list[int] = []
+    send = child_process._Child.send
 
-    def kill_the_student() -> None:
-        seen: dict[int, float] = {}
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not killed:
-            for child in workers(os.getpid()):
-                age = time.monotonic() - seen.setdefault(child.pid, time.monotonic())
-                # Of the stages in this store only the student's takes that long once the teacher's labels are there.
-                if age > 0.2 and "stage0/pseudolabels" in manifests(tmp_path / "store") and not killed:
-                    child.send_signal(signal.SIGKILL)
-                    killed.append(child.pid)
-            time.sleep(0.01)
+    def send_and_kill(child: Any, message: bytes) -> None:
+        send(child, message)
+        if ForkingPickler.loads(message).args[1].name == "final/student" and not killed:
+            killed.append(child._process.pid)
+            threading.Timer(0.3, os.kill, (child._process.pid, signal.SIGKILL)).start()
 
-    killer = threading.Thread(target=kill_the_student)
-    killer.start()
+    monkeypatch.setattr(child_process._Child, "send", send_and_kill)
     finished = run_here(values)
-    killer.join()
     assert len(killed) == 1
     assert finished.summary.final.scores["slot_f1"].n == 20
     counts = {name: count for name, (_, count) in attempts("killed-child").items()}

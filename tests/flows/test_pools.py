@@ -14,6 +14,7 @@ from flows import steps
 from retort.config import (
     ClassificationConfig,
     EndpointConfig,
+    ExecutionConfig,
     GateConfig,
     MckdConfig,
     MergeConfig,
@@ -36,6 +37,7 @@ from retort.steps.train_grid import TrainGrid
 from retort.steps.train_student import TrainStudent
 from retort.steps.train_tinybert import TrainTinyBert
 from retort.store.opening import open_store
+from tasks import gpu_locks
 from tasks.gpu_slots import SHARED_GPUS, gpus_for
 from tasks.work_pools import check_work_pools, read_order, work_pool_of, write_order
 
@@ -123,6 +125,7 @@ def label_by(teacher: LlmTeacherConfig) -> PseudolabelLlm:
     )
 
 
+HERE = ExecutionConfig()
 VLLM = label_by(VllmConfig(kind="vllm", model="m"))
 
 
@@ -197,10 +200,13 @@ async def test_a_pool_without_the_deployments_is_told_at_once(tiny_slots: dict[s
         await check_work_pools(execution)
 
 
-async def test_each_student_holds_a_gpu_and_the_teacher_all(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_student_holds_a_gpu_and_the_teacher_all(
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu_locks, "FOLDER", tmp_path)
     monkeypatch.setenv(SHARED_GPUS, "2")
     with pytest.raises(ConfigError, match="lacks a concurrency limit of gpu-0"):
-        async with gpus_for(TRAIN_STUDENT):
+        async with gpus_for(TRAIN_STUDENT, HERE):
             pass
     for gpu in range(2):
         httpx.post(f"{server}/v2/concurrency_limits/", json={"name": f"gpu-{gpu}", "limit": 1}).raise_for_status()
@@ -210,8 +216,8 @@ async def test_each_student_holds_a_gpu_and_the_teacher_all(server: str, monkeyp
 
     async def work(one: Step) -> None:
         nonlocal most
-        async with gpus_for(one) as environment:
-            gpus = environment["CUDA_VISIBLE_DEVICES"].split(",")
+        async with gpus_for(one, HERE) as place:
+            gpus = place.environment["CUDA_VISIBLE_DEVICES"].split(",")
             assert len(gpus) == (2 if one is VLLM else 1)
             assert not set(gpus) & set(held), "two steps on one GPU"
             held.extend(gpus)
@@ -224,11 +230,5 @@ async def test_each_student_holds_a_gpu_and_the_teacher_all(server: str, monkeyp
     await asyncio.wait_for(asyncio.gather(*map(work, steps)), 60)
     assert most == 2
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    async with gpus_for(MERGE_LABELS) as environment:
-        assert environment == {}
-
-
-async def test_alone_on_its_machine_a_stage_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(SHARED_GPUS, raising=False)
-    async with gpus_for(TRAIN_STUDENT) as environment:
-        assert environment == {}
+    async with gpus_for(MERGE_LABELS, HERE) as place:
+        assert place.environment == {}

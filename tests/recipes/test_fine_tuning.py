@@ -7,7 +7,6 @@ import pytest
 
 from mckd_order import ASKED, Recorder, config_of, crowned, data_of
 from retort.config import MckdConfig
-from retort.recipes.mckd.baselines import compare_baselines
 from retort.recipes.mckd.pipeline import distill
 from retort.records.base import ArtifactRef
 from retort.records.mckd import MckdResult
@@ -33,7 +32,7 @@ def run(
     do: Recorder, config: MckdConfig, judge: str = "labeled", pool: str = "pool", champion: Champion | None = None
 ) -> MckdResult:
     async def everything() -> MckdResult:
-        return await compare_baselines(config, await distill(config, data_of(pool, judge), do, champion), do)
+        return await distill(config, data_of(pool, judge), do, champion)
 
     return asyncio.run(everything())
 

@@ -1,14 +1,14 @@
 """What the algorithm asks for, in which order and from what, without doing any of it."""
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 
-from mckd_order import Recorder, config_of, data_of
+from mckd_order import ASKED, Recorder, config_of, data_of
 from retort.config import MckdConfig
 from retort.errors import StageFailed
-from retort.recipes.base import together
-from retort.recipes.mckd.baselines import compare_baselines
+from retort.recipes.base import beside, together
 from retort.recipes.mckd.pipeline import distill
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult
@@ -19,7 +19,7 @@ BASELINES = ["vanilla-kd", "compute-matched-kd", "same-partition", "self-relabel
 
 def distilled_by(do: Recorder, config: MckdConfig, data: Data | None = None) -> MckdResult:
     async def run() -> MckdResult:
-        return await compare_baselines(config, await distill(config, data or data_of(), do), do)
+        return await distill(config, data or data_of(), do)
 
     return asyncio.run(run())
 
@@ -265,3 +265,64 @@ async def test_together_keeps_the_order() -> None:
         return ArtifactRef(uri="", kind="students", key=str(number))
 
     assert [ref.key for ref in await together(slow(number) for number in range(3))] == ["0", "1", "2"]
+
+
+class Clock(Recorder):
+    """A `do` whose steps take one unit of time each, as many at once as there are."""
+
+    def __init__(self, verdicts: Iterable[bool] = ()) -> None:
+        super().__init__(verdicts)
+        self.begun: dict[str, int] = {}
+
+    async def __call__(self, step: Step) -> ArtifactRef:
+        self.begun[step.name] = round((asyncio.get_running_loop().time() - self._start) / self.UNIT)
+        await asyncio.sleep(self.UNIT)
+        return await super().__call__(step)
+
+    UNIT = 0.05
+
+    def start(self) -> "Clock":
+        self._start = asyncio.get_running_loop().time()
+        return self
+
+
+async def test_what_does_not_depend_on_each_other_runs_at_once() -> None:
+    do = Clock().start()
+    config = config_of(["vanilla-kd", "supervised"], stages=3, teacher=ASKED)
+    await distill(config, data_of(), do)
+    begun = do.begun
+    assert begun["vanilla-kd/student"] == begun["supervised/student"] == begun["stage1/student-0"]
+    for stage in ("stage1", "stage2"):
+        names = [f"{stage}/{name}-{n}" for name in ("judge", "test", "cross-labels") for n in (0, 1)]
+        assert len({begun[name] for name in names}) == 1
+    assert begun["stage0/label-quality"] == begun["final/student"]
+
+
+async def test_whatever_waits_for_a_verdict_is_not_made_beside_it() -> None:
+    do = Clock([False]).start()
+    await distill(config_of(stages=3, selection="better"), data_of(), do)
+    assert "stage2/cross-labels-0" not in do.begun
+    assert do.begun["stage2/selection"] > do.begun["stage2/judge-0"]
+
+
+async def test_a_run_that_fails_does_not_wait_for_its_baselines() -> None:
+    ended: list[str] = []
+
+    async def fail() -> None:
+        await asyncio.sleep(0.01)
+        raise StageFailed("final")
+
+    async def go_on(seconds: float) -> int:
+        try:
+            await asyncio.sleep(seconds)
+            return 1
+        finally:
+            ended.append("other")
+
+    with pytest.raises(StageFailed, match="final"):
+        await asyncio.wait_for(beside(fail(), go_on(60)), 10)
+    assert ended == ["other"]
+    with pytest.raises(StageFailed, match="final"):
+        await beside(go_on(0.1), fail())
+    assert ended == ["other", "other"], "and the other way round, the run comes to its end first"
+    assert await beside(go_on(0.0), go_on(0.01)) == (1, 1)

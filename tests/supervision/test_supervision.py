@@ -1,25 +1,30 @@
 """A child's result, its errors, its death: each is told to the parent as what it is."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 import pytest
 
-from retort.errors import ChildCrashed, ChildKilled, ChildOutOfMemory, ChildTimedOut, DataError
-from tasks.child_process import PROGRESS_EVERY_SECONDS, in_child, warm_up
+from retort.errors import ChildCrashed, ChildKilled, ChildOutOfMemory, ChildTimedOut, DataError, RetortError
+from tasks import gpu_locks
+from tasks.child_main import LOOK_SECONDS, PROGRESS_EVERY_SECONDS
+from tasks.child_process import end_waiting, in_child, warm_up
+from tasks.gpu_locks import Place, give_back, lock_of, take
 
 # Children import this file's functions by the name that pytest gave it, so they live in a module of their own.
 CHILDREN = '''
-import os, signal, time
+import os, signal, subprocess, threading, time
 from retort.errors import DataError
+from tasks import child_main
 
 def add(a, b, progress):
     return a + b
@@ -76,15 +81,63 @@ def report(times, progress):
 
 def surroundings(progress):
     return os.environ.get("RETORT_TEST"), os.getcwd()
+
+def pid(progress):
+    return os.getpid()
+
+def change_everything(progress):
+    import torch
+    before = settings(None)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    os.environ["RETORT_TEST"] = "changed"
+    os.chdir("/")
+    return before
+
+def settings(progress):
+    import torch
+    modes = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
+    return torch.get_num_threads(), *modes, os.environ.get("RETORT_TEST"), os.getcwd()
+
+def keep_too_much(progress):
+    child_main.MOST_KEPT_BYTES = 1
+    return os.getpid()
+
+def leave_a_process(progress):
+    subprocess.Popen(["sleep", "60"])
+    return os.getpid()
+
+def leave_a_thread(progress):
+    def late():
+        for number in range(1000):
+            time.sleep(0.01)
+            progress(1, 1, "late")
+    threading.Thread(target=late, daemon=True).start()
+    return os.getpid()
+
+def doze(seconds, progress):
+    time.sleep(seconds)
+    return os.getpid()
 '''
 
 PARENT = """
-import asyncio, sys
+import asyncio, os, sys
 sys.path.insert(0, sys.argv[1])
-from children_of_tests import sleep
+from children_of_tests import pid, sleep
 from tasks.child_process import in_child
+from tasks.gpu_locks import Place
+
+async def main():
+    if sys.argv[3] == "sleep":
+        await in_child(sleep, sys.argv[2], timeout_seconds=60)
+    with open(sys.argv[2] + ".new", "w") as file:
+        file.write(str(await in_child(pid, timeout_seconds=60, place=Place())))
+    os.replace(sys.argv[2] + ".new", sys.argv[2])
+    await asyncio.sleep(60)
+
 if __name__ == "__main__":
-    asyncio.run(in_child(sleep, sys.argv[2], timeout_seconds=60))
+    asyncio.run(main())
 """
 
 
@@ -194,13 +247,13 @@ async def written(file: Path, seconds: float = 30) -> str:
     return file.read_text()
 
 
-@pytest.mark.parametrize("name", ["sleep"])
+@pytest.mark.parametrize("name", ["sleep", "wait"])
 async def test_a_child_ends_with_a_parent_that_was_killed(child: Any, name: str, tmp_path: Path) -> None:
     script, pid_file = tmp_path / "parent.py", tmp_path / "pid"
     script.write_text(PARENT)
     folder = str(Path(child.__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": folder}
-    parent = subprocess.Popen([sys.executable, str(script), folder, str(pid_file)], env=environment)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
+    parent = subprocess.Popen([sys.executable, str(script), folder, str(pid_file), name], env=environment)
     pid = int(await written(pid_file, seconds=60))
     assert psutil.pid_exists(pid)
     parent.send_signal(signal.SIGKILL)
@@ -239,3 +292,143 @@ async def test_a_caller_whose_handler_raises_still_ends_the_child(child: Any) ->
 
     with pytest.raises(RuntimeError, match="no bars"):
         await in_child(child.report, 100_000, timeout_seconds=60, on_progress=refuse)
+
+
+CPU = Place()
+
+
+@pytest.fixture
+async def none_waits() -> AsyncIterator[None]:
+    """Before the test and after it."""
+    await end_waiting()
+    yield
+    await end_waiting()
+
+
+async def stays(function: Callable[..., Any], *args: object, timeout_seconds: float = 60, place: Place = CPU) -> Any:
+    return await in_child(function, *args, timeout_seconds=timeout_seconds, place=place)
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_a_child_stays_for_the_next_call_at_its_place(child: Any) -> None:
+    first = await stays(child.pid)
+    assert await stays(child.pid) == first
+    assert await ended(child.pid) != first, "this one asked for a new child"
+    assert await stays(child.pid, place=Place(environment={"CUDA_VISIBLE_DEVICES": "1"})) != first
+    assert not psutil.pid_exists(first), "two of one place see the same"
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_as_many_children_stay_as_were_needed_at_once(child: Any) -> None:
+    both = set(await asyncio.gather(stays(child.doze, 0.5), stays(child.doze, 0.5)))
+    assert len(both) == 2
+    assert set(await asyncio.gather(stays(child.doze, 0.5), stays(child.doze, 0.5))) == both
+    await end_waiting()
+    assert not any(map(psutil.pid_exists, both))
+
+
+@pytest.mark.usefixtures("none_waits")
+@pytest.mark.parametrize(
+    "name", ["bad_data", "crash", "unpicklable", "out_of_memory", "out_of_gpu_memory", "kill_itself", "leave"]
+)
+async def test_a_child_that_failed_does_not_stay(child: Any, name: str) -> None:
+    first = await stays(child.pid)
+    with pytest.raises(RetortError):
+        await stays(getattr(child, name))
+    assert not psutil.pid_exists(first)
+    assert await stays(child.pid) != first
+
+
+@pytest.mark.usefixtures("none_waits")
+@pytest.mark.parametrize("name", ["keep_too_much", "leave_a_process"])
+async def test_a_child_that_keeps_something_does_not_stay(child: Any, name: str) -> None:
+    first = await stays(child.pid)
+    assert await stays(getattr(child, name)) == first, "what it made counts"
+    assert not psutil.pid_exists(first)
+    assert await stays(child.pid) != first
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_a_child_that_stayed_is_ended_by_a_timeout_and_by_cancelling(child: Any, tmp_path: Path) -> None:
+    first = await stays(child.pid)
+    with pytest.raises(ChildTimedOut):
+        await stays(child.spin, str(tmp_path / "first"), timeout_seconds=1)
+    assert int((tmp_path / "first").read_text()) == first
+    assert not psutil.pid_exists(first)
+
+    second = await stays(child.pid)
+    work = asyncio.create_task(stays(child.sleep, str(tmp_path / "second")))
+    assert int(await written(tmp_path / "second")) == second
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert not psutil.pid_exists(second)
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_a_child_that_died_while_it_waited_costs_nothing(child: Any) -> None:
+    first = await stays(child.pid)
+    os.kill(first, signal.SIGKILL)
+    assert await stays(child.pid) != first
+
+    second = await stays(child.pid)
+    os.kill(second, signal.SIGSTOP)  # so that it is alive when it is given the call, and dies before it takes it
+    work = asyncio.create_task(stays(child.pid))
+    await asyncio.sleep(0.3)
+    os.kill(second, signal.SIGKILL)
+    assert await work not in (first, second)
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_a_call_finds_what_it_finds_in_a_new_child(
+    child: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await stays(child.pid)
+    new = await stays(child.change_everything)
+    assert await stays(child.settings) == new
+    assert await stays(child.pid) == first
+    monkeypatch.setenv("RETORT_TEST", "other")
+    monkeypatch.chdir(tmp_path)
+    assert await stays(child.surroundings) == ("other", str(tmp_path))
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_a_forgotten_thread_does_not_report_for_the_next_call(child: Any) -> None:
+    seen: list[str] = []
+    first = await stays(child.leave_a_thread)
+    note = lambda done, total, text: seen.append(text)  # noqa: E731
+    assert await in_child(child.doze, 0.5, timeout_seconds=60, place=CPU, on_progress=note) == first
+    assert seen == []
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_a_waiting_child_leaves_its_gpu_to_another_process(
+    child: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_locks, "FOLDER", tmp_path / "locks")
+    lock = lock_of("GPU-a")
+    place = Place((lock,), {"CUDA_VISIBLE_DEVICES": "GPU-a"})
+    assert take(lock, 1)
+    first = await stays(child.pid, place=place)
+    await asyncio.sleep(3 * LOOK_SECONDS)
+    assert await stays(child.pid, place=place) == first, "its own run holds the GPU"
+    give_back(lock)
+    await asyncio.sleep(3 * LOOK_SECONDS)
+    assert psutil.Process(first).status() != psutil.STATUS_ZOMBIE, "nobody wants the GPU"
+
+    lock.write_text("1")  # as if process 1 had taken it
+    with lock.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        end = time.monotonic() + 10
+        while psutil.pid_exists(first) and psutil.Process(first).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, "it keeps the GPU's memory"
+            await asyncio.sleep(0.05)
+    assert await stays(child.pid, place=place) != first
+
+
+@pytest.mark.usefixtures("none_waits")
+async def test_an_engine_gets_its_gpus_without_waiting_children(child: Any, tmp_path: Path) -> None:
+    one, two = (Place((tmp_path / name,), {"CUDA_VISIBLE_DEVICES": name}) for name in ("0", "1"))
+    first, second, other = await stays(child.pid, place=one), await stays(child.pid, place=two), await stays(child.pid)
+    await end_waiting(Place((*one.locks, tmp_path / "9")))
+    assert [psutil.pid_exists(pid) for pid in (first, second, other)] == [False, True, True]

@@ -11,7 +11,7 @@ and each fold of the set is judged by a student that was fine-tuned on the other
 from collections.abc import Sequence
 
 from retort.config import MckdConfig
-from retort.recipes.base import Do, together
+from retort.recipes.base import Do, beside, together
 from retort.recipes.mckd.rounds import relabel
 from retort.recipes.mckd.steps import (
     cross_validate,
@@ -100,11 +100,11 @@ async def relabel_again(
         do(fine_tune(config, f"{RUN}/student-{index}", student, data, index=index, siblings=k))
         for index, student in enumerate(students)
     )
-    scores = await together(
+    scoring = together(
         do(evaluate_student(config, f"{RUN}/test-{index}", student, data.test, siblings=k))
         for index, student in enumerate(tuned)
     )
-    improved = await relabel(config, data, RUN, tuned, labels, do)
+    scores, improved = await beside(scoring, relabel(config, data, RUN, tuned, labels, do))
     quality = await do(evaluate_labels(config, f"{RUN}/label-quality", improved, data.unlabeled))
     update = {"students": tuned, "test_scores": scores, "labels": improved, "label_scores": quality}
     return tuning.model_copy(update=update)

@@ -4,12 +4,13 @@ The algorithm builds the steps, in order; `do` carries them out (see `Recipe`).
 """
 
 from retort.config import MckdConfig
-from retort.recipes.base import Do, together
+from retort.recipes.base import Do, beside, together
 from retort.recipes.checks import check_champion
+from retort.recipes.mckd.baselines import compare_baselines
 from retort.recipes.mckd.finish import finish
 from retort.recipes.mckd.rounds import evaluate_round, relabel, train_on_partitions
 from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingest, is_accepted, select
-from retort.recipes.mckd.teacher import teacher_labels
+from retort.recipes.mckd.teacher import TeacherLabels, teacher_labels
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult, StageResult
 from retort.records.result import Champion
@@ -30,15 +31,26 @@ async def ingest_data(config: MckdConfig, do: Do) -> Data:
 
 
 async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | None = None) -> MckdResult:
-    """Distill from the teacher's labels to the final student, which starts from the champion if `warm_start` is set.
+    """Distill from the teacher's labels to the final student, which starts from the champion if `warm_start` is set,
+    and to the baselines beside it.
 
     Raises ConfigError before making anything if the champion solves another problem, or if the gate has a slice for a
     class that does not exist.
     """
     check_slices(config.problem, config.gate)
     check_champion(config.name, config.problem, champion)
-    method, selecting = config.method, config.selection.kind == "better"
     teacher = await teacher_labels(config, data, do)
+    result, baselines = await beside(
+        distill_in_stages(config, data, teacher, do, champion), compare_baselines(config, data, teacher.labels, do)
+    )
+    return result.model_copy(update={"baselines": baselines})
+
+
+async def distill_in_stages(
+    config: MckdConfig, data: Data, teacher: TeacherLabels, do: Do, champion: Champion | None
+) -> MckdResult:
+    """What scores a stage runs beside what makes the next labels, unless these depend on the scores."""
+    method, selecting = config.method, config.selection.kind == "better"
     labels = [teacher.labels]
     rounds: list[StageResult] = []
     kept_stage = method.stages
@@ -46,23 +58,29 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
     # The last stage trains only the final student; when selecting, a round of k students there tests its labels first.
     for stage in range(1, method.stages + (selecting and method.stages > 1)):
         students = await train_on_partitions(config, data, stage, labels[-1], do)
-        challenger = await evaluate_round(config, data, stage, students, do)
+        scoring = evaluate_round(config, data, stage, students, do)
         if selecting and rounds:
-            challenger, accepted = await prove_better(config, rounds[-1], challenger, do)
+            challenger, accepted = await prove_better(config, rounds[-1], await scoring, do)
             rounds.append(challenger)
             if not accepted:
                 kept_stage = stage - 1
                 break
+            if stage < method.stages:
+                labels.append(await relabel(config, data, f"stage{stage}", students, labels[-1], do))
         else:
-            rounds.append(challenger)
-        if stage < method.stages:
-            labels.append(await relabel(config, data, f"stage{stage}", students, labels[-1], do))
+            relabeling = relabel(config, data, f"stage{stage}", students, labels[-1], do)
+            scored, relabeled = await beside(scoring, relabeling)
+            rounds.append(scored)
+            labels.append(relabeled)
 
-    tuning, final = await finish(config, data, rounds, kept_stage, labels[kept_stage - 1], champion, do)
+    (tuning, final), label_scores = await beside(
+        finish(config, data, rounds, kept_stage, labels[kept_stage - 1], champion, do),
+        score_labels(config, data, labels, do),
+    )
     return MckdResult(
         data=data,
         labels=tuple(labels),
-        label_scores=await score_labels(config, data, labels, do),
+        label_scores=label_scores,
         teacher_scores=teacher.scores,
         teacher_own_scores=teacher.own_scores,
         member_scores=teacher.member_scores,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from retort.config import MckdConfig
 from retort.recipes.base import Do, DoctorCheck, Recipe
 from retort.recipes.mckd import checks, steps
-from retort.recipes.mckd.baselines import compare_baselines
 from retort.recipes.mckd.pipeline import distill, ingest_data
 from retort.records.base import ArtifactRef
 from retort.records.mckd import MckdResult
@@ -42,8 +41,7 @@ class MckdRecipe(Recipe[MckdConfig, MckdResult]):
         return checks.doctor_checks(config)
 
     async def distill(self, config: MckdConfig, do: Do, champion: Champion | None) -> MckdResult:
-        result = await distill(config, await ingest_data(config, do), do, champion)
-        return await compare_baselines(config, result, do)
+        return await distill(config, await ingest_data(config, do), do, champion)
 
     def evaluations(
         self, config: MckdConfig, name: str, champion: Champion, result: MckdResult

@@ -8,7 +8,7 @@ once, for what was chosen.
 from retort.config.soft_label import TINY_ARMS, Arm, CrossEncoderConfig, ProbabilitiesConfig, SoftLabelConfig
 from retort.config.teachers import LlmTeacherConfig
 from retort.data.partitions import Cells, label_cells, train_cells
-from retort.recipes.base import Do, together
+from retort.recipes.base import Do, beside, together
 from retort.recipes.checks import check_champion
 from retort.recipes.soft_label.steps import (
     Encoder,
@@ -71,12 +71,9 @@ async def distill(config: SoftLabelConfig, do: Do, champion: Champion | None = N
     check_champion(config.name, config.problem, champion)
     data = await ingest_rows(config, do)
     teacher = await TEACHERS[config.teacher.kind](config, data, do)
-    grids = await train_grids(config, data, teacher, do)
-    small = await train_small_ones(config, data, do)
+    grids, small = await beside(train_grids(config, data, teacher, do), train_small_ones(config, data, do))
     student = await do(export_student(config, grids))
-    scores = {"teacher": await score_teacher(config, data, teacher, do)}
-    for arm in config.arms:
-        scores[arm] = await score_arm(config, arm, data, TrainedArms(grids=grids, small=small), do)
+    scores = await score_all(config, data, teacher, TrainedArms(grids=grids, small=small), do)
     rows = next(iter(data.tests.values()))
     times = await do(time_students(config, student, teacher.model, small[0] if small else None, rows))
     return SoftLabelResult(
@@ -138,10 +135,14 @@ async def fine_tune(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherPr
     labels = await together(
         do(encoder.label(f"teacher/labels-{i}", students[i], data.train, unseen)) for i, (_, unseen) in enumerate(parts)
     )
-    probabilities = {"train": await do(gather_labels(config, "teacher/train", data.train, labels))}
-    for role, rows in others(data).items():
+    train = await do(gather_labels(config, "teacher/train", data.train, labels))
+
+    async def labeled(role: str, rows: ArtifactRef) -> ArtifactRef:
         answers = await do(encoder.label(f"teacher/labels-{role}", whole, rows))
-        probabilities[role] = await do(gather_labels(config, f"teacher/{role}", rows, (answers,)))
+        return await do(gather_labels(config, f"teacher/{role}", rows, (answers,)))
+
+    rest = await together(labeled(role, rows) for role, rows in others(data).items())
+    probabilities = {"train": train, **dict(zip(others(data), rest, strict=True))}
     return TeacherProbabilities(probabilities=probabilities, model=whole)
 
 
@@ -208,22 +209,32 @@ def tinybert(config: SoftLabelConfig) -> Encoder:
     return Encoder.of(config, config.tinybert.model, config.tinybert.training)
 
 
+async def score_all(
+    config: SoftLabelConfig, data: Answers, teacher: TeacherProbabilities, trained: TrainedArms, do: Do
+) -> dict[str, Refs]:
+    """Score the teacher and all arms, each on every role."""
+    own, arms = await beside(
+        score_teacher(config, data, teacher, do),
+        together(score_arm(config, arm, data, trained, do) for arm in config.arms),
+    )
+    return {"teacher": own, **dict(zip(config.arms, arms, strict=True))}
+
+
 async def score_teacher(config: SoftLabelConfig, data: Answers, teacher: TeacherProbabilities, do: Do) -> Refs:
     """Score the teacher on every role that it has probabilities for, including the training rows (out of fold)."""
-    rows = {"train": data.train, **data.judged}
-    return {
-        role: await do(score(config, f"teacher/{role}-scores", (ref,), rows[role]))
-        for role, ref in teacher.probabilities.items()
-        if role in rows
-    }
+    rows, known = {"train": data.train, **data.judged}, teacher.probabilities
+    roles = [role for role in known if role in rows]
+    scores = await together(do(score(config, f"teacher/{role}-scores", (known[role],), rows[role])) for role in roles)
+    return dict(zip(roles, scores, strict=True))
 
 
 async def score_arm(config: SoftLabelConfig, arm: Arm, data: Answers, trained: TrainedArms, do: Do) -> Refs:
-    scores = {}
-    for role, rows in data.judged.items():
+    async def scored(role: str, rows: ArtifactRef) -> ArtifactRef:
         refs = await predictions(config, arm, role, data, trained, do)
-        scores[role] = await do(score(config, f"{arm}/{role}-scores", refs, rows))
-    return scores
+        return await do(score(config, f"{arm}/{role}-scores", refs, rows))
+
+    scores = await together(scored(role, rows) for role, rows in data.judged.items())
+    return dict(zip(data.judged, scores, strict=True))
 
 
 async def predictions(

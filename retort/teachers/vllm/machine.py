@@ -10,6 +10,7 @@ from typing import Literal
 from retort.config import VllmConfig, expand
 from retort.config.base import home_expanded
 from retort.errors import ConfigError
+from retort.models.gpus import visible_gpus
 
 _PROBE_SECONDS = 120
 _PROBE = """
@@ -82,16 +83,3 @@ def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]
     if size > len(gpus):
         raise ConfigError(f"teacher.tensor_parallel = {size}: {len(gpus)} GPUs can be used; allowed: 1 to {len(gpus)}")
     return [Place("cuda", tuple(gpus[start : start + size])) for start in range(0, len(gpus) - size + 1, size)]
-
-
-def visible_gpus() -> list[str]:
-    """The usable GPUs as entries of CUDA_VISIBLE_DEVICES, which is respected if it is set."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        names = [name.strip() for name in chosen.split(",") if name.strip()]
-        return names[: names.index("-1")] if "-1" in names else names
-    try:
-        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in listed.stdout.splitlines() if line.strip()]
