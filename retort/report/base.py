@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
+from retort.artifacts.hygiene import PoolHygiene
 from retort.artifacts.verdicts import Verdict
 from retort.config.base import Metric
 from retort.records.base import Record
@@ -39,6 +40,8 @@ class Summary(Record):
     """The registered version that the final student was compared with; None if there was no champion."""
     set_aside: SetAside | None = None
     """The rows of the pool that cannot be used; None if there are none."""
+    hygiene: PoolHygiene | None = None
+    """Near-duplicates, leakage, suspicious labels and drift; None if nobody looked."""
 
     @property
     @abstractmethod

@@ -7,6 +7,7 @@ from retort.config import MckdConfig
 from retort.recipes.base import Do, DoctorCheck, Recipe
 from retort.recipes.mckd import checks, steps
 from retort.recipes.mckd.baselines import compare_baselines
+from retort.recipes.mckd.nights import Night, last_night
 from retort.recipes.mckd.pipeline import distill, ingest_data
 from retort.records.base import ArtifactRef
 from retort.records.mckd import MckdResult
@@ -43,6 +44,8 @@ class MckdRecipe(Recipe[MckdConfig, MckdResult]):
 
     async def distill(self, config: MckdConfig, do: Do, champion: Champion | None) -> MckdResult:
         result = await distill(config, await ingest_data(config, do), do, champion)
+        last = last_night(config, Night(result.data.unlabeled, result.labels[0]))
+        result = result.model_copy(update={"hygiene": await do(steps.hygiene(config, result, last))})
         return await compare_baselines(config, result, do)
 
     def evaluations(

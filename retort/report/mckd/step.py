@@ -20,7 +20,7 @@ ORDERS = {
 
 class ReportMckd(ReportStep):
     kind = "report"
-    version = 3
+    version = 4
 
     result: Runtime[MckdResult]
 
