@@ -23,6 +23,7 @@ from retort.problems import problem_for
 from retort.store.runs import RunRecord, keep_run
 from retort.students.base import Prediction
 from synthetic_run import PLAY_ARTIST, PLAY_TRACK, TEST, Run, synthetic
+from whole_run import whole_run
 
 Command = Callable[..., tuple[int, str, str]]
 CLASSES = {"kind": "classification", "labels": ["bad", "good"]}
@@ -310,3 +311,44 @@ def test_rows_that_cannot_be_read_are_set_aside(tmp_path: Path) -> None:
     found = read(review_of(CLASSES, *TWO), path)
     assert (list(found.gold), found.reasons) == (["a"], {"wrong-columns": 1})
     assert all(isinstance(one, Answer | BadRow) for one in answers_in(path))
+
+
+@pytest.mark.slow
+def test_a_real_student_is_asked(
+    tiny_classes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    """From a whole run to gold rows that the next run reads, and to an estimate that is near the score on all rows."""
+    values = {**tiny_classes, "store": {"root": str(tmp_path / "store")}}
+    made = whole_run(values)
+    time = "2026-01-01T03:00:00+00:00"
+    page = made.store.latest("tiny-classes", "report")
+    assert page is not None
+    artifacts = tuple(f"{ref.kind}/{ref.key}" for ref in (*made.result.refs(), made.store.ref(page)))
+    keep_run(
+        made.store, RunRecord(name="tiny-classes", run_id="r", started_at=time, ended_at=time, artifacts=artifacts)
+    )
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(values))
+    assert "## Hygiene of the rows" in made.page
+
+    code, out, err = command("review", config, "--rows", "5")
+    assert code == 0, err
+    rows = rows_of(Path("review.csv"))
+    assert 0 < len(rows) <= 5
+    assert all(len({row["teacher"], row["stage 1"], row["student"]}) == 2 for row in rows)
+    fill(Path("review.csv"), {row["id"]: "up" for row in rows}, by="ada")
+    assert command("review", config, "--import", "review.csv")[0] == 0
+    golds = list(read_examples("gold.jsonl", ColumnsConfig(), problem_for(made.config.problem), gold="required"))
+    assert [one.label for one in golds] == ["up"] * len(rows)
+
+    pool = tiny_classes["data"]["unlabeled"]
+    code, out, err = command("review", config, "--for", "estimate", "--rows", "30", "--from", pool, "--out", "t.csv")
+    assert code == 0, err
+    assert "t.csv: 30 of 60 test rows" in out
+    known = {row["id"]: row["label"] for row in map(json.loads, Path(pool).read_text().splitlines())}
+    fill(Path("t.csv"), {row["id"]: known[row["id"]] for row in rows_of(Path("t.csv"))}, by="bo")
+    told = json.loads(command("review", config, "--import", "t.csv", "--json")[1])
+    accuracy = next(score for score in told["scores"] if score["metric"] == "accuracy")
+    assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert (accuracy["n"], told["population"]) == (30, 60)
