@@ -17,6 +17,9 @@ from retort.problems.base import Floats
 
 PROBLEM = problem_for(ClassificationConfig(kind="classification", labels=["down", "up"]))
 
+DRAWS = 1_000_000
+"""Added to the seed of the draws, so that they do not depend on the student."""
+
 
 def trial(rows: int, labels: int, accuracy: float, sureness: float, active: bool, seed: int) -> tuple[float, bool]:
     """(error of the estimated accuracy, whether the interval holds the true one)"""
@@ -25,7 +28,7 @@ def trial(rows: int, labels: int, accuracy: float, sureness: float, active: bool
     right = generator.random(rows) < 1 / (1 + np.exp(-logits))
     sure: Floats = 1 / (1 + np.exp(-sureness * logits))
     chances = draw_chances(sure) if active else np.full(rows, 1 / rows)
-    drawn = [("up", "up" if right[at] else "down", float(chances[at])) for at in draw(chances, labels, seed)]
+    drawn = [("up", "up" if right[at] else "down", float(chances[at])) for at in draw(chances, labels, seed + DRAWS)]
     known = np.array([rows, rows], dtype=np.float64)
     score = estimate(PROBLEM, "accuracy", known, rows, drawn, 500, seed)
     truth = float(right.mean())

@@ -1,11 +1,12 @@
 """Active testing: a score from the labels of a few rows, which are drawn where the student is likely to err.
 
-Rows are drawn without replacement, by the square root of how likely the prediction is wrong (Sawade, Bickel and
-Scheffer 2010), mixed with chance so that no weight explodes (Hesterberg 1995). The weights of LURE (Farquhar, Gal and
-Rainforth 2021; Kossen et al. 2021, "Active Testing") make the sums of the metric's statistics unbiased, whatever the
-confidences are worth. What is weighted is the difference to the statistics of a student that is right in every row,
-which are known for all rows: a right prediction then adds no noise. Metrics that are ratios of sums (F1) are
-consistent. That labels of test rows should be bought where they tell most is the idea of ALT-MAS (arXiv 2104.04999).
+Rows are drawn without replacement, by the root of the mean square of what is expected to be wrong in the prediction
+(Sawade, Bickel and Scheffer 2010), mixed with chance so that no weight explodes (Hesterberg 1995). The weights of LURE
+(Farquhar, Gal and Rainforth 2021; Kossen et al. 2021, "Active Testing") make the sums of the metric's statistics
+unbiased, whatever the confidences are worth. What is weighted is the difference to the statistics of a student that is
+right in every row, which are known for all rows: a right prediction then adds no noise. Metrics that are ratios of sums
+(F1) are consistent. That labels of test rows should be bought where they tell most is the idea of ALT-MAS (arXiv
+2104.04999).
 """
 
 from collections.abc import Sequence
@@ -25,11 +26,17 @@ FEWEST = 10
 """Labels without which no estimate is made."""
 
 
-def draw_chances(confidences: Floats) -> Floats:
-    """The chance of each row to be drawn first, `(n,)`, summing to 1, from the confidences of its prediction."""
-    wrong = np.sqrt(np.clip(1 - confidences, 0.0, 1.0))
-    even = np.full(len(wrong), 1 / len(wrong))
-    return CHANCE * even + (1 - CHANCE) * (wrong / wrong.sum() if wrong.sum() > 0 else even)
+def draw_chances(confidences: Floats, units: Floats | float = 1.0) -> Floats:
+    """The chance of each row to be drawn first, `(n,)`, summing to 1, from the confidences of its prediction.
+
+    A confidence is that of one of the label's `units`, `(n,)`, on average. If they err independently, the number of
+    wrong ones is binomial; the chance is the root of its mean square, which for one unit is that of 1 - confidence.
+    """
+    sure = np.clip(confidences, 0.0, 1.0)
+    wrong = units * (1 - sure)
+    spread = np.sqrt(wrong * sure + wrong**2)
+    even = np.full(len(sure), 1 / len(sure))
+    return CHANCE * even + (1 - CHANCE) * (spread / spread.sum() if spread.sum() > 0 else even)
 
 
 def draw(chances: Floats, count: int, seed: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ def hygiene_lines(facts: PoolHygiene) -> list[str]:
     lines = [
         f"{within.rows:,} of the pool's {within.compared:,} rows ({within.share:.1%}) nearly repeat an earlier one.",
         f"{leaked.rows:,} of {leaked.compared:,} test rows ({leaked.share:.1%}) are nearly repeated in the pool or the "
-        "labeled set" + (": the score on them says little about new texts." if leaked.rows else "."),
+        "labeled set" + (": these say little about new texts." if leaked.rows else "."),
     ]
     if suspicious is not None:
         lines.append(

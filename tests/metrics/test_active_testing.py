@@ -21,6 +21,8 @@ def test_chances() -> None:
     assert chances.min() == pytest.approx(CHANCE / 4)
     assert (chances[2] - CHANCE / 4) / (chances[1] - CHANCE / 4) == pytest.approx(2.0)
     assert draw_chances(np.ones(5)) == pytest.approx(np.full(5, 0.2))
+    longer = draw_chances(np.array([0.9, 0.9]), np.array([1.0, 10.0])) - CHANCE / 2
+    assert longer[1] / longer[0] == pytest.approx(np.sqrt((10 * 0.1 * 0.9 + 1) / 0.1))
 
 
 def test_draws_are_of_different_rows_and_all_in_the_end() -> None:

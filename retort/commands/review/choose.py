@@ -100,7 +100,8 @@ def most_telling(
 ) -> Review:
     """Test rows for an estimate of the student's score on all of them, see `retort.metrics.active_testing`."""
     problem = problem_of(run.student)
-    chances = draw_chances(np.array([one.confidence for one in predicted]))
+    units = np.array([_units(problem, one.text) for one in predicted])
+    chances = draw_chances(np.array([one.confidence for one in predicted]), units)
     rows = tuple(
         ReviewRow(
             example_id=predicted[place].example_id,
@@ -112,6 +113,11 @@ def most_telling(
     )
     known = {metric: _sums(problem, metric, predicted).tolist() for metric in metrics}
     return _review(config, run, "estimate", rows, len(predicted), known)
+
+
+def _units(problem: Problem, text: str) -> float:
+    """How many decisions a label is; one for a text that was written."""
+    return max(1.0, len(problem.sites(len(problem.words(text))))) if problem.classes else 1.0
 
 
 def _sums(problem: Problem, metric: Metric, predicted: list[Predicted]) -> Floats:
