@@ -172,6 +172,57 @@ def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> N
 
 
 @app.command()
+def review(
+    config: ConfigPath,
+    set_: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows people are to label.")] = 100,
+    for_: Annotated[
+        Literal["disagreement", "estimate"],
+        typer.Option("--for", help="Rows of the pool that are disputed, or test rows for an estimate of the score."),
+    ] = "disagreement",
+    format_: Annotated[
+        Literal["csv", "argilla", "label-studio"], typer.Option("--format", help="What the file is for.")
+    ] = "csv",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A new file; left out: review.csv or review.json.")
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="With --for estimate: test rows without labels. Else data.test."),
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="The labeled file, as the tool exported it.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="NAME", help="With --import: who gave labels that do not say it.")
+    ] = None,
+    gold: Annotated[
+        Path | None,
+        typer.Option("--gold", metavar="FILE", help="With --import: the JSON lines to append to; gold.jsonl."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Ask people: export the rows of the last run that are worth a label, and import the labels as gold rows.
+
+    With --for estimate, the import prints the score on all test rows that follows from the labels, with an interval.
+    """
+    from retort.commands.review.run import export_lines, export_rows, import_answers, import_lines
+    from retort.errors import ConfigError
+    from retort.recipes import load_config
+
+    settings = load_config(config, set_ or [])
+    if import_ is None:
+        if by is not None or gold is not None:
+            raise ConfigError("--by and --gold go with --import FILE")
+        exported = export_rows(settings, rows, for_, format_, out, from_)
+        told, lines = exported.model_dump_json, export_lines(exported)
+    else:
+        imported = import_answers(settings, import_, by, gold)
+        told, lines = imported.model_dump_json, import_lines(imported, gold)
+    print(told() if json_ else printable("\n".join(lines)))
+
+
+@app.command()
 def schema(
     kind: Annotated[str, typer.Option("--kind", help="Of which recipe's file: mckd or soft-label.")] = "mckd",
 ) -> None:

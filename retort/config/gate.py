@@ -36,6 +36,9 @@ class SliceConfig(Settings):
         return self
 
 
+Limit = Annotated[float | None, Field(ge=0, le=1, exclude_if=lambda limit: limit is None)]
+
+
 class GateConfig(Settings):
     """A student replaces the champion only if it meets all of these requirements, on the same test rows."""
 
@@ -50,6 +53,15 @@ class GateConfig(Settings):
     """Maximum median latency for one row on one CPU thread, in milliseconds."""
     max_megabytes: Annotated[float, Field(gt=0)] | None = None
     """Maximum size of the weights, in megabytes (10^6 bytes)."""
+    max_duplicate_share: Limit = None
+    """Maximum share of the pool's rows that nearly repeat an earlier one."""
+    max_leaked_share: Limit = None
+    """Maximum share of the test rows that are nearly repeated in the pool or the labeled set."""
+    max_suspicious_share: Limit = None
+    """Maximum share of the teacher's labels that students which were not trained on them confidently contradict."""
+    max_drift: Limit = None
+    """Maximum drift of tonight's new rows and their labels against the last night: 0 is none, 1 is nothing in common.
+    Only what is hardly chance counts."""
 
     @model_validator(mode="after")
     def _tells_slices_apart(self) -> Self:
@@ -58,6 +70,12 @@ class GateConfig(Settings):
         if twice is not None:
             raise ValueError(f"slices: the name '{twice}' stands for two slices; each needs its own")
         return self
+
+    @property
+    def row_limits(self) -> dict[str, float]:
+        """The limits on what `hygiene` finds in the rows, by field."""
+        names = ("max_duplicate_share", "max_leaked_share", "max_suspicious_share", "max_drift")
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None}
 
     def check_floors(self, deciding: Metric) -> None:
         """Raises ValueError for a gain or score that no system can have: all but `ERRORS` are at most 1."""

@@ -177,6 +177,10 @@ class MckdConfig(RecipeConfig):
         if kind == "chat":
             self._check_item()
         self.gate.check_floors(self.metrics[0])
+        if self.gate.max_suspicious_share is not None and self.method.stages == 1:
+            raise ValueError(
+                "gate.max_suspicious_share: with method.stages 1 no student labels the pool; use 2 or more"
+            )
         if isinstance(self.problem, RegressionConfig):
             self._check_scale(self.problem, [metric for _, metric in named])
         if kind not in ("classification", "regression") and self.has_soft_teacher:

@@ -281,6 +281,8 @@ class SoftLabelConfig(RecipeConfig):
         if twice := [arm for arm, count in Counter(self.arms).items() if count > 1]:
             raise ValueError(f"arms: '{twice[0]}' is written twice")
         self.gate.check_floors(self.metrics[0])
+        if self.gate.row_limits:
+            raise ValueError(f"gate.{next(iter(self.gate.row_limits))}: only the recipe mckd looks at this")
         if "with-pool" in self.arms and self.data.unlabeled is None:
             raise ValueError("arms: 'with-pool' needs rows to label: give data.unlabeled")
         if isinstance(self.teacher, VllmConfig | EndpointConfig | TransformersConfig) and self.teacher.labels != "soft":

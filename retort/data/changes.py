@@ -39,3 +39,31 @@ def compare_rows(before: Path | None, now: Path | None) -> PoolDiff:
             {"before": str(before), "now": str(now)},
         ).fetchone()
     return PoolDiff(*(row or (0, 0, 0, 0)))
+
+
+class Sample(NamedTuple):
+    """Rows at random, the same whenever they are asked for, and the number of those that they were drawn from."""
+
+    rows: int
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+def new_rows(before: Path, now: Path, most: int) -> Sample:
+    """Of the rows that are only in the second of two `rows.parquet` files, at most `most`."""
+    rows = "read_parquet($now) AS new ANTI JOIN read_parquet($before) AS old USING (example_id, text)"
+    return _sample(rows, most, before=before, now=now)
+
+
+def some_rows(path: Path, most: int) -> Sample:
+    """Of the rows of a `rows.parquet` file, at most `most`."""
+    return _sample("read_parquet($path)", most, path=path)
+
+
+def _sample(rows: str, most: int, **paths: Path) -> Sample:
+    values = {name: str(path) for name, path in paths.items()}
+    with open_database(memory_limit="1GB", threads=2) as connection:
+        (count,) = connection.execute(f"SELECT count(*) FROM {rows}", values).fetchone() or (0,)
+        query = f"SELECT example_id, text FROM {rows} ORDER BY md5(example_id) LIMIT {most:d}"
+        found = connection.execute(query, values).fetchall()
+    return Sample(count, tuple(one for one, _ in found), tuple(text for _, text in found))

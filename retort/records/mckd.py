@@ -66,6 +66,8 @@ class MckdResult(Result):
     fine_tuning: FineTuning | None = None
     """None if it was not asked for."""
     final_scores: ArtifactRef
+    hygiene: ArtifactRef | None = None
+    """Near-duplicates, leakage, suspicious labels and drift."""
     baselines: dict[str, ArtifactRef] = Field(default_factory=dict)
     """Scores on the test rows, by the baseline's name."""
 
@@ -76,7 +78,7 @@ class MckdResult(Result):
     def refs(self) -> list[ArtifactRef]:
         rounds = [ref for r in self.rounds for ref in (*r.students, *r.test_scores, *r.judge_scores, r.selection)]
         data = [self.data.labeled, self.data.unlabeled, self.data.test, self.data.judge]
-        final = [self.final_student, self.final_scores, *self.baselines.values(), *self.challenge_refs]
+        final = [self.final_student, self.final_scores, self.hygiene, *self.baselines.values(), *self.challenge_refs]
         teachers = [self.teacher_scores, self.teacher_own_scores, *self.member_scores.values()]
         tuning = self.fine_tuning
         tuned = [*tuning.students, *tuning.test_scores, tuning.labels, tuning.label_scores] if tuning else []

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from retort.artifacts.hygiene import PoolHygiene
 from retort.artifacts.verdicts import Verdict
 from retort.config.base import Metric
 from retort.records.base import Record, digest
@@ -53,6 +54,8 @@ class Summary(Record):
     """By test set: the final student's, then others'."""
     slices: dict[str, tuple[Slice, ...]] = Field(default_factory=dict)
     """By test set: the parts on which the final student is worst, the worst first."""
+    hygiene: PoolHygiene | None = None
+    """Near-duplicates, leakage, suspicious labels and drift; None if nobody looked."""
 
     @property
     @abstractmethod

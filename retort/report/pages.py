@@ -15,6 +15,7 @@ from retort.io.terminal import printable
 from retort.metrics.format import TITLES, gain_text, p_text, percent, score_text, seconds_text, signed, with_interval
 from retort.records.base import Score
 from retort.report.base import Summary, verdict_text
+from retort.report.hygiene import hygiene_lines
 
 
 def write_pages(summary: Summary, folder: Path, template: str, pictures: Sequence[Picture], **facts: Any) -> None:
@@ -55,7 +56,12 @@ def _environment() -> Environment:
         title=_title,
     )
     environment.globals.update(
-        gain_text=gain_text, score_text=score_text, verdict_text=verdict_text, plain=_plain, shade=_shade
+        gain_text=gain_text,
+        score_text=score_text,
+        verdict_text=verdict_text,
+        hygiene_lines=hygiene_lines,
+        plain=_plain,
+        shade=_shade,
     )
     return environment
 

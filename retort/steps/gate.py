@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from retort.artifacts.hygiene import Hygiene, PoolHygiene
 from retort.artifacts.scores import Scores
 from retort.artifacts.students import TrainedStudent
 from retort.artifacts.verdicts import (
@@ -112,6 +113,8 @@ class Gate(Step):
     rivals: tuple[ArtifactRef, ...] = ()
     """Scores of systems on the same rows that the student must not be worse than."""
     rival_names: Annotated[tuple[str, ...], Field(exclude_if=lambda names: not names)] = ()
+    hygiene: ArtifactRef | None = None
+    """What was found in the rows; None if nothing of it has a limit."""
 
     def run(self, context: StepContext) -> StepOutput:
         return self.judge(context, measured_latency)
@@ -123,7 +126,9 @@ class Gate(Step):
         cost = self._cost(context, [row["text"] for row in rows[:TIMED_ROWS]], measure)
         rank = self._rank_check(contest, len(rows))
         sliced = (Check(part.passed, _slice_sentence(part)) for part in slices)
-        checks = [rank, *self._rival_checks(context, rows), *sliced, *_cost_checks(cost)]
+        found = Hygiene.open(context.store, self.hygiene).facts() if self.hygiene else None
+        of_rows = _row_checks(self.gate, found) if found else ()
+        checks = [rank, *self._rival_checks(context, rows), *sliced, *_cost_checks(cost), *of_rows]
         outcome = self._outcome(checks)
         verdict = Verdict(
             outcome=outcome,
@@ -302,4 +307,28 @@ def _cost_checks(cost: Cost) -> Iterator[Check]:
         yield Check(
             cost.megabytes <= cost.max_megabytes,
             f"The weights are {cost.megabytes:.1f} MB; at most {cost.max_megabytes:g} MB are allowed.",
+        )
+
+
+def _row_checks(gate: GateConfig, found: PoolHygiene) -> Iterator[Check]:
+    suspicious, drift = found.suspicious, found.drift
+    shares = (
+        (gate.max_duplicate_share, found.within, "the pool's rows nearly repeat an earlier one"),
+        (gate.max_leaked_share, found.leaked, "the test rows are nearly repeated in the pool or the labeled set"),
+        (gate.max_suspicious_share, suspicious, "the teacher's labels are confidently contradicted by students"),
+    )
+    for limit, part, what in shares:
+        if limit is not None and part is not None:
+            yield Check(
+                part.share <= limit, f"{percent(part.share)} % of {what}; at most {percent(limit)} % are allowed."
+            )
+    if gate.max_drift is not None:
+        if drift is None or not drift.changes:
+            yield Check(True, "There is no earlier night, or too few new rows, to tell a drift.")
+            return
+        sure = ", ".join(f"{one.what} {one.size:.2f}" for one in drift.changes if one.surely)
+        yield Check(
+            drift.size <= gate.max_drift,
+            f"Drift against the last night: {sure or 'none that could not be chance'}; at most {gate.max_drift:g} is "
+            "allowed.",
         )

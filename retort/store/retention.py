@@ -24,7 +24,7 @@ from retort.store.listing import FoundFile
 from retort.store.manifest import Manifest
 from retort.store.store import MANIFEST, USED, Store, artifact_folder, files_folder
 
-NO_ARTIFACTS = frozenset({"ledger", "latest", "runs", "orders"})
+NO_ARTIFACTS = frozenset({"ledger", "latest", "runs", "orders", "reviews"})
 """Folders of a store that contain other things."""
 _ARTIFACT = re.compile(r"([a-z][a-z-]*)/([0-9a-f]{2})/(\2[0-9a-f]{62})/.+")
 

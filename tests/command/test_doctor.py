@@ -21,6 +21,7 @@ THINGS = [
     "data.unlabeled",
     "data.test",
     "leakage",
+    "near-duplicates",
     "teacher",
     "student",
     "method",
@@ -56,6 +57,7 @@ def test_good_config(slots: Any, real_weights: None) -> None:
     slots.values["tracking"] = {"uri": f"sqlite:///{slots.folder}/new/mlflow.db"}
     found = findings(slots)
     assert list(found) == THINGS
+    assert found.pop("near-duplicates")[0] == "note"  # play unlabeled1, play unlabeled11
     assert {verdict for verdict, _ in found.values()} == {"ok"}
     assert found["data.unlabeled"] == ("ok", "40 rows")
     assert found["teacher"] == ("ok", "40 of the pool's 40 rows have a recorded completion, 40 of them a label")
@@ -84,6 +86,22 @@ def test_equal_texts_are_counted(slots: Any) -> None:
         "note",
         "equal texts in labeled and pool: 2, labeled and test: 0, pool and test: 3",
     )
+
+
+def test_near_duplicates_are_counted(slots: Any) -> None:
+    """Of the pool: rows that nearly repeat an earlier one; of the test rows: those that the pool nearly repeats."""
+    text = "tell me whether it will rain in {} tomorrow afternoon"
+    pool, test = slots.read("unlabeled.jsonl")[:3], slots.read("test.jsonl")[:1]
+    texts = [text.format("rome"), text.format("Rome"), "play something that i like"]
+    slots.write("unlabeled.jsonl", [{"id": row["id"], "text": one} for row, one in zip(pool, texts, strict=True)])
+    tags = " ".join(["O"] * len(text.split()))
+    slots.write("test.jsonl", [{**test[0], "text": text.format("rom"), "intent": "WEATHER", "bio": tags}])
+    assert findings(slots)["near-duplicates"] == (
+        "note",
+        "1 of the pool's rows (33.3%), 1 of the test rows (100.0%): 'u0' nearly repeats 't0'",
+    )
+    slots.write("unlabeled.jsonl", [{"id": "u0", "text": "play something that i like"}])
+    assert findings(slots)["near-duplicates"] == ("ok", "none in the pool, and none of the test rows")
 
 
 def test_rows_without_completion_are_counted(slots: Any) -> None:

@@ -18,7 +18,17 @@ from retort.steps.base import Step
 from retort.store import StepOutput
 from retort.store.opening import open_store
 
-STUDENTS_AND_AFTER = ("train-student", "cross-label", "evaluate", "merge-labels", "select", "gate", "report", "track")
+STUDENTS_AND_AFTER = (
+    "train-student",
+    "cross-label",
+    "evaluate",
+    "merge-labels",
+    "select",
+    "hygiene",
+    "gate",
+    "report",
+    "track",
+)
 
 EVERY_STAGE = [
     "ingest/labeled",
@@ -45,6 +55,7 @@ EVERY_STAGE = [
     "stage0/label-quality",
     "stage1/label-quality",
     "final/test",
+    "hygiene",
     "report",
 ]
 
@@ -161,7 +172,7 @@ def test_changed_file_is_named_where_it_is_read(done: Any) -> None:
     assert missed["ingest/test"] == ("content",)
     assert missed["final/test"] == ("inputs.gold",)
     scored = {name for name in EVERY_STAGE if "/test" in name}
-    assert missed.keys() == {*scored, "report"}
+    assert missed.keys() == {*scored, "hygiene", "report"}
 
 
 def test_changed_completions_are_named(done: Any) -> None:
@@ -256,7 +267,7 @@ def test_text_for_people(done: Any, command: Any) -> None:
     said = [line.split(maxsplit=2) for line in out.splitlines()]
     assert said[0] == ["HIT", "ingest/labeled"]
     assert said[4] == ["MISS", "stage1/student-0", "training.epochs: 4.0 -> 8.0"]
-    assert out.splitlines()[-2:] == ["20 of 25 stages would be made.", "teacher (recorded): 0 requests, 0.00 to pay"]
+    assert out.splitlines()[-2:] == ["21 of 26 stages would be made.", "teacher (recorded): 0 requests, 0.00 to pay"]
 
 
 def damage(desk: Any, kind: str, spoil: Callable[[Path], object]) -> str:

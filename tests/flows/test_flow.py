@@ -17,7 +17,7 @@ from retort.store.opening import open_store
 Build = Callable[..., dict[str, Any]]
 Run = Callable[[dict[str, Any]], Any]
 BASELINES = ["vanilla-kd", "compute-matched-kd", "same-partition", "self-relabelling", "early-stopped", "supervised"]
-STAGES_OF_TWO = 18
+STAGES_OF_TWO = 19
 """3 ingest, the teacher, 2 students with 4 scores, 2 cross-labels, merge, final with score, 2 label scores, report."""
 
 
@@ -275,7 +275,7 @@ def test_one_stage_is_one_student(
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     finished = run_here(configured(values, copy, method__stages=1, baselines=["vanilla-kd"]))
     made = [name for name, status in statuses(finished).items() if status == "MADE"]
-    assert made == ["final/student", "final/test", "report"]
+    assert made == ["final/student", "final/test", "hygiene", "report"]
     assert statuses(finished)["vanilla-kd/student"] == "HIT"
     assert finished.summary.kept_stage == 1
 

@@ -52,7 +52,8 @@ EXAMPLES: list[dict[str, Any]] = json.loads((HERE / "keys.json").read_text())
 
 
 def steps_by_name(example: dict[str, Any], folder: Path, *overrides: str) -> dict[str, Step]:
-    config = load_config(example["config"], [*example["overrides"], *overrides])
+    # In a store of its own: hygiene compares with the last night that the config's store knows.
+    config = load_config(example["config"], [*example["overrides"], *overrides, f"store.root={folder}"])
     steps = asyncio.run(steps_of(recipe_of(config), config, Store(str(folder))))
     return {step.name: step for step in steps}
 

@@ -330,15 +330,29 @@ def test_slot_errors_of_the_final_student(summary: MckdSummary) -> None:
 
 
 def test_cost_counts_each_artifact_once(summary: MckdSummary) -> None:
-    """One second each: 3 data sets; labels and quality; 10 of stage 1; 7 of stage 2; 2 final; 2 supervised."""
-    assert summary.compute_seconds == 26.0
+    """One second each: 3 data sets and their hygiene; labels and quality; 10 of stage 1; 7 of stage 2; 2 final; 2
+    supervised."""
+    assert summary.compute_seconds == 27.0
     assert [row.seconds for row in summary.systems] == [2, 10, 7, 2, 0, 2]
     assert summary.systems[4].note == "the same student as the final one"
-    assert sum(timing.seconds for timing in summary.timings) == 26.0
+    assert sum(timing.seconds for timing in summary.timings) == 27.0
     trained = [t for t in summary.timings if (t.group, t.what) == ("stage 1", "student")]
     assert [(t.count, t.examples_per_second) for t in trained] == [(2, 250.0)]
     crossed = [t for t in summary.timings if (t.group, t.what) == ("stage 1", "cross-labels")]
     assert [t.count for t in crossed] == [2]
+
+
+def test_hygiene_of_the_rows(summary: MckdSummary, folder: Path) -> None:
+    """Students contradict four labels as confidently as they confirm the others; no text repeats another."""
+    assert summary.hygiene is not None
+    assert (summary.hygiene.within.rows, summary.hygiene.leaked.rows, summary.hygiene.drift) == (0, 0, None)
+    suspicious = summary.hygiene.suspicious
+    assert suspicious is not None
+    assert (suspicious.rows, suspicious.compared) == (4, 8)
+    for page in ("report.md", "report.html"):
+        text = (folder / page).read_text()
+        assert "4 of 8 labels of the teacher (50.0%) are confidently contradicted" in text
+        assert "[IN:PLAY [SL:ARTIST thriller ] ]" in text
 
 
 def test_a_finetuned_teacher_is_measured_on_the_test_rows(tmp_path: Path) -> None:
@@ -377,7 +391,7 @@ def test_the_terminal_has_one_line_per_arm(summary: MckdSummary, width: int, lef
     arm = next(line for line in lines if line.startswith(" stage 1 (2 students)"))
     assert arm.split()[4:8] == ["87.5", "[62.5,", "100.0]", "+30.4"]
     assert [line.split()[0] for line in lines if "in the report" in line] == ([str(left_out)] if left_out else [])
-    assert "The run cost 26.0 s of compute." in lines
+    assert "The run cost 27.0 s of compute." in lines
 
 
 def test_the_terminal_shows_errors_in_their_unit_and_gains_as_how_much_less_they_are(summary: MckdSummary) -> None:

@@ -8,6 +8,7 @@ from retort.artifacts.examples import Examples
 from retort.config import EnsembleConfig, MckdConfig, RecordedConfig
 from retort.config.teachers import LlmTeacherConfig, Member
 from retort.data import read_rows_of
+from retort.data.near_duplicates import find
 from retort.data.partitions import cell_of
 from retort.errors import ConfigError, DataError, RetortError, first_line
 from retort.models.weights import Weights, find_weights
@@ -143,6 +144,7 @@ def doctor_checks(config: MckdConfig) -> Mapping[str, DoctorCheck]:
     return {
         **{f"data.{role}": partial(_rows_found, role) for role in roles},
         "leakage": _leakage_found,
+        "near-duplicates": _near_duplicates_found,
         "teacher": _teacher_found,
         "student": _student_found,
         "method": _trainings_planned,
@@ -166,6 +168,20 @@ def _leakage_found(config: MckdConfig) -> str:
     }
     found = "equal texts in " + ", ".join(f"{names}: {count}" for names, count in shared.items())
     return f"note: {found}" if any(shared.values()) else found
+
+
+def _near_duplicates_found(config: MckdConfig) -> str:
+    store, data = usable_store(config), ingested(resolve(config))
+    roles = (data.unlabeled, data.labeled, data.test)
+    pool, labeled, test = (
+        ((row["example_id"], row["text"]) for row in Examples.open(store, ref).rows()) for ref in roles
+    )
+    found = find(pool, labeled, test)
+    counts = {"of the pool's rows": (found.within, data.unlabeled), "of the test rows": (found.leaked, data.test)}
+    told = ", ".join(f"{len(rows):,} {what} ({len(rows) / ref.rows:.1%})" for what, (rows, ref) in counts.items())
+    first = (found.leaked or found.within)[:1]
+    such = "".join(f": '{one.example_id}' nearly repeats '{one.of_id}'" for one in first)
+    return f"note: {told}{such}" if first else "none in the pool, and none of the test rows"
 
 
 def _teacher_found(config: MckdConfig) -> str:

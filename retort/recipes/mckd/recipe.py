@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from retort.config import MckdConfig
 from retort.recipes.base import Do, DoctorCheck, Recipe
 from retort.recipes.mckd import checks, steps
+from retort.recipes.mckd.nights import Night, last_night
 from retort.recipes.mckd.pipeline import distill, ingest_data
 from retort.records.base import ArtifactRef
 from retort.records.mckd import MckdResult
@@ -41,7 +42,9 @@ class MckdRecipe(Recipe[MckdConfig, MckdResult]):
         return checks.doctor_checks(config)
 
     async def distill(self, config: MckdConfig, do: Do, champion: Champion | None) -> MckdResult:
-        return await distill(config, await ingest_data(config, do), do, champion)
+        result = await distill(config, await ingest_data(config, do), do, champion)
+        last = last_night(config, Night(result.data.unlabeled, result.labels[0]))
+        return result.model_copy(update={"hygiene": await do(steps.hygiene(config, result, last))})
 
     def evaluations(
         self, config: MckdConfig, name: str, champion: Champion, result: MckdResult

@@ -18,6 +18,7 @@ from retort.data import fingerprint
 from retort.data.class_names import with_tag_names
 from retort.data.partitions import Cells, label_cells, train_cells
 from retort.models.weights import find_weights
+from retort.recipes.mckd.nights import Night
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult
 from retort.records.result import Champion
@@ -26,6 +27,7 @@ from retort.steps.cross_label import CrossLabel
 from retort.steps.cross_validate import CrossValidate
 from retort.steps.evaluate import EvaluateLabels, EvaluateStudent
 from retort.steps.gate import Gate
+from retort.steps.hygiene import CheckHygiene
 from retort.steps.ingest import Ingest
 from retort.steps.merge_labels import MergeLabels
 from retort.steps.pseudolabel_ensemble import PseudolabelEnsemble
@@ -349,6 +351,22 @@ def gate(config: MckdConfig, result: MckdResult, reigning: tuple[ArtifactRef, ..
         reigning=reigning,
         rivals=tuple(rivals.values()),
         rival_names=tuple(rivals),
+        hygiene=result.hygiene if config.gate.row_limits else None,
+    )
+
+
+def hygiene(config: MckdConfig, result: MckdResult, last: Night | None) -> CheckHygiene:
+    """`last` is the night to compare with; None if there is none."""
+    return CheckHygiene(
+        name="hygiene",
+        problem=config.problem,
+        pool=result.data.unlabeled,
+        labeled=result.data.labeled,
+        test=result.data.test,
+        labels=result.labels[0],
+        cross_labels=result.labels[1] if len(result.labels) > 1 else None,
+        last_pool=last.pool if last else None,
+        last_labels=last.labels if last else None,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retort.artifacts.examples import Examples, set_aside
+from retort.artifacts.hygiene import Hygiene
 from retort.artifacts.scores import INVALID_SHARE, Scores
 from retort.artifacts.verdicts import GateVerdict, Selection
 from retort.config import ERRORS, EnsembleConfig, HubConfig, MckdConfig, Metric
@@ -84,12 +85,15 @@ def gather(run: Run, progress: Progress) -> MckdSummary:
         arm_costs=arm_costs(parts, {name: refs for name, refs in groups(result) if name != "data"}),
         reliability={"test": _reliability(run, tested)},
         slices={"test": _slices(run, tested)},
+        hygiene=Hygiene.open(store, result.hygiene).facts() if result.hygiene else None,
     )
 
 
 def _with_gate(run: Run, parts: list[Made]) -> list[Made]:
-    """Add the champion's scores and the verdict, but not the champion itself, whose cost belongs to another run."""
-    refs = [("champion", ref) for ref in run.result.champion_scores]
+    """Add what has no lineage of its own here: the look at the rows, and the champion's scores and the verdict. The
+    champion itself and the last night's rows are costs of other runs."""
+    refs = [("data", run.result.hygiene)] if run.result.hygiene else []
+    refs += [("champion", ref) for ref in run.result.champion_scores]
     refs += [("gate", run.result.verdict)] if run.result.verdict else []
     found = [made_in(group, run.store.manifest_of(ref)) for group, ref in refs]
     known = {part.manifest.key for part in parts}

@@ -1,0 +1,1 @@
+"""`retort review`: rows for people to label, and what they answered."""
