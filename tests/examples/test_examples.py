@@ -173,7 +173,7 @@ QUICK = [name for name in EXAMPLES if name not in ALIKE and "kind: vllm" not in 
 def test_it_runs_to_its_end(
     example: str, loaded: Callable[..., RecipeConfig], tiny_encoder: Path, endpoint_server: Any, tmp_path: Path
 ) -> None:
-    endpoint_server.reply = lambda body: answer_of(body["messages"][-1]["content"])
+    endpoint_server.reply = answer_of
     config = loaded(example, f"store.root={tmp_path}/store", *quick_changes(example, tmp_path, tiny_encoder))
     recipe = recipe_of(config)
     config = recipe.check(config)
@@ -189,9 +189,11 @@ def test_it_runs_to_its_end(
     assert config.name in report.markdown
 
 
-def answer_of(item: str) -> str:
-    """What the pretended model says about a student's answer: the class by its length."""
-    return ("correct", "contradictory", "incorrect")[len(item) % 3]
+def answer_of(body: dict[str, Any]) -> str:
+    """What the pretended model says about a student's answer: the class by its length, and why, if it is asked."""
+    instruction, item = (body["messages"][place]["content"] for place in (0, -1))
+    label = ("correct", "contradictory", "incorrect")[len(item) % 3]
+    return json.dumps({"rationale": "it has its length", "label": label}) if "rationale" in instruction else label
 
 
 def test_every_kind_has_an_example() -> None:
