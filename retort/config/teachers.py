@@ -352,17 +352,18 @@ class EnsembleConfig(Settings):
     kind: Literal["ensemble"]
     members: Annotated[list[Member], Field(min_length=2, max_length=16)]
     """The teachers. Each one labels every row."""
-    merge: Literal["vote", "weighted"] = "vote"
+    merge: Literal["vote", "weighted", "locally-weighted"] = "vote"
     """vote: one vote each. weighted: weights learned on the labeled set, each row of which a member labels with the
-    other rows as demonstrations; recorded and fine-tuned members cannot do that fairly."""
+    other rows as demonstrations; recorded and fine-tuned members cannot do that fairly. locally-weighted: the same, but
+    each row of the pool has weights of its own, learned most from the labeled rows that are most like it."""
 
     @model_validator(mode="after")
     def _weights_can_be_learned(self) -> Self:
         unfair = [member.kind for member in self.members if isinstance(member, RecordedConfig | FinetunedConfig)]
-        if self.merge == "weighted" and unfair:
+        if self.merge != "vote" and unfair:
             raise ValueError(
-                f"merge: weighted needs members that can be asked about the labeled set, which '{unfair[0]}' cannot "
-                "fairly; use vote"
+                f"merge: {self.merge} needs members that can be asked about the labeled set, which '{unfair[0]}' "
+                "cannot fairly; use vote"
             )
         return self
 
