@@ -142,7 +142,9 @@ class _Reading:
         if label is None and self._gold_is_needed:
             told = f"{place}: no gold label, which is needed here; its columns are {_names(row)}"
             raise RowFault(told, "no-gold")
-        example = Example(example_id, text, label, _group(place, row, columns), _rationale(place, row, columns))
+        # Nobody reads those of the pool, so that none of its rows is set aside for one.
+        rationale = _rationale(place, row, columns) if self._gold_is_needed else None
+        example = Example(example_id, text, label, _group(place, row, columns), rationale)
         self._ids.remember(example_id, place)
         return example
 

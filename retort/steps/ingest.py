@@ -95,7 +95,7 @@ class Ingest(Step):
                     golds.append({**row, "label": example.label})
                 if example.group is not None:
                     groups.append({"example_id": example.example_id, "group": example.group})
-                if example.label is not None and example.rationale is not None:
+                if example.rationale is not None:
                     rationales.append({"example_id": example.example_id, "rationale": example.rationale})
                 yield row
 

@@ -19,8 +19,8 @@ from retort.teachers.salvage import THOUGHTS, Reading, parse_completion
 
 RATIONALE, LABEL = "rationale", "label"
 INSTRUCTION = (
-    f'Write JSON on one line: first, in "{RATIONALE}", why the answer is what it is, in one or two sentences; then, in '
-    f'"{LABEL}", the answer itself: {{"{RATIONALE}": "...", "{LABEL}": "..."}}'
+    f'Do not write the answer alone, but JSON on one line: first, in "{RATIONALE}", why it is the answer, in one or '
+    f'two sentences; then, in "{LABEL}", the answer as described above: {{"{RATIONALE}": "...", "{LABEL}": "..."}}'
 )
 _DECODER = json.JSONDecoder(strict=False)
 _OBJECT = re.compile(r"\{\s*\"")

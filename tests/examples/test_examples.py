@@ -206,3 +206,19 @@ def test_the_index_names_each_once() -> None:
     told = re.findall(r"^\| \[`([\w-]+\.yaml)`\]\(([\w-]+\.yaml)\)", (FOLDER / "README.md").read_text(), re.MULTILINE)
     assert sorted(name for name, _ in told) == EXAMPLES
     assert all(name == target for name, target in told)
+
+
+RELATED = (ROOT / "docs/related-work.md").read_text(encoding="utf-8")
+
+
+def test_related_work_names_examples_and_fields_that_exist(loaded: Callable[..., RecipeConfig]) -> None:
+    rows = [line for line in RELATED.splitlines() if re.match(r"\| .*arxiv\.org/abs/", line)]
+    assert len(rows) >= 14
+    links = re.findall(r"\]\(((?:\.\./)?[\w./-]+)(?:#[\w-]+)?\)", RELATED)
+    assert {link for link in links if not (ROOT / "docs" / link).exists()} == set()
+    settings = re.findall(r"\[`([\w-]+\.yaml)`\]\([^)]*\) with `--set ([^`]+)`", RELATED)
+    assert settings
+    for example, setting in settings:
+        loaded(example, setting)
+    loaded("snips-qwen.yaml", "student.training.stopping={by: distillation_loss}")
+    loaded("beetle.yaml", "grid.lambda_end=0")

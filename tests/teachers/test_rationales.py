@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from retort.artifacts.pseudolabels import Pseudolabels
-from retort.config import ConstituencyConfig, RegressionConfig, TextConfig
+from retort.config import ConstituencyConfig, MckdConfig, RegressionConfig, TextConfig
 from retort.config.teachers import EndpointConfig, VllmConfig
 from retort.errors import ConfigError, DataError
 from retort.problems.classification import Classification
@@ -16,6 +16,9 @@ from retort.problems.constituency import Constituency
 from retort.problems.regression import Regression
 from retort.problems.text import FreeText
 from retort.recipes import parse_config
+from retort.recipes.execute import made_or_found
+from retort.recipes.mckd.checks import check, resolve
+from retort.recipes.mckd.steps import ingest
 from retort.records.base import Example, ParseFailure
 from retort.teachers.constraints import held_to
 from retort.teachers.ledger import Entry
@@ -239,4 +242,12 @@ def test_a_rationale_that_is_no_text_is_told_with_its_line(value: Any, tiny_caus
     rows = [json.loads(line) for line in (tmp_path / "labeled.jsonl").read_text().splitlines()]
     write_lines(tmp_path / "labeled.jsonl", [{**rows[0], "why": value}, *rows[1:]])
     with pytest.raises(DataError, match=r"labeled.jsonl, line 1: 'why' is .*, where a text"):
-        whole_run(values)
+        check(MckdConfig.model_validate(values))
+
+
+def test_what_the_pool_has_in_that_column_is_not_read(tiny_causal: Path, tmp_path: Path) -> None:
+    values = job(tmp_path, tiny_causal)
+    rows = [json.loads(line) for line in (tmp_path / "unlabeled.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "unlabeled.jsonl", [{**row, "why": ["no", "text"]} for row in rows])
+    config = resolve(MckdConfig.model_validate(values))
+    assert made_or_found(config, ingest(config, "unlabeled")).rows == 24
