@@ -74,10 +74,21 @@ def _object(completion: str) -> tuple[str, str] | None:
     for start in islice(_OBJECT.finditer(completion), MOST_OBJECTS):
         try:
             value: Any = _DECODER.raw_decode(completion, start.start())[0]
+            if not isinstance(value, dict) or LABEL not in value or not isinstance(value.get(RATIONALE), str):
+                continue
+            label = value[LABEL] if isinstance(value[LABEL], str) else json.dumps(value[LABEL], ensure_ascii=False)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and LABEL in value and isinstance(value.get(RATIONALE), str):
-            rationale, label = value[RATIONALE].strip(), value[LABEL]
-            if rationale:
-                return rationale, label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
+        rationale = value[RATIONALE].strip()
+        if rationale and _is_unicode(rationale + label):
+            return rationale, label
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be stored: JSON may escape half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
