@@ -18,6 +18,8 @@ from retort.store import Store
 ROWS, GOLD_ROWS = "rows.parquet", "gold.parquet"
 GROUP_ROWS = "groups.parquet"
 """Exists only if the config names a column for groups."""
+RATIONALE_ROWS = "rationales.parquet"
+"""Exists only if the config names a column for rationales, and labeled rows have some."""
 SET_ASIDE_ROWS = "set_aside.parquet"
 """Rows of the pool that cannot be used; exists only if there are any."""
 SET_ASIDE = "set_aside"
@@ -51,7 +53,12 @@ class Examples(Artifact):
     def gold(self) -> list[Example]:
         """All gold-labeled examples. Only scoring may use them, and training if the labeled set decides when to
         stop."""
-        return [Example(row["example_id"], row["text"], row["label"]) for row in self.gold_rows()]
+        path = self.folder / RATIONALE_ROWS
+        known = {row["example_id"]: row["rationale"] for row in read_rows(path)} if path.exists() else {}
+        return [
+            Example(row["example_id"], row["text"], row["label"], rationale=known.get(row["example_id"]))
+            for row in self.gold_rows()
+        ]
 
     def groups(self) -> dict[str, str]:
         """Groups by example_id; empty if the config names no column for groups."""

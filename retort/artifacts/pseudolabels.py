@@ -18,6 +18,10 @@ TEACHER_TOKENS = "teacher_tokens.parquet"
 """The teacher's likeliest tokens, if `sampling.top_logprobs` is set; see `retort.teachers.top_logprobs`."""
 
 
+RATIONALE_ROWS = "rationales.parquet"
+"""Why the labels are what they are, if `teacher.rationales` is set: example_id, rationale."""
+
+
 @dataclass(frozen=True)
 class Pseudolabels(Artifact):
     kind = "pseudolabels"
@@ -38,6 +42,11 @@ class Pseudolabels(Artifact):
     def own_rows(self, columns: list[str] | None = None) -> Iterator[Row]:
         """See `OWN_ROWS`; a row without a label has the label None."""
         return read_rows(self.folder / OWN_ROWS, columns)
+
+    def rationales(self) -> Iterator[Row]:
+        """example_id and rationale, in the order of the pool; empty if the teacher was not asked for them."""
+        path = self.folder / RATIONALE_ROWS
+        return read_rows(path) if path.exists() else iter(())
 
     def failures(self) -> Iterator[Row]:
         """The rows that were set aside: example_id, reason, detail, raw."""

@@ -23,6 +23,7 @@ from retort.teachers.endpoint.structured import wrapping
 from retort.teachers.labeler import ASKED, Labeler
 from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser
+from retort.teachers.rationales import constraint_of
 from retort.teachers.request_builder import request_builder
 from retort.teachers.requests import Completion, CompletionClient, CompletionRequest, Rejection
 from retort.teachers.usage import Usage
@@ -111,7 +112,7 @@ async def import_answers(config: RecipeConfig, file: Path) -> tuple[int, int, li
         store = usable_store(config)
         teacher, steps, _ = await _endpoint(config, store)
         ledger, limit = Ledger(store, steps[0].identity), teacher.max_tokens
-        wrapped = wrapping(problem_for(steps[0].problem).constraint(""), teacher.constraint_style)
+        wrapped = wrapping(constraint_of(problem_for(steps[0].problem), teacher, ""), teacher.constraint_style)
         bad: list[BadLine] = []
 
         def answers() -> Iterator[Completion]:

@@ -27,6 +27,9 @@ class ColumnsConfig(Settings):
     tag_names: Annotated[list[Text] | None, Field(exclude_if=lambda names: names is None)] = None
     """The tags that numbers stand for, from that of 0 on: [O, B-CITY, I-CITY]. Default: as the Parquet file says, or
     the data set's card (README.md, dataset_infos.json) beside the files."""
+    rationale: Annotated[Text | None, Field(exclude_if=lambda name: name is None)] = None
+    """Why the gold label is what it is: a text that a teacher with `rationales` is shown with the label. Rows without
+    one are not shown."""
 
 
 class HubConfig(Settings):

@@ -164,6 +164,7 @@ class MckdConfig(RecipeConfig):
             raise ValueError(f"student.target 'classes': {what}; use text")
         self._check_writer()
         self._check_distillation()
+        self._check_rationales()
         named = [("evaluation.metrics", metric) for metric in self.evaluation.metrics]
         named += [(f"gate.slices.{at}.metric", part.metric) for at, part in enumerate(self.gate.slices) if part.metric]
         wrong = [(field, metric) for field, metric in named if metric not in _METRICS[kind]]
@@ -250,6 +251,31 @@ class MckdConfig(RecipeConfig):
             raise ValueError(
                 "student.training.distillation needs the teacher's likeliest next tokens, and this teacher (kind "
                 f"'{self.teacher.kind}') lists none; use kind: vllm or transformers with sampling.top_logprobs: 20, say"
+            )
+
+    def _check_rationales(self) -> None:
+        """Raises ValueError for rationales that nobody gives, or that the student cannot write."""
+        teachers = self.teacher.members if isinstance(self.teacher, EnsembleConfig) else [self.teacher]
+        given = [one for one in teachers if isinstance(one, LlmTeacherConfig | RecordedConfig) and one.rationales]
+        if given and self.problem.kind == "chat":
+            raise ValueError("teacher.rationales: a chat's label is the assistant's whole turn; leave it out")
+        shows = any(isinstance(one, LlmTeacherConfig) and one.prompt.demonstrations != 0 for one in given)
+        if shows and self.data.columns.rationale is None:
+            raise ValueError(
+                "teacher.rationales: the demonstrations need rationales too; name their column of the labeled rows in "
+                "data.columns.rationale, or set teacher.prompt.demonstrations: 0"
+            )
+        if not self.student.training.rationale_weight:
+            return
+        if self.form != "text":
+            raise ValueError(
+                f"student.training.rationale_weight: this student (kind '{self.student.kind}') gives classes and "
+                "writes no rationale; use kind: causal or seq2seq with target: text"
+            )
+        if self.teacher not in given:
+            raise ValueError(
+                f"student.training.rationale_weight: this teacher (kind '{self.teacher.kind}') gives no rationales; "
+                "set teacher.rationales of one that writes, or leave the weight out"
             )
 
     @property

@@ -19,6 +19,7 @@ from retort.config.training import GoldTrainingConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SamplingTemperature = Annotated[float, Field(ge=0, le=5)]
+Rationales = Annotated[bool, Field(exclude_if=lambda given: not given)]
 
 
 class RecordedConfig(Settings):
@@ -27,6 +28,8 @@ class RecordedConfig(Settings):
     kind: Literal["recorded"]
     completions: Address
     """The JSON-lines file (gzip allowed)."""
+    rationales: Rationales = False
+    """Whether each completion is JSON with a rationale before its label, {"rationale": "...", "label": ...}."""
     min_success_ratio: Share = 0.9
     """The stage fails if a smaller share of the pool's rows than this gets a label."""
 
@@ -160,6 +163,10 @@ class LlmTeacherConfig(Settings):
     """hard: one label. soft: classification only; the probability of each class, from its verbalizer's logprobs."""
     verbalizers: dict[Text, Text] = Field(default={})
     """For labels: soft, the text that stands for a class, by class. Default: the class's name."""
+    rationales: Rationales = False
+    """Ask why before asking what: each completion is JSON, {"rationale": "...", "label": ...}, and demonstrations are
+    labeled rows with a rationale of their own (`data.columns.rationale`). A student that writes text can learn to write
+    the rationales too, see `student.training.rationale_weight`."""
     ask_again: AskAgainConfig = AskAgainConfig()
     """Retries of rows whose completion yields no label."""
     min_success_ratio: Share = 0.9
@@ -175,6 +182,16 @@ class LlmTeacherConfig(Settings):
             raise ValueError("verbalizers are for labels: soft")
         if self.labels == "soft" and self.sampling.samples > 1:
             raise ValueError("labels: soft reads probabilities, so sampling.samples must be 1")
+        return self
+
+    @model_validator(mode="after")
+    def _rationales_are_written(self) -> Self:
+        if self.rationales and self.labels == "soft":
+            raise ValueError("rationales are written before a label, and labels: soft writes none; use labels: hard")
+        if self.rationales and self.sampling.top_logprobs:
+            raise ValueError(
+                "sampling.top_logprobs are of a whole completion, and with rationales a label is a part of it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -335,17 +352,18 @@ class EnsembleConfig(Settings):
     kind: Literal["ensemble"]
     members: Annotated[list[Member], Field(min_length=2, max_length=16)]
     """The teachers. Each one labels every row."""
-    merge: Literal["vote", "weighted"] = "vote"
+    merge: Literal["vote", "weighted", "locally-weighted"] = "vote"
     """vote: one vote each. weighted: weights learned on the labeled set, each row of which a member labels with the
-    other rows as demonstrations; recorded and fine-tuned members cannot do that fairly."""
+    other rows as demonstrations; recorded and fine-tuned members cannot do that fairly. locally-weighted: the same, but
+    each row of the pool has weights of its own, learned most from the labeled rows that are most like it."""
 
     @model_validator(mode="after")
     def _weights_can_be_learned(self) -> Self:
         unfair = [member.kind for member in self.members if isinstance(member, RecordedConfig | FinetunedConfig)]
-        if self.merge == "weighted" and unfair:
+        if self.merge != "vote" and unfair:
             raise ValueError(
-                f"merge: weighted needs members that can be asked about the labeled set, which '{unfair[0]}' cannot "
-                "fairly; use vote"
+                f"merge: {self.merge} needs members that can be asked about the labeled set, which '{unfair[0]}' "
+                "cannot fairly; use vote"
             )
         return self
 

@@ -63,6 +63,10 @@ class TrainingConfig(Settings):
     """auto: bf16 if the device computes it natively, else fp32."""
     distillation: Annotated[DistillationConfig | None, Field(exclude_if=lambda given: given is None)] = None
     """Learn from the teacher's most likely next tokens; left out: from labels alone."""
+    rationale_weight: Annotated[float, Field(ge=0, lt=1, exclude_if=lambda weight: weight == 0)] = 0.0
+    """Share of the objective that is writing the teacher's rationales (`teacher.rationales`), asked for in rows of
+    their own; the rest is writing labels, which is all that the student is asked for later. A relabeled row keeps its
+    rationale only if it keeps its label."""
     stopping: Annotated[StoppingConfig | None, Field(exclude_if=lambda given: given is None)] = None
     """Early stopping; left out: train for all `epochs`."""
 
@@ -85,6 +89,8 @@ class GoldTrainingConfig(TrainingConfig):
         reason = "is for student.training alone: a fine-tuned teacher and the arm tinybert are trained on gold labels"
         if self.distillation is not None:
             raise ValueError(f"training.distillation {reason}")
+        if self.rationale_weight:
+            raise ValueError(f"training.rationale_weight {reason}")
         if self.stopping is not None and self.stopping.by == "distillation_loss":
             raise ValueError(f"training.stopping.by 'distillation_loss' {reason}; use labeled")
         return self

@@ -15,7 +15,7 @@ from retort.data.formats import PlacedRow, rows_of, strict_rows_of
 from retort.data.hub import hub_class_names, hub_fingerprint, hub_rows
 from retort.data.row_form import FormedRow, RowForm, form_of
 from retort.errors import DataError, RowFault
-from retort.problems.base import Problem, is_missing
+from retort.problems.base import Problem, gold_text, is_missing
 from retort.problems.chat import Chat, conversation_text
 from retort.records.base import Example, digest
 
@@ -142,7 +142,9 @@ class _Reading:
         if label is None and self._gold_is_needed:
             told = f"{place}: no gold label, which is needed here; its columns are {_names(row)}"
             raise RowFault(told, "no-gold")
-        example = Example(example_id, text, label, _group(place, row, columns))
+        # Nobody reads those of the pool, so that none of its rows is set aside for one.
+        rationale = _rationale(place, row, columns) if self._gold_is_needed else None
+        example = Example(example_id, text, label, _group(place, row, columns), rationale)
         self._ids.remember(example_id, place)
         return example
 
@@ -202,6 +204,18 @@ def _group(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | 
     if isinstance(value, list | dict):
         raise RowFault(f"{place}: '{columns.group}' is {value!r:.60}, where a text or a number is needed", "bad-group")
     return _unicode(place, columns.group, str(value))
+
+
+def _rationale(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
+    if columns.rationale is None:
+        return None
+    try:
+        text = gold_text(row, columns.rationale)
+    except RowFault:
+        raise
+    except DataError as error:
+        raise RowFault(f"{place}: {error}", "bad-rationale") from error
+    return _unicode(place, columns.rationale, text) or None
 
 
 def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:

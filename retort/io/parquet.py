@@ -13,6 +13,8 @@ EXAMPLES = pa.schema([("example_id", pa.string()), ("text", pa.string())])
 GOLD = pa.schema([("example_id", pa.string()), ("text", pa.string()), ("label", pa.string())])
 GROUPS = pa.schema([("example_id", pa.string()), ("group", pa.string())])
 """The group of each row, for scores per group."""
+RATIONALES = pa.schema([("example_id", pa.string()), ("rationale", pa.string())])
+"""Why a row's label is what it is."""
 _PREDICTED: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
     pa.field("seed", pa.int32()),

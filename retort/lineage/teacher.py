@@ -8,16 +8,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from retort.artifacts.examples import GOLD_ROWS
+from retort.artifacts.examples import Examples
 from retort.config import Problem, Teacher
 from retort.config.teachers import LlmTeacherConfig
-from retort.io.parquet import read_rows, write_rows
+from retort.io.parquet import write_rows
 from retort.io.scratch import scratch
 from retort.problems import problem_for
-from retort.records.base import Example, Record
+from retort.records.base import Record
 from retort.store import Manifest, Store
 from retort.store.ancestry import input_keys
-from retort.teachers.demonstrations import choose_demonstrations
 from retort.teachers.labeler import ASKED
 from retort.teachers.ledger import Entry, Ledger
 from retort.teachers.request_builder import Pending, RequestBuilder, request_builder
@@ -50,16 +49,14 @@ class RawCompletion(Record):
 
 def prompt_of(store: Store, labels: Manifest) -> Prompted | None:
     """The prompt behind an LLM teacher's labels; None if the labeled set was swept."""
-    found = _request_builder(store, labels)
-    if found is None:
+    builder = _request_builder(store, labels)
+    if builder is None:
         return None
-    builder, labeled = found
-    chosen = choose_demonstrations(labeled, builder.teacher.prompt.demonstrations, builder.teacher.prompt.choose)
     turns = json.dumps([asdict(turn) for turn in builder.everything], ensure_ascii=False)
     return Prompted(
         digest=hashlib.sha256(turns.encode()).hexdigest(),
         instruction=builder.everything[0].content,
-        demonstrations=tuple(example.example_id for example in chosen),
+        demonstrations=tuple(example_id for example_id, _ in builder.excluding),
     )
 
 
@@ -68,10 +65,9 @@ def completions_of(store: Store, labels: Manifest, example_id: str, text: str) -
 
     Yields nothing if the labeled set was swept, since the prompt is then unknown.
     """
-    found = _request_builder(store, labels)
-    if found is None:
+    builder = _request_builder(store, labels)
+    if builder is None:
         return
-    builder, _ = found
     ledger = Ledger(store, labels.fingerprint["params"]["identity"])
     pending, samples = Pending(0, example_id, text), builder.teacher.sampling.samples
     for attempt in range(1 + builder.teacher.ask_again.times):
@@ -94,16 +90,15 @@ def _raw(attempt: int, sample: int, entry: Entry) -> RawCompletion:
     )
 
 
-def _request_builder(store: Store, labels: Manifest) -> tuple[RequestBuilder, list[Example]] | None:
-    """Return (the builder of the teacher's requests, the labeled set)."""
+def _request_builder(store: Store, labels: Manifest) -> RequestBuilder | None:
+    """The builder of the teacher's requests; None if the labeled set was swept."""
     (key,) = input_keys(labels, "labeled")
     manifest = store.find("examples", key)
     if manifest is None:
         return None
-    rows = read_rows(store.fetch(store.ref(manifest)) / GOLD_ROWS)
-    labeled = [Example(row["example_id"], row["text"], row["label"]) for row in rows]
+    labeled = Examples(manifest, store.fetch(store.ref(manifest))).gold()
     problem = problem_for(_PROBLEM.validate_python(labels.fingerprint["params"]["problem"]))
-    return request_builder(problem, _teacher_config(labels.fingerprint["params"]), labeled), labeled
+    return request_builder(problem, _teacher_config(labels.fingerprint["params"]), labeled)
 
 
 def _teacher_config(params: dict[str, Any]) -> LlmTeacherConfig:

@@ -24,6 +24,8 @@ class Example:
     label: Label | None = None
     group: str | None = None
     """Scores are also reported by group, such as the question that an answer belongs to."""
+    rationale: str | None = None
+    """Why the gold label is what it is, if somebody wrote that down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from retort.artifacts.examples import GOLD_ROWS, GROUP_ROWS, ROWS, SET_ASIDE, SET_ASIDE_ROWS, Examples, summary_of
+from retort.artifacts.examples import (
+    GOLD_ROWS,
+    GROUP_ROWS,
+    RATIONALE_ROWS,
+    ROWS,
+    SET_ASIDE,
+    SET_ASIDE_ROWS,
+    Examples,
+    summary_of,
+)
 from retort.config import ColumnsConfig, Problem, Source
 from retort.config.soft_label import AnswerColumnsConfig
 from retort.data import read_examples
 from retort.data.bad_rows import BadRow
 from retort.data.reading import Folds, read_pool
 from retort.errors import DataError
-from retort.io.parquet import BAD_ROWS, EXAMPLES, GOLD, GROUPS, Row, RowWriter, read_rows, write_rows
+from retort.io.parquet import BAD_ROWS, EXAMPLES, GOLD, GROUPS, RATIONALES, Row, RowWriter, read_rows, write_rows
 from retort.problems import problem_for
 from retort.records.base import Example, Record, digest
 from retort.steps.base import Runtime, Step
@@ -78,6 +87,7 @@ class Ingest(Step):
         left_out = 0
         golds: list[Row] = []
         groups: list[Row] = []
+        rationales: list[Row] = []
         reasons: Counter[str] = Counter()
 
         def rows(aside: RowWriter) -> Iterator[Row]:
@@ -97,6 +107,8 @@ class Ingest(Step):
                     golds.append({**row, "label": example.label})
                 if example.group is not None:
                     groups.append({"example_id": example.example_id, "group": example.group})
+                if example.rationale is not None:
+                    rationales.append({"example_id": example.example_id, "rationale": example.rationale})
                 yield row
 
         with RowWriter(context.folder / SET_ASIDE_ROWS, BAD_ROWS) as aside:
@@ -107,6 +119,8 @@ class Ingest(Step):
             write_rows(context.folder / GOLD_ROWS, GOLD, golds)
         if groups:
             write_rows(context.folder / GROUP_ROWS, GROUPS, groups)
+        if rationales:
+            write_rows(context.folder / RATIONALE_ROWS, RATIONALES, rationales)
         details = {SET_ASIDE: dict(reasons)} if reasons else {}
         counts = {"gold": len(golds), **({"in labeled set": left_out} if left_out else {})}
         return StepOutput(rows=count, counts=counts, details=details)

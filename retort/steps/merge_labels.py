@@ -2,7 +2,8 @@
 
 Each row has a label from every student that was not trained on it, also one that had no label before. If there are
 several (disjoint cells, k > 2), the label is decided on the mean of their probabilities; numbers on a scale are
-averaged. A row that no student could label keeps its old label, if it had one.
+averaged. A row that no student could label keeps its old label, if it had one; a row that keeps its label, or gets the
+same again, keeps the teacher's rationale.
 """
 
 from collections import Counter
@@ -11,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from retort.artifacts.examples import Examples
-from retort.artifacts.pseudolabels import ROWS, Pseudolabels
+from retort.artifacts.pseudolabels import RATIONALE_ROWS, ROWS, Pseudolabels
 from retort.config import MergeConfig, Problem
-from retort.io.parquet import PSEUDOLABELS, Row, aligned, write_rows
+from retort.io.parquet import PSEUDOLABELS, RATIONALES, Row, RowWriter, aligned, write_rows
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.problems.base import Scale
@@ -43,9 +44,11 @@ class MergeLabels(Step):
         problem, merge = problem_for(self.problem), self.merge
 
         def rows() -> Iterator[Row]:
-            for row, old, votes in self._aligned(context):
+            for row, old, rationale, votes in self._aligned(context):
                 new = self._combined(problem, row, votes) if votes else None
                 unsure = new and merge.kind == "when-confident" and new["confidence"] < merge.threshold
+                if rationale and old and (new is None or unsure or new["label"] == old["label"]):
+                    rationales.write(rationale)
                 if new is None or (old and unsure):
                     counts["kept"] += old is not None
                     counts["unlabeled"] += old is None
@@ -54,17 +57,19 @@ class MergeLabels(Step):
                 counts["changed" if old else "new"] += old is None or new["label"] != old["label"]
                 yield new
 
-        count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
+        with RowWriter(context.folder / RATIONALE_ROWS, RATIONALES) as rationales:
+            count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
         metrics = {"changed_share": counts["changed"] / count if count else 0.0}
         return StepOutput(rows=count, counts=dict(counts), metrics=metrics)
 
-    def _aligned(self, context: StepContext) -> Iterator[tuple[Row, Row | None, list[Row]]]:
-        """Yield each row of the pool with its previous label, if it has one, and its cross-labels. All files are in the
-        order of the pool."""
-        labels = (Pseudolabels.open(context.store, ref).rows() for ref in (self.previous, *self.cross_labels))
+    def _aligned(self, context: StepContext) -> Iterator[tuple[Row, Row | None, Row | None, list[Row]]]:
+        """Yield each row of the pool with its previous label and the rationale of that, if it has them, and its
+        cross-labels. All files are in the order of the pool."""
+        previous, *cross_labels = (Pseudolabels.open(context.store, ref) for ref in (self.previous, *self.cross_labels))
         pool = Examples.open(context.store, self.pool).rows(["example_id", "text"])
-        for row, (old, *votes) in aligned(pool, *labels):
-            yield row, old, [vote for vote in votes if vote is not None]
+        readers = (previous.rows(), previous.rationales(), *(one.rows() for one in cross_labels))
+        for row, (old, rationale, *votes) in aligned(pool, *readers):
+            yield row, old, rationale, [vote for vote in votes if vote is not None]
 
     def _combined(self, problem: ProblemKind, row: Row, votes: list[Row]) -> Row:
         if len(votes) == 1:

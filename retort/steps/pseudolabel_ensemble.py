@@ -1,11 +1,13 @@
 """`pseudolabel` by an ensemble: merges the labels of several teachers.
 
 The most accurate teacher alone is not always the best (arXiv 2012.06048): members that err on different rows correct
-each other. So each member's accuracy on the labeled set, its weight and its agreement with the others are reported.
+each other. So each member's accuracy on the labeled set, its weight and its agreement with the others are reported; if
+each row has weights of its own, their mean over the pool.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -21,7 +23,13 @@ from retort.records.base import ArtifactRef, Example, ParseFailure
 from retort.steps.base import Runtime, Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
+from retort.teachers.local_weights import LocalWeights
 from retort.teachers.voting import Members, learn_weights, merge_votes
+
+Weighed = tuple[Row, Sequence[float]]
+"""A row, and the weight of each member for it."""
+WEIGHED_ROWS = 1024
+"""Rows whose likeness to all labeled rows is in memory at once."""
 
 
 class PseudolabelEnsemble(Step):
@@ -33,7 +41,7 @@ class PseudolabelEnsemble(Step):
 
     problem: Problem
     teacher: Literal["ensemble"] = "ensemble"
-    merge: Literal["vote", "weighted"]
+    merge: Literal["vote", "weighted", "locally-weighted"]
     asked: bool
     """Whether all members are LLMs, which label the labeled set out of sample, so that weights can be learned."""
     soft: bool
@@ -48,25 +56,32 @@ class PseudolabelEnsemble(Step):
     @property
     def fingerprint_version(self) -> int:
         """Since version 2, soft labels are the weighted mean; with equal weights that is version 1's plain mean."""
-        return self.version if self.soft and self.merge == "weighted" else 1
+        return self.version if self.soft and self.merge != "vote" else 1
 
     def run(self, context: StepContext) -> StepOutput:
         problem = problem_for(self.problem)
         found = [Pseudolabels.open(context.store, ref) for ref in self.members]
         gold = Examples.open(context.store, self.labeled).gold()
-        members = _members(problem, gold, found) if self.asked else None
-        weighted = members is not None and self.merge == "weighted"
-        weights = members.weights.tolist() if members and weighted else [1.0] * len(found)
+        known = _labeled_votes(gold, found) if self.asked else None
+        members = learn_weights(problem, *known) if known else None
+        local = LocalWeights(problem, *known) if known and self.merge == "locally-weighted" else None
+        fixed = members.weights.tolist() if members and self.merge == "weighted" else [1.0] * len(found)
         if members:
-            own = self._merged(problem, _rows_of(gold), [one.own_rows() for one in found], weights)
+            own_weights = local.of_labeled().tolist() if local else [fixed] * len(gold)
+            own_rows = zip(_rows_of(gold), own_weights, strict=True)
+            own = self._merged(problem, own_rows, [one.own_rows() for one in found])
             write_rows(context.folder / OWN_ROWS, PSEUDOLABELS, (row for row, _ in own))
         failures: dict[str, ParseFailure] = {}
         counts: Counter[str] = Counter()
-        agreement = Agreement(len(found))
+        agreement, total = Agreement(len(found)), np.zeros(len(found))
+
+        def pool() -> Iterator[Weighed]:
+            for row, weights in _weighed(Examples.open(context.store, self.pool).rows(), local, fixed):
+                total[:] += np.array(weights) / max(sum(weights), 1e-12)
+                yield row, weights
 
         def rows() -> Iterator[Row]:
-            pool = Examples.open(context.store, self.pool).rows()
-            for row, votes in self._merged(problem, pool, [one.rows() for one in found], weights):
+            for row, votes in self._merged(problem, pool(), [one.rows() for one in found]):
                 counts["asked"] += 1
                 agreement.add(votes)
                 if row["label"] is None:
@@ -81,18 +96,23 @@ class PseudolabelEnsemble(Step):
             rows=count,
             counts={**counts, "failures": counts["asked"] - count},
             metrics={"success_share": count / counts["asked"]},
-            details={"members": self._facts(members, weights, agreement.shares)},
+            details={
+                "members": self._facts(
+                    members, (total / counts["asked"]).tolist() if local else fixed, agreement.shares
+                )
+            },
         )
 
     def _merged(
-        self, problem: ProblemKind, rows: Iterator[Row], readers: Sequence[Iterator[Row]], weights: Sequence[float]
+        self, problem: ProblemKind, rows: Iterator[Weighed], readers: Sequence[Iterator[Row]]
     ) -> Iterator[tuple[Row, list[str | None]]]:
-        """Yield each row with the ensemble's label (None if no member has one), and the members' labels.
+        """Yield each row with the ensemble's label (None if no member has one), and the members' labels. Each of the
+        `rows` comes with the members' weights for it.
 
         All files are in the order of `rows`, so one pass is enough.
         """
         heads = [next(reader, None) for reader in readers]
-        for row in rows:
+        for row, weights in rows:
             votes: list[Row | None] = []
             for index, head in enumerate(heads):
                 matches = head is not None and head["example_id"] == row["example_id"]
@@ -136,6 +156,13 @@ class PseudolabelEnsemble(Step):
         ]
 
 
+def _weighed(rows: Iterator[Row], local: LocalWeights | None, fixed: list[float]) -> Iterator[Weighed]:
+    """Each row with the members' weights for it: `fixed` ones without `local` ones."""
+    while batch := list(islice(rows, WEIGHED_ROWS)):
+        weights = local.of([row["text"] for row in batch]).tolist() if local else [fixed] * len(batch)
+        yield from zip(batch, weights, strict=True)
+
+
 class Agreement:
     """Counts how often each pair of members labels a row alike."""
 
@@ -170,10 +197,12 @@ def _rows_of(gold: list[Example]) -> Iterator[Row]:
     return ({"example_id": example.example_id, "text": example.text} for example in gold)
 
 
-def _members(problem: ProblemKind, gold: list[Example], found: list[Pseudolabels]) -> Members:
-    """Learn accuracies and weights from the labeled set, where each row was labeled with the others as
+def _labeled_votes(
+    gold: list[Example], found: list[Pseudolabels]
+) -> tuple[list[str], list[str], list[list[str | None]]]:
+    """Texts and gold labels of the labeled set, and each member's labels, where each row was labeled with the others as
     demonstrations."""
     labels = [{row["example_id"]: row["label"] for row in one.own_rows()} for one in found]
     texts, golds = [example.text for example in gold], [str(example.label) for example in gold]
     votes = [[member.get(example.example_id) for example in gold] for member in labels]
-    return learn_weights(problem, texts, golds, votes)
+    return texts, golds, votes

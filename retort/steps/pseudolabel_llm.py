@@ -12,18 +12,19 @@ import numpy as np
 from pydantic import Field
 
 from retort.artifacts.examples import Examples
-from retort.artifacts.pseudolabels import OWN_ROWS, ROWS, TEACHER_TOKENS, Pseudolabels, write_failures
+from retort.artifacts.pseudolabels import OWN_ROWS, RATIONALE_ROWS, ROWS, TEACHER_TOKENS, Pseudolabels, write_failures
 from retort.config import Metric, Problem, StoreConfig
 from retort.config.teachers import (
     AskAgainConfig,
     EndpointConfig,
     LlmTeacherConfig,
     PromptConfig,
+    Rationales,
     SamplingConfig,
     TransformersConfig,
     VllmConfig,
 )
-from retort.io.parquet import PSEUDOLABELS, Row, write_rows
+from retort.io.parquet import PSEUDOLABELS, RATIONALES, Row, RowWriter, write_rows
 from retort.metrics.calibration import expected_calibration_error, fit_temperature, label_probabilities
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
@@ -46,7 +47,7 @@ COMPACT_FROM = 20
 """The ledger's shards are merged at the end of a step if there are more than this."""
 
 LlmTeacher = Annotated[VllmConfig | EndpointConfig | TransformersConfig, Field(discriminator="kind")]
-_SHAPING = ("prompt", "sampling", "constrained", "labels", "verbalizers", "ask_again")
+_SHAPING = ("prompt", "sampling", "constrained", "labels", "verbalizers", "rationales", "ask_again")
 """Fields of a teacher's config that change its labels, apart from those in its identity."""
 
 
@@ -68,6 +69,7 @@ class PseudolabelLlm(Step):
     constrained: bool
     labels: Literal["hard", "soft"]
     verbalizers: dict[str, str]
+    rationales: Rationales = False
     ask_again: AskAgainConfig
     pool: ArtifactRef
     labeled: ArtifactRef
@@ -185,9 +187,14 @@ def _label_pool(context: StepContext, outcomes: Iterator[tuple[Row, Parsed]]) ->
             else:
                 if outcome.top:
                     tokens.add(row["example_id"], outcome.top)
+                if outcome.rationale is not None:
+                    rationales.write({"example_id": row["example_id"], "rationale": outcome.rationale})
                 yield _as_row(row, outcome)
 
-    with TokensWriter(context.folder / TEACHER_TOKENS) as tokens:
+    with (
+        TokensWriter(context.folder / TEACHER_TOKENS) as tokens,
+        RowWriter(context.folder / RATIONALE_ROWS, RATIONALES) as rationales,
+    ):
         count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
     write_failures(context.folder, failures)
     return count, counts

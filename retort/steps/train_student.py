@@ -162,8 +162,8 @@ class TrainStudent(TrainingStep):
 
     def _rows(self, context: StepContext, problem: ProblemKind, student: "NewStudent") -> "list[TrainingRow]":
         """Raises StageFailed if there are none."""
-        top = self._top_tokens(context, student)
-        rows = [self._training_row(problem, row, top) for row in self._labeled(context)]
+        top, rationales = self._top_tokens(context, student), self._rationales(context)
+        rows = [self._training_row(problem, row, top, rationales) for row in self._labeled(context)]
         if not rows:
             where = "the pool" if self.cells is None else "its cells of the pool; lower method.partitions"
             sure = f" with a confidence of {self.min_confidence:g} or more" if self.min_confidence else ""
@@ -174,13 +174,16 @@ class TrainStudent(TrainingStep):
         seen = in_cells(labeled_rows(context.store, self.labels), self.cells)
         return (row for row in seen if row["confidence"] >= self.min_confidence) if self.min_confidence else seen
 
-    def _training_row(self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]") -> "TrainingRow":
+    def _training_row(
+        self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]", rationales: Mapping[str, str]
+    ) -> "TrainingRow":
         """If `soft`, with probabilities `(units, classes)`; if the row has none, they are what its label stands for."""
         from retort.students.base import TrainingRow
 
         classes = len(problem.classes)
         if not self.soft:
-            return TrainingRow(row["text"], row["label"], top=top.get(row["example_id"]))
+            known = row["example_id"]
+            return TrainingRow(row["text"], row["label"], top=top.get(known), rationale=rationales.get(known))
         if row.get("probabilities") is None:
             alone = spread(problem, row["text"], row["label"]).astype(np.float32)
             return TrainingRow(row["text"], row["label"], alone)
@@ -208,6 +211,13 @@ class TrainStudent(TrainingStep):
             raise StageFailed(f"{self.name}: stopping holds rows out, and there is one row only; train without it")
         held = held_out_places(len(rows), stopping.share, self.seed)
         return [row for at, row in enumerate(rows) if at not in held], [rows[at] for at in sorted(held)]
+
+    def _rationales(self, context: StepContext) -> dict[str, str]:
+        """The teacher's rationales by example_id."""
+        if not self.training.rationale_weight or self.labels.kind != Pseudolabels.kind:
+            return {}
+        found = Pseudolabels.open(context.store, self.labels).rationales()
+        return {row["example_id"]: row["rationale"] for row in in_cells(found, self.cells)}
 
     def _top_tokens(self, context: StepContext, student: "NewStudent") -> "dict[str, TopTokens]":
         """The teacher's likeliest tokens by example_id. Only labels that the teacher itself wrote have them.

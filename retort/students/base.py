@@ -60,6 +60,8 @@ class TrainingRow:
     """`(units, classes)`, each row summing to 1: the soft label; None for a hard one."""
     top: TopTokens | None = None
     """The completion that the label was parsed from, in the student's own tokens."""
+    rationale: str | None = None
+    """Why the label is what it is, if the student is to write that too."""
 
 
 @dataclass(slots=True)

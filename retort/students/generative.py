@@ -54,6 +54,8 @@ from retort.students.token_distillation import Listed, distillation_target
 from retort.students.training import fit, frozen
 
 _NOTES = "student.json"
+RATIONALE_MARK = "Why? "
+"""Stands before a text whose rationale is to be written, not its label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,13 @@ class GenerativeStudent:
         """See `Student.train`. Embeddings are frozen only if encoder and decoder do not share them.
 
         With `training.distillation`, `counts["distilled"]` is the number of rows trained on the teacher's token
-        probabilities. Raises ConfigError for labels that are too long or that the tokenizer cannot represent.
+        probabilities; with `training.rationale_weight`, `counts["rationales"]` that of the rows with a rationale.
+        Raises ConfigError for labels that are too long or that the tokenizer cannot represent.
         """
         pairs, counts = self._pairs(rows, distills=training.distillation is not None)
+        if training.rationale_weight:
+            reasoned, reasoned_counts = self._rationale_pairs(rows, pairs, training.rationale_weight)
+            pairs, counts = [*pairs, *reasoned], {**counts, **reasoned_counts}
         held_out_pairs, _ = self._pairs(held_out, distills=training.distillation is not None)
         self.model.to(device.name)  # type: ignore[arg-type]
         trainee = self.model if self._lora is None else with_adapters(self.model, self._lora)
@@ -333,6 +339,26 @@ class GenerativeStudent:
             **({"distilled": sum(one is not None for one in distilled)} if distills else {}),
         }
         return pairs, counts
+
+    def _rationale_pairs(
+        self, rows: Sequence[TrainingRow], labels: Sequence[Pair], weight: float
+    ) -> tuple[list[Pair], dict[str, int]]:
+        """The rows that have a rationale, with that as their target. However long rationales are, all of them together
+        count `weight` and all `labels` 1 - `weight`. A rationale that is too long is cut, as it need not be whole."""
+        known = [(row.text, row.rationale) for row in rows if row.rationale is not None]
+        if not known:
+            return [], {"rationales": 0}
+        sources = self._sources([f"{RATIONALE_MARK}{text}" for text, _ in known])
+        written = self.tokenizer([rationale for _, rationale in known], add_special_tokens=False)["input_ids"]
+        targets = [[*ids, end_of(self.tokenizer)] for ids in written]
+        most = self.notes.most
+        num_tokens = sum(min(len(target), most) for target in targets)
+        each = weight / (1 - weight) * sum(len(pair.target) for pair in labels) / num_tokens
+        pairs = [
+            Pair(source, np.asarray(target[:most], dtype=np.int64), weight=each)
+            for (source, _), target in zip(sources, targets, strict=True)
+        ]
+        return pairs, {"rationales": len(pairs), "long_rationales": sum(len(target) > most for target in targets)}
 
     def _distillation_target(self, row: TrainingRow) -> tuple[list[int], Listed] | None:
         if row.top is None or not isinstance(self.target, TextTarget):

@@ -32,16 +32,27 @@ class Pair:
     """`(target tokens, classes)`: the soft label; None for a hard one."""
     listed: Listed | None = None
     """The teacher's most likely tokens at each target token, if known."""
+    weight: float = 1.0
+    """What each of its target tokens counts in the objective."""
 
 
 class _TargetTrainingData(PaddedTrainingData):
     """Targets learned token by token. Token distillation selects tokens by a mask, which CUDA graphs cannot record."""
 
     _distillation: DistillationConfig | None
+    _weights: NDArray[np.float32] | None
+    """`(pairs,)`: their weights; None if all count alike."""
+    _targets: NDArray[np.int64]
+    """`(pairs,)`: numbers of target tokens."""
 
     @property
     def is_recordable(self) -> bool:
         return self._distillation is None
+
+    def units(self, rows: Indices) -> float:
+        if self._weights is None:
+            return int(self._targets[rows].sum())
+        return float((self._targets[rows] * self._weights[rows]).sum())
 
 
 class Seq2SeqTrainingData(_TargetTrainingData):
@@ -59,13 +70,13 @@ class Seq2SeqTrainingData(_TargetTrainingData):
     ) -> None:
         self.model, self._pairs, self._pad, self._start, self._columns = model, pairs, pad, start, columns
         self._distillation = distillation
-        self._lengths = np.array([(len(pair.source), len(pair.target)) for pair in pairs], dtype=np.int64)
+        self._lengths = np.array([(len(pair.source), len(pair.target)) for pair in pairs], dtype=np.int64).reshape(
+            -1, 2
+        )
+        self._targets, self._weights = self._lengths[:, 1], _weights(pairs)
 
     def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
         return token_batches(self._lengths, budget_tokens, generator)
-
-    def units(self, rows: Indices) -> int:
-        return int(self._lengths[rows, 1].sum())
 
     def tokens(self, rows: Indices) -> tuple[int, int]:
         lengths = self._lengths[rows]
@@ -79,7 +90,9 @@ class Seq2SeqTrainingData(_TargetTrainingData):
             "source": source,
             "mask": mask,
             "given": padded([np.concatenate([[start], pair.target[:-1]]) for pair in pairs], start, multiple),
-            **_targets([[pair] for pair in pairs], [[0]] * len(pairs), self._columns, multiple),
+            **_targets(
+                [[pair] for pair in pairs], [[0]] * len(pairs), self._columns, multiple, self._weights is not None
+            ),
         }
 
     def objective(self, inputs: Inputs) -> Tensor:
@@ -107,16 +120,13 @@ class CausalTrainingData(_TargetTrainingData):
     ) -> None:
         self.model, self._pairs, self._pad, self._columns, self._packs = model, pairs, pad, columns, packs
         self._distillation = distillation
-        self._targets = np.array([len(pair.target) for pair in pairs], dtype=np.int64)
+        self._targets, self._weights = np.array([len(pair.target) for pair in pairs], dtype=np.int64), _weights(pairs)
         # The last target token is predicted but never fed in.
         self._lengths = np.array([len(pair.source) for pair in pairs], dtype=np.int64) + self._targets - 1
 
     def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
         cut = packed_batches if self._packs else token_batches
         return cut(self._lengths, budget_tokens, generator)
-
-    def units(self, rows: Indices) -> int:
-        return int(self._targets[rows].sum())
 
     def tokens(self, rows: Indices) -> tuple[int, int]:
         bins = self._bins(rows)
@@ -132,7 +142,7 @@ class CausalTrainingData(_TargetTrainingData):
             "ids": padded([np.concatenate([_read(pair) for pair in pairs]) for pairs in bins], self._pad, multiple),
             # Padding is at position 0, as if it were a row of its own.
             "positions": padded(places, 0, multiple),
-            **_targets(bins, skipped, self._columns, multiple),
+            **_targets(bins, skipped, self._columns, multiple, self._weights is not None),
         }
 
     def objective(self, inputs: Inputs) -> Tensor:
@@ -147,11 +157,19 @@ def _read(pair: Pair) -> Ids:
     return np.concatenate([pair.source, pair.target[:-1]])
 
 
-def _targets(bins: list[list[Pair]], skipped: list[list[int]], columns: slice, multiple: int) -> Inputs:
+def _weights(pairs: Sequence[Pair]) -> NDArray[np.float32] | None:
+    weights = np.array([pair.weight for pair in pairs], dtype=np.float32)
+    return None if (weights == 1).all() else weights
+
+
+def _targets(
+    bins: list[list[Pair]], skipped: list[list[int]], columns: slice, multiple: int, weighs: bool = False
+) -> Inputs:
     """The next token at each position of packed sequences; before each pair, `skipped` positions have no target.
 
     `targets` is `(bins, length)`; if all pairs are soft, it is `probabilities` `(bins, length, classes)` instead. If
-    the teacher's most likely tokens are known, `listed_ids` and `listed_logprobs` `(bins, length, k)` are added.
+    the teacher's most likely tokens are known, `listed_ids` and `listed_logprobs` `(bins, length, k)` are added; if the
+    pairs are weighed, `weights` `(bins, length)`.
     """
 
     def sequences(rows: Callable[[Pair], NDArray[Any]], nothing: float) -> Tensor:
@@ -165,6 +183,8 @@ def _targets(bins: list[list[Pair]], skipped: list[list[int]], columns: slice, m
     if all(pair.probabilities is not None for pair in pairs):
         return {"probabilities": sequences(lambda pair: cast("NDArray[np.float32]", pair.probabilities), 0.0)}
     inputs = {"targets": sequences(lambda pair: pair.target - (columns.start or 0), IGNORED)}
+    if weighs:
+        inputs["weights"] = sequences(lambda pair: np.full(len(pair.target), pair.weight, dtype=np.float32), 0.0)
     if width := max((pair.listed.ids.shape[1] for pair in pairs if pair.listed is not None), default=0):
         inputs["listed_ids"] = sequences(lambda pair: _listed(pair, width)[0], 0)
         inputs["listed_logprobs"] = sequences(lambda pair: _listed(pair, width)[1], -np.inf)
@@ -191,6 +211,8 @@ def summed(logits: Tensor, inputs: Inputs, columns: slice, distillation: Distill
     if "probabilities" in inputs:
         return cross_entropy(flat, inputs["probabilities"].flatten(0, 1)).sum()
     losses = cross_entropy(flat, inputs["targets"].flatten())
+    if "weights" in inputs:
+        losses = losses * inputs["weights"].flatten()
     if distillation is not None and "listed_ids" in inputs:
         return distilled(losses.view(inputs["targets"].shape), logits[..., columns], inputs, distillation).sum()
     return losses.sum()

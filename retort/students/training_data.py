@@ -25,8 +25,8 @@ class TrainingData(Protocol):
         """One epoch: every row once, in batches of at most `budget_tokens`, padding included (at least one row)."""
         ...
 
-    def units(self, rows: Indices) -> int:
-        """Number of units, or target tokens, that the objective of these rows sums over."""
+    def units(self, rows: Indices) -> float:
+        """Number of units, or target tokens, that the objective of these rows sums over, each times its weight."""
         ...
 
     def tokens(self, rows: Indices) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from retort.config.teachers import EndpointConfig, LlmTeacherConfig, VllmConfig
 from retort.errors import ConfigError
 from retort.problems import Constraint, Problem
 from retort.teachers.endpoint.structured import constraint_settings
+from retort.teachers.rationales import constraint_of
 
 _TEXT = "a"
 """What constrains one text constrains any."""
@@ -22,9 +23,11 @@ def held_to(problem: Problem, teacher: LlmTeacherConfig) -> str:
     """What the teacher's completions are held to, as part of a sentence."""
     if teacher.labels == "soft":
         return "asked for probabilities"
-    constraint = expressible(problem.constraint(_TEXT), teacher) if teacher.constrained else None
+    constraint = expressible(constraint_of(problem, teacher, _TEXT), teacher) if teacher.constrained else None
     if constraint is None:
         return "not constrained"
+    if teacher.rationales:
+        return "held to a rationale and a label"
     if constraint.choice is not None:
         return "held to the classes"
     if constraint.json_schema is not None:
@@ -37,7 +40,7 @@ def check_constrained(problem: Problem, teacher: LlmTeacherConfig) -> None:
 
     Where the config does not say it, a teacher is constrained as far as it can be.
     """
-    constraint = problem.constraint(_TEXT)
+    constraint = constraint_of(problem, teacher, _TEXT)
     said = teacher.constrained and "constrained" in teacher.model_fields_set
     if not said or teacher.labels == "soft" or expressible(constraint, teacher) is not None:
         return

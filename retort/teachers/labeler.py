@@ -36,6 +36,7 @@ _LABELED: "list[pa.Field[Any]]" = [
     pa.field("confidence", pa.float64()),
     pa.field("probabilities", pa.list_(pa.float64())),
     pa.field("top", STORED_TYPE),
+    pa.field("rationale", pa.string()),
 ]
 _OUTCOMES = pa.schema(_LABELED)
 

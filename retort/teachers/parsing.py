@@ -14,6 +14,7 @@ from retort.problems import Problem
 from retort.problems.base import Scale
 from retort.records.base import Label, ParseFailure
 from retort.teachers.ledger import Entry
+from retort.teachers.rationales import parse_reasoned
 from retort.teachers.salvage import Reading, parse_completion
 from retort.teachers.top_logprobs import TopLogprobs
 from retort.teachers.voting import averaged, majority, minimum_risk
@@ -30,6 +31,8 @@ class Labeled(NamedTuple):
     """Class probabilities in the problem's order; None for hard labels."""
     top: TopLogprobs | None = None
     """Top log-probabilities of the raw completion, if they were requested."""
+    rationale: str | None = None
+    """Why the label is what it is, if that was requested."""
 
 
 Parsed = Labeled | ParseFailure
@@ -58,15 +61,17 @@ class CompletionParser:
             return MISSING
         if self.teacher.labels == "soft":
             return self._soft(text, present[0])
-        readings = [self._read(text, entry) for entry in present]
+        read = [self._read(text, entry) for entry in present]
+        readings, rationales = [reading for reading, _ in read], [rationale for _, rationale in read]
         labels = [None if isinstance(one.outcome, ParseFailure) else one.outcome for one in readings]
         if not any(label is not None for label in labels):
             return next(one.outcome for one in readings if isinstance(one.outcome, ParseFailure))
         if len(entries) == 1:
-            return Labeled(str(labels[0]), readings[0].covered, top=present[0].top)
+            return Labeled(str(labels[0]), readings[0].covered, top=present[0].top, rationale=rationales[0])
         chosen = self._chosen(labels)
         assert chosen is not None, "one of the samples has a label"
-        return Labeled(*chosen)
+        agreeing = (rationale for label, rationale in zip(labels, rationales, strict=True) if label == chosen[0])
+        return Labeled(*chosen, rationale=next(agreeing, None))
 
     def _chosen(self, labels: Sequence[Label | None]) -> tuple[Label, float] | None:
         if isinstance(self.problem, Scale):
@@ -74,10 +79,13 @@ class CompletionParser:
         by_risk = self.teacher.sampling.choose == "minimum-risk"
         return minimum_risk(labels, self.problem, self.metric) if by_risk else majority(labels)
 
-    def _read(self, text: str, entry: Entry) -> Reading:
-        reading = parse_completion(self.problem, text, entry.text, entry.finish_reason)
+    def _read(self, text: str, entry: Entry) -> tuple[Reading, str | None]:
+        if self.teacher.rationales:
+            reading, rationale = parse_reasoned(self.problem, text, entry.text, entry.finish_reason)
+        else:
+            reading, rationale = parse_completion(self.problem, text, entry.text, entry.finish_reason), None
         self.counts.update(reading.counted)
-        return reading
+        return reading, rationale
 
     def _soft(self, text: str, entry: Entry) -> Parsed:
         if len(entry.scores) != len(self.problem.classes):

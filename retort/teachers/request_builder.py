@@ -15,6 +15,7 @@ from retort.teachers.constraints import expressible
 from retort.teachers.demonstrations import choose_demonstrations
 from retort.teachers.ledger import ledger_key
 from retort.teachers.prompts import item_text, prompt_for, shared_turns
+from retort.teachers.rationales import constraint_of
 from retort.teachers.requests import CompletionRequest, Turn
 
 
@@ -79,7 +80,9 @@ class RequestBuilder:
             prompt=prompt_for(
                 self.problem, self.teacher.prompt, self.shared(pending.example_id, pending.text), pending.text
             ),
-            constraint=self.problem.constraint(pending.text) if self.is_constrained(attempt) else None,
+            constraint=constraint_of(self.problem, self.teacher, pending.text)
+            if self.is_constrained(attempt)
+            else None,
             sampling_temperature=self.temperature(attempt),
             top_p=self.teacher.sampling.top_p,
             max_tokens=self.teacher.max_tokens,
@@ -139,19 +142,32 @@ class RequestBuilder:
 def request_builder(problem: Problem, teacher: LlmTeacherConfig, labeled: Sequence[Example]) -> RequestBuilder:
     """A builder with the demonstrations that the config selects. Raises ConfigError for verbalizers that do not fit."""
     check_verbalizers(problem, teacher)
-    prompt = teacher.prompt
+    prompt, rationales = teacher.prompt, teacher.rationales
+    if rationales and prompt.demonstrations != 0:
+        labeled = _with_rationales(labeled)
     chosen = choose_demonstrations(labeled, prompt.demonstrations, prompt.choose)
     return RequestBuilder(
         problem=problem,
         teacher=teacher,
-        everything=shared_turns(problem, prompt, chosen),
+        everything=shared_turns(problem, prompt, chosen, rationales=rationales),
         excluding={
             (shown.example_id, shown.text): shared_turns(
-                problem, prompt, [other for other in chosen if other is not shown]
+                problem, prompt, [other for other in chosen if other is not shown], rationales=rationales
             )
             for shown in chosen
         },
     )
+
+
+def _with_rationales(labeled: Sequence[Example]) -> list[Example]:
+    """Raises ConfigError if there are none: a teacher that sees labels alone would write labels alone."""
+    given = [example for example in labeled if example.rationale is not None]
+    if not given:
+        raise ConfigError(
+            "teacher.rationales: no labeled row has a rationale to show, see data.columns.rationale; write some, or "
+            "set teacher.prompt.demonstrations: 0"
+        )
+    return given
 
 
 def check_verbalizers(problem: Problem, teacher: LlmTeacherConfig) -> None:

@@ -23,7 +23,7 @@ from retort.problems.turns import TOOL_CALLS, words_beside_calls
 from retort.records.base import Label, ParseFailure
 from retort.teachers.requests import INTERRUPTED
 
-_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
+THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 _OPEN_THOUGHTS = "<think>"
 _FENCE = re.compile(r"```\w*\n?(.*?)```", re.DOTALL)
 _LEAD = re.compile(r"^\w+:\s*(.+)$")
@@ -65,7 +65,7 @@ def parse_completion(problem: Problem, text: str, completion: str, finish_reason
         completion, calls = words, False
     is_cut = finish_reason == "length"
     # Calls are JSON, without thoughts: what looks like some is part of an argument.
-    visible = completion if calls else _THOUGHTS.sub("", completion)
+    visible = completion if calls else THOUGHTS.sub("", completion)
     if visible.lstrip().startswith(_OPEN_THOUGHTS):
         failure = ParseFailure("only-thoughts", f"{_OPEN_THOUGHTS} is not closed.", completion)
         return Reading(_cut_short(failure) if is_cut else failure)

@@ -138,6 +138,15 @@ def learn_weights(
     return Members(weights, ratio(right, given), _agreement(members))
 
 
+def distinct_mistakes(
+    problem: Problem, texts: Sequence[str], golds: Sequence[Label], members: Sequence[Sequence[Label | None]]
+) -> float:
+    """K of `learn_weights`, the effective number of wrong choices."""
+    return _wrong_choices(
+        [_classes(problem, texts, one, like=golds) for one in members], _classes(problem, texts, golds)
+    )
+
+
 def _inverse_errors(problem: Problem, golds: Sequence[Label], members: Sequence[Sequence[Label | None]]) -> Floats:
     """`(members,)`; all 0 if no member is ever wrong."""
     pairs = [[(gold, one) for gold, one in zip(golds, labels, strict=True) if one is not None] for labels in members]

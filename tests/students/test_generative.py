@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,41 @@ def test_a_champion_of_the_same_kind_is_a_start(build: Build, rows: list[Trainin
     assert all(torch.equal(a, b) for a, b in zip(fresh.model.parameters(), student.model.parameters(), strict=True))
     with pytest.raises(ConfigError, match=r"student\.warm_start: the champion has another"):
         build("t5", problem=Slots({"PLAY": ["ARTIST"]})).continue_from(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["t5-text", "causal-text"])
+def test_rationales_are_learned_beside_labels_and_only_labels_are_answered(
+    build: Build, rows: list[TrainingRow], kind: str
+) -> None:
+    reasoned = [replace(row, rationale=f"play by {row.text}" if at % 3 else None) for at, row in enumerate(rows)]
+    student = build(kind)
+    pairs, _ = student._pairs(reasoned, distills=False)
+    extra, counts = student._rationale_pairs(reasoned, pairs, 0.2)
+    assert counts == {"rationales": 40, "long_rationales": 0}
+    assert len(extra) == 40
+    labels, rationales = (sum(one.weight * len(one.target) for one in some) for some in (pairs, extra))
+    assert rationales / (labels + rationales) == pytest.approx(0.2), "however long they are"
+    first = next(row for row in reasoned if row.rationale is not None)
+    assert student.tokenizer.decode(extra[0].target[:-1]) == first.rationale
+    assert student.tokenizer.decode(extra[0].source, skip_special_tokens=True).strip() == f"Why? {first.text}"
+    training = TRAINING.model_copy(update={"epochs": 20, "rationale_weight": 0.2})
+    result = student.train(reasoned, training, seed=0, device=CPU)
+    assert result.counts["rationales"] == 40
+    assert right(student, rows) > 0.5
+
+
+def test_without_rationales_a_weight_changes_nothing(build: Build, rows: list[TrainingRow]) -> None:
+    students = build("causal-text"), build("causal-text")
+    learn(students[0], rows, epochs=1)
+    training = TRAINING.model_copy(update={"epochs": 1, "rationale_weight": 0.5})
+    students[1].train(rows, training, seed=0, device=CPU)
+    for one, other in zip(*(student.model.parameters() for student in students), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_long_rationale_is_cut_and_counted(build: Build, rows: list[TrainingRow]) -> None:
+    student = build("causal-text", max_target_length=60)
+    pairs, _ = student._pairs(rows[:2], distills=False)
+    extra, counts = student._rationale_pairs([replace(rows[0], rationale="play " * 100)], pairs, 0.5)
+    assert counts == {"rationales": 1, "long_rationales": 1}
+    assert len(extra[0].target) == 60

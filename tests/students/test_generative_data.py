@@ -1,5 +1,6 @@
 """Batches of a generative student give the loss of single rows, computed by hand with transformers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,29 @@ def test_causal_loss_is_on_the_target_alone_whether_packed_or_not(
     real, computed = data.tokens(rows)
     assert (computed == real) == packs
     assert data.units(rows) == sum(len(pair.target) for pair in pairs)
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "packed", "padded"])
+def test_each_row_counts_what_its_weight_says(tiny_t5: Path, tiny_causal: Path, pairs: list[Pair], kind: str) -> None:
+    """By hand: the losses of the rows one by one, times their weights, over the weights of their tokens."""
+    weighed = [
+        replace(pair, weight=weight) for pair, weight in zip(pairs, (1, 1, 1, 0.25, 3, 0, 1, 0.5, 2), strict=True)
+    ]
+
+    def data(pairs: list[Pair]) -> Seq2SeqTrainingData | CausalTrainingData:
+        if kind == "seq2seq":
+            model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
+            return Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=ALL)
+        causal = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
+        return CausalTrainingData(causal, pairs, pad=0, columns=ALL, packs=kind == "packed")
+
+    plain, whole, rows = data(pairs), data(weighed), np.arange(9)
+    by_hand = sum(pair.weight * plain.loss(rows[[at]]) for at, pair in enumerate(weighed))
+    torch.testing.assert_close(whole.loss(rows), by_hand, rtol=1e-5, atol=1e-3)
+    assert whole.units(rows) == pytest.approx(sum(pair.weight * len(pair.target) for pair in weighed))
+    # Also in a batch whose rows all count alike, so that each batch has the same inputs.
+    assert "weights" in whole.inputs(rows[:3], 1)
+    assert "weights" not in plain.inputs(rows[:3], 1)
 
 
 def test_rows_are_packed_only_where_the_architecture_keeps_them_apart(tiny_causal: Path) -> None:

@@ -76,6 +76,7 @@ def label_recorded(config: MckdConfig, name: str, teacher: RecordedConfig, pool:
         path=teacher.completions,
         endpoint_url=config.store.endpoint_url,
         min_success_ratio=teacher.min_success_ratio,
+        rationales=teacher.rationales,
     )
 
 
@@ -179,7 +180,9 @@ def cross_validate(config: MckdConfig, name: str, student: ArtifactRef, data: Da
 def gold_training(config: MckdConfig, epochs: float) -> TrainingConfig:
     """How to train on the labeled set: as on pseudolabels, but for so many epochs."""
     settings = {**dict(config.student.training), "epochs": epochs, "min_updates": 0}
-    return GoldTrainingConfig.model_validate({**settings, "distillation": None, "stopping": None})
+    return GoldTrainingConfig.model_validate(
+        {**settings, "distillation": None, "rationale_weight": 0.0, "stopping": None}
+    )
 
 
 def start_from(step: TrainStudent, champion: Champion) -> ArtifactRef | None:

@@ -10,6 +10,7 @@ from retort.problems import Constraint
 
 Schema = dict[str, Any]
 _DEFINITIONS = ("$defs", "definitions")
+NOTHING: Mapping[str, Schema] = {}
 
 
 def constraint_settings(constraint: Constraint | None, style: ConstraintStyle) -> Schema:
@@ -40,27 +41,38 @@ def _vllm(constraint: Constraint) -> Schema:
 
 def _json_schema(constraint: Constraint) -> Schema | None:
     """A schema whose root is an object, as vendors want it: the label's own, or one with the label in a field."""
+    schema = label_schema(constraint)
+    is_wrapped = schema is not None and (constraint.json_schema is None or schema.get("type") != "object")
+    return wrapped(schema) if schema is not None and is_wrapped else schema
+
+
+def label_schema(constraint: Constraint) -> Schema | None:
+    """A JSON Schema of the labels, which are texts if they are not JSON; None for a grammar."""
     if constraint.choice is not None:
-        return _wrapped({"type": "string", "enum": constraint.choice})
+        return {"type": "string", "enum": constraint.choice}
     if constraint.json_schema is not None:
-        own = dict(constraint.json_schema)
-        return own if own.get("type") == "object" else _wrapped(own)
+        return dict(constraint.json_schema)
     if constraint.regex is not None:
-        return _wrapped({"type": "string", "pattern": f"^(?:{constraint.regex})$"})
+        return {"type": "string", "pattern": f"^(?:{constraint.regex})$"}
     return None
 
 
-def _wrapped(label: Schema) -> Schema:
+def wrapped(label: Schema, before: Mapping[str, Schema] = NOTHING) -> Schema:
+    """A schema of objects with a label in a field, after the fields `before`.
+
+    Raises ConfigError for the schema of a label that refers to itself.
+    """
     for reference in _references(label):
         if not reference.startswith(tuple(f"#/{name}/" for name in _DEFINITIONS)):
             raise ConfigError(
-                f"problem.json_schema: its type is not 'object', so with constraint_style: json-schema it is put into "
-                f"one, where $ref '{reference}' leads nowhere; refer to #/$defs/NAME"
+                f"problem.json_schema: the teacher is asked for the label in a field of an object (for its rationale, "
+                f"or because constraint_style: json-schema needs an object), where $ref '{reference}' leads nowhere; "
+                "refer to #/$defs/NAME"
             )
     return {
         "type": "object",
-        "properties": {"label": {name: part for name, part in label.items() if name not in _DEFINITIONS}},
-        "required": ["label"],
+        "properties": {**before, "label": {name: part for name, part in label.items() if name not in _DEFINITIONS}},
+        "required": [*before, "label"],
         "additionalProperties": False,
         **{name: label[name] for name in _DEFINITIONS if name in label},
     }
