@@ -5,8 +5,8 @@
 The tables are in scoring.yaml beside this file. Each row of a table is a job, made without Prefect in a store that is
 kept, so that rows share their teachers. The scores of a finished job are appended to FILE, and a later call goes on
 where this one ended. Then a table in Markdown is printed for dev and for each test set: percent, mean over seeds with
-half of its 95 % interval (Student's t), and differences in accuracy from gold labels alone and from label smoothing,
-paired by seed. Dev rows chose each student's epoch and each row's lambda and T, so their scores flatter.
+half of its 95 % interval (Student's t), and differences from gold labels alone and from label smoothing, paired by
+seed. Dev rows chose each student's epoch and each row's lambda and T, so their scores flatter.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from retort.store.opening import open_store
 HERE = Path(__file__).parent
 TEACHER = "teacher"
 """The row of the teacher, which has no arm."""
+METRICS = ("accuracy", "macro_f1")
 BASELINES = ("hard", "label-smoothing")
 """Arms that need no teacher, and rows that the others are compared with."""
 Scores = dict[str, dict[str, list[float]]]
@@ -138,19 +139,22 @@ def values_of(config: SoftLabelConfig, scores: pipeline.Refs) -> Scores:
 
 
 def markdown(table: str, scores: Mapping[str, Scores]) -> Iterator[str]:
+    against = [(name, metric) for name in BASELINES if name in scores for metric in METRICS]
+    columns = [
+        *(TITLES[metric] for metric in METRICS),
+        "NLL",
+        *(f"{TITLES[metric]} - {name}" for name, metric in against),
+    ]
     for rows in next(iter(scores.values())):
-        against = [name for name in BASELINES if name in scores]
-        columns = [TITLES["accuracy"], TITLES["macro_f1"], "NLL", *(f"accuracy - {name}" for name in against)]
         yield f"\n**{table}**, {rows}\n"
         yield "| | " + " | ".join(columns) + " |"
         yield "| --- |" + " --- |" * len(columns)
         for name, by_rows in scores.items():
             own = by_rows[rows]
-            cells = [spread(over_seeds(own[metric])) for metric in ("accuracy", "macro_f1")]
+            cells = [spread(over_seeds(own[metric])) for metric in METRICS]
             cells.append(f"{over_seeds(own['nll']).mean:.2f}")
-            for other in against:
-                gain = paired(scores[other][rows]["accuracy"], own["accuracy"])
-                cells.append("" if other == name else spread(gain, "+"))
+            for other, metric in against:
+                cells.append("" if other == name else spread(paired(scores[other][rows][metric], own[metric]), "+"))
             yield f"| {name} | {' | '.join(cells)} |"
 
 
