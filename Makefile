@@ -56,7 +56,7 @@ demo-score: setup  ## a teacher of short answers into 30,000 parameters: a quick
 	$(BIN)/retort report examples/beetle.yaml $(QUICK_SCORE)
 
 QUICK_SCORE := --set name=beetle-quick --set data.limit=1200 --set teacher.folds=2 --set teacher.training.epochs=2 \
-	--set "arms=[hard, label-smoothing, soft-grid, soft-only, tfidf, majority]"
+	--set "arms=[hard, label-smoothing, soft-grid, tfidf, majority]"
 
 SERVER_OPTIONS = $(if $(GPUS),--gpus $(GPUS)) $(if $(WEBHOOK),--webhook $(WEBHOOK)) $(if $(NOTIFY),--notify $(NOTIFY))
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from retort.config import MckdConfig
+from retort.config import MckdConfig, RunSettings
 from retort.metrics.format import TITLES
 from retort.metrics.seeds import SeedScore, over_seeds, paired
 from retort.recipes import load_config
@@ -129,7 +129,7 @@ def config_of(table: Mapping[str, Any], job: Job, changes: Iterable[str]) -> Mck
     return config
 
 
-def doing(config: MckdConfig, parallel: int) -> Do:
+def doing(config: RunSettings, parallel: int) -> Do:
     async def do(step: Step) -> ArtifactRef:
         return made_or_found(config, step.model_copy(update={"siblings": parallel}))
 

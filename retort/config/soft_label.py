@@ -257,7 +257,7 @@ class SoftLabelConfig(RecipeConfig):
     grid: GridConfig = GridConfig()
     """The settings to try."""
     arms: Annotated[list[Arm], Field(min_length=1)] = Field(
-        default=["hard", "soft-grid", "soft-only", "label-smoothing", "tfidf", "majority"]
+        default=["hard", "soft-grid", "label-smoothing", "tfidf", "majority"]
     )
     """The arms to compare."""
     tinybert: TinyBertConfig = TinyBertConfig()
