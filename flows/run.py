@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -30,15 +30,18 @@ from retort.recipes import load_config, recipe_of
 from retort.recipes.base import Do
 from retort.recipes.execute import sweep_leftovers
 from retort.recipes.scope import Scope, again, check_scope, make_only
+from retort.recipes.sharding import in_shards
 from retort.recipes.walk import steps_of, whole_run
 from retort.records.base import ArtifactRef, Performed, Record
 from retort.report.base import Summary
 from retort.steps.base import Step
+from retort.steps.split_rows import Shard, is_part
 from retort.store.opening import open_store
 from retort.store.runs import RunRecord, keep_run
 from retort.tracking.champion import reigning_student
 from retort.tracking.commit import git_commit
 from tasks.artifacts import show_report
+from tasks.shards import do_shards
 from tasks.steps import task_of
 from tasks.work_pools import check_work_pools, work_pool_of
 
@@ -107,7 +110,8 @@ async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     await asyncio.to_thread(sweep_leftovers, config)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
-    do = again(scope, store, first_started() or started, task_runner(config, performed))
+    made = task_runner(config, performed, lambda part: do(part))
+    do: Do = again(scope, store, first_started() or started, made)
     champion = await asyncio.to_thread(reigning_student, config, store)
     if scope != Scope():
         steps = await steps_of(recipe, config, store, champion)
@@ -122,24 +126,34 @@ async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     return Finished(run_id=run_id(), stages=tuple(performed), summary=summary)
 
 
-def task_runner(config: RecipeConfig, performed: list[Performed]) -> Do:
-    """A `do` that runs each step as a task of this run, and appends it to `performed`.
+def task_runner(config: RecipeConfig, performed: list[Performed], part: Do) -> Do:
+    """A `do` that runs each step as a task of this run, and appends it to `performed`. A step that the config wants in
+    shards is split first; `part` does the split and the shards.
 
     At most as many steps run at once as the machine has slots. Steps on a work pool take no slot; the pool and its
     workers limit those.
     """
     settings, slots = config.run_settings, asyncio.Semaphore(num_slots(config.execution))
+    store, shards_begun = open_store(config.store), dict[str, float]()
 
-    async def do(step: Step) -> ArtifactRef:
+    async def run(step: Step) -> ArtifactRef:
         async with contextlib.nullcontext() if work_pool_of(config.execution, step) else slots:
             started = time.monotonic()
             state: State[ArtifactRef] = await task_of(step)(settings, step, return_state=True)  # type: ignore[misc]
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - shards_begun.pop(step.key, started)
         ref: ArtifactRef = await state.aresult()
         scores = ref.metrics if step.artifact_kind == "scores" else {}
         status: Any = "HIT" if state.name == "Cached" else "MADE"
-        performed.append(Performed(name=step.name, status=status, seconds=seconds, scores=scores))
+        if not is_part(step):
+            performed.append(Performed(name=step.name, status=status, seconds=seconds, scores=scores))
         return ref
+
+    async def parts(step: Step, shards: Sequence[Shard]) -> tuple[ArtifactRef, ...]:
+        shards_begun[step.key] = time.monotonic()
+        return await do_shards(step, shards, part)
+
+    async def do(step: Step) -> ArtifactRef:
+        return await in_shards(config.execution, store, step, run, part, parts)
 
     return do
 

@@ -19,6 +19,7 @@ from retort.store.opening import open_store
 from tasks.child_process import in_child
 from tasks.gpu_slots import gpus_for
 from tasks.progress import progress_of
+from tasks.shards import begun
 from tasks.work_pools import on_work_pool, work_pool_of
 
 
@@ -65,6 +66,7 @@ async def _here(settings: RunSettings, step: Step) -> ArtifactRef:
     context = TaskRunContext.get()
     attempt = context.task_run.run_count - 1 if context else 0
     async with gpus_for(step) as environment, progress_of(step) as on_progress:
+        begun(step)
         return await in_child(
             make,
             settings,

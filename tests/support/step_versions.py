@@ -34,7 +34,8 @@ class Silent(NamedTuple):
 
 def versions() -> dict[str, tuple[str, int]]:
     """(module, version) of every step, by its class."""
-    import retort.recipes  # noqa: F401 - every step that a recipe has
+    import retort.recipes  # every step that a recipe has
+    import retort.recipes.sharding  # noqa: F401 - and that which splits them
     from retort.steps.base import step_classes
 
     ours = [cls for cls in step_classes() if cls.__module__.startswith(f"{PACKAGE}.")]
