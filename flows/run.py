@@ -150,7 +150,7 @@ def task_runner(config: RecipeConfig, performed: list[Performed], part: Do) -> D
 
     async def parts(step: Step, shards: Sequence[Shard]) -> tuple[ArtifactRef, ...]:
         shards_begun[step.key] = time.monotonic()
-        return await do_shards(step, shards, part)
+        return await do_shards(step.name, shards, part)
 
     async def do(step: Step) -> ArtifactRef:
         return await in_shards(config.execution, store, step, run, part, parts)

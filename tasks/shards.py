@@ -27,9 +27,9 @@ def begun(step: Step) -> None:
         _begun[step.key] = time.monotonic()
 
 
-async def do_shards(step: Step, shards: Sequence[Shard], do: Do) -> tuple[ArtifactRef, ...]:
-    """Do all shards. If one fails, the others still finish, then its error is raised."""
-    watch = Watch(step.name, {shard.key: shard.name for shard in shards}, get_run_logger())
+async def do_shards(name: str, shards: Sequence[Shard], do: Do) -> tuple[ArtifactRef, ...]:
+    """Do all shards of the step of this name. If one fails, the others still finish, then its error is raised."""
+    watch = Watch(name, {shard.key: shard.name for shard in shards}, get_run_logger())
     looking = asyncio.create_task(watch.look())
     try:
         return await together(watch.done(shard, do) for shard in shards)

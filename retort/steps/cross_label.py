@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -73,15 +73,22 @@ class StudentStep(Step):
         folder = TrainedStudent.open(context.store, self.student).model
         student = load_student(folder, self.student_kind, self.max_length, problem_for(self.problem))
 
-        total = sum(1 for _ in rows())
-        outcomes = student.predict(
-            (row["text"] for row in rows()),
-            device=device,
-            total=total,
-            batch_tokens=max(64, 2048 >> context.attempt),
-            progress=context.progress,
+        total, texts = sum(1 for _ in rows()), (row["text"] for row in rows())
+        windows = (
+            student.predict(
+                islice(texts, size),
+                device=device,
+                total=size,
+                batch_tokens=max(64, 2048 >> context.attempt),
+                progress=context.progress,
+            )
+            for size in self.window_sizes(total)
         )
-        return zip(rows(), outcomes, strict=True)
+        return zip(rows(), chain.from_iterable(windows), strict=True)
+
+    def window_sizes(self, total: int) -> Sequence[int]:
+        """How many of the rows are predicted together, in their order; within it, prediction has windows of its own."""
+        return (total,)
 
 
 class LabelShard(StudentStep):
@@ -93,7 +100,12 @@ class LabelShard(StudentStep):
     probabilities: bool
     content: str
     """Digest of the rows."""
+    windows: Annotated[tuple[int, ...], Field(exclude_if=lambda windows: not windows)] = ()
+    """How many rows are predicted together, where somebody else says so than prediction itself."""
     rows: Runtime[ShardRows]
+
+    def window_sizes(self, total: int) -> Sequence[int]:
+        return self.windows or (total,)
 
     def run(self, context: StepContext) -> StepOutput:
         path = self.rows.path(context.store)
