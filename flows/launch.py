@@ -19,7 +19,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from retort.commands.plan import plan, repair
@@ -84,7 +84,19 @@ def main() -> None:
 
 
 def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
-    """Run the flow, with its progress on standard error: bars in a terminal, else a line for every step made."""
+    """Run the flow, with its progress on standard error."""
+    with in_terminal(quiet=options.quiet):
+        flow = flow_of(config)
+        thaw()
+        scope = {name: value for name, value in options.scope.model_dump(mode="json").items() if value}
+        finished: Finished = asyncio.run(flow(path, overrides=list(options.overrides), **scope))
+    return finished
+
+
+@contextlib.contextmanager
+def in_terminal(*, quiet: bool = False) -> Iterator[None]:
+    """Within it, Prefect may be imported and run. Progress goes to standard error: bars in a terminal, else a line for
+    every step made."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     from rich.console import Console
@@ -92,21 +104,17 @@ def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
 
     from tasks.progress import TERMINAL
 
-    flow = flow_of(config)
-    thaw()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True, quiet=options.quiet)
+    console = Console(stderr=True, quiet=quiet)
     bars = Progress(*columns, console=console, transient=True)
     TERMINAL.set(bars)
     with bars if console.is_terminal else contextlib.nullcontext():
-        scope = {name: value for name, value in options.scope.model_dump(mode="json").items() if value}
-        finished: Finished = asyncio.run(flow(path, overrides=list(options.overrides), **scope))
-    return finished
+        yield
 
 
 def flow_of(config: RecipeConfig) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -31,10 +31,12 @@ from retort.recipes import load_config, recipe_of
 from retort.recipes.base import Do
 from retort.recipes.execute import sweep_leftovers
 from retort.recipes.scope import Scope, again, check_scope, make_only
+from retort.recipes.sharding import in_shards
 from retort.recipes.walk import steps_of, whole_run
 from retort.records.base import ArtifactRef, Performed, Record
 from retort.report.base import Summary
 from retort.steps.base import Step
+from retort.steps.split_rows import Shard, is_part
 from retort.store.opening import open_store
 from retort.store.runs import RunRecord, keep_run
 from retort.tracking.champion import reigning_student
@@ -42,6 +44,7 @@ from retort.tracking.commit import git_commit
 from tasks.artifacts import show_report
 from tasks.child_process import end_waiting
 from tasks.gpu_slots import num_places
+from tasks.shards import do_shards
 from tasks.steps import task_of
 from tasks.work_pools import check_work_pools, work_pool_of
 
@@ -117,12 +120,13 @@ async def _run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     await asyncio.to_thread(sweep_leftovers, config)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
-    do = task_runner(config, performed)
+    made = task_runner(config, performed, lambda part: do(part))
+    do: Do = made
     champion = await asyncio.to_thread(reigning_student, config, store)
     if scope != Scope():
         steps = await steps_of(recipe, config, store, champion)
         await asyncio.to_thread(check_scope, scope, steps, store)
-        do = again(scope, steps, store, first_started() or started, do)
+        do = again(scope, steps, store, first_started() or started, made)
         if scope.only:
             await make_only(scope, steps, store, do)
             return Finished(run_id=run_id(), stages=tuple(performed))
@@ -133,26 +137,36 @@ async def _run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     return Finished(run_id=run_id(), stages=tuple(performed), summary=summary)
 
 
-def task_runner(config: RecipeConfig, performed: list[Performed]) -> Do:
-    """A `do` that runs each step as a task of this run, and appends it to `performed`.
+def task_runner(config: RecipeConfig, performed: list[Performed], part: Do) -> Do:
+    """A `do` that runs each step as a task of this run, and appends it to `performed`. A step that the config wants in
+    shards is split first; `part` does the split and the shards.
 
     At most as many steps run at once as `Places` has room for. Steps on a work pool take no place; the pool and its
     workers limit those. Steps of one key run one after the other, so that all but the first find its artifact.
     """
     settings, places = config.run_settings, Places(config.execution)
+    store, shards_begun = open_store(config.store), dict[str, float]()
     turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def do(step: Step) -> ArtifactRef:
+    async def run(step: Step) -> ArtifactRef:
         is_here = work_pool_of(config.execution, step) is None
         async with turns[step.key], places.place_for(step) if is_here else contextlib.nullcontext():
             started = time.monotonic()
             state: State[ArtifactRef] = await task_of(step)(settings, step, return_state=True)  # type: ignore[misc]
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - shards_begun.pop(step.key, started)
         ref: ArtifactRef = await state.aresult()
         scores = ref.metrics if step.artifact_kind == "scores" else {}
         status: Any = "HIT" if state.name == "Cached" else "MADE"
-        performed.append(Performed(name=step.name, status=status, seconds=seconds, scores=scores))
+        if not is_part(step):
+            performed.append(Performed(name=step.name, status=status, seconds=seconds, scores=scores))
         return ref
+
+    async def parts(step: Step, shards: Sequence[Shard]) -> tuple[ArtifactRef, ...]:
+        shards_begun[step.key] = time.monotonic()
+        return await do_shards(step.name, shards, part)
+
+    async def do(step: Step) -> ArtifactRef:
+        return await in_shards(config.execution, store, step, run, part, parts)
 
     return do
 

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -117,14 +117,9 @@ def run(
     ] = False,
 ) -> None:
     """Run the distillation. What is in the store already is not made again."""
-    root = workflow_root()
     scope = {"only": only or [], "from_stage": from_stage, "force": force or []}
     options = {"overrides": set_ or [], "scope": scope, "json_output": json_, "quiet": quiet, "repair": repair}
-    # This package may not import the flows, which are in a layer above it, so they run in a separate interpreter.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
-    # Without -P, a folder flows/ or tasks/ of the user's would be imported instead; Prefect users often have one.
-    command = [sys.executable, "-P", "-m", "flows.launch", config, json.dumps(options)]
-    os.execve(sys.executable, command, environment)
+    become("flows.launch", config, json.dumps(options))
 
 
 @app.command()
@@ -327,15 +322,28 @@ def predict(
     max_bad: Annotated[
         float, typer.Option("--max-bad", min=0, max=1, help="Exit 1 if a larger share of the rows had to be set aside.")
     ] = 0.1,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option("--shard-rows", min=1, help="Label so many rows (at least) each in a process of its own."),
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", metavar="NAME", help="The Prefect work pool whose workers do the shards.")
+    ] = None,
 ) -> None:
     """Label texts with a trained student, as JSON lines or Parquet.
 
     A row that cannot be labeled is set aside: told on standard error with the reason, and counted.
     """
-    from retort.serving.files import PredictionJob, predict_file
+    from retort.errors import ConfigError
+    from retort.serving.files import PredictionJob, dump_job, predict_file
     from retort.serving.texts import Fields
 
-    predict_file(PredictionJob(model, file, out, tracking, Fields(text, id_), probabilities, device, max_bad))
+    job = PredictionJob(model, file, out, tracking, Fields(text, id_), probabilities, device, max_bad)
+    if pool and shard_rows is None:
+        raise ConfigError(f"--pool '{pool}': give --shard-rows as well, the number of rows for each run of the pool")
+    if shard_rows is not None:
+        become("flows.predict", dump_job(job), str(shard_rows), *([pool] if pool else []))
+    predict_file(job)
 
 
 @app.command()
@@ -495,6 +503,15 @@ def teacher_lines(teacher: dict[str, Any]) -> list[str]:
             else f"  {one['kind']}: {one['known']} completions known"
         )
     return lines
+
+
+def become(module: str, *arguments: str) -> NoReturn:
+    """Run a module of the flows in place of this program. This package may not import them, which are in a layer above
+    it, so they run in a separate interpreter."""
+    root = workflow_root()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
+    # Without -P, a folder flows/ or tasks/ of the user's would be imported instead; Prefect users often have one.
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)
 
 
 def workflow_root() -> Path:

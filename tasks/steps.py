@@ -19,6 +19,7 @@ from retort.store.opening import open_store
 from tasks.child_process import end_waiting, in_child
 from tasks.gpu_slots import gpus_for
 from tasks.progress import progress_of
+from tasks.shards import begun
 from tasks.work_pools import on_work_pool, work_pool_of
 
 
@@ -67,6 +68,7 @@ async def _here(settings: RunSettings, step: Step) -> ArtifactRef:
     async with gpus_for(step, settings.execution) as place, progress_of(step) as on_progress:
         if step.resources.gpu == "all":
             await end_waiting(place)  # an engine needs all memory of its GPUs
+        begun(step)
         return await in_child(
             make,
             settings,

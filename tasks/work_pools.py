@@ -9,7 +9,9 @@ import asyncio
 import json
 import re
 from typing import Any
+from uuid import UUID
 
+from prefect import get_run_logger
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -19,7 +21,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import arun_deployment
@@ -30,12 +32,21 @@ from retort.config import ExecutionConfig, RunSettings, StoreConfig
 from retort.errors import ConfigError, DamagedArtifact, StageFailed
 from retort.records.base import ArtifactRef, Record, digest
 from retort.steps.base import Step, step_class
+from retort.steps.split_rows import Shard
 from retort.store.opening import open_store
 from retort.store.store import Store, read_again
+from tasks.shards import begun
 
 STEP_FLOW = "step"
 """Name of the flow that makes one step, see flows/steps.py."""
 POLL_SECONDS = 1.0
+"""How often a run is looked at, if there are few."""
+POLLS_PER_SECOND = 20
+"""How often runs are looked at, however many there are."""
+CRASHES = 2
+"""How often a shard is begun anew whose worker died. A shard that fails is not: its error would come again."""
+_waiting: set[UUID] = set()
+"""The runs that are waited for."""
 
 
 class WorkOrder(Record):
@@ -92,29 +103,50 @@ async def deployment_on(client: PrefectClient, pool: str) -> DeploymentResponse:
 
 
 async def on_work_pool(settings: RunSettings, step: Step, pool: str) -> ArtifactRef:
-    """Start a run of the step, or join one that is already in progress, and wait until it ends.
+    """Start a run of the step, or join one that is already in progress, and wait until it ends. A shard whose worker
+    died is begun anew, on another worker.
 
     Raises StageFailed if that run does not complete. Its own page shows why, and it can be retried there.
     """
     store = open_store(settings.store)
     async with get_client() as client:
-        runs = await _runs_of(client, step)
-        # It may have been started by this parent before it was killed, by another parent, or retried by a person.
-        in_progress = next((run for run in runs if run.state and not run.state.is_final()), None)
-        child = in_progress or await _start(client, settings, step, pool, earlier=len(runs))
-        while not (child.state and child.state.is_final()):
-            await asyncio.sleep(POLL_SECONDS)
-            child = await client.read_flow_run(child.id)
+        child, state = await _ended(client, settings, step, pool)
+        for _ in range(CRASHES if isinstance(step, Shard) else 0):
+            if state.is_crashed():
+                get_run_logger().warning("%s: its worker died; begun anew", step.name)
+                child, state = await _ended(client, settings, step, pool)
     manifest = await asyncio.to_thread(store.find, step.artifact_kind, step.key)
-    if not child.state.is_completed():
-        message = (child.state.message or "").strip().partition("\n")[0]
+    if not state.is_completed():
+        message = (state.message or "").strip().partition("\n")[0]
         raise StageFailed(
-            f"{step.name}: its run on work pool '{pool}' ended as {child.state.name} ({message}). Retry that run from "
+            f"{step.name}: its run on work pool '{pool}' ended as {state.name} ({message}). Retry that run from "
             f"its own page, then this one: {url_for(child) or child.id}"
         )
     if manifest is None:
         raise DamagedArtifact(f"{step.name}: its run {child.id} completed, but {store.root} does not hold its artifact")
     return store.ref(manifest)
+
+
+async def _ended(
+    client: PrefectClient, settings: RunSettings, step: Step, pool: str
+) -> tuple[FlowRun, State[ArtifactRef]]:
+    """The step's run, started here or in progress, once it has ended, and how it ended."""
+    runs = await _runs_of(client, step)
+    # It may have been started by this parent before it was killed, by another parent, or retried by a person.
+    in_progress = next((run for run in runs if run.state and not run.state.is_final()), None)
+    child = in_progress or await _start(client, settings, step, pool, earlier=len(runs))
+    _waiting.add(child.id)
+    is_begun = False
+    try:
+        while not (child.state and child.state.is_final()):
+            if child.state and child.state.is_running() and not is_begun:
+                begun(step)
+                is_begun = True
+            await asyncio.sleep(POLL_SECONDS * max(1.0, len(_waiting) / POLLS_PER_SECOND))
+            child = await client.read_flow_run(child.id)
+    finally:
+        _waiting.discard(child.id)
+    return child, child.state
 
 
 async def _runs_of(client: PrefectClient, step: Step) -> list[FlowRun]:

@@ -49,6 +49,10 @@ class ExecutionConfig(Settings):
     """The Prefect work pool for teachers that need a GPU, each in a separate run. Default: this process's machine."""
     student_pool: Text | None = None
     """The Prefect work pool on which students are trained, label and are scored. Default: this process's machine."""
+    shard_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows of a shard. Labeling, cross-labeling and evaluation of more rows are split, and each shard is a step of its
+    own: on the work pool if there is one (an endpoint's shards go to `teacher_pool`), else side by side on this
+    machine. Shards of a student are whole windows of 8,192 rows. Default: nothing is split."""
 
 
 class RunSettings(Settings):

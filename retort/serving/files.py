@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, TextIO
 from uuid import uuid4
 
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from retort.errors import ConfigError, RetortError
 from retort.io.parquet import write_rows
 from retort.io.terminal import say
+from retort.problems import Problem
 from retort.serving.addresses import FoundStudent, find_student
 from retort.serving.answers import PredictionRecord, answer, answer_schema
 from retort.serving.texts import BadRow, Fields, Tally, TextRow, read_texts
@@ -53,30 +55,48 @@ def predict_file(job: PredictionJob) -> Tally:
     Raises ConfigError or DataError before doing anything expensive, and RetortError if more than `max_bad` of the rows
     were set aside; `out` is not written then.
     """
-    check_out(job.out)
-    found = find_student(job.model, job.tracking)
-    if job.probabilities:
-        check_probabilities(found)
-    columns = found.manifest.fingerprint["params"].get("fields", ())
-    is_chat = found.manifest.fingerprint["params"]["problem"]["kind"] == "chat"
-    rows = read_texts(job.source, job.fields._replace(columns=tuple(columns), are_conversations=is_chat))
+    found, fields = prepared(job)
+    rows = read_texts(job.source, fields)
     # Imports torch, which takes seconds; the errors above should not wait for it.
     from retort.serving.student import load_student
 
     student = load_student(found, job.device)
     tally, started = Tally(), time.monotonic()
     answers = _answers(student, rows, tally, job.probabilities)
+    write_answers(job, student.problem, answers, tally)
+    rate = tally.labeled / max(1e-9, time.monotonic() - started)
+    tell(f"{tally}, by {student.name}; {rate:,.0f} rows/s on {student.device.name}")
+    return tally
+
+
+def dump_job(job: PredictionJob) -> str:
+    return TypeAdapter(PredictionJob).dump_json(job).decode()
+
+
+def load_job(text: str) -> PredictionJob:
+    return TypeAdapter(PredictionJob).validate_json(text)
+
+
+def prepared(job: PredictionJob) -> tuple[FoundStudent, Fields]:
+    """The student, and the fields that it reads. Raises ConfigError for a job that cannot end well."""
+    check_out(job.out)
+    found = find_student(job.model, job.tracking)
+    if job.probabilities:
+        check_probabilities(found)
+    params = found.manifest.fingerprint["params"]
+    is_chat = params["problem"]["kind"] == "chat"
+    return found, job.fields._replace(columns=tuple(params.get("fields", ())), are_conversations=is_chat)
+
+
+def write_answers(job: PredictionJob, problem: Problem, answers: Iterable[PredictionRecord], tally: Tally) -> None:
+    """Write them to `job.out` or to standard output, and check how many rows were set aside, see `predict_file`."""
     if job.out is None:
         write_lines(sys.stdout, answers)
         check_share(tally, job.max_bad)
-    else:
-        schema = answer_schema(student.problem, probabilities=job.probabilities)
-        with _replacing(job.out) as draft:
-            _write(draft, schema, answers)
-            check_share(tally, job.max_bad, f"; '{job.out}' is not written")
-    rate = tally.labeled / max(1e-9, time.monotonic() - started)
-    _tell(f"{tally}, by {student.name}; {rate:,.0f} rows/s on {student.device.name}")
-    return tally
+        return
+    with _replacing(job.out) as draft:
+        _write(draft, answer_schema(problem, probabilities=job.probabilities), answers)
+        check_share(tally, job.max_bad, f"; '{job.out}' is not written")
 
 
 def check_out(out: Path | None) -> None:
@@ -125,20 +145,21 @@ def _answers(
     student: "LoadedStudent", rows: Iterator[TextRow | BadRow], tally: Tally, probabilities: bool
 ) -> Iterator[PredictionRecord]:
     last = time.monotonic()
-    for window in windows(_set_aside(rows, tally)):
+    for window in windows(set_aside(rows, tally)):
         for row, prediction in zip(window, student.label([row.text for row in window]), strict=True):
             yield {"id": row.row_id, **answer(student.problem, row.text, prediction, probabilities=probabilities)}
         tally.labeled += len(window)
         if time.monotonic() - last > TELL_SECONDS:
             last = time.monotonic()
-            _tell(f"{tally} so far")
+            tell(f"{tally} so far")
 
 
-def _set_aside(rows: Iterator[TextRow | BadRow], tally: Tally) -> Iterator[TextRow]:
+def set_aside(rows: Iterator[TextRow | BadRow], tally: Tally) -> Iterator[TextRow]:
+    """The rows that can be labeled; the others are told and counted."""
     for row in rows:
         if isinstance(row, BadRow):
             tally.reasons[row.reason] += 1
-            _tell(f"{row.place}: {row.reason}: {row.detail}")
+            tell(f"{row.place}: {row.reason}: {row.detail}")
         else:
             yield row
 
@@ -186,5 +207,5 @@ def _replacing(out: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
     say(line, file=sys.stderr)

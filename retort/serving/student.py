@@ -37,7 +37,7 @@ class LoadedStudent:
     def label(self, texts: Sequence[str]) -> Iterator[Prediction]:
         """Predictions in the order of `texts`."""
         outcomes = self.student.predict(texts, device=self.device, total=len(texts))
-        return (_answered(self.problem, text, outcome) for text, outcome in zip(texts, outcomes, strict=True))
+        return (answered(self.problem, text, outcome) for text, outcome in zip(texts, outcomes, strict=True))
 
     def fault(self, text: str) -> str | None:
         """Predicate of a sentence about a text that this student cannot read, beside what no student can: a tiny one
@@ -63,7 +63,7 @@ class LoadedStudent:
         list(self.label([text]))
 
 
-def _answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
+def answered(problem: Problem, text: str, outcome: Outcome) -> Prediction:
     """The outcome as a prediction. If the student wrote something that is not a label, the confidence is 0.
 
     The label is then what it wrote, if the problem has no classes, and otherwise the most likely label under uniform

@@ -17,14 +17,14 @@ from retort.problems import problem_for
 from retort.records.base import ArtifactRef, Example, Label, ParseFailure, Score
 from retort.steps.base import Step
 from retort.steps.context import StepContext
-from retort.steps.cross_label import StudentStep
-from retort.store import StepOutput
+from retort.steps.cross_label import Rows, RowsStep
+from retort.store import StepOutput, Store
 
 Labels = dict[str, tuple[Label | None, float | None]]
 """(label, confidence) by example_id."""
 
 
-class EvaluateStudent(StudentStep):
+class EvaluateStudent(RowsStep):
     """Score a student on gold-labeled rows."""
 
     kind = "evaluate"
@@ -35,18 +35,29 @@ class EvaluateStudent(StudentStep):
     seed: int
     gold: ArtifactRef
 
+    @property
+    def most_rows(self) -> int:
+        return self.gold.rows
+
+    @property
+    def keeps_probabilities(self) -> bool:
+        return False
+
+    def rows_in(self, store: Store) -> Rows:
+        examples = Examples.open(store, self.gold)
+        return lambda: examples.rows(["example_id", "text"])
+
     def run(self, context: StepContext) -> StepOutput:
         labels: Labels = {}
         invalid = total = 0
-        examples = Examples.open(context.store, self.gold)
-        for row, outcome in self.outcomes(context, lambda: examples.rows(["example_id", "text"])):
+        for row, outcome in self.outcomes(context, self.rows_in(context.store)):
             total += 1
             if isinstance(outcome, ParseFailure):
                 invalid += 1
             else:
                 invalid += outcome.is_repaired
                 labels[row["example_id"]] = (outcome.label, outcome.confidence)
-        output = score_rows(self, context, examples.gold(), labels)
+        output = score_rows(self, context, Examples.open(context.store, self.gold).gold(), labels)
         shares = {INVALID_SHARE: invalid / total} if total else {}
         return output.model_copy(update={"metrics": {**output.metrics, **shares}})
 

@@ -205,6 +205,23 @@ class Store:
 
         return read_again(read)
 
+    def open_file(self, ref: ArtifactRef, path: str) -> Path:
+        """One file of an artifact, verified, on local disk. Do not write into it. Raises DamagedArtifact."""
+        manifest = self.manifest_of(ref)
+        file = next((file for file in manifest.files if file.path == path), None)
+        if file is None:
+            raise DamagedArtifact(f"artifact {ref.uri} has no file '{path}'; {REPAIR}")
+        if isinstance(self._place, Folder):
+            read_again(partial(self._verify_file, manifest, file))
+            return self._place.root / files_folder(manifest) / path
+        target = self._cache / manifest.kind / manifest.key / f"{manifest.folder}.files" / path
+        if not is_intact(target, file):
+            with scratch("download", self._cache) as draft:
+                read_again(partial(self._download_file, self._place, manifest, file, draft))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (draft / path).replace(target)
+        return target
+
     def verify(self, manifest: Manifest) -> None:
         """Read every file and check its size and sha256. Raises DamagedArtifact."""
         for file in manifest.files:

@@ -7,10 +7,10 @@ run retries only the rows that were set aside.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import chain, count, groupby
+from itertools import chain, count, groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 
 from retort.errors import BudgetSpent
-from retort.io.parquet import Row, read_rows, write_rows
+from retort.io.parquet import Row, count_rows, read_rows, write_rows
 from retort.io.scratch import scratch
 from retort.records.base import ParseFailure, Progress
-from retort.teachers.ledger import Ledger, LedgerWriter, entry_of
+from retort.teachers.ledger import Entry, Ledger, LedgerWriter, entry_of
 from retort.teachers.parsing import CompletionParser, Labeled, Parsed
 from retort.teachers.request_builder import Pending, RequestBuilder
 from retort.teachers.requests import CompletionClient, CompletionRequest, OpenClient, Rejection
@@ -65,6 +65,8 @@ class Labeler:
     open_client: Callable[[], OpenClient]
     usage: Usage
     progress: Progress
+    settled: Mapping[bytes, ParseFailure] = field(default_factory=dict)
+    """Rows that got no label in this run and are not asked about again, by the ledger key of their first completion."""
     _client: CompletionClient | None = None
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
     _stopped: str | None = None
@@ -87,11 +89,17 @@ class Labeler:
 
         Raises BudgetSpent and whatever the client raises; every completion received by then is in the ledger.
         """
-        first, failed = self._folder / "first.parquet", dict[int, ParseFailure]()
+        first, failed = self._folder / "first.parquet", self._settled_rows(rows)
+        settled = frozenset(failed)
         again: list[Pending] = []
 
         def first_round() -> Iterator[Row]:
-            for pending, outcome in self._round(lambda: pending_rows(rows), 0):
+            outcomes = self._round(lambda: (row for row in pending_rows(rows) if row.position not in settled), 0)
+            for position in range(count_rows(rows)):
+                if position in settled:
+                    yield {}
+                    continue
+                pending, outcome = next(outcomes)
                 if isinstance(outcome, ParseFailure):
                     failed[pending.position] = outcome
                     again.append(pending)
@@ -106,6 +114,47 @@ class Labeler:
                 yield row, late.get(position, failed[position])
             else:
                 yield row, Labeled(**{**outcome, "top": outcome["top"] and TopLogprobs(**outcome["top"])})
+
+    def unanswered(self, rows: Path) -> Iterator[Row]:
+        """The rows, of equal ones the first, for which `label` would request something. Requests nothing."""
+        wanted, source, attempt = bytearray(count_rows(rows)), _all(rows), 0
+        while True:
+            failed: list[Pending] = []
+            for pending, found in self._found(source, attempt):
+                if any(map(self._is_wanted, found)):
+                    wanted[pending.position] = 1
+                elif isinstance(self.parser.parse(pending.text, found), ParseFailure):
+                    failed.append(replace(pending, num_tries=pending.num_tries + 1))
+            failed = [pending for pending in failed if self.builder.may_retry(pending)]
+            if not failed:
+                break
+            source, attempt = failed.copy, attempt + 1
+        return (
+            row for row, is_wanted in zip(read_rows(rows, ["example_id", "text"]), wanted, strict=True) if is_wanted
+        )
+
+    def _found(self, rows: Rows, attempt: int) -> Iterator[tuple[Pending, list[Entry | None]]]:
+        """What the ledger has of an attempt, for the first of equal rows."""
+        samples, keys_file = self.builder.teacher.sampling.samples, self._folder / "asked.parquet"
+        write_rows(keys_file, ASKED, self.builder.keys(rows(), attempt))
+        entries, first_rows = self.ledger.join(keys_file), self.ledger.first_rows(keys_file, samples)
+        for number, (pending, first) in enumerate(zip(rows(), first_rows, strict=True)):
+            found = [next(entries) for _ in range(samples)]
+            if first == number:
+                yield pending, found
+
+    def _is_wanted(self, entry: Entry | None) -> bool:
+        """Whether a completion must be requested, see `Ledger.missing`."""
+        return entry is None or (entry.finish_reason == "length" and entry.max_tokens < self._max_tokens)
+
+    def _settled_rows(self, rows: Path) -> dict[int, ParseFailure]:
+        """The settled rows by their position."""
+        if not self.settled:
+            return {}
+        samples = self.builder.teacher.sampling.samples
+        firsts = islice(self.builder.keys(pending_rows(rows), 0), 0, None, samples)
+        found = ((position, self.settled.get(first["key"])) for position, first in enumerate(firsts))
+        return {position: failure for position, failure in found if failure is not None}
 
     def _later_rounds(self, again: list[Pending], failed: dict[int, ParseFailure]) -> dict[int, Labeled]:
         """Retry rows as often as the config allows; keeps the last failure of each row in `failed`."""
@@ -220,6 +269,10 @@ class Labeler:
             total,
             f"{self.usage.completions / seconds:.0f} completions/s",
         )
+
+
+def _all(rows: Path) -> Rows:
+    return lambda: pending_rows(rows)
 
 
 def pending_rows(rows: Path) -> Iterator[Pending]:

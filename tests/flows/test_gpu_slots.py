@@ -286,7 +286,7 @@ def most_at_once(config: MckdConfig, monkeypatch: pytest.MonkeyPatch, wanted: li
         return perform
 
     async def all_of_them() -> None:
-        do = flow.task_runner(config, [])
+        do = flow.task_runner(config, [], lambda part: do(part))
         await asyncio.gather(*map(do, wanted))
 
     monkeypatch.setattr(flow, "task_of", task_of)

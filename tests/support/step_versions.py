@@ -34,7 +34,9 @@ class Silent(NamedTuple):
 
 def versions() -> dict[str, tuple[str, int]]:
     """(module, version) of every step, by its class."""
-    import retort.recipes  # noqa: F401 - every step that a recipe has
+    import retort.recipes  # every step that a recipe has
+    import retort.recipes.sharding
+    import retort.serving.shards  # noqa: F401 - and those that split rows
     from retort.steps.base import step_classes
 
     ours = [cls for cls in step_classes() if cls.__module__.startswith(f"{PACKAGE}.")]
