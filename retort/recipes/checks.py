@@ -11,7 +11,7 @@ from retort.recipes.execute import made_or_found
 from retort.records.base import ArtifactRef
 from retort.records.result import Champion
 from retort.records.set_aside import SetAside
-from retort.steps.ingest import Ingest
+from retort.steps.ingest import IN_LABELED, Ingest
 from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.steps.pseudolabel_recorded import PseudolabelRecorded
 from retort.store import Store
@@ -72,14 +72,15 @@ def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool)
     """Return how many rows of the pool have no completion.
 
     Raises DataError if no line is a completion, and for completions of unknown rows, unless the pool was limited (not
-    `whole_pool`) or they may be those of rows that were set aside, of which an id may be wrong or cannot be read.
+    `whole_pool`) or they may be those of rows that were left out for the labeled set, or set aside, of which an id may
+    be wrong or cannot be read.
     """
     completed = _completed(step)
     pool = Examples.open(store, step.pool)
     ids = {row["example_id"] for row in pool.rows(["example_id"])}
     aside = [row["example_id"] for row in pool.set_aside_rows()]
     unknown = completed - ids - set(aside)
-    if len(unknown) > len(aside) and whole_pool:
+    if len(unknown) > len(aside) + pool.manifest.counts.get(IN_LABELED, 0) and whole_pool:
         raise DataError(
             f"teacher.completions = '{step.path}': {len(unknown)} completion(s) for ids that the pool does not have, "
             f"such as '{min(unknown)}'"

@@ -33,6 +33,9 @@ from retort.steps.base import Runtime, Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 
+IN_LABELED = "in labeled set"
+"""A count: rows of the pool that were left out."""
+
 
 class FoldRows(Record):
     """Selects some of a file's rows by fold."""
@@ -122,7 +125,7 @@ class Ingest(Step):
         if rationales:
             write_rows(context.folder / RATIONALE_ROWS, RATIONALES, rationales)
         details = {SET_ASIDE: dict(reasons)} if reasons else {}
-        counts = {"gold": len(golds), **({"in labeled set": left_out} if left_out else {})}
+        counts = {"gold": len(golds), **({IN_LABELED: left_out} if left_out else {})}
         return StepOutput(rows=count, counts=counts, details=details)
 
     @property

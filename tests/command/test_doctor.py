@@ -84,7 +84,7 @@ def test_equal_texts_are_counted(slots: Any) -> None:
     slots.values["teacher"] = {"kind": "finetuned"}
     assert findings(slots)["leakage"] == (
         "note",
-        "equal texts in labeled and pool: 2, labeled and test: 0, pool and test: 3",
+        "equal texts in labeled and pool (left out of it): 2, labeled and test: 0, pool and test: 3",
     )
 
 

@@ -6,6 +6,7 @@ from retort.artifacts.examples import Examples
 from retort.config import MckdConfig
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.steps import ingest
+from retort.steps.ingest import IN_LABELED
 from retort.store.opening import open_store
 from tiny_data import write_lines
 
@@ -37,7 +38,7 @@ def test_the_pool_is_without_the_rows_of_the_labeled_set(tmp_path: Path) -> None
     ref = made_or_found(config, ingest(config, "unlabeled"))
     pool = Examples.open(open_store(config.store), ref)
     assert [row["text"] for row in pool.rows(["text"])] == ["the clocks", *(f"row {number}" for number in range(7))]
-    assert pool.manifest.counts == {"gold": 8, "in labeled set": 2}
+    assert pool.manifest.counts == {"gold": 8, IN_LABELED: 2}
 
 
 def test_the_limit_counts_what_is_left(tmp_path: Path) -> None:

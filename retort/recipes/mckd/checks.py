@@ -28,6 +28,7 @@ from retort.recipes.mckd.steps import Role, columns_of, ingest, label_by_llm, la
 from retort.recipes.mckd.teacher import STEP, member_step
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
+from retort.steps.ingest import IN_LABELED
 from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.steps.pseudolabel_recorded import PseudolabelRecorded
 from retort.store import Store
@@ -153,8 +154,15 @@ def doctor_checks(config: MckdConfig) -> Mapping[str, DoctorCheck]:
 
 def _rows_found(role: Role, config: MckdConfig) -> str:
     """Reads every row, which checks its form, label and id."""
-    rows = made_or_found(config, ingest(resolve(config), role))
-    return rows_found(usable_store(config), rows, config.data.max_bad_share)
+    return rows_found(usable_store(config), _rows_of(resolve(config), role), config.data.max_bad_share)
+
+
+def _rows_of(config: MckdConfig, role: Role) -> ArtifactRef:
+    step = ingest(config, role)
+    try:
+        return made_or_found(config, step)
+    except DataError:  # of the pool or of the labeled set, which has a line of its own
+        return made_or_found(config, step.model_copy(update={"without": None, "labeled": None}))
 
 
 def _leakage_found(config: MckdConfig) -> str:
@@ -162,7 +170,7 @@ def _leakage_found(config: MckdConfig) -> str:
     check_overlap(store, data)
     labeled, pool, test = (texts_of(store, ref) for ref in (data.labeled, data.unlabeled, data.test))
     shared = {
-        "labeled and pool": len(labeled & pool),
+        "labeled and pool (left out of it)": store.manifest_of(data.unlabeled).counts.get(IN_LABELED, 0),
         "labeled and test": len(labeled & test),
         "pool and test": len(pool & test),
     }
@@ -235,7 +243,7 @@ def _loaded(config: MckdConfig, weights: Weights) -> str:
 
 def _trainings_planned(config: MckdConfig) -> str:
     config, store = resolve(config), usable_store(config)
-    pool = made_or_found(config, ingest(config, "unlabeled"))
+    pool = _rows_of(config, "unlabeled")
     check_cells(config, store, pool)
     method = config.method
     trainings = method.partitions * method.stages + 1
