@@ -265,7 +265,8 @@ def test_classification_with_a_finetuned_teacher_and_proven_stages(
     assert kinds == {"teacher", "stage", "final", "baseline"}
     assert set(finished.summary.final.scores) == {"accuracy", "macro_f1"}
     if finished.summary.kept_stage == 1:
-        assert statuses(finished)["vanilla-kd/student"] == "HIT"
+        found = statuses(finished)
+        assert {found["vanilla-kd/student"], found["final/student"]} == {"MADE", "HIT"}, "whichever comes first"
 
 
 @pytest.mark.slow

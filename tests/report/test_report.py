@@ -265,10 +265,10 @@ def test_the_reason_of_fine_tuning(tuned: Report, tmp_path: Path) -> None:
     reason = tuned.summary(MckdSummary).reason
     assert (
         "Fine-tuning on the labeled set was accepted: it changed a student's slot F1 on 2 judging rows that it had not "
-        "seen by +100.0 (95 % interval +100.0 to +100.0; better in 100% of resamples, 25% needed). So the students "
+        "seen by +100.0 (95 % interval +100.0 to +100.0; better in 100% of resamples, 10% needed). So the students "
         "that relabel the pool last and the final student had it."
     ) in reason
-    worse = {"fine-tuning/judge": {"l0": "[IN:PLAY ]"}}
+    worse = {"fine-tuning/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"}}
     rejected = summary_of(synthetic(tmp_path, worse, method=TUNED, baselines=[]))
     assert "Fine-tuning on the labeled set was rejected: it changed a student's slot F1 on 2 judg" in rejected.reason
     assert rejected.final.note == "labels of stage 1"

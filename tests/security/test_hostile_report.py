@@ -15,7 +15,7 @@ from endpoint_server import EndpointServer, ask, requests
 from flows.launch import harmless
 from retort.errors import ConfigError
 from retort.io.terminal import printable, say
-from retort.report.mckd.pictures import draw_scores
+from retort.report.mckd.pictures import draw_all
 from retort.report.mckd.step import ORDERS
 from retort.report.mckd.summary import MckdSummary, table
 from retort.report.mckd.terminal import render_terminal
@@ -67,8 +67,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> MckdSummary:
 @pytest.fixture(scope="module")
 def pages(summary: MckdSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
-    draw_scores(summary, folder)
-    write_pages(summary, folder, "mckd", table=table(summary), orders=ORDERS)
+    write_pages(summary, folder, "mckd", draw_all(summary, folder), table=table(summary), orders=ORDERS)
     return folder
 
 

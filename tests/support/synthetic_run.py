@@ -77,6 +77,7 @@ WRONG = {
     "stage2/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"},
     "stage2/test": {"t0": "[IN:PLAY ]", "t1": PLAY_ARTIST.format("bad")},
     "final/test": {"t1": PLAY_ARTIST.format("bad"), "t3": "[IN:PLAY ]"},
+    "vanilla-kd/test": {"t1": PLAY_ARTIST.format("bad"), "t3": "[IN:PLAY ]"},  # the final student, which may come later
     "champion/test": {"t0": PLAY_TRACK.format("cher"), "t1": PLAY_ARTIST.format("bad"), "t3": "[IN:PLAY ]"},
 }
 """What students say instead of the gold, by the beginning of the evaluation's name."""
@@ -175,7 +176,7 @@ def _made(step: Step, context: StepContext, wrong: Wrong) -> StepOutput:
         case CrossValidate():
             return _make_student_scores(wrong, step, step.labels, context)
         case Gate():
-            return step.judge(context, lambda gate, context, texts: (2.5, "a machine"))
+            return step.judge(context, lambda gate, context, texts: ([2.5] * len(texts), "a machine"))
     return step.run(context)
 
 

@@ -44,9 +44,7 @@ def last_run(config: RecipeConfig, store: Store) -> LastRun:
     roles = {role: keys[0] for role, keys in looked.fingerprint["inputs"].items()}
     final = Report.open(store, store.ref(page)).summary(MckdSummary).model_key
     wanted = {"student": [final], "gold": [roles["test"]]}
-    of_final = [one for one in made if one.kind == Scores.kind and one.fingerprint["inputs"] == wanted]
-    # By its own name, or by that of a baseline that is the same student.
-    scores = max(of_final, key=lambda one: one.name == "final/test", default=None)
+    scores = next((one for one in made if one.kind == Scores.kind and one.fingerprint["inputs"] == wanted), None)
     missing = [key for key in (roles["pool"], roles["labeled"], final) if key not in by_key]
     if scores is None or missing:
         raise ConfigError(f"'{config.name}': part of its last run is gone from {store.root}; run it again")
