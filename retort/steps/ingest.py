@@ -117,7 +117,7 @@ class Ingest(Step):
         with RowWriter(context.folder / SET_ASIDE_ROWS, BAD_ROWS) as aside:
             count = write_rows(context.folder / ROWS, EXAMPLES, rows(aside))
         if not count:
-            raise DataError(self._no_rows(context.folder, reasons))
+            raise DataError(self._no_rows(context.folder, reasons, left_out))
         if golds:
             write_rows(context.folder / GOLD_ROWS, GOLD, golds)
         if groups:
@@ -161,7 +161,12 @@ class Ingest(Step):
         ids = (row.example_id for row in rows if _plain(row.text) not in known)
         return set(heapq.nsmallest(limit, ids, key=digest))
 
-    def _no_rows(self, folder: Path, reasons: Mapping[str, int]) -> str:
+    def _no_rows(self, folder: Path, reasons: Mapping[str, int], left_out: int) -> str:
+        if left_out:
+            return (
+                f"{self._place()}: all {left_out} rows that can be used are in data.labeled too, so their labels are "
+                "known; at least one other is needed"
+            )
         if not reasons:
             return f"{self._place()}: holds no rows; at least one is needed"
         aside = summary_of(read_rows(folder / SET_ASIDE_ROWS), 0, reasons)

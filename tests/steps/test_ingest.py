@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from retort.artifacts.examples import Examples
 from retort.config import MckdConfig
+from retort.errors import DataError
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.steps import ingest
 from retort.steps.ingest import IN_LABELED
@@ -53,3 +56,10 @@ def test_another_labeled_set_makes_another_pool(tmp_path: Path) -> None:
     after = {role: ingest(config, role).key for role in ("unlabeled", "test")}
     assert before["unlabeled"] != after["unlabeled"]
     assert before["test"] == after["test"]
+
+
+def test_a_pool_of_nothing_else_is_told(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    write_lines(tmp_path / "unlabeled.jsonl", [{"id": "r0", "text": "The clocks creep"}])
+    with pytest.raises(DataError, match=r"unlabeled.jsonl: all 1 rows that can be used are in data.labeled too"):
+        made_or_found(config, ingest(config, "unlabeled"))

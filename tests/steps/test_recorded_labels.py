@@ -56,7 +56,8 @@ def labeled(
         "execution": {"device": "cpu"},
     }
     config = resolve(MckdConfig.model_validate(values))
-    pool = made_or_found(config, ingest(config, "unlabeled"))
+    whole = {"without": None, "labeled": None}  # with the texts of the labeled set
+    pool = made_or_found(config, ingest(config, "unlabeled").model_copy(update=whole))
     step = label_recorded(config, "stage0/pseudolabels", config.teacher, pool)  # type: ignore[arg-type]
     ref, store = make(config, step, 0, lambda *_: None), open_store(config.store)
     found = Pseudolabels.open(store, ref)
