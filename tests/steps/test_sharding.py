@@ -2,6 +2,7 @@
 again alone."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,11 @@ SLOTS = SlotsConfig(kind="slots", intents={"GetWeather": ["city"]})
 LABELED = [f"the film number {n} was {word}" for n, word in enumerate(["great", "dull", "good", "awful"] * 2)]
 
 
+ONE_AT_A_TIME = threading.Lock()
+"""Two threads that load models with transformers leave it in a state in which later models have no weights. In a run
+each step has a process of its own."""
+
+
 class Workplace:
     """A store, and what a run would do in it, without Prefect."""
 
@@ -84,7 +90,11 @@ class Workplace:
         if step.name in self.broken:
             raise TeacherUnavailable(f"{step.name}: the worker is gone")
         self.made.append(step)
-        return await asyncio.to_thread(make, self.settings, step, 0, lambda *_: None)
+        return await asyncio.to_thread(self._make, step)
+
+    def _make(self, step: Step) -> ArtifactRef:
+        with ONE_AT_A_TIME:
+            return make(self.settings, step, 0, lambda *_: None)
 
     def do(self, step: Step) -> Manifest:
         """Make or find a step."""
