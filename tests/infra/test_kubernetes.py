@@ -86,7 +86,7 @@ def test_defaults_are_what_the_server_lets_through(pool: str) -> None:
 def test_a_job_runs_the_pools_image_with_as_few_rights_as_it_can(pool: str) -> None:
     pod = rendered(pool)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert re.fullmatch(rf"retort/{POOLS[pool]}:\d+\.\d+\.\d+", container["image"])
+    assert re.fullmatch(rf"\S+/{POOLS[pool]}:\d+\.\d+\.\d+(@sha256:\S+)?", container["image"])
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["automountServiceAccountToken"] is False
