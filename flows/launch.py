@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from flows.run import Finished
 
-_QUIET = {
+SETTINGS = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; infra/setup_server.py takes 90 s of silence for death
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are printed once, as a sentence; the UI has logs
@@ -97,7 +98,7 @@ def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
 def in_terminal(*, quiet: bool = False) -> Iterator[None]:
     """Within it, Prefect may be imported and run. Progress goes to standard error: bars in a terminal, else a line for
     every step made."""
-    for name, value in _QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
