@@ -15,8 +15,8 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from retort.commands.plan import plan, repair
 from retort.config import RecipeConfig
 from retort.errors import RetortError
-from retort.io.terminal import printable, say
+from retort.io.terminal import Spoken, printable, say, say_command
 from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
 from retort.records.base import Record
@@ -57,6 +57,7 @@ class RunOptions(Record):
 
 def main() -> None:
     """Exit codes as in `retort.errors`; 130 after Ctrl-C."""
+    logging.lastResort = Spoken(logging.WARNING)
     path, options = sys.argv[1], RunOptions.model_validate_json(sys.argv[2])
     started = time.monotonic()
     try:
@@ -144,17 +145,17 @@ def print_result(config: RecipeConfig, finished: "Finished", arguments: list[str
     if summary:
         console.print(harmless(console, recipe_of(config).render(summary, console.width)))
     made = sum(stage.status == "MADE" for stage in finished.stages)
-    print(f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found, in {seconds:.0f} s.")
+    say(f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found, in {seconds:.0f} s.")
     if summary is None:
         return
-    print(f"\nStudent:  {summary.model_uri}")
-    print(f"Report:   {printable(shlex.join(['retort', 'report', *arguments]))}")
+    say(f"\nStudent:  {summary.model_uri}")
+    say_command("Report:   ", ["retort", "report", *arguments])
     if config.tracking:
         address = without_secrets(tracking_uri(config.tracking))
-        print(f"MLflow:   {address}, experiment {config.tracking.experiment or config.name}")
+        say(f"MLflow:   {address}, experiment {config.tracking.experiment or config.name}")
     if summary.gate and summary.gate.outcome in ("passed", "first"):
-        print(f"Promote:  {printable(shlex.join(['retort', 'promote', *arguments]))}")
-    print(f"Use it:   {shlex.join(['retort', 'predict', summary.model_uri, 'FILE'])}")
+        say_command("Promote:  ", ["retort", "promote", *arguments])
+    say_command("Use it:   ", ["retort", "predict", summary.model_uri, "FILE"])
 
 
 def harmless(console: "Console", rendered: "RenderableType") -> "Segments":
