@@ -222,6 +222,13 @@ def test_the_scorer_is_probed_where_clients_do_not_reach_and_ends_what_it_began(
     assert {port["targetPort"] for port in served["ports"]} == set(ports)
 
 
+def test_an_autoscaler_alone_says_how_many_pods_there_are() -> None:
+    """A number in the Deployment would undo it at every `kubectl apply`."""
+    scaled = [one["spec"]["scaleTargetRef"]["name"] for one in manifests() if one["kind"] == "HorizontalPodAutoscaler"]
+    assert scaled
+    assert all("replicas" not in named("Deployment", name)["spec"] for name in scaled)
+
+
 def policies() -> list[dict[str, Any]]:
     return [one for one in manifests() if one["kind"] == "NetworkPolicy"]
 
