@@ -116,8 +116,8 @@ audit: setup  ## known vulnerabilities of the packages in images, which pip-audi
 		$(BIN)/uv tool run pip-audit==2.9.0 --vulnerability-service osv --disable-pip --require-hashes -r $$lock || exit 1; \
 	done
 
-pin-images: setup  ## base images by the digest that their tags have today; needs their registries and docker's buildx
-	$(BIN)/python infra/pin_images.py
+pin-images: setup  ## images by the digest that their tags have today; REGISTRY=HOST/PREFIX: those that you pushed too
+	$(BIN)/python infra/pin_images.py $(if $(REGISTRY),--registry $(REGISTRY))
 
 clean:  ## remove everything that was made here
 	rm -rf .venv .venv-teacher .retort .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -15,8 +15,8 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from retort.commands.plan import plan, repair
 from retort.config import RecipeConfig
 from retort.errors import RetortError
-from retort.io.terminal import printable, say
+from retort.io.terminal import Spoken, printable, say, say_command
 from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
 from retort.records.base import Record
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from flows.run import Finished
 
-_QUIET = {
+SETTINGS = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; infra/setup_server.py takes 90 s of silence for death
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are printed once, as a sentence; the UI has logs
@@ -56,6 +57,7 @@ class RunOptions(Record):
 
 def main() -> None:
     """Exit codes as in `retort.errors`; 130 after Ctrl-C."""
+    logging.lastResort = Spoken(logging.WARNING)
     path, options = sys.argv[1], RunOptions.model_validate_json(sys.argv[2])
     started = time.monotonic()
     try:
@@ -97,7 +99,7 @@ def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
 def in_terminal(*, quiet: bool = False) -> Iterator[None]:
     """Within it, Prefect may be imported and run. Progress goes to standard error: bars in a terminal, else a line for
     every step made."""
-    for name, value in _QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -143,17 +145,17 @@ def print_result(config: RecipeConfig, finished: "Finished", arguments: list[str
     if summary:
         console.print(harmless(console, recipe_of(config).render(summary, console.width)))
     made = sum(stage.status == "MADE" for stage in finished.stages)
-    print(f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found, in {seconds:.0f} s.")
+    say(f"{len(finished.stages)} stages, {made} made and {len(finished.stages) - made} found, in {seconds:.0f} s.")
     if summary is None:
         return
-    print(f"\nStudent:  {summary.model_uri}")
-    print(f"Report:   {printable(shlex.join(['retort', 'report', *arguments]))}")
+    say(f"\nStudent:  {summary.model_uri}")
+    say_command("Report:   ", ["retort", "report", *arguments])
     if config.tracking:
         address = without_secrets(tracking_uri(config.tracking))
-        print(f"MLflow:   {address}, experiment {config.tracking.experiment or config.name}")
+        say(f"MLflow:   {address}, experiment {config.tracking.experiment or config.name}")
     if summary.gate and summary.gate.outcome in ("passed", "first"):
-        print(f"Promote:  {printable(shlex.join(['retort', 'promote', *arguments]))}")
-    print(f"Use it:   {shlex.join(['retort', 'predict', summary.model_uri, 'FILE'])}")
+        say_command("Promote:  ", ["retort", "promote", *arguments])
+    say_command("Use it:   ", ["retort", "predict", summary.model_uri, "FILE"])
 
 
 def harmless(console: "Console", rendered: "RenderableType") -> "Segments":

@@ -62,7 +62,10 @@ class Finished(Record):
 
 
 def run_name() -> str:
-    return PurePosixPath(str(flow_run.parameters["config"])).stem
+    """The config's name if it is overridden, else that of its file, which may not be there yet."""
+    overrides = [str(field).partition("=") for field in flow_run.parameters.get("overrides", ())]
+    names = [value.strip() for field, _, value in overrides if field.strip() == "name" and value.strip()]
+    return names[-1] if names else PurePosixPath(str(flow_run.parameters["config"])).stem
 
 
 @flow(name="run", flow_run_name=run_name, persist_result=False)
@@ -131,7 +134,7 @@ async def _run_steps(config: RecipeConfig, scope: Scope) -> Finished:
             await make_only(scope, steps, store, do)
             return Finished(run_id=run_id(), stages=tuple(performed))
 
-    result, page = await whole_run(recipe, config, do, champion, origin())
+    result, page = await whole_run(recipe, config, do, champion, origin(first_started() or started))
     await asyncio.to_thread(keep_run, store, record(config, started, [*result.refs(), page]))
     summary = await show_report(config, page, recipe.summary)
     return Finished(run_id=run_id(), stages=tuple(performed), summary=summary)
@@ -228,8 +231,13 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def origin() -> dict[str, str]:
-    """Where the run comes from: MLflow tags."""
+def origin(started: str) -> dict[str, str]:
+    """Where the run comes from, see `Track.origin`."""
     url = url_for("flow-run", obj_id=run_id()) if run_id() else None
-    known = {"prefect.flow_run_id": run_id(), "prefect.url": url or "", "git.commit": git_commit()}
+    known = {
+        "started_at": started,
+        "prefect.flow_run_id": run_id(),
+        "prefect.url": url or "",
+        "git.commit": git_commit(),
+    }
     return {name: value for name, value in known.items() if value}

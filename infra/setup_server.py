@@ -42,6 +42,8 @@ ENDS = ("Completed", "Cached", "Failed", "Crashed", "Cancelled")
 WEBHOOK = "retort-notifications"
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
 PROJECT_TAG = "retort"
+PART = "step"
+"""The flow of which such a part is a run."""
 PART_TAGS = {"stage", "step"}
 """Deployments with one of these tags run parts of a run. If a part fails, the run that started it fails and reports it.
 """
@@ -88,12 +90,17 @@ def template_of(pool: str, kind: str, gpus: int) -> dict[str, Any]:
 
 
 def guards(silence_seconds: int) -> list[Automation]:
-    """Automations that mark dead runs as Crashed. Until then such runs keep their slots and cannot be retried."""
+    """Automations that mark dead runs as Crashed. Until then such runs keep their slots and cannot be retried.
+
+    Only Retort's: those of other flows on the same server send a heartbeat every 180 s unless told otherwise.
+    """
+    ours = of_flows([*flow_names(DEPLOYMENTS), PART])
     return [
         Automation(
             name="Retort: a silent run has crashed",
             description="A run that sends no heartbeat any more is marked Crashed, which frees its slots.",
             trigger=EventTrigger(
+                match_related=ours,
                 after={"prefect.flow-run.heartbeat"},
                 expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ENDS)},
                 for_each={"prefect.resource.id"},
@@ -107,6 +114,7 @@ def guards(silence_seconds: int) -> list[Automation]:
             name="Retort: a run that does not begin has crashed",
             description="A run that a worker took and did not start is marked Crashed, which frees its slots.",
             trigger=EventTrigger(
+                match_related=ours,
                 after={"prefect.flow-run.Pending"},
                 expect={"prefect.flow-run.Running", *(f"prefect.flow-run.{end}" for end in ENDS)},
                 for_each={"prefect.resource.id"},
@@ -128,7 +136,7 @@ async def messages(options: argparse.Namespace) -> list[Automation]:
     notification block."""
     failed = EventTrigger(
         expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-        match_related={"prefect.resource.role": "flow", "prefect.resource.name": flow_names(DEPLOYMENTS)},
+        match_related=of_flows(flow_names(DEPLOYMENTS)),
         posture=Posture.Reactive,
         threshold=1,
     )
@@ -159,6 +167,11 @@ async def messages(options: argparse.Namespace) -> list[Automation]:
         for what, why, trigger, text, link in told
         if (actions := await send_actions(options, text, link))
     ]
+
+
+def of_flows(names: list[str]) -> dict[str, str | list[str]]:
+    """What an event's related resources must be for it to be about a run of one of these flows."""
+    return {"prefect.resource.role": "flow", "prefect.resource.name": names}
 
 
 def flow_names(deployments: Path) -> list[str]:

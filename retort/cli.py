@@ -10,7 +10,7 @@ import typer
 
 from retort.commands import results
 from retort.commands.options import ConfigPath, Json, Model, Overrides, Registry
-from retort.io.terminal import printable, say
+from retort.io.terminal import printable, say, say_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +74,7 @@ def new(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Left out: the file's name.")] = None,
 ) -> None:
-    """Look at your data, divide it if need be, and write a commented YAML file."""
+    """Look at your data, divide it, and write a commented YAML file."""
     from retort.commands.new import Request, create, teacher_section
 
     if teacher is None and sys.stdin.isatty():
@@ -89,7 +89,8 @@ def new(
     created = create(Request(file, unlabeled, test, folder, asked, section, student))
     for line in created.lines:
         say(line)
-    print(f"\nWritten:  {created.config}\nNext:     retort doctor {created.config}")
+    say(f"\nWritten:  {created.config}")
+    say_command("Next:     ", ["retort", "doctor", str(created.config)])
 
 
 @app.command()
@@ -124,7 +125,7 @@ def run(
 
 @app.command()
 def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
-    """Print which stages a run would make, why, and the teacher's cost.
+    """Print what a run would make, why, and the teacher's cost.
 
     A stage is a HIT if it is in the store, else a MISS with what changed. Nothing is started or written.
     """
@@ -141,7 +142,7 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
     for stage in planned.stages:
         say(f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip())
     misses = sum(stage.status == "MISS" for stage in planned.stages)
-    print(f"{misses} of {len(planned.stages)} stages would be made.")
+    say(f"{misses} of {len(planned.stages)} stages would be made.")
     for line in teacher_lines(planned.teacher):
         say(line)
 
@@ -152,7 +153,7 @@ for command in (results.sweep, results.report, results.compare):
 
 @app.command()
 def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
-    """Check everything that a run would need, before anything is spent."""
+    """Check all that a run would need, before anything is spent."""
     from retort.commands.doctor import examine
     from retort.recipes import load_config
 
@@ -197,7 +198,7 @@ def review(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Ask people: export the rows of the last run that are worth a label, and import the labels as gold rows.
+    """Export the rows that are worth a label, and import the labels.
 
     With --for estimate, the import prints the score on all test rows that follows from the labels, with an interval.
     """
@@ -214,7 +215,10 @@ def review(
     else:
         imported = import_answers(settings, import_, by, gold)
         told, lines = imported.model_dump_json, import_lines(imported, gold)
-    print(told() if json_ else printable("\n".join(lines)))
+    if json_:
+        print(told())
+    else:
+        say("\n".join(lines))
 
 
 @app.command()
@@ -238,7 +242,10 @@ def prompt(
     row: Annotated[str | None, typer.Option("--row", help="The id of a row; left out, the pool's first.")] = None,
     json_: Json = False,
 ) -> None:
-    """Print the exact prompt of a row, its number of tokens and the length of the prefix that all rows share."""
+    """Print the exact prompt of a row, and its number of tokens.
+
+    Also the length of the prefix that all rows share.
+    """
     import asyncio
 
     from retort.commands.prompt import show_prompts
@@ -260,7 +267,10 @@ def promote(
     reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the records.")] = None,
     json_: Json = False,
 ) -> None:
-    """Make the last run's student the champion, if the gate let it pass against the one that reigns now."""
+    """Make the last run's student the champion, if the gate lets it.
+
+    The gate judged it against the one that reigns now.
+    """
     from retort.errors import ConfigError
     from retort.recipes import load_config
     from retort.tracking.promotion import promote as make_champion
@@ -268,7 +278,10 @@ def promote(
     if force != (reason is not None):
         raise ConfigError("--force needs --reason TEXT, and --reason is for --force only")
     promotion = make_champion(load_config(config, set_ or []), forced_because=reason)
-    print(promotion.model_dump_json() if json_ else printable(promotion.sentence))
+    if json_:
+        print(promotion.model_dump_json())
+    else:
+        say(promotion.sentence)
 
 
 @app.command()
@@ -280,7 +293,10 @@ def rollback(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Let the version reign again that the champion replaced; twice: the one before that."""
+    """Let the version reign again that the champion replaced.
+
+    Twice: the one before that.
+    """
     from retort.errors import ConfigError
     from retort.tracking.promotion import rollback as go_back
 
@@ -288,7 +304,10 @@ def rollback(
     if not address:
         raise ConfigError("no registry is named: give --tracking URI, or set MLFLOW_TRACKING_URI")
     promotion = go_back(address, model, reason)
-    print(promotion.model_dump_json() if json_ else printable(promotion.sentence))
+    if json_:
+        print(promotion.model_dump_json())
+    else:
+        say(promotion.sentence)
 
 
 @app.command()
@@ -363,7 +382,10 @@ def export(
         typer.Option("--push", metavar="ORG/NAME", help="Then push the folder to this private repository of the hub."),
     ] = None,
 ) -> None:
-    """Write a student as a Hugging Face folder with cards of the model and its data, and as ONNX graphs."""
+    """Write a student as a Hugging Face folder and as ONNX graphs.
+
+    The folder has cards of the model and of its data.
+    """
     from retort.errors import ConfigError
     from retort.lineage.export import Export
     from retort.lineage.export import export as write
@@ -396,7 +418,9 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Answer over HTTP with a trained student: POST /predict {"texts": [...]}, GET /healthz. SIGTERM ends it.
+    """Answer over HTTP with a trained student.
+
+    POST /predict {"texts": [...]}, GET /healthz. SIGTERM ends it.
 
     If MODEL is an alias (models:/NAME@champion), the version that it moves to is loaded and takes over, without a
     restart. Clients must send the token in RETORT_SERVE_TOKEN as Authorization: Bearer TOKEN, if it is set; without
@@ -415,7 +439,10 @@ def why(
     tracking: Registry = None,
     json_: Json = False,
 ) -> None:
-    """Tell where a student came from: every stage back to the teacher and the data, or the history of one row."""
+    """Tell where a student came from, or the history of one row.
+
+    Every stage back to the teacher and the data.
+    """
     from retort.lineage.row import history
     from retort.lineage.student import Traced, trace
     from retort.lineage.text import history_lines, lineage_lines
@@ -427,7 +454,10 @@ def why(
     else:
         found = history(traced, row)
         told, lines = found.model_dump_json, history_lines(found)
-    print(told() if json_ else printable("\n".join(lines)))
+    if json_:
+        print(told())
+    else:
+        say("\n".join(lines))
 
 
 @app.command()
@@ -441,7 +471,10 @@ def maintain(
     delete: Annotated[bool, typer.Option("--delete", help="Do it; else only say what would go.")] = False,
     json_: Json = False,
 ) -> None:
-    """Free what no registered student and no recent run rests on. Completions that were paid for are never deleted."""
+    """Free what no registered student and no recent run rests on.
+
+    Completions that were paid for are never deleted.
+    """
     from retort.commands.maintain import maintain as sweep
     from retort.recipes import load_config
 

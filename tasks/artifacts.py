@@ -15,18 +15,22 @@ from retort.report.base import Summary
 from retort.store.opening import open_store
 from tasks.promotion import PromotionResult
 
+_ALL_ARMS = "Scores of all arms, with 95 % intervals; the report says what each arm is."
+
 
 async def show_report(settings: RunSettings, page: ArtifactRef, form: type[Summary]) -> Summary:
     """Publish the report as Prefect artifacts: Markdown, tables and pictures. Returns its facts, parsed as `form`."""
     report = await asyncio.to_thread(Report.open, open_store(settings.store), page)
     summary = report.summary(form)
     await asyncio.gather(
-        acreate_markdown_artifact(report.markdown, key="report", description=summary.conclusion),
+        acreate_markdown_artifact(report.markdown, key="report", description=summary.headline),
         *(
-            acreate_table_artifact([dict(zip(table.columns, row, strict=True)) for row in table.rows], key=key)
+            acreate_table_artifact(
+                [dict(zip(table.columns, row, strict=True)) for row in table.rows], key=key, description=_ALL_ARMS
+            )
             for key, table in summary.tables().items()
         ),
-        acreate_image_artifact(_data_uri(report.png(SCORES)), key=summary.picture_key),
+        acreate_image_artifact(_data_uri(report.png(SCORES)), key=summary.picture_key, description=_ALL_ARMS),
         *(
             acreate_image_artifact(_data_uri(report.png(one.key)), key=one.key, description=f"{one.title}. {one.says}")
             for one in report.pictures()

@@ -52,7 +52,7 @@ async def perform(settings: RunSettings, step: Step) -> ArtifactRef | State[Arti
         return Completed(name="Cached", message=found, data=store.ref(manifest))
     work_pool = work_pool_of(settings.execution, step)
     ref = await (on_work_pool(settings, step, work_pool) if work_pool else _here(settings, step))
-    get_run_logger().info("%s: %s rows at %s", step.name, ref.rows, ref.uri)
+    get_run_logger().info("made %s/%s: %s rows", ref.kind, ref.key[:12], ref.rows)
     return ref
 
 

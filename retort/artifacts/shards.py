@@ -42,7 +42,7 @@ class ShardRows(Record):
 
     def path(self, store: Store) -> Path:
         """The file with example_id and text, on local disk. Raises DamagedArtifact, StoreUnavailable."""
-        return store.open_file(self.split, self.file)
+        return store.open_file(store.manifest_of(self.split), self.file)
 
 
 @dataclass(frozen=True)

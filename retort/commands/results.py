@@ -26,7 +26,10 @@ def sweep(
         Path, typer.Option("--out", metavar="FOLDER", help="For sweep.jsonl and the picture sweep.svg.")
     ] = Path(".retort/sweep"),
 ) -> None:
-    """Run the config once per value of a field, and show the scores side by side. Nothing is registered."""
+    """Run the config once per value of a field, and show the scores.
+
+    Side by side, in a table and a picture. Nothing is registered.
+    """
     from rich.console import Console
 
     from retort.commands.sweep import draw_sweep, sweep_table
@@ -43,7 +46,7 @@ def sweep(
     console.print(screen_table("", sweep_table(points), console.width))
     if any(not point.failed for point in points):
         draw_sweep(points, out / "sweep.svg")
-        print(f"{out}/sweep.jsonl, {out}/sweep.svg")
+        say(f"{out}/sweep.jsonl, {out}/sweep.svg")
     if any(point.failed for point in points):
         raise typer.Exit(1)
 
@@ -80,7 +83,10 @@ def compare(
     ),
     json_: Json = False,
 ) -> None:
-    """Compare two students on the same test rows: metrics with paired intervals, cost and time."""
+    """Compare two students on the same test rows.
+
+    Metrics with paired intervals, cost and time.
+    """
     from retort.commands.compare.compare import compare as make_comparison
     from retort.commands.compare.show import picture_of, show
     from retort.commands.compare.sides import Asked

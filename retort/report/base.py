@@ -63,6 +63,11 @@ class Summary(Record):
         """The outcome in one or two sentences."""
 
     @property
+    def headline(self) -> str:
+        """The first sentence of the conclusion."""
+        return re.split(r"(?<=\.)\s", self.conclusion, maxsplit=1)[0]
+
+    @property
     @abstractmethod
     def data_digest(self) -> str:
         """A digest that changes when any row of any role does."""

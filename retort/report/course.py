@@ -102,7 +102,7 @@ def _device(details: Mapping[str, Any]) -> str:
 def curves(store: Store, parts: Iterable[Made]) -> tuple[Curve, ...]:
     """The curves of all students that have one. Reads nothing else of these artifacts, whose weights are large."""
     students = [part for part in parts if any(file.path == HISTORY for file in part.manifest.files)]
-    found = (_curve(part, json.loads(store.read_file(part.manifest, HISTORY))) for part in students)
+    found = (_curve(part, json.loads(store.open_file(part.manifest, HISTORY).read_bytes())) for part in students)
     return tuple(curve for curve in found if curve.steps)
 
 

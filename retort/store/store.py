@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -190,27 +189,12 @@ class Store:
             return manifest, self._place.root / files_folder(manifest)
         return manifest, self._download(self._place, manifest)
 
-    def read_file(self, manifest: Manifest, path: str) -> bytes:
-        """One small file of an artifact, verified, without the others. Raises DamagedArtifact."""
-        file = next(file for file in manifest.files if file.path == path)
-
-        def read() -> bytes:
-            try:
-                data = self._place.read(f"{files_folder(manifest)}/{path}")
-            except FileNotFoundError:
-                raise self._damaged(manifest, file, "is missing") from None
-            if fault := fault_of(BytesIO(data), file):
-                raise self._damaged(manifest, file, fault)
-            return data
-
-        return read_again(read)
-
-    def open_file(self, ref: ArtifactRef, path: str) -> Path:
-        """One file of an artifact, verified, on local disk. Do not write into it. Raises DamagedArtifact."""
-        manifest = self.manifest_of(ref)
+    def open_file(self, manifest: Manifest, path: str) -> Path:
+        """One file of an artifact, verified, on local disk, without the others. Do not write into it. Raises
+        DamagedArtifact."""
         file = next((file for file in manifest.files if file.path == path), None)
         if file is None:
-            raise DamagedArtifact(f"artifact {ref.uri} has no file '{path}'; {REPAIR}")
+            raise DamagedArtifact(f"artifact {self.ref(manifest).uri} has no file '{path}'; {REPAIR}")
         if isinstance(self._place, Folder):
             read_again(partial(self._verify_file, manifest, file))
             return self._place.root / files_folder(manifest) / path

@@ -23,6 +23,7 @@ RUN_KEY, ARTIFACT_KEY = "retort.run_key", "retort.key"
 PARAM_CHARACTERS = 500
 TAG_CHARACTERS = 5000
 DIGEST_CHARACTERS = 36
+MODEL_DESCRIPTION = "Students distilled by Retort: `champion` is the one in use, `challenger` the one made last."
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
 
 
@@ -146,17 +147,20 @@ def log_model(client: "MlflowClient", run_id: str, artifact: str, columns: Seque
     return f"{client.get_run(run_id).info.artifact_uri}/model"
 
 
-def register(client: "MlflowClient", model: str, key: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:
-    """Register a new version of the model, which is created if necessary."""
+def register(
+    client: "MlflowClient", model: str, key: str, source: str, run_id: str, tags: Mapping[str, str], said: str = ""
+) -> str:
+    """Register a new version of the model, which is created if necessary. `said` is the version's description."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(model, description="Students distilled by Retort.")
+        client.create_registered_model(model, description=MODEL_DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     every = {ARTIFACT_KEY: key, **tags}
-    return str(client.create_model_version(model, source, run_id=run_id, tags=every).version)
+    made = client.create_model_version(model, source, run_id=run_id, tags=every, description=said)
+    return str(made.version)
 
 
 def set_alias(client: "MlflowClient", model: str, alias: str, version: str) -> None:

@@ -31,7 +31,7 @@ def register_student(
         artifact = summary.model_uri if "://" in summary.model_uri else str(Path(summary.model_uri).absolute())
         source = runs.log_model(client, run_id, artifact, columns, uri)
         known = {**tags, "retort.artifact": artifact, "retort.reason": summary.conclusion}
-        version = runs.register(client, summary.name, summary.model_key, source, run_id, known)
+        version = runs.register(client, summary.name, summary.model_key, source, run_id, known, summary.conclusion)
     if str(client.get_registered_model(summary.name).aliases.get(CHALLENGER)) != version:
         runs.set_alias(client, summary.name, CHALLENGER, version)
     return version

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from flows import run
 from retort.config import MckdConfig
 from retort.io.parquet import read_rows
 from retort.store import Manifest
@@ -66,6 +68,32 @@ def test_a_run_goes_to_the_end_and_prefect_shows_its_tasks(first: Any, task_stat
 def test_the_pictures_are_on_the_runs_page(first: Any, artifact: Callable[[str, str], str]) -> None:
     for key in ("scores-by-stage", "timeline", "losses", "stages", "label-flow", "costs"):
         assert artifact(first.run_id, key).startswith("data:image/png;base64,"), key
+
+
+def test_every_artifact_on_the_runs_page_says_what_it_is(first: Any, prefect_api: str) -> None:
+    body = {"artifacts": {"flow_run_id": {"any_": [first.run_id]}}}
+    said = {one["key"]: one["description"] for one in httpx.post(f"{prefect_api}/artifacts/filter", json=body).json()}
+    assert {"report", "scores", "scores-by-stage", "timeline"} <= set(said)
+    assert all(said.values())
+    assert first.summary.conclusion.startswith(said["report"])
+    assert ". " not in said["report"], "a sentence, since the report itself begins with all of them"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"config": "jobs/films.yaml"}, "films"),
+        ({"config": "s3://bucket/jobs/films.yaml", "overrides": ["data.limit=5"]}, "films"),
+        ({"config": "jobs/films.yaml", "overrides": ["name=films-quick", "data.limit=5"]}, "films-quick"),
+        ({"config": "jobs/films.yaml", "overrides": ["name=a", "name=b"]}, "b"),
+        ({"config": "jobs/films.yaml", "overrides": ["name="]}, "films"),
+    ],
+)
+def test_a_run_is_named_after_its_config(
+    parameters: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.flow_run, "parameters", parameters, raising=False)
+    assert run.run_name() == name
 
 
 def test_manifests_say_where_and_when_outside_the_key(first: Any, values: dict[str, Any]) -> None:

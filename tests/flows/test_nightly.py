@@ -3,12 +3,16 @@
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
+from retort.config import StoreConfig
+from retort.store.opening import open_store
 from retort.tracking.registry import reigning_version
 
 Build = Callable[..., dict[str, Any]]
@@ -41,7 +45,14 @@ def test_nights_with_new_rows_a_refusal_a_promotion_and_nothing_new(
     first = night(path)
     assert first.changes == {"unlabeled": (POOL, 0, 0, 0)}
     assert first.promotion.outcome == "promoted"
-    assert reigning_version(tracking["uri"], "nights").version == "1"
+    reigning = reigning_version(tracking["uri"], "nights")
+    assert reigning.version == "1"
+    client = MlflowClient(tracking["uri"])
+    tracked = client.get_run(reigning.run_id)
+    rows = open_store(StoreConfig(root=str(tmp_path / "store"))).latest("nights", "ingest/unlabeled")
+    assert rows is not None
+    assert tracked.info.start_time / 1000 <= datetime.fromisoformat(rows.created_at).timestamp()
+    assert client.get_model_version("nights", "1").description == tracked.data.tags["retort.reason"]
 
     # 5 % new rows: these alone are asked about, and a student that is no better does not reign.
     endpoint_server.asked.clear()

@@ -24,7 +24,17 @@ def closed(**properties: Any) -> dict[str, Any]:
 
 AMOUNT = closed(cpu=TEXT, memory=TEXT)
 RESOURCES = closed(requests=AMOUNT, limits=AMOUNT)
-PROBE = closed(enabled=FLAG, config={"type": "object"})
+SECONDS = {"type": "integer"}
+PROBE = closed(
+    enabled=FLAG,
+    config=closed(
+        initialDelaySeconds=SECONDS,
+        periodSeconds=SECONDS,
+        timeoutSeconds=SECONDS,
+        failureThreshold=SECONDS,
+        successThreshold=SECONDS,
+    ),
+)
 POD_SECURITY = closed(seccompProfile=closed(type={"enum": ["RuntimeDefault", "Unconfined", "Localhost"]}))
 CONTAINER_SECURITY = closed(capabilities=closed(drop={"type": "array"}))
 ENVIRONMENT = {"type": "array", "items": {"type": "object", "required": ["name"]}}
@@ -87,6 +97,11 @@ def test_the_server_asks_for_a_password_and_has_no_database_of_its_own() -> None
     assert server["server"]["basicAuth"]["enabled"]
     assert server["postgresql"] == {"enabled": False}
     assert server["server"]["basicAuth"]["existingSecret"] == server["secret"]["name"]
+
+
+def test_the_server_is_not_killed_while_it_migrates_its_database() -> None:
+    """There is no startup probe in the chart, which by itself asks after 10 s and kills after 3 refusals."""
+    assert values("prefect-server")["server"]["livenessProbe"]["config"]["initialDelaySeconds"] >= 120
 
 
 @pytest.mark.parametrize("chart", CHARTS)

@@ -86,7 +86,7 @@ def test_defaults_are_what_the_server_lets_through(pool: str) -> None:
 def test_a_job_runs_the_pools_image_with_as_few_rights_as_it_can(pool: str) -> None:
     pod = rendered(pool)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert re.fullmatch(rf"retort/{POOLS[pool]}:\d+\.\d+\.\d+", container["image"])
+    assert re.fullmatch(rf"\S+/{POOLS[pool]}:\d+\.\d+\.\d+(@sha256:\S+)?", container["image"])
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["automountServiceAccountToken"] is False
@@ -220,6 +220,13 @@ def test_the_scorer_is_probed_where_clients_do_not_reach_and_ends_what_it_began(
     assert pod["terminationGracePeriodSeconds"] > wait + DRAIN_SECONDS
     served = named("Service", "retort-serve")["spec"]
     assert {port["targetPort"] for port in served["ports"]} == set(ports)
+
+
+def test_an_autoscaler_alone_says_how_many_pods_there_are() -> None:
+    """A number in the Deployment would undo it at every `kubectl apply`."""
+    scaled = [one["spec"]["scaleTargetRef"]["name"] for one in manifests() if one["kind"] == "HorizontalPodAutoscaler"]
+    assert scaled
+    assert all("replicas" not in named("Deployment", name)["spec"] for name in scaled)
 
 
 def policies() -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.automations import Automation
 from prefect.events import CallWebhook, SendNotification
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.server.utilities.user_templates import render_user_template
 
+from flows import launch, steps
 from infra import setup_server
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +67,28 @@ async def test_a_failure_of_every_whole_run_is_reported(
 
 async def test_runs_of_other_projects_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (await triggers(monkeypatch))["Retort: a run failed"].covers(run_event("somebody-elses", "Failed"))
+
+
+@pytest.mark.parametrize("guard", setup_server.guards(90), ids=lambda guard: guard.name)
+def test_only_our_runs_are_marked_as_dead(guard: Automation) -> None:
+    """Those of others may send a heartbeat every 180 s, which is Prefect's default."""
+    trigger = EventTrigger.model_validate(guard.trigger.model_dump(mode="json"))
+    (begins,) = trigger.after
+    whole = [one["name"] for one in DEPLOYMENTS if "step" not in one["tags"]]
+    for flow in (*whole, steps.step.name):
+        assert trigger.covers(run_event(flow, begins.rpartition(".")[2]))
+    assert not trigger.covers(run_event("somebody-elses", begins.rpartition(".")[2]))
+
+
+def test_whoever_starts_a_run_has_it_send_heartbeats_in_time() -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    pool = setup_server.template_of("cpu", "process", 0)["variables"]["properties"]["env"]["default"]
+    told = [
+        launch.SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"],
+        pool["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"],
+        *re.findall(r"PREFECT_FLOWS_HEARTBEAT_FREQUENCY=(\d+)", dockerfile),
+    ]
+    assert set(told) == {str(setup_server.HEARTBEAT_SECONDS)}
 
 
 def pool_event(name: str, status: str) -> ReceivedEvent:

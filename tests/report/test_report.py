@@ -380,6 +380,9 @@ def test_markdown_has_the_table(folder: Path, summary: MckdSummary) -> None:
     text = (folder / "report.md").read_text()
     for row in table(summary).rows:
         assert f"| {' | '.join(row)} |" in text
+    for system in summary.systems:  # below the table, since the Prefect UI cuts wide ones off
+        assert not system.note or f"\n- {system.name}: {system.note}\n" in text
+    assert all(table(summary).columns), "the Prefect UI leaves out a column without a name"
 
 
 @pytest.mark.parametrize(("width", "left_out"), [(60, 3), (80, 2), (100, 0)])

@@ -109,11 +109,13 @@ def test_publish_find_fetch(store: Store, tmp_path: Path) -> None:
 
 def test_one_file_is_read_and_verified_without_the_others(store: Store, tmp_path: Path) -> None:
     manifest = store.manifest_of(publish(store, tmp_path / "made"))
-    path = manifest.files[0].path
-    assert store.read_file(manifest, path) == FILES[path]
-    store.place.write(f"{store.files_address(manifest).removeprefix(store.root + '/')}/{path}", b"other")
-    with pytest.raises(DamagedArtifact, match=f"file '{path}' has 5 bytes"):
-        store.read_file(manifest, path)
+    whole, damaged, *_ = (file.path for file in manifest.files)
+    store.place.write(f"{store.files_address(manifest).removeprefix(store.root + '/')}/{damaged}", b"other")
+    assert store.open_file(manifest, whole).read_bytes() == FILES[whole]
+    with pytest.raises(DamagedArtifact, match=f"file '{damaged}' has 5 bytes"):
+        store.open_file(manifest, damaged)
+    with pytest.raises(DamagedArtifact, match=r"has no file 'another\.bin'"):
+        store.open_file(manifest, "another.bin")
 
 
 def test_same_key_and_same_bytes_give_the_same_address_everywhere(

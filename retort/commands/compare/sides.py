@@ -193,7 +193,7 @@ def _runs(store: Store, records: Iterable[RunRecord]) -> Iterator[_Run]:
         keys = [artifact.partition("/")[2] for artifact in record.artifacts if artifact.startswith("reports/")]
         report = store.find("reports", keys[0]) if keys else None
         if report is not None:
-            yield _Run(record, report, _Told.model_validate_json(store.read_file(report, SUMMARY)))
+            yield _Run(record, report, _Told.model_validate_json(store.open_file(report, SUMMARY).read_bytes()))
 
 
 def _side(asked: str, store: Store, run: _Run) -> Side:

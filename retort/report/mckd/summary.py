@@ -261,14 +261,13 @@ def table(summary: MckdSummary, most_metrics: int | None = None) -> Table:
     """The result table as text, with all metrics or the first `most_metrics`: scores in percent with their 95 %
     intervals, times in seconds."""
     metrics = summary.metrics[:most_metrics]
-    columns = ("", *(TITLES[metric] for metric in metrics), "rows", "seconds", "note")
+    columns = ("arm", *(TITLES[metric] for metric in metrics), "rows", "seconds")
     rows = tuple(
         (
             title(row),
             *(with_interval(row.scores.get(metric)) for metric in metrics),
             _measured(row),
             f"{row.seconds:.0f}",
-            row.note,
         )
         for row in summary.systems
     )
