@@ -69,8 +69,9 @@ def new(
     label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Left out: recognized.")] = None,
     id_: Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="Left out: recognized.")] = None,
     problem: Annotated[
-        Literal["classification", "slots", "constituency", "text"] | None,
-        typer.Option("--problem", help="Left out: recognized."),
+        Literal["classification", "multi-label", "entities", "slots", "constituency", "text", "regression", "chat"]
+        | None,
+        typer.Option("--problem", help="What a label is, see docs/problems.md. Left out: recognized."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Left out: the file's name.")] = None,
 ) -> None:
