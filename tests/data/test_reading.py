@@ -292,13 +292,13 @@ def test_unknown_extension(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
     assert fault(tmp_path / "a.xlsx") == "a.xlsx: spreadsheets are not read; save it as CSV (UTF-8)"
     (tmp_path / "a.xlsx").unlink()
-    (tmp_path / "a.pdf").touch()
+    (tmp_path / "a.docx").touch()
     allowed = (
         ".jsonl, .ndjson, .json, .csv, .tsv, .conll, .iob, .iob2, .bio, .mrg, .ptb, .parquet, all but .parquet also"
     )
-    said = fault(tmp_path / "a.pdf")
+    said = fault(tmp_path / "a.docx")
     assert said.startswith(
-        f"a.pdf: the extension says no format that can be read; allowed: {allowed} compressed (.gz, "
+        f"a.docx: the extension says no format that can be read; allowed: {allowed} compressed (.gz, "
     )
     (tmp_path / "b.jsonl").touch()
     assert fault(tmp_path, read).endswith("a pattern takes only some files of a folder (pool/*.parquet)")
