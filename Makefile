@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack chaos fuzz lint lock audit pin-images clean
+.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-teacher test-stack chaos fuzz lint docs lock audit pin-images clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,9 @@ lint: setup  ## style, strict types, import rules
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup  ## README and docs as a site in .retort/site; a dead link fails
+	$(BIN)/properdocs build
 
 # For images, with hashes; hatchling installs Retort itself. The other locks have none, since `make setup` may find
 # torch's build for the CPU on this machine.

@@ -17,7 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich takes longer than printing the help
-    help="Distil a large language model into small, cheap students.",
+    help="Distill a large language model into small, cheap students. "
+    "A first run: `retort new FILE`, then doctor, plan, run, report, promote and serve.",
     epilog="Exit codes: 0 done, 1 failed, 2 the config or the data is wrong, 3 the gate said no.",
 )
 
@@ -40,39 +41,63 @@ def main_options(version: Version = False) -> None:
     """What may stand before the command's name."""
 
 
-@app.command()
+@app.command(short_help="Look at your data and write a commented YAML file.")
 def new(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Rows with labels, and others if there is no file for these.")
+        str, typer.Argument(metavar="FILE", help="Your rows (CSV, JSON lines, Parquet ...), some with a label.")
     ],
     unlabeled: Annotated[
-        str | None, typer.Option("--unlabeled", metavar="FILE", help="The pool; left out: the rows without a label.")
+        str | None,
+        typer.Option(
+            "--unlabeled", metavar="FILE", help="Rows to learn from, without labels; left out: those of FILE."
+        ),
     ] = None,
     test: Annotated[
-        str | None, typer.Option("--test", metavar="FILE", help="Test rows; left out: some of those with a label.")
+        str | None,
+        typer.Option("--test", metavar="FILE", help="Test rows, with labels; left out: some of those in FILE."),
     ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
             "--teacher",
             metavar="WHAT",
-            help="MODEL on a hub or in a folder, MODEL@https://server/v1, a file of completions, or finetuned (none).",
+            help="MODEL on a hub or in a folder, MODEL@https://server/v1, a file of completions, or finetuned: no "
+            "language model, but a student trained on the rows with labels.",
         ),
     ] = None,
     key: Annotated[
         str, typer.Option("--key", metavar="NAME", help="The environment variable with the server's API key.")
     ] = "OPENAI_API_KEY",
     student: Annotated[
-        str | None, typer.Option("--student", metavar="MODEL", help="Left out: one that suits problem and language.")
+        str | None,
+        typer.Option(
+            "--student",
+            metavar="MODEL",
+            help="On a hub, in a folder, or pkg:PACKAGE/FOLDER. Left out: one that suits problem and language.",
+        ),
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Left out: recognized.")] = None,
-    label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="Left out: recognized.")] = None,
-    id_: Annotated[str | None, typer.Option("--id", metavar="COLUMN", help="Left out: recognized.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="COLUMN", help="The texts. Left out: recognized.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="COLUMN", help="The labels. Left out: recognized.")
+    ] = None,
+    id_: Annotated[
+        str | None, typer.Option("--id", metavar="COLUMN", help="Names of the rows. Left out: recognized.")
+    ] = None,
     problem: Annotated[
-        Literal["classification", "slots", "constituency", "text"] | None,
-        typer.Option("--problem", help="Left out: recognized."),
+        Literal["classification", "multi-label", "entities", "slots", "constituency", "text", "regression", "chat"]
+        | None,
+        typer.Option(
+            "--problem",
+            metavar="KIND",
+            help="What a label is: classification, multi-label, entities, slots, constituency, text, regression or "
+            "chat. Left out: recognized.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Left out: the file's name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="A new folder. Left out: FILE's name.")
+    ] = None,
 ) -> None:
     """Look at your data, divide it, and write a commented YAML file."""
     from retort.commands.new import Request, create, teacher_section
@@ -93,19 +118,21 @@ def new(
     say_command("Next:     ", ["retort", "doctor", str(created.config)])
 
 
-@app.command()
+@app.command(short_help="Do it; what is in the store already is not made again.")
 def run(
     config: ConfigPath,
     set_: Overrides = None,
     json_: Json = False,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="STAGE", help="Make only this stage (stage1/student-0, stage1). Repeatable."),
+        typer.Option(
+            "--only", metavar="STAGE", help="Make only this one (stage1/student-0, stage1: see plan). Repeatable."
+        ),
     ] = None,
     from_stage: Annotated[
         str | None,
         typer.Option(
-            "--from-stage", metavar="STAGE", help="What comes before must be in the store, or nothing starts."
+            "--from-stage", metavar="STAGE", help="Begin here: what comes before must be in the store already."
         ),
     ] = None,
     force: Annotated[
@@ -123,7 +150,7 @@ def run(
     become("flows.launch", config, json.dumps(options))
 
 
-@app.command()
+@app.command(short_help="What a run would make, why, and the teacher's cost.")
 def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
     """Print what a run would make, why, and the teacher's cost.
 
@@ -147,11 +174,12 @@ def plan(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> Non
         say(line)
 
 
-for command in (results.sweep, results.report, results.compare):
-    app.command()(command)
+app.command(short_help="One run for each value of a field, side by side.")(results.sweep)
+app.command()(results.report)
+app.command(short_help="Compare two students on the same test rows.")(results.compare)
 
 
-@app.command()
+@app.command(short_help="Check what a run needs, before anything is spent.")
 def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> None:
     """Check all that a run would need, before anything is spent."""
     from retort.commands.doctor import examine
@@ -167,7 +195,7 @@ def doctor(config: ConfigPath, set_: Overrides = None, json_: Json = False) -> N
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(short_help="Export rows for people to label, and import their labels.")
 def review(
     config: ConfigPath,
     set_: Overrides = None,
@@ -235,7 +263,7 @@ def schema(
     print(json.dumps(models[kind].model_json_schema(), indent=2))
 
 
-@app.command()
+@app.command(short_help="Print the exact prompt of a row.")
 def prompt(
     config: ConfigPath,
     set_: Overrides = None,
@@ -259,7 +287,7 @@ def prompt(
             print(f"-- {shown.teacher}: {shown.measure}", file=sys.stderr)
 
 
-@app.command()
+@app.command(short_help="Make the last run's student the champion.")
 def promote(
     config: ConfigPath,
     set_: Overrides = None,
@@ -273,23 +301,33 @@ def promote(
     """
     from retort.errors import ConfigError
     from retort.recipes import load_config
+    from retort.tracking.address import tracking_uri, without_secrets
     from retort.tracking.promotion import promote as make_champion
 
     if force != (reason is not None):
         raise ConfigError("--force needs --reason TEXT, and --reason is for --force only")
-    promotion = make_champion(load_config(config, set_ or []), forced_because=reason)
+    settings = load_config(config, set_ or [])
+    promotion = make_champion(settings, forced_because=reason)
     if json_:
         print(promotion.model_dump_json())
-    else:
-        say(promotion.sentence)
+        return
+    say(promotion.sentence)
+    if settings.tracking:  # without it there is no registry to promote in
+        address = without_secrets(tracking_uri(settings.tracking))
+        say_command("Serve it: ", ["retort", "serve", f"models:/{promotion.model}@champion", "--tracking", address])
 
 
-@app.command()
+@app.command(short_help="Let the champion before reign again.")
 def rollback(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The registered model's name.")],
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the records.")],
     tracking: Annotated[
-        str | None, typer.Option("--tracking", metavar="URI", help="MLflow's address; left out: $MLFLOW_TRACKING_URI.")
+        str | None,
+        typer.Option(
+            "--tracking",
+            metavar="URI",
+            help="MLflow's address, tracking.uri of the YAML file; left out: $MLFLOW_TRACKING_URI.",
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -310,7 +348,7 @@ def rollback(
         say(promotion.sentence)
 
 
-@app.command()
+@app.command(short_help="Label a file with a student.")
 def predict(
     model: Model,
     file: Annotated[
@@ -365,7 +403,7 @@ def predict(
     predict_file(job)
 
 
-@app.command()
+@app.command(short_help="Write a student as a Hugging Face folder, and as ONNX.")
 def export(
     model: Model,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
@@ -397,7 +435,7 @@ def export(
         say(line)
 
 
-@app.command()
+@app.command(short_help="Answer over HTTP with a student.")
 def serve(
     model: Model,
     host: Annotated[str, typer.Option("--host", help="The address to listen at.")] = "127.0.0.1",
@@ -432,7 +470,7 @@ def serve(
     serve_student(Serving(model, host, port, tracking, clients, timeout, poll, metrics_port))
 
 
-@app.command()
+@app.command(short_help="Where a student came from, or the history of one row.")
 def why(
     model: Model,
     row: Annotated[str | None, typer.Option("--row", metavar="ID", help="Tell the history of this row.")] = None,
@@ -460,7 +498,7 @@ def why(
         say("\n".join(lines))
 
 
-@app.command()
+@app.command(short_help="Free what nothing rests on any more.")
 def maintain(
     config: ConfigPath,
     set_: Overrides = None,

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file.")]
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file, as `retort new` writes one.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: method.stages=2. Repeatable."),
+    typer.Option("--set", metavar="FIELD=VALUE", help="Another value for a field: method.stages=2. Repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Model = Annotated[
@@ -18,5 +18,9 @@ Model = Annotated[
 ]
 Registry = Annotated[
     str | None,
-    typer.Option("--tracking", metavar="URI", help="The model registry; left out, MLFLOW_TRACKING_URI."),
+    typer.Option(
+        "--tracking",
+        metavar="URI",
+        help="MLflow's address, tracking.uri of the YAML file; left out: $MLFLOW_TRACKING_URI.",
+    ),
 ]

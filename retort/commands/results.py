@@ -19,7 +19,9 @@ def sweep(
     config: ConfigPath,
     vary: Annotated[
         list[str],
-        typer.Option("--vary", metavar="FIELD=V1,V2", help="data.limit=500,1000,5000. Repeatable: all pairs."),
+        typer.Option(
+            "--vary", metavar="FIELD=V1,V2", help="A field and its values: data.limit=500,1000. Repeatable: all pairs."
+        ),
     ],
     set_: Overrides = None,
     out: Annotated[
@@ -55,7 +57,7 @@ def report(
     config: ConfigPath,
     set_: Overrides = None,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder to write report.html, report.md and the picture to.")
+        Path, typer.Option("--out", metavar="FOLDER", help="For report.html, report.md and the pictures.")
     ] = Path(".retort/report"),
 ) -> None:
     """Write the report of the last run of this config."""

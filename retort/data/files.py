@@ -21,6 +21,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 """By extension. All but Parquet may be compressed."""
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog|authors)(\.txt)?"
@@ -51,6 +52,8 @@ class DataFile:
         for extension, kind in FORMATS.items():
             if (name if kind == "parquet" else plain).endswith(extension):
                 return kind
+        if name.endswith(_SPREADSHEETS):
+            raise DataError(f"{self.name}: spreadsheets are not read; save it as CSV (UTF-8)")
         allowed, compressed = ", ".join(FORMATS), ", ".join(COMPRESSIONS)
         raise DataError(
             f"{self.name}: the extension says no format that can be read; allowed: {allowed}, all but .parquet also "

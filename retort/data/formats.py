@@ -64,7 +64,8 @@ def _json_object(file: DataFile, number: int, line: bytes) -> dict[str, Any]:
         hint = "; a JSON array must become one object on each line" if text.lstrip().startswith("[") else ""
         raise RowFault(f"{place(file, number)}: {json_fault(error)}{hint}", "not-json") from error
     if not isinstance(row, dict):
-        told = f"{place(file, number)}: a JSON {_json_name(row)} where an object {{...}} is needed"
+        hint = "; write its objects one on each line" if isinstance(row, list) else ""
+        told = f"{place(file, number)}: a JSON {_json_name(row)} where an object {{...}} is needed{hint}"
         raise RowFault(told, "not-json")
     return row
 

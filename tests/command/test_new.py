@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from retort.commands.doctor import examine
@@ -95,6 +97,143 @@ def test_the_problem_is_recognized_by_the_labels(
     rows = [{"id": f"r{n}", "sentence": SENTENCES[n % 3] + str(n), **label} for n, label in enumerate(labels)]
     found = look(rows, rows, NOTHING_ASKED, "rows.jsonl")
     assert (found.kind, found.columns) == (kind, {"text": "sentence", "id": "id", **columns})
+
+
+TAGS = ["O", "B-GENRE", "O", "O"]
+TURNS = [{"role": "user", "content": "what is the weather in Rome"}]
+CALL = [{"name": "weather", "arguments": {"city": "Rome"}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "problem"),
+    [
+        ("mood", ["sad", "glad"], {"kind": "classification", "labels": ["glad", "sad"]}),
+        ("spam", [True, False], {"kind": "classification", "labels": ["False", "True"]}),
+        ("dept", ["Arts, music", "News"], {"kind": "classification", "labels": ["Arts, music", "News"]}),
+        ("emotions", [["joy"], [], ["joy", "fear"]], {"kind": "multi-label", "labels": ["fear", "joy"]}),
+        ("topics", ["a", "a; b", "b"], {"kind": "multi-label", "labels": ["a", "b"], "separator": ";"}),
+        ("tags", ["a", "a,b", "b"], {"kind": "multi-label", "labels": ["a", "b"]}),
+        ("stars", [1, 5, 3], {"kind": "regression", "low": 1, "high": 5, "step": 1}),
+        ("rating", ["1.5", "2", "4"], {"kind": "regression", "low": 1.5, "high": 4, "step": 0.5}),
+        ("similarity", [0.123, 0.97, 0.5004], {"kind": "regression", "low": 0, "high": 1}),
+        ("entities", [[[5, 9, "GENRE"]], []], {"kind": "entities", "labels": ["GENRE"]}),
+        ("entities", ['[{"start": 5, "end": 9, "label": "GENRE"}]'], {"kind": "entities", "labels": ["GENRE"]}),
+        ("ner_tags", [TAGS, " ".join(TAGS)], {"kind": "entities", "labels": ["GENRE"]}),
+        ("call", [CALL], {"kind": "chat"}),
+        ("answer", [{"role": "assistant", "content": "It is dry."}], {"kind": "chat"}),
+        ("object", ['{"intent": "play"}'], {"kind": "text", "json_schema": {"type": "object"}}),
+        ("object", [{"intent": "play", "genre": "jazz"}], {"kind": "text", "json_schema": {"type": "object"}}),
+        ("parse", ["[IN:PLAY [SL:GENRE jazz ] ]"], {"kind": "slots", "intents": {"PLAY": ["GENRE"]}}),
+    ],
+)
+def test_every_kind_of_problem_from_a_file(
+    tmp_path: Path, name: str, labels: list[Any], problem: dict[str, Any]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": f"play jazz number {n}"} for n in range(48)]
+    rows = [row | ({name: labels[n % len(labels)]} if n < 24 else {}) for n, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    created = create(request(tmp_path, file))
+    assert load_config(created.config).model_dump(exclude_defaults=True)["problem"] == problem
+    assert wrong(created.config) == []
+    with (tmp_path / "new/labeled.jsonl").open() as written:
+        assert sum(1 for _ in written) == 12, "an empty list is a label"
+
+
+def wrong(config: Path) -> list[str]:
+    """What doctor finds wrong with the data; the student's weights may be on a hub."""
+    findings = examine(load_config(config, [f"student.model={config.parent}"]))
+    return [f"{one.what}: {one.detail}" for one in findings if one.verdict == "wrong" and one.what.startswith("data")]
+
+
+def test_a_conversation_that_ends_with_the_answer_is_cut_before_it(tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(40)]
+    file, test = tmp_path / "chats.jsonl", tmp_path / "test.jsonl"
+    for path, some in ((file, chats[:30]), (test, chats[30:])):
+        path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in some))
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(json.dumps({"messages": TURNS}) + "\n")
+    created = create(request(tmp_path, file, unlabeled=str(pool), test=str(test)))
+    config: Any = load_config(created.config)
+    assert (config.problem.kind, config.student.kind) == ("chat", "causal")
+    assert (config.data.columns.text, config.data.columns.label) == ("messages", "answer")
+    assert wrong(created.config) == []
+    (first, *_) = (tmp_path / "new/test.jsonl").read_text().splitlines()
+    assert json.loads(first) == {"messages": chats[30][:1], "answer": chats[30][1]}
+
+
+def test_files_of_other_formats(tmp_path: Path) -> None:
+    words = [["play", "jazz", str(n)] for n in range(150)]
+    conll = "\n".join(f"# id = s{n}\nplay O\njazz B-GENRE\n{n} O\n" for n in range(150))
+    (tmp_path / "words.conll").write_text(conll)
+    (tmp_path / "trees.mrg").write_text("".join(f"(S (VP (VB play) (NN jazz{n})))\n" for n in range(150)))
+    table = pa.Table.from_pylist([{"tokens": three, "ner_tags": [0, 1, 0]} for three in words])
+    info = {"info": {"features": {"ner_tags": {"feature": {"names": ["O", "B-GENRE"], "_type": "ClassLabel"}}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "words.parquet")
+    for name, kind, columns in (
+        ("words.conll", "entities", {}),
+        ("trees.mrg", "constituency", {"label": "tree"}),
+        ("words.parquet", "entities", {"text": "tokens", "tags": "ner_tags", "tag_names": ["O", "B-GENRE"]}),
+    ):
+        created = create(request(tmp_path, tmp_path / name, out=tmp_path / f"{name}-new"))
+        config: Any = load_config(created.config)
+        assert config.problem.kind == kind
+        assert config.data.columns.model_dump(exclude_defaults=True) == columns
+        assert wrong(created.config) == []
+
+
+HEADER = "text,label\n"
+ROWS = "".join(f"a text {n},{'ab'[n % 2]}\n" for n in range(40)) + "".join(f"a text {n},\n" for n in range(40, 60))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("no-header.csv", ROWS.encode(), "the first line is a row and no header, since 'a' is also a label"),
+        ("one-column.csv", b"text\na text\nanother text\n", "no column but 'text'; some 50 rows need a label"),
+        ("latin.csv", (HEADER + ROWS + "caf\xe9 x,a\n").encode("latin-1"), "not UTF-8 .* it may be Latin-1"),
+        ("twice.csv", b"text,label,label\na text,a,b\n", "the column 'label' occurs twice"),
+        ("one-row.csv", (HEADER + "a text,a\n").encode(), "1 row has a label; at least 8 are needed"),
+        ("header.csv", HEADER.encode(), "it has no rows"),
+        ("case.csv", (HEADER + ROWS + "yet a text,A\n").encode(), r"case\.csv: problem\.labels: 'A' and 'a' must"),
+        ("one-class.csv", (HEADER + "".join(f"a text {n},a\n" for n in range(60))).encode(), "at least 2 are needed"),
+        ("sheet.xlsx", b"PK", "spreadsheets are not read; save it as CSV"),
+        ("array.json", b'[{"text": "a text"}]\n', "a JSON array where .*; write its objects one on each line"),
+        (
+            "huge.csv",
+            ("text,price\n" + "".join(f"a text {n},{n * 99.1}\n" for n in range(60))).encode(),
+            "at most 1001",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((DataError, ConfigError), match=told) as error:
+        create(request(tmp_path, tmp_path / name))
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bom.csv", b"\xef\xbb\xbf" + (HEADER + ROWS).encode()),
+        ("semicolons.csv", (HEADER + ROWS).replace(",", ";").encode()),
+        ("numbers.csv", (HEADER + ROWS.replace(",a", ",0").replace(",b", ",1")).encode()),
+        ("empty-cells.csv", (HEADER + ROWS + ",a\n,\n").encode()),
+        ("long.csv", (HEADER + ROWS.replace("a text", "a text " * 9000)).encode()),
+        ("ids-twice.csv", ("id," + HEADER + "".join(f"7,{row}\n" for row in ROWS.splitlines())).encode()),
+        ("one-word.csv", ("word,label\n" + ROWS.replace("a text ", "text-")).encode()),
+        ("Größe (1).csv", (HEADER + ROWS).encode()),
+    ],
+)
+def test_an_odd_file_becomes_a_config_that_passes(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    created = create(request(tmp_path, tmp_path / name))
+    assert wrong(created.config) == []
 
 
 def test_what_cannot_be_told_apart_is_to_be_named() -> None:

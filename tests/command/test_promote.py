@@ -52,8 +52,11 @@ def test_promote_then_refuse_then_force_then_roll_back(
 ) -> None:
     path = config("nightly")
     registry.judged("nightly", "first")
-    assert command("promote", path) == (0, "version 1 of 'nightly' is the champion, the first\n", "")
-    assert command("promote", path) == (0, "version 1 of 'nightly' is the champion already\n", "")
+    code, out, error = command("promote", path)
+    sentence, serve = out.splitlines()
+    assert (code, sentence, error) == (0, "version 1 of 'nightly' is the champion, the first", "")
+    assert serve.startswith("Serve it: retort serve models:/nightly@champion --tracking sqlite:///")
+    assert command("promote", path)[1].startswith("version 1 of 'nightly' is the champion already\n")
 
     registry.judged("nightly", "refused", champion="1")
     code, out, error = command("promote", path, "--json")
@@ -84,7 +87,10 @@ def test_promote_of_the_soft_label_recipe(answers: Any, registry: Registry, comm
     answers.values["tracking"] = {"uri": registry.uri}
     path = answers.save()
     registry.judged("answers", "first")
-    assert command("promote", path) == (0, "version 1 of 'answers' is the champion, the first\n", "")
+    code, out, error = command("promote", path)
+    sentence, serve = out.splitlines()
+    assert (code, sentence, error) == (0, "version 1 of 'answers' is the champion, the first", "")
+    assert serve.startswith("Serve it: retort serve models:/answers@champion --tracking sqlite:///")
     registry.judged("answers", "refused", champion="1")
     code, out, error = command("promote", path, "--json")
     assert (code, out) == (3, "")

@@ -290,12 +290,15 @@ def test_missing(tmp_path: Path) -> None:
 
 def test_unknown_extension(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
+    assert fault(tmp_path / "a.xlsx") == "a.xlsx: spreadsheets are not read; save it as CSV (UTF-8)"
+    (tmp_path / "a.xlsx").unlink()
+    (tmp_path / "a.docx").touch()
     allowed = (
         ".jsonl, .ndjson, .json, .csv, .tsv, .conll, .iob, .iob2, .bio, .mrg, .ptb, .parquet, all but .parquet also"
     )
-    said = fault(tmp_path / "a.xlsx")
+    said = fault(tmp_path / "a.docx")
     assert said.startswith(
-        f"a.xlsx: the extension says no format that can be read; allowed: {allowed} compressed (.gz, "
+        f"a.docx: the extension says no format that can be read; allowed: {allowed} compressed (.gz, "
     )
     (tmp_path / "b.jsonl").touch()
     assert fault(tmp_path, read).endswith("a pattern takes only some files of a folder (pool/*.parquet)")
@@ -306,7 +309,7 @@ def test_unknown_extension(tmp_path: Path) -> None:
     [
         (b"not json\n", "a.jsonl, line 3: not JSON (Expecting value at column 1)"),
         (b"[\n", "a.jsonl, line 3: not JSON (Expecting value at column 2" + ARRAY_HINT),
-        (b"[1]\n", "a.jsonl, line 3: a JSON array where an object {...} is needed"),
+        (b"[1]\n", "a.jsonl, line 3: a JSON array where an object {...} is needed; write its objects one on each line"),
         (b'"x"\n', "a.jsonl, line 3: a JSON string where an object {...} is needed"),
         (b"[" * 100_000 + b"\n", "a.jsonl, line 3: not JSON (nested too deeply" + ARRAY_HINT),
         ('{"text": "café"}\n'.encode("latin-1"), "a.jsonl, line 3: not UTF-8 " + LATIN),

@@ -4,25 +4,42 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from retort.commands.new.labels import MOST_CLASSES, are_tags, is_conversation, kind_of
 from retort.errors import DataError
 from retort.problems.base import is_missing
 
 Rows = Sequence[Mapping[str, Any]]
 
-TEXTS = ("text", "sentence", "utterance", "content", "review", "question", "query", "body", "message", "input", "title")
-LABELS = ("label", "class", "category", "intent", "tree", "parse", "target", "answer", "summary", "output")
+CONVERSATIONS = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog")
+TEXTS = (
+    *("text", "sentence", "utterance", "content", "review", "question", "query", "body", "message", "input", "title"),
+    *("prompt", "request", "comment", "document", "essay", "description", "tokens", "words"),
+)
+LABELS = (
+    *("label", "labels", "class", "category", "intent", "tree", "parse", "target", "answer", "summary", "output"),
+    *(
+        "entities",
+        "spans",
+        "emotions",
+        "topics",
+        "tags",
+        "score",
+        "rating",
+        "stars",
+        "mark",
+        "grade",
+        "call",
+        "response",
+    ),
+)
 TAGS = ("bio", "tags", "ner_tags")
-
-MOST_CLASSES = 200
-ROWS_PER_CLASS = 3
-"""More distinct labels than a third of the rows are no classes, but texts."""
 
 
 class Found(NamedTuple):
     """What was recognized."""
 
     kind: str
-    """`classification`, `slots`, `constituency` or `text`."""
+    """Of the problem."""
     columns: dict[str, str]
     """Names of the columns, by the field of `data.columns`."""
     words: int
@@ -34,42 +51,114 @@ def look(rows: Rows, pool: Rows, asked: Mapping[str, str | None], place: str) ->
 
     Raises DataError if a column cannot be recognized, with the option that names it.
     """
-    columns = {"text": asked["text"] or _column(pool, TEXTS, _is_long, "--text", place)}
-    others = [{name: value for name, value in row.items() if name not in columns.values()} for row in rows]
-    tags = next((name for name in TAGS if any(_filled(row.get(name)) for row in others)), None)
-    if tags and asked["label"] is None and any(_filled(row.get("intent")) for row in others):
-        columns |= {"tags": tags, "intent": "intent"}
+    if not rows or not pool:
+        raise DataError(f"{place}: it has no rows")
+    ids = [name for name in rows[0] if _is_id(pool, name)]
+    taken = {*ids, *(asked[role] for role in ("label", "id"))}
+    columns = {"text": asked["text"] or _text_column(_without(pool, taken), place)}
+    others = _without(rows, {columns["text"], *ids})
+    tags = next((name for name in TAGS if any(are_tags(row.get(name)) for row in others)), None)
+    if tags and asked["label"] in (None, tags):
+        columns["tags"] = tags
+        if any(_filled(row.get("intent")) for row in others):
+            columns["intent"] = "intent"
     else:
-        columns["label"] = asked["label"] or _column(others, LABELS, _repeats, "--label", place)
-    if identifier := asked["id"] or next((name for name in rows[0] if _is_id(pool, name)), None):
+        columns["label"] = asked["label"] or _label_column(others, columns["text"], place)
+    if identifier := asked["id"] or next(iter(ids), None):
         columns["id"] = identifier
-    for option in ("text", "label", "id"):
-        name = asked[option]
-        if name and not any(_filled(row.get(name)) for row in (*rows, *pool)):
-            names = ", ".join(map(repr, rows[0] if rows else {}))
-            raise DataError(f"{place}: --{option} {name}: no row has this column; the columns are {names}")
-    labels = [row[columns["label"]] for row in rows if _filled(row.get(columns["label"]))] if "label" in columns else []
-    kind = asked["problem"] or ("slots" if "tags" in columns else _kind(labels))
-    return Found(kind, columns, _words(pool, columns["text"]))
+    elif "id" in rows[0] or "id" in pool[0]:
+        columns["id"] = NO_ID
+    _check_columns(rows, pool, asked, columns, place)
+    return Found(asked["problem"] or _kind(rows, columns), columns, _words(pool, columns["text"]))
+
+
+NO_ID = "no_id"
+"""A column that is not there: a row's id is then the digest of its text."""
 
 
 def has_label(row: Mapping[str, Any], found: Found) -> bool:
-    return _filled(row.get(found.columns.get("tags", found.columns.get("label", ""))))
+    """Whether the row has a gold label, which for sets and lists of spans may be an empty list."""
+    value = row.get(found.columns.get("tags", found.columns.get("label", "")))
+    return _filled(value) or (value == [] and "tags" not in found.columns and found.kind in ("multi-label", "entities"))
 
 
-def _column(rows: Rows, usual: Sequence[str], fits: Callable[[list[Any]], float], option: str, place: str) -> str:
-    """The first of the `usual` names that the rows have, else the one column that fits best, if any does."""
-    names = {name: name.lower() for row in rows for name in row}
+def as_text(value: object) -> str:
+    """A text, or the words of a list of words or of turns."""
+    if isinstance(value, Mapping):
+        return as_text(value.get("content", value.get("value", "")))
+    return " ".join(map(as_text, value)) if isinstance(value, list) else "" if is_missing(value) else str(value)
+
+
+def _without(rows: Rows, names: set[str | None]) -> Rows:
+    return [{name: value for name, value in row.items() if name not in names} for row in rows]
+
+
+def _kind(rows: Rows, columns: Mapping[str, str]) -> str:
+    if "tags" in columns:
+        return "slots" if "intent" in columns else "entities"
+    labels = [value for row in rows if _filled(value := row.get(columns["label"]))]
+    texts = [value for row in rows if _filled(value := row.get(columns["text"]))]
+    return kind_of(labels, columns["label"], is_chat=bool(texts) and all(map(is_conversation, texts)))
+
+
+def _check_columns(
+    rows: Rows, pool: Rows, asked: Mapping[str, str | None], columns: Mapping[str, str], place: str
+) -> None:
+    """Raises DataError for a column that no row has, and for a first line that is a row and no header."""
+    for option in ("text", "label", "id"):
+        name = asked[option]
+        if name and not any(_filled(row.get(name)) for row in (*rows, *pool)):
+            raise DataError(f"{place}: --{option} {name}: no row has this column; the columns are {_listed(rows[0])}")
+    label = columns.get("label")
+    if label and any(row.get(label) == label for row in rows):
+        raise DataError(
+            f"{place}: the first line is a row and no header, since '{label}' is also a label; put one before it, such "
+            "as text,label"
+        )
+
+
+def _text_column(rows: Rows, place: str) -> str:
+    for name in CONVERSATIONS:
+        if any(is_conversation(row.get(name)) for row in rows):
+            return name
+    return _column(rows, TEXTS, _is_long, "--text", place, not_those=LABELS)
+
+
+def _label_column(rows: Rows, text: str, place: str) -> str:
+    if not any(rows):
+        raise DataError(
+            f"{place}: there is no column but '{text}'; some 50 rows need a label, in a column such as 'label'"
+        )
+    return _column(rows, LABELS, _repeats, "--label", place)
+
+
+def _column(
+    rows: Rows,
+    usual: Sequence[str],
+    fits: Callable[[list[Any]], float],
+    option: str,
+    place: str,
+    not_those: Sequence[str] = (),
+) -> str:
+    """The first of the `usual` names that the rows have, else the one column that fits best, if any does, else the only
+    one that is none of `not_those`."""
+    names = {name: name.strip().lower() for row in rows for name, value in row.items() if _filled(value)}
     for wanted in usual:
         for name, lower in names.items():
-            if lower == wanted and any(_filled(row.get(name)) for row in rows):
+            if lower == wanted:
                 return name
     scores = {name: fits([row[name] for row in rows if _filled(row.get(name))]) for name in names}
-    best = max(scores, key=scores.__getitem__, default=None)
-    if best is None or scores[best] <= 0 or list(scores.values()).count(scores[best]) > 1:
-        listed = ", ".join(map(repr, names)) or "none"
-        raise DataError(f"{place}: which column? Name it by {option}; the columns are {listed}")
-    return best
+    best = [name for name, score in scores.items() if score > 0 and score == max(scores.values())]
+    if len(best) == 1:
+        return best[0]
+    left = [name for name, lower in names.items() if lower not in not_those]
+    if len(left) == 1:
+        return left[0]
+    raise DataError(f"{place}: which column? Name it by {option}; the columns are {_listed(names)}")
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, names)) or "none"
 
 
 def _is_long(values: list[Any]) -> float:
@@ -91,24 +180,8 @@ def _is_id(rows: Rows, name: str) -> bool:
     return len(values) == len(rows) == len(set(values)) > 0
 
 
-def _kind(labels: list[Any]) -> str:
-    texts = [str(label).strip() for label in labels]
-
-    def most(fits: Callable[[str], object]) -> bool:
-        return sum(bool(fits(text)) for text in texts) > 0.9 * len(texts)
-
-    if most(lambda text: text.startswith("[IN:")):
-        return "slots"
-    if most(lambda text: text.startswith("(") and text.endswith(")") and text.count("(") == text.count(")") > 1):
-        return "constituency"
-    distinct = len(set(texts))
-    if distinct <= MOST_CLASSES and len(texts) >= ROWS_PER_CLASS * distinct:
-        return "classification"
-    return "text"
-
-
 def _words(rows: Rows, column: str) -> int:
-    lengths = sorted(len(re.findall(r"\w+|[^\w\s]", str(row[column]))) for row in rows if _filled(row.get(column)))
+    lengths = sorted(len(re.findall(r"\w+|[^\w\s]", as_text(row[column]))) for row in rows if _filled(row.get(column)))
     return lengths[int(0.99 * (len(lengths) - 1))] if lengths else 0
 
 

@@ -33,11 +33,12 @@ def shares(rows: Iterable[Row], label: str, *, with_test: bool) -> Shares:
     shuffled = sorted(rows, key=lambda row: hashlib.sha256(_line(row)).digest())
     least = 8 if with_test else 4
     if len(shuffled) < least:
-        raise DataError(f"{len(shuffled)} rows have a label; at least {least} are needed, and 50 are a good start")
+        have = "1 row has" if len(shuffled) == 1 else f"{len(shuffled)} rows have"
+        raise DataError(f"{have} a label; at least {least} are needed, and 50 are a good start")
     ordered = list(_one_of_each_first(shuffled, label))
     num_labeled = min(MOST_LABELED, len(ordered) // 2 if with_test else len(ordered))
     num_test = min(MOST_TEST, len(ordered) - num_labeled) if with_test else 0
-    if len(ordered) > 4 * num_labeled:  # the pool needs rows too, if no file of its own brings them
+    if len(ordered) > 2 * num_labeled:  # the pool needs rows too, if no file of its own brings them
         num_test = min(num_test, max(num_labeled, len(ordered) // 5))
     end = num_labeled + num_test
     return Shares(ordered[:num_labeled], ordered[num_labeled:end], ordered[end:])
@@ -62,4 +63,5 @@ def _one_of_each_first(rows: list[Row], label: str) -> Iterator[Row]:
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    """The row in JSON; those of Parquet files are mappings but no dicts."""
+    return json.dumps(dict(row), ensure_ascii=False, default=str).encode() + b"\n"

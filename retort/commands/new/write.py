@@ -1,29 +1,32 @@
 """Writes the YAML file, and the data files that it needs."""
 
 import re
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import TypeAdapter
 
-from retort.commands.new.look import Found, Rows, has_label, look
+from retort.commands.new.labels import decoded, scale_of, separator_of
+from retort.commands.new.look import Found, Rows, as_text, has_label, look
+from retort.commands.new.rows import Reader
 from retort.commands.new.split import Shares, shares, write
 from retort.config import ColumnsConfig
 from retort.config import Problem as ProblemConfig
+from retort.data.class_names import names_inside, with_tag_names
+from retort.data.files import data_files
 from retort.data.reading import read_rows_of
 from retort.errors import ConfigError, DataError
-from retort.problems import infer_schema
+from retort.problems import infer_schema, problem_for
+from retort.problems.base import listed
 
-LOOKED_AT = 10_000
-"""Rows of a file that are looked at."""
 TOKENS_PER_WORD = 1.5
 """Of a subword tokenizer, cautiously."""
 LENGTHS = (64, 128, 256, 512)
 ENCODER = {"en": "sentence-transformers/all-MiniLM-L6-v2", "other": "intfloat/multilingual-e5-small"}
 WRITER = {"en": "google/flan-t5-small", "other": "google/mt5-small"}
+CHATTER = {"en": "HuggingFaceTB/SmolLM2-135M-Instruct", "other": "Qwen/Qwen3-0.6B"}
 
 
 class Request(NamedTuple):
@@ -74,34 +77,82 @@ def create(request: Request) -> Created:
     config = request.out / "config.yaml"
     if config.exists():
         raise ConfigError(f"{config}: exists already; give another folder by --out, or remove it")
-    rows = _first_rows(request.file)
-    pool = rows if request.unlabeled is None else _first_rows(request.unlabeled)
+    reader = Reader(request.file, request.asked)
+    rows = reader.first_rows(request.file)
+    pool = rows if request.unlabeled is None else reader.first_rows(request.unlabeled)
     found = look(rows, pool, request.asked, request.file)
     if not any(has_label(row, found) for row in rows):
         raise DataError(f"{request.file}: no row has a label; some 50 rows with labels are needed, and --label COLUMN")
-    problem = _problem(request, found)
-    roles = _roles(request, found)
+    columns = _columns(request, found, rows)
+    problem = _problem(request, found, columns, reader)
+    roles = _roles(request, found, reader)
     language = _language(pool, found.columns["text"])
-    config.write_text(_yaml(request, found, problem, roles, language), encoding="utf-8")
+    config.write_text(_yaml(request, found, problem, columns, roles, language), encoding="utf-8")
     label = found.columns.get("label") or found.columns["tags"]
     lines = [
-        f"{found.kind}: texts in '{found.columns['text']}' (language: {language}), labels in '{label}'",
+        f"{found.kind}{_told(problem)}: texts in '{found.columns['text']}' (language: {language}), labels in '{label}'",
         *(f"{role}: {place.file}{place.told}" for role, place in roles.items()),
     ]
     return Created(config, lines)
 
 
-def _first_rows(source: str) -> Rows:
-    return [row for _, row in islice(read_rows_of(source), LOOKED_AT)]
+def _columns(request: Request, found: Found, rows: Rows) -> ColumnsConfig:
+    """The columns, with the names of tags that are numbers: the files that are written do not say them."""
+    columns = ColumnsConfig.model_validate(found.columns)
+    tags = next((row[columns.tags] for row in rows if "tags" in found.columns and has_label(row, found)), "")
+    if not isinstance(tags, list) or isinstance(tags[0], str):
+        return columns
+    names = names_inside(data_files(request.file, None)[0], columns.tags)
+    return columns.model_copy(update={"tag_names": names}) if names else with_tag_names(columns, request.file, None)
 
 
-def _problem(request: Request, found: Found) -> dict[str, Any]:
+def _problem(request: Request, found: Found, columns: ColumnsConfig, reader: Reader) -> dict[str, Any]:
     """The section `problem`, with the names of all labels in the file and in the test rows: the few labeled rows lack
-    the rare ones."""
+    the rare ones.
+
+    Raises DataError or ConfigError for labels that this kind of problem cannot have.
+    """
+    try:
+        return _schema(request, found, columns, reader).model_dump(exclude_defaults=True)
+    except DataError as error:
+        raise error if request.file in str(error) else DataError(f"{request.file}: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{request.file}: {error}") from None
+
+
+def _schema(request: Request, found: Found, columns: ColumnsConfig, reader: Reader) -> ProblemConfig:
+    """Raises DataError, ConfigError."""
     sources = [request.file, *([request.test] if request.test else [])]
-    rows = (row for source in sources for _, row in read_rows_of(source) if has_label(row, found))
-    bare: ProblemConfig = TypeAdapter(ProblemConfig).validate_python({"kind": found.kind})
-    return infer_schema(bare, rows, ColumnsConfig(**found.columns)).model_dump(exclude_defaults=True)
+    section: dict[str, Any] = {"kind": found.kind}
+    if found.kind in ("regression", "multi-label", "text"):
+        values = (row.get(columns.label) for source in sources for row in reader.rows(source) if has_label(row, found))
+        section |= _form(found.kind, list(values), columns.label)
+    bare: ProblemConfig = TypeAdapter(ProblemConfig).validate_python(section)
+    rows = (row for source in sources for _, row in read_rows_of(source, columns=columns) if has_label(row, found))
+    problem = infer_schema(bare, rows, columns)
+    problem_for(problem)
+    return problem
+
+
+def _form(kind: str, labels: list[Any], column: str) -> dict[str, Any]:
+    """Fields of the section `problem` that say how labels are written."""
+    if kind == "regression":
+        return scale_of(labels, column)
+    if kind == "multi-label":
+        separator = separator_of([label for label in labels if isinstance(label, str)])
+        return {"separator": separator} if separator else {}
+    return {"json_schema": {"type": "object"}} if all(isinstance(decoded(label), dict) for label in labels) else {}
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    """The names of labels, or the scale; for people."""
+    match problem:
+        case {"labels": names} | {"intents": names}:
+            return f" ({listed(list(names))})"
+        case {"low": low, "high": high}:
+            steps = f" in steps of {problem['step']:g}" if "step" in problem else ""
+            return f" ({low:g} to {high:g}{steps})"
+    return ""
 
 
 class _Place(NamedTuple):
@@ -111,15 +162,21 @@ class _Place(NamedTuple):
     told: str = ""
 
 
-def _roles(request: Request, found: Found) -> dict[str, _Place]:
-    """The place of each role's rows; what the user has no file for is written."""
+def _roles(request: Request, found: Found, reader: Reader) -> dict[str, _Place]:
+    """The place of each role's rows; what the user has no file for is written, and conversations that were cut."""
     given = {"labeled": request.file, "unlabeled": request.unlabeled, "test": request.test}
-    if request.unlabeled and request.test:
+    if request.unlabeled and request.test and not reader.answered:
         request.out.mkdir(parents=True, exist_ok=True)
         return {role: _Place(str(place)) for role, place in given.items()}
-    parts, repeated = _divided(request, found)
-    written = {"labeled": parts.labeled, "unlabeled": parts.rest, "test": parts.test}
-    paths = {role: request.out / f"{role}.jsonl" for role in given if role == "labeled" or given[role] is None}
+    parts, num_repeated = _divided(request, found, reader)
+    written: dict[str, Iterator[Mapping[str, Any]]] = {"labeled": iter(parts.labeled)}
+    for role, rest in (("unlabeled", parts.rest), ("test", parts.test)):
+        source = given[role]
+        if source is None:
+            written[role] = iter(rest)
+        elif reader.answered:
+            written[role] = reader.rows(source)
+    paths = {role: request.out / f"{role}.jsonl" for role in written}
     for path in paths.values():
         if path.exists():
             raise ConfigError(f"{path}: exists already; give another folder by --out, or remove it")
@@ -127,18 +184,21 @@ def _roles(request: Request, found: Found) -> dict[str, _Place]:
     places = {role: _Place(str(given[role])) for role in given if role not in paths}
     for role, path in paths.items():
         places[role] = _Place(str(path), f", {write(path, written[role]):,} rows")
-    if repeated:
-        places["labeled"] = places["labeled"]._replace(
-            told=f"{places['labeled'].told} ({repeated:,} of {request.file} have another one's text, and are left out)"
-        )
+    if num_repeated:
+        told = f" ({num_repeated:,} of {request.file} have no text or another one's, and are left out)"
+        places["labeled"] = places["labeled"]._replace(told=places["labeled"].told + told)
+    if num_more := sum(has_label(row, found) for row in parts.rest) if request.unlabeled is None else 0:
+        told = f" ({num_more:,} of them have a label, which is used in reports only)"
+        places["unlabeled"] = places["unlabeled"]._replace(told=places["unlabeled"].told + told)
     return {role: places[role] for role in given}
 
 
-def _divided(request: Request, found: Found) -> tuple[Shares, int]:
-    """The roles of the file's rows (those without a label are for the pool), and how many rows repeat a text."""
+def _divided(request: Request, found: Found, reader: Reader) -> tuple[Shares, int]:
+    """The roles of the file's rows (those without a label are for the pool), and how many rows repeat a text or have
+    none."""
     by_text: dict[str, Mapping[str, Any]] = {}
     count = 0
-    for _, row in read_rows_of(request.file):
+    for row in reader.rows(request.file):
         count += 1
         text = str(row.get(found.columns["text"]) or "").strip()
         if text and (text not in by_text or (has_label(row, found) and not has_label(by_text[text], found))):
@@ -159,30 +219,41 @@ def _language(rows: Rows, column: str) -> str:
     """The ISO 639-1 code of the language that most of the text is in."""
     import py3langid
 
-    text = " ".join(str(row[column]) for row in rows[:200] if row.get(column))
+    text = " ".join(as_text(row.get(column)) for row in rows[:200])
     return str(py3langid.classify(text)[0])
 
 
 def _yaml(
-    request: Request, found: Found, problem: Mapping[str, Any], roles: Mapping[str, _Place], language: str
+    request: Request,
+    found: Found,
+    problem: Mapping[str, Any],
+    columns: ColumnsConfig,
+    roles: Mapping[str, _Place],
+    language: str,
 ) -> str:
     tokens = found.words * TOKENS_PER_WORD + 2
     length = next((length for length in LENGTHS if tokens <= length), LENGTHS[-1])
     kind, model = _student(found.kind, language)
-    columns = {field: name for field, name in found.columns.items() if name != _DEFAULTS[field]}
+    named = columns.model_dump(exclude_defaults=True)
     files = {role: place.file for role, place in roles.items()}
-    ordered = "if the classes have an order: list them from low to high, and add ordered: true"
     sections = [
         f"# Written by `retort new {request.file}`. `retort doctor` checks it, `retort plan` says what it\n"
         "# would cost, `retort run` runs it, and `retort schema` lists every field.",
         _section({"name": _name(request.out)}),
-        _section({"problem": problem}, ordered if found.kind == "classification" else ""),
-        _section({"data": {**files, **({"columns": columns} if columns else {})}}, _DATA_COMMENT),
+        _section({"problem": problem}, _PROBLEM_COMMENTS.get(found.kind, "")),
+        _section({"data": {**files, **({"columns": named} if named else {})}}, _DATA_COMMENT),
         _section({"teacher": dict(request.teacher)}, _TEACHER_COMMENTS[request.teacher["kind"]]),
         _section(
-            {"student": {"kind": kind, "model": request.student or model, "training": {"max_length": length}}},
-            f"99 of 100 texts have at most {found.words} words; longer ones than max_length tokens are cut.",
+            {
+                "student": {
+                    "kind": kind,
+                    "model": request.student or model,
+                    "training": {"max_length": length, "min_updates": 500},
+                }
+            },
+            _STUDENT_COMMENT.format(words=found.words),
         ),
+        _section({"method": {"stages": 2, "partitions": 4}}, _METHOD_COMMENT),
         _section({"store": {"root": ".retort/store"}}, "or s3://bucket/prefix, for workers on several machines"),
         _section({"tracking": {"uri": "sqlite:///.retort/mlflow.db"}}, "MLflow's server or database"),
     ]
@@ -192,7 +263,23 @@ def _yaml(
 _LIST = "tag:yaml.org,2002:seq"
 _DATA_COMMENT = """labeled: shown to the teacher, and the judge of what students learn.
 unlabeled: the pool, which the teacher labels. test: for the final scores only."""
-_DEFAULTS = {"text": "text", "label": "label", "id": "id", "intent": "intent", "tags": "bio"}
+_PROBLEM_COMMENTS = {
+    "classification": "If the classes have an order, list them from low to high and add ordered: true; if they are\n"
+    "numbers on a scale, give `retort new` --problem regression.",
+    "multi-label": "Any number of these for each text; [] is a label, a blank or null is none.",
+    "entities": "The types; words are what white space separates.",
+    "slots": "The slots of each intent.",
+    "constituency": "Phrase labels, and chains of them.",
+    "regression": "The scale: the lowest and the highest label in the files; widen it if others are possible.\n"
+    "With step, nothing lies between two steps.",
+    "text": "Labels can be held to a pattern (a regular expression) or to a json_schema.",
+    "chat": "tools: [{name: ..., description: ..., parameters: a JSON Schema}] says which tools may be called.",
+}
+_STUDENT_COMMENT = """model: a hub name, a folder, an s3:// address, or pkg:PACKAGE/FOLDER for an installed package's.
+99 of 100 texts have at most {words} words; longer ones than max_length tokens are cut.
+min_updates: optimizer steps of each training, at least. Time grows with it; below 300 little may be learned."""
+_METHOD_COMMENT = """In stage 1 each of `partitions` students learns from a part of the pool and labels the rest.
+Fewer of them take less time."""
 _TEACHER_COMMENTS = {
     "endpoint": "any OpenAI-compatible server; the key is read from the environment",
     "vllm": "runs here, on a GPU or a CPU: `make teacher` builds its environment",
@@ -222,9 +309,11 @@ def _name(folder: Path) -> str:
 def _student(kind: str, language: str) -> tuple[str, str]:
     known = "en" if language == "en" else "other"
     match kind:
-        case "classification":
+        case "classification" | "multi-label" | "regression":
             return "sequence-classification", ENCODER[known]
         case "text":
             return "seq2seq", WRITER[known]
+        case "chat":
+            return "causal", CHATTER[known]
         case _:
             return "token-classification", ENCODER[known]
