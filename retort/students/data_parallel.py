@@ -100,7 +100,7 @@ def joint_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:
         own = [parameter for parameter in parameters if parameter.dtype == dtype]
         sizes = [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in own]
         buffer = torch.zeros(sum(sizes), dtype=dtype, device=own[0].device)
-        for parameter, part in zip(own, buffer.split(sizes), strict=True):
+        for parameter, part in zip(own, torch.split(buffer, sizes), strict=True):
             parameter.grad = part[: parameter.numel()].view_as(parameter)
         buffers.append(buffer)
     return buffers

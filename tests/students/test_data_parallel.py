@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from joint_training import KINDS, ONE_ROW, SavedOnce, lines, main, of_student, of_watched, result_of, student_of
 from retort.store import Store
@@ -27,7 +28,7 @@ def joint(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("joint")
     torch.set_num_threads(1)
     lines(SavedOnce(Store(str(folder / "store")), "1" * 64, 13), dropout=0)
-    multiprocessing.spawn(main, (folder, folders), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(main, (folder, folders), nprocs=2)  # type: ignore[no-untyped-call]
     return folder
 
 
