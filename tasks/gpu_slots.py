@@ -40,8 +40,12 @@ def num_places(execution: ExecutionConfig) -> int:
 
 
 def num_wanted(step: Step, execution: ExecutionConfig) -> int:
-    """How many GPUs a step that is no engine takes."""
-    return execution.gpus_per_student if step.resources.gpu == "several" else 1
+    """How many GPUs a step that is no engine takes. Students that are trained side by side on this machine get equal
+    shares: one on each GPU, they need not wait for each other."""
+    if step.resources.gpu != "several":
+        return 1
+    at_once = 1 if execution.student_pool else min(step.siblings, execution.parallel_students or step.siblings)
+    return max(1, min(execution.gpus_per_student, len(usable_gpus()) // at_once))
 
 
 def _most_wanted(execution: ExecutionConfig) -> int:

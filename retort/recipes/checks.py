@@ -60,10 +60,10 @@ def check_gpus_per_student(execution: ExecutionConfig) -> str:
         raise ConfigError(f"execution.gpus_per_student = {wanted}: not with execution.device = 'cpu'; leave out either")
     if wanted > (found := len(usable_gpus())):
         raise ConfigError(
-            f"execution.gpus_per_student = {wanted}: this machine has {found} that a run may use; lower it, or name a "
-            "work pool whose machines have as many in execution.student_pool"
+            f"execution.gpus_per_student = {wanted}: this machine has {found or 'no'} GPU{'s' * (found > 1)} to train on; "
+            "lower it, or name in execution.student_pool a work pool whose machines have as many"
         )
-    return f"{wanted} of this machine's {found} GPUs train a student"
+    return f"up to {wanted} of this machine's {found} GPUs train a student"
 
 
 def texts_of(store: Store, ref: ArtifactRef) -> set[str]:

@@ -66,7 +66,9 @@ def same_as_first(tensors: Sequence[Tensor]) -> None:
     """Overwrites the tensors with those of the first process."""
     if num_ranks() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            own = tensor.contiguous()
+            dist.broadcast(own, src=0)
+            tensor.copy_(own)
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -101,6 +103,6 @@ def joint_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:
         sizes = [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in own]
         buffer = torch.zeros(sum(sizes), dtype=dtype, device=own[0].device)
         for parameter, part in zip(own, torch.split(buffer, sizes), strict=True):
-            parameter.grad = part[: parameter.numel()].view_as(parameter)
+            parameter.grad = part.as_strided(parameter.size(), parameter.stride())
         buffers.append(buffer)
     return buffers

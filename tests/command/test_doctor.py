@@ -58,9 +58,14 @@ def wrong(found: dict[str, tuple[str, str]]) -> set[str]:
 @pytest.mark.parametrize(
     ("installed", "overrides", "verdict", "words"),
     [
-        (2, [], "ok", "2 of this machine's 2 GPUs train a student"),
-        (1, [], "wrong", "execution.gpus_per_student = 2: this machine has 1 that a run may use; lower it, or name a"),
-        (0, [], "wrong", "execution.gpus_per_student = 2: this machine has 0 that a run may use"),
+        (2, [], "ok", "up to 2 of this machine's 2 GPUs train a student"),
+        (
+            1,
+            [],
+            "wrong",
+            "execution.gpus_per_student = 2: this machine has 1 GPU to train on; lower it, or name in",
+        ),
+        (0, [], "wrong", "execution.gpus_per_student = 2: this machine has no GPU to train on; "),
         (2, ["execution.device=cpu"], "wrong", "execution.gpus_per_student = 2: not with execution.device = 'cpu'"),
         (0, ["execution.student_pool=far"], "ok", "2 of a worker of the work pool 'far' train a student"),
     ],

@@ -27,7 +27,7 @@ from retort.steps.base import STUDENT, TRAINING, Resources, Step
 from retort.store.opening import open_store
 from tasks import gpu_locks, steps
 from tasks.gpu_locks import Place, give_back, holder, lock_of, take
-from tasks.gpu_slots import SHARED_GPUS, gpus_for, num_places
+from tasks.gpu_slots import SHARED_GPUS, gpus_for, num_places, num_wanted
 
 AUTO = ExecutionConfig()
 UUIDS = ["GPU-aa11", "GPU-bb22", "GPU-cc33"]
@@ -130,13 +130,33 @@ async def test_a_training_gets_all_its_gpus_at_once(count: int, machine: int, mo
     assert watch.most >= count
 
 
+@pytest.mark.parametrize(
+    ("siblings", "execution", "wanted"),
+    [
+        (1, {}, 2),
+        (2, {}, 1),
+        (3, {}, 1),
+        (2, {"parallel_students": 1}, 2),
+        (2, {"parallel_students": 2}, 1),
+        (2, {"student_pool": "far"}, 2),
+    ],
+)
+async def test_students_side_by_side_share_the_gpus_first(
+    siblings: int, execution: dict[str, Any], wanted: int
+) -> None:
+    two = ExecutionConfig.model_validate({"gpus_per_student": 2, **execution})
+    step = student(0, TRAINING).model_copy(update={"siblings": siblings})
+    async with gpus_for(step, two) as place:
+        assert len(place.each()) == num_wanted(step, two) == wanted
+
+
 async def test_trainings_on_several_gpus_share_them_if_asked_to() -> None:
     watch = Watch(several(2, parallel_students=3), shares=3)
     await asyncio.wait_for(asyncio.gather(*(watch.work(student(n, TRAINING)) for n in range(3))), 30)
     assert watch.most == 6
 
 
-@pytest.mark.parametrize(("execution", "reason"), [({}, "this machine has 2"), ({"device": "cpu"}, "leave out either")])
+@pytest.mark.parametrize(("execution", "reason"), [({}, "has 2 GPUs to"), ({"device": "cpu"}, "leave out either")])
 async def test_more_gpus_than_there_are_is_an_error(execution: dict[str, Any], reason: str) -> None:
     few = ExecutionConfig.model_validate({**execution, "gpus_per_student": 3})
     with pytest.raises(ConfigError, match=rf"^execution\.gpus_per_student = 3: .*{reason}"):
