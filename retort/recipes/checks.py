@@ -58,10 +58,12 @@ def check_gpus_per_student(execution: ExecutionConfig) -> str:
         return "at most one GPU trains a student"
     if execution.device == "cpu":
         raise ConfigError(f"execution.gpus_per_student = {wanted}: not with execution.device = 'cpu'; leave out either")
-    if wanted > (found := len(usable_gpus())):
+    found = len(usable_gpus())
+    if wanted > found:
+        there = f"{found or 'no'} GPU{'s' if found > 1 else ''}"
         raise ConfigError(
-            f"execution.gpus_per_student = {wanted}: this machine has {found or 'no'} GPU{'s' * (found > 1)} to train on; "
-            "lower it, or name in execution.student_pool a work pool whose machines have as many"
+            f"execution.gpus_per_student = {wanted}: this machine has {there} to train on; lower it, or name in "
+            "execution.student_pool a work pool whose machines have as many"
         )
     return f"up to {wanted} of this machine's {found} GPUs train a student"
 
