@@ -43,7 +43,7 @@ from retort.tracking.champion import reigning_student
 from retort.tracking.commit import git_commit
 from tasks.artifacts import show_report
 from tasks.child_process import end_waiting
-from tasks.gpu_slots import num_places
+from tasks.gpu_slots import num_places, num_wanted
 from tasks.shards import do_shards
 from tasks.steps import task_of
 from tasks.work_pools import check_work_pools, work_pool_of
@@ -177,30 +177,44 @@ def task_runner(config: RecipeConfig, performed: list[Performed], part: Do) -> D
 class Places:
     """How many steps run at once on this machine.
 
-    With GPUs: as many that need one as `num_places`, beside one for each core that need none. Without: a student takes
-    the share of the cores that its threads use, or one of `parallel_students` places, and any other step a core.
+    With GPUs: as many that need them as `num_places` has room for, beside one for each core that need none. Without: a
+    student takes the share of the cores that its threads use, or one of `parallel_students` places, and any other step
+    a core.
     """
 
     def __init__(self, execution: ExecutionConfig) -> None:
-        gpus, self._cores = num_places(execution), os.cpu_count() or 1
-        self._cpu = asyncio.Semaphore(self._cores if gpus else execution.parallel_students or self._cores)
-        self._gpu = asyncio.Semaphore(gpus) if gpus else None
-        self._students_share_cores = not gpus and not execution.parallel_students
-        self._turn = asyncio.Lock()
-        """Whoever wants several cores waits for them alone, so that steps that want one do not keep it waiting."""
+        self._execution, self._cores = execution, os.cpu_count() or 1
+        self._gpus = num_places(execution)
+        self._cpu = _Room(self._cores if self._gpus else execution.parallel_students or self._cores)
+        self._gpu = _Room(self._gpus)
+        self._students_share_cores = not self._gpus and not execution.parallel_students
 
     @contextlib.asynccontextmanager
     async def place_for(self, step: Step) -> AsyncIterator[None]:
-        is_student = step.resources.gpu == "one"
-        if self._gpu and step.resources.gpu != "none":
-            async with self._gpu:
+        is_student = step.resources.gpu in ("one", "several")
+        if self._gpus and step.resources.gpu != "none":
+            async with self._gpu.taken(min(num_wanted(step, self._execution), self._gpus)):
                 yield
             return
         cores = max(1, self._cores // step.siblings) if is_student and self._students_share_cores else 1
+        async with self._cpu.taken(cores):
+            yield
+
+
+class _Room:
+    """Places, of which a step may take several."""
+
+    def __init__(self, places: int) -> None:
+        self._free = asyncio.Semaphore(places)
+        self._turn = asyncio.Lock()
+        """Whoever wants several places waits for them alone, so that steps that want one do not keep it waiting."""
+
+    @contextlib.asynccontextmanager
+    async def taken(self, count: int) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as held:
             async with self._turn:
-                for _ in range(cores):
-                    await held.enter_async_context(self._cpu)
+                for _ in range(count):
+                    await held.enter_async_context(self._free)
             yield
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import types
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from multiprocessing import forkserver, get_context
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar, cast
@@ -31,6 +31,8 @@ from tasks.gpu_locks import Place
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
+_FALLOUT_SECONDS = 1.0
+"""How long after a failure the failures that it causes, or that caused it, are waited for."""
 _log = logging.getLogger(__name__)
 _context = get_context("forkserver")
 # Lets the children's threads sleep while they wait for each other. By default they spin, and then a single other busy
@@ -70,6 +72,23 @@ async def in_child(
         with contextlib.suppress(_DiedWaiting):
             return cast(T, await _done_by(child, call, timeout_seconds, on_progress))
     return cast(T, await _done_by(_Child(place or Place()), call, timeout_seconds, on_progress))
+
+
+async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of calls whose processes wait for each other. If one fails all are ended, and its error is raised."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if others:  # one failed; the others may crash of that, and be seen first
+            done, _ = await asyncio.wait(tasks, timeout=_FALLOUT_SECONDS)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    errors = [error for task in tasks if task in done and (error := task.exception())]
+    if errors:
+        raise min(errors, key=lambda error: isinstance(error, ChildCrashed))
+    return [task.result() for task in tasks]
 
 
 async def end_waiting(place: Place | None = None) -> None:

@@ -27,6 +27,16 @@ class Place:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables with which it sees only these GPUs."""
 
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """Entries of CUDA_VISIBLE_DEVICES."""
+        return tuple(self.environment["CUDA_VISIBLE_DEVICES"].split(",")) if self.locks else ()
+
+    def each(self) -> "list[Place]":
+        """A place on each of the GPUs."""
+        pairs = zip(self.locks, self.gpus, strict=True)
+        return [Place((lock,), {**self.environment, "CUDA_VISIBLE_DEVICES": gpu}) for lock, gpu in pairs]
+
 
 @dataclass
 class _Hold:

@@ -2,7 +2,8 @@
 here or in a separate run on a work pool."""
 
 import asyncio
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -12,11 +13,13 @@ from prefect.states import Completed
 
 from retort.config import RunSettings
 from retort.errors import RETRYABLE
-from retort.recipes.execute import make
+from retort.io.scratch import scratch
+from retort.recipes.execute import assist, make
 from retort.records.base import ArtifactRef
+from retort.records.rank import Rank
 from retort.steps.base import Step
 from retort.store.opening import open_store
-from tasks.child_process import end_waiting, in_child
+from tasks.child_process import end_waiting, in_child, together
 from tasks.gpu_slots import gpus_for
 from tasks.progress import progress_of
 from tasks.shards import begun
@@ -69,12 +72,19 @@ async def _here(settings: RunSettings, step: Step) -> ArtifactRef:
         if step.resources.gpu == "all":
             await end_waiting(place)  # an engine needs all memory of its GPUs
         begun(step)
-        return await in_child(
-            make,
-            settings,
-            step,
-            max(0, attempt),
-            place=place,
-            timeout_seconds=settings.execution.stage_timeout_seconds,
-            on_progress=on_progress,
-        )
+        places = place.each() if step.resources.gpu == "several" and place.locks else [place]
+        with scratch("rendezvous") as folder:
+            ranks = [Rank(at, len(places), str(folder / "file"), place.gpus) for at in range(len(places))]
+            made, *_ = await together(
+                in_child(
+                    partial(make if rank.is_first else assist, rank=rank),
+                    settings,
+                    step,
+                    max(0, attempt),
+                    place=own,
+                    timeout_seconds=settings.execution.stage_timeout_seconds,
+                    **({"on_progress": on_progress} if rank.is_first else {}),
+                )
+                for rank, own in zip(ranks, places, strict=True)
+            )
+        return cast(ArtifactRef, made)  # the others make nothing

@@ -10,6 +10,7 @@ from retort.errors import RetortError
 from retort.io.scratch import scratch
 from retort.recipes import recipe_of
 from retort.recipes.base import DoctorCheck
+from retort.recipes.checks import check_gpus_of_students
 from retort.records.base import Record
 from retort.store.opening import refusals, usable_store
 from retort.tracking.address import check_reachable, database_file, tracking_uri, without_secrets
@@ -38,7 +39,9 @@ def examine(config: RecipeConfig) -> Iterator[Finding]:
 
 
 def _checks(config: RecipeConfig) -> Mapping[str, DoctorCheck]:
-    return {"versions": versions, "store": store, **recipe_of(config).doctor_checks(config), "tracking": tracking}
+    several: Mapping[str, DoctorCheck] = {"GPUs": gpus} if config.execution.gpus_per_student > 1 else {}
+    recipes = recipe_of(config).doctor_checks(config)
+    return {"versions": versions, "store": store, **several, **recipes, "tracking": tracking}
 
 
 def _finding(what: str, check: DoctorCheck, config: RecipeConfig) -> Finding:
@@ -77,6 +80,10 @@ def _version(name: str) -> str:
 def store(config: RecipeConfig) -> str:
     usable_store(config).check_writable()
     return f"{config.store.root} can be written"
+
+
+def gpus(config: RecipeConfig) -> str:
+    return check_gpus_of_students(config.execution)
 
 
 def tracking(config: RecipeConfig) -> str:

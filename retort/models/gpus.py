@@ -5,7 +5,20 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+SHARED_GPUS = "RETORT_GPUS"
+"""The environment variable with the number of GPUs that containers without a common file system share."""
 _LIST_SECONDS = 60.0
+
+
+def usable_gpus() -> list[str]:
+    """The GPUs that steps may be given, as entries of CUDA_VISIBLE_DEVICES."""
+    shared = num_shared()
+    gpus = visible_gpus() or list(map(str, range(shared)))
+    return gpus[:shared] if shared else gpus
+
+
+def num_shared() -> int:
+    return int(os.environ.get(SHARED_GPUS, "0"))
 
 
 def visible_gpus() -> list[str]:

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 from retort.artifacts.examples import Examples, set_aside
-from retort.config import Problem, RecipeConfig, expand
+from retort.config import ExecutionConfig, Problem, RecipeConfig, expand
 from retort.data.completions import BadLine, read_completions
 from retort.errors import ConfigError, DataError
+from retort.models.gpus import usable_gpus
 from retort.problems import problem_for
 from retort.recipes.execute import made_or_found
 from retort.records.base import ArtifactRef
@@ -40,6 +41,31 @@ def rows_found(store: Store, ref: ArtifactRef, most: float) -> str:
     """For `doctor`: the number of rows, and how many were set aside and where. Raises DataError if it is too many."""
     aside = check_set_aside(store, ref, most)
     return f"{ref.rows} rows" if aside is None else f"note: {ref.rows} rows; {aside.text} ({aside.places})"
+
+
+def check_gpus_of_students(execution: ExecutionConfig) -> str:
+    """Return, for `doctor`, which GPUs train a student. Raises ConfigError if that is to happen on this machine and it
+    has too few."""
+    if execution.student_pool is not None:
+        return f"{execution.gpus_per_student} of a worker of the work pool '{execution.student_pool}' train a student"
+    return check_gpus_per_student(execution)
+
+
+def check_gpus_per_student(execution: ExecutionConfig) -> str:
+    """Like `check_gpus_of_students`, on the machine where they are trained."""
+    wanted = execution.gpus_per_student
+    if wanted == 1:
+        return "at most one GPU trains a student"
+    if execution.device == "cpu":
+        raise ConfigError(f"execution.gpus_per_student = {wanted}: not with execution.device = 'cpu'; leave out either")
+    found = len(usable_gpus())
+    if wanted > found:
+        there = f"{found or 'no'} GPU{'s' if found > 1 else ''}"
+        raise ConfigError(
+            f"execution.gpus_per_student = {wanted}: this machine has {there} to train on; lower it, or name in "
+            "execution.student_pool a work pool whose machines have as many"
+        )
+    return f"up to {wanted} of this machine's {found} GPUs train a student"
 
 
 def texts_of(store: Store, ref: ArtifactRef) -> set[str]:

@@ -15,18 +15,19 @@ from retort.errors import RetortError, StageFailed, first_line
 from retort.io.scratch import scratch, sweep
 from retort.models.weights import downloads
 from retort.records.base import ArtifactRef, Progress
+from retort.records.rank import ALONE, Rank
 from retort.steps.base import Step
 from retort.steps.context import StepContext
 from retort.store.opening import open_store
 
 
-def make(settings: RunSettings, step: Step, attempt: int, progress: Progress) -> ArtifactRef:
+def make(settings: RunSettings, step: Step, attempt: int, progress: Progress, rank: Rank = ALONE) -> ArtifactRef:
     """Make a step's artifact and publish it. If the step raises, nothing is published. Raises StageFailed if the disk
     of temporary files is full."""
     store = open_store(settings.store)
-    started, made_on = time.monotonic(), _made_on(settings, step)
+    started, made_on = time.monotonic(), _made_on(settings, step, rank)
     with _full_disk_told(step), scratch("made") as folder:
-        context = StepContext(store, folder, settings.execution, attempt, progress)
+        context = StepContext(store, folder, settings.execution, attempt, progress, rank)
         output = step.run(context)
         output = output.model_copy(update={"details": {**output.details, **made_on}})
         ref = store.publish(step, folder, output, time.monotonic() - started, settings.name)
@@ -34,7 +35,13 @@ def make(settings: RunSettings, step: Step, attempt: int, progress: Progress) ->
     return ref
 
 
-def _made_on(settings: RunSettings, step: Step) -> dict[str, str]:
+def assist(settings: RunSettings, step: Step, attempt: int, progress: Progress, rank: Rank) -> None:
+    """Do the part of another process than the first in making a step."""
+    with _full_disk_told(step), scratch("made") as folder:
+        step.run(StepContext(open_store(settings.store), folder, settings.execution, attempt, progress, rank))
+
+
+def _made_on(settings: RunSettings, step: Step, rank: Rank = ALONE) -> dict[str, str]:
     """When, on which machine and on which GPUs a step is made, for the report's time line. No part of any key."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     known = {"host": platform.node(), "started_at": now}
@@ -42,9 +49,9 @@ def _made_on(settings: RunSettings, step: Step) -> dict[str, str]:
     hidden = settings.execution.device == "cpu" or visible in ("", "-1") or not has_gpu()
     if step.resources.gpu == "none" or hidden:
         return known
-    if step.resources.gpu == "one":
-        return {**known, "gpu": (visible or "0").split(",")[0]}
-    return {**known, "gpu": visible or "all"}
+    if step.resources.gpu == "all":
+        return {**known, "gpu": visible or "all"}
+    return {**known, "gpu": ",".join(rank.gpus) or (visible or "0").split(",")[0]}
 
 
 def has_gpu() -> bool:

@@ -20,14 +20,16 @@ Inputs = dict[str, tuple[ArtifactRef, ...]]
 class Resources(NamedTuple):
     """What a step needs from the machine that it runs on."""
 
-    gpu: Literal["none", "one", "all"] = "none"
-    """all: the step's engine spreads over all GPUs by itself."""
+    gpu: Literal["none", "one", "several", "all"] = "none"
+    """several: `execution.gpus_per_student`, with a process on each. all: the step's engine spreads over all GPUs by
+    itself."""
     work_pool: Literal["teacher", "student"] | None = None
     """Whether it goes to `execution.teacher_pool` or `execution.student_pool`, if the config sets them."""
 
 
 CPU = Resources()
 STUDENT = Resources(gpu="one", work_pool="student")
+TRAINING = Resources(gpu="several", work_pool="student")
 
 
 class Step(Record):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from retort.config.infrastructure import ExecutionConfig
 from retort.records.base import Progress
+from retort.records.rank import ALONE, Rank
 from retort.store import Store
 
 
@@ -18,3 +19,5 @@ class StepContext:
     attempt: int = 0
     """0 for the first attempt. Each retry halves the number of rows held in memory."""
     progress: Progress = lambda *_: None
+    rank: Rank = ALONE
+    """This process's place among those that make the step together."""

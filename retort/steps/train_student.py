@@ -21,7 +21,7 @@ from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.problems.base import spread
 from retort.records.base import ArtifactRef
-from retort.steps.base import STUDENT, Resources, Runtime, Step
+from retort.steps.base import STUDENT, TRAINING, Resources, Runtime, Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 
@@ -110,19 +110,25 @@ class TrainStudent(TrainingStep):
     version = 1
     artifact = TrainedStudent
 
+    @property
+    def resources(self) -> Resources:
+        return TRAINING
+
     def run(self, context: StepContext) -> StepOutput:
         return self.train(context, self.found_weights())
 
     def train(self, context: StepContext, weights: Weights) -> StepOutput:
         from retort.models.device import choose_device
         from retort.students.checkpoints import StoredCheckpoint
+        from retort.students.data_parallel import joined
         from retort.students.interpolation import interpolated
 
-        device = choose_device(context.execution.device, self.training.precision, self.siblings)
+        rank = context.rank
+        device = choose_device(context.execution.device, self.training.precision, self.siblings * rank.size)
         student, start = self.untrained(context, weights)
         problem = problem_for(self.problem)
         rows, held_out = self._held_out(context, self._rows(context, problem, student))
-        with interpolated(student.model, self.interpolation):
+        with joined(rank), interpolated(student.model, self.interpolation):
             result = student.train(
                 rows,
                 self.training,
@@ -133,7 +139,8 @@ class TrainStudent(TrainingStep):
                 progress=context.progress,
                 held_out=held_out,
             )
-        student.save(context.folder / MODEL)
+        if rank.is_first:
+            student.save(context.folder / MODEL)
         history = result.history
         (context.folder / HISTORY).write_text(json.dumps(asdict(history)))
         return StepOutput(
@@ -146,6 +153,7 @@ class TrainStudent(TrainingStep):
             },
             details={
                 **device.describe(),
+                **({"processes": rank.size} if rank.size > 1 else {}),
                 "parameters": student.num_parameters,
                 "training_seconds": history.seconds,
                 "tokens": history.tokens,

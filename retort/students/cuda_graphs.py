@@ -58,7 +58,8 @@ class Recorder:
         places = {name: tensor.cuda() for name, tensor in inputs.items()}
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Other threads may go on: that of NCCL looks after its sums while this one records.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._launch(places)
         except torch.OutOfMemoryError:
             raise

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from retort.config import TrainingConfig
 from retort.models.device import Device
+from retort.students.accumulation import parts_of
 from retort.students.base import History
+from retort.students.data_parallel import share_of, summed
 from retort.students.training_data import TrainingData
 
 _BEST = "best."
@@ -77,11 +79,12 @@ class EarlyStopping:
         self._model.eval()
         sums = []
         for batch in self._batches:
-            for part in np.array_split(batch, min(parts, len(batch))):
+            for part in parts_of(share_of(batch), parts):
                 with device.autocast():
                     sums.append(float(self._held_out.loss(part)))
         self._model.train(was_training)
-        return math.fsum(sums) / sum(self._held_out.units(batch) for batch in self._batches)
+        total = summed(torch.tensor(math.fsum(sums), dtype=torch.float64))
+        return float(total) / sum(self._held_out.units(batch) for batch in self._batches)
 
 
 def best_of(losses: list[float]) -> int:

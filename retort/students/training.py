@@ -23,6 +23,7 @@ from retort.students.accumulation import Gradients
 from retort.students.base import Checkpoint, History
 from retort.students.batching import Indices, token_batches
 from retort.students.cuda_graphs import use_fused_norms
+from retort.students.data_parallel import is_first, loaded, same_as_first, seed_step
 from retort.students.early_stopping import EarlyStopping
 from retort.students.encoder import EncodedRow, Encoder
 from retort.students.losses import cross_entropy
@@ -51,12 +52,16 @@ def fit(
     split into is doubled; their gradients add up to the same, up to rounding. A training resumed from a checkpoint on
     the same device ends with bitwise the weights of an uninterrupted one. With `training.stopping`, the loss on
     `held_out` rows ends the training, and the best weights are kept.
+
+    Processes that are `joined` (see `data_parallel`) train one model together: all call this with the same arguments
+    and end with the same weights, but for rounding and dropout's random numbers those of one process.
     """
     _make_deterministic(seed)
     model.to(device.name).train()
     if device.name == "cuda":
         use_fused_norms(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    same_as_first([weight.data for weight in trained.values()])
     optimizer = _optimizer(trained, training)
     batches, epochs = _schedule(data, training, seed)
     rate, log_every = _warmup_then_linear(len(batches), training.warmup_share), max(1, len(batches) // 100)
@@ -64,7 +69,7 @@ def fit(
     early_stopping = (
         None if held_out is None else EarlyStopping(held_out, training, epochs, len(batches), model, trained)
     )
-    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+    if checkpoint is not None and (saved := loaded(checkpoint)) is not None:
         run = _restored(saved, trained, optimizer) or run
         if early_stopping and run.step:
             early_stopping.restore(saved[0])
@@ -73,6 +78,7 @@ def fit(
     for step, batch in enumerate(batches[run.step :], start=run.step + 1):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * rate(step - 1)
+        seed_step(seed, step)
         run.add(gradients.add(batch), data, batch)
         torch.nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
         optimizer.step()
@@ -84,7 +90,7 @@ def fit(
             progress(step, len(batches), f"loss {run.history.losses[-1]:.3f}")
         if ended:
             break
-        if checkpoint is not None and step < len(batches) and checkpoint.is_due():
+        if checkpoint is not None and is_first() and step < len(batches) and checkpoint.is_due():
             run.history.seconds = time.monotonic() - started
             tensors, state = _saved(run, trained, optimizer, device)
             checkpoint.save({**tensors, **(early_stopping.tensors() if early_stopping else {})}, state)

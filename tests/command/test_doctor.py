@@ -11,6 +11,8 @@ import pytest
 from infra.download_model import MODELS
 from retort.commands import doctor
 from retort.config import EndpointConfig, MckdConfig, VllmConfig
+from retort.errors import ConfigError
+from retort.models import gpus
 from retort.recipes import load_config
 from retort.recipes.mckd import checks
 
@@ -51,6 +53,42 @@ def findings(desk: Any, *overrides: str) -> dict[str, tuple[str, str]]:
 
 def wrong(found: dict[str, tuple[str, str]]) -> set[str]:
     return {what for what, (verdict, _) in found.items() if verdict == "wrong"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "overrides", "verdict", "words"),
+    [
+        (2, [], "ok", "up to 2 of this machine's 2 GPUs train a student"),
+        (
+            1,
+            [],
+            "wrong",
+            "execution.gpus_per_student = 2: this machine has 1 GPU to train on; lower it, or name in",
+        ),
+        (0, [], "wrong", "execution.gpus_per_student = 2: this machine has no GPU to train on; "),
+        (2, ["execution.device=cpu"], "wrong", "execution.gpus_per_student = 2: not with execution.device = 'cpu'"),
+        (0, ["execution.student_pool=far"], "ok", "2 of a worker of the work pool 'far' train a student"),
+    ],
+)
+def test_more_gpus_for_a_student_than_the_machine_has(
+    slots: Any,
+    installed: int,
+    overrides: list[str],
+    verdict: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "_installed", lambda: [f"GPU-{number}" for number in range(installed)])
+    config = load_config(slots.save(), ["execution.gpus_per_student=2", *overrides])
+    found = {finding.what: (finding.verdict, finding.detail) for finding in doctor.examine(config)}
+    assert found["GPUs"][0] == verdict
+    assert found["GPUs"][1].startswith(words)
+    if verdict == "wrong":
+        with pytest.raises(ConfigError, match=r"^execution\.gpus_per_student = 2: "):
+            checks.check(config)
+    else:
+        checks.check(config)
 
 
 def test_good_config(slots: Any, real_weights: None) -> None:

@@ -1,6 +1,8 @@
 """Which step gets which GPU, on a machine that only seems to have some."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,14 +15,19 @@ import pytest
 
 from any_step import AnyStep
 from flows import run as flow
-from retort.config import ExecutionConfig, MckdConfig
-from retort.errors import StageFailed
+from retort.artifacts.students import HISTORY, TrainedStudent
+from retort.config import ExecutionConfig, MckdConfig, StoreConfig
+from retort.errors import ConfigError, StageFailed
 from retort.models import gpus
+from retort.recipes.execute import made_or_found
+from retort.recipes.mckd.checks import resolve
+from retort.recipes.mckd.steps import ingest, train_student
 from retort.records.base import ArtifactRef
-from retort.steps.base import STUDENT, Resources, Step
+from retort.steps.base import STUDENT, TRAINING, Resources, Step
+from retort.store.opening import open_store
 from tasks import gpu_locks, steps
 from tasks.gpu_locks import Place, give_back, holder, lock_of, take
-from tasks.gpu_slots import SHARED_GPUS, gpus_for, num_places
+from tasks.gpu_slots import SHARED_GPUS, gpus_for, num_places, num_wanted
 
 AUTO = ExecutionConfig()
 UUIDS = ["GPU-aa11", "GPU-bb22", "GPU-cc33"]
@@ -37,8 +44,12 @@ time.sleep(60)
 ENGINE = AnyStep(name="engine", made="pseudolabels", wants=Resources(gpu="all", work_pool="teacher"))
 
 
-def student(number: int = 0) -> Step:
-    return AnyStep(name=f"student-{number}", made="students", wants=STUDENT, values={"seed": number})
+def student(number: int = 0, wants: Resources = STUDENT) -> Step:
+    return AnyStep(name=f"student-{number}", made="students", wants=wants, values={"seed": number})
+
+
+def several(number: int, **fields: int) -> ExecutionConfig:
+    return ExecutionConfig(gpus_per_student=number, **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +118,52 @@ async def test_more_students_than_gpus_share_them_evenly(parallel: int, most: in
     watch = Watch(ExecutionConfig(parallel_students=parallel), shares=-(-parallel // 2))
     await asyncio.wait_for(asyncio.gather(*(watch.work(student(n)) for n in range(8)), watch.work(ENGINE)), 30)
     assert watch.most == most
+
+
+@pytest.mark.parametrize(("count", "machine"), [(2, 2), (2, 4), (2, 5), (3, 4), (4, 4)])
+async def test_a_training_gets_all_its_gpus_at_once(count: int, machine: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_installed", lambda: [f"GPU-{number}" for number in range(machine)])
+    watch = Watch(several(count))
+    wanted = [*(student(number, TRAINING) for number in range(4)), ENGINE, *map(student, range(4, 8))]
+    await asyncio.wait_for(asyncio.gather(*map(watch.work, wanted)), 30)
+    assert sorted(watch.begun) == sorted(step.name for step in wanted)
+    assert watch.most >= count
+
+
+@pytest.mark.parametrize(
+    ("siblings", "execution", "wanted"),
+    [
+        (1, {}, 2),
+        (2, {}, 1),
+        (3, {}, 1),
+        (2, {"parallel_students": 1}, 2),
+        (2, {"parallel_students": 2}, 1),
+        (2, {"student_pool": "far"}, 2),
+    ],
+)
+async def test_students_side_by_side_share_the_gpus_first(
+    siblings: int, execution: dict[str, Any], wanted: int
+) -> None:
+    two = ExecutionConfig.model_validate({"gpus_per_student": 2, **execution})
+    step = student(0, TRAINING).model_copy(update={"siblings": siblings})
+    async with gpus_for(step, two) as place:
+        assert len(place.each()) == num_wanted(step, two) == wanted
+
+
+async def test_trainings_on_several_gpus_share_them_if_asked_to() -> None:
+    watch = Watch(several(2, parallel_students=3), shares=3)
+    await asyncio.wait_for(asyncio.gather(*(watch.work(student(n, TRAINING)) for n in range(3))), 30)
+    assert watch.most == 6
+
+
+@pytest.mark.parametrize(("execution", "reason"), [({}, "has 2 GPUs to"), ({"device": "cpu"}, "leave out either")])
+async def test_more_gpus_than_there_are_is_an_error(execution: dict[str, Any], reason: str) -> None:
+    few = ExecutionConfig.model_validate({**execution, "gpus_per_student": 3})
+    with pytest.raises(ConfigError, match=rf"^execution\.gpus_per_student = 3: .*{reason}"):
+        async with gpus_for(student(0, TRAINING), few):
+            pass
+    async with gpus_for(student(), few) as place:
+        assert len(place.locks) == (0 if execution else 1), "only trainings want several"
 
 
 @pytest.mark.parametrize("chosen", ["GPU-bb22", "1"])
@@ -204,6 +261,8 @@ def test_no_file_of_somebody_else_is_written_to(tmp_path: Path) -> None:
         ({}, 2, os.cpu_count() or 1),
         ({"parallel_students": 1}, 1, os.cpu_count() or 1),
         ({"parallel_students": 4}, 4, os.cpu_count() or 1),
+        ({"gpus_per_student": 2}, 1, os.cpu_count() or 1),
+        ({"gpus_per_student": 2, "parallel_students": 3}, 3, os.cpu_count() or 1),
     ],
 )
 def test_a_run_fills_the_gpus_and_the_cores(
@@ -214,7 +273,7 @@ def test_a_run_fills_the_gpus_and_the_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = MckdConfig.model_validate({**tiny_slots, "execution": execution})
-    assert most_at_once(config, monkeypatch, [student(number) for number in range(6)]) == students
+    assert most_at_once(config, monkeypatch, [student(number, TRAINING) for number in range(6)]) == students
     merges = [
         AnyStep(name=f"merge-{number}", made="pseudolabels", values={"of": number}) for number in range(others + 3)
     ]
@@ -253,6 +312,51 @@ async def test_an_engine_starts_on_gpus_that_no_waiting_child_keeps(
     gpus = [place and place.environment.get("CUDA_VISIBLE_DEVICES") for _, place in done]
     assert [name for name, _ in done] == ["make", "end", "make", "make"]
     assert gpus == ["0", "0,1", "0,1", None]
+
+
+async def test_each_gpu_of_a_training_has_a_process(
+    tiny_slots: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[Any, Place]] = []
+
+    async def in_child(function: Any, *_: Any, place: Place, **options: Any) -> None:
+        done.append((function, place))
+        assert ("on_progress" in options) == function.keywords["rank"].is_first
+
+    monkeypatch.setattr(steps, "in_child", in_child)
+    settings = MckdConfig.model_validate({**tiny_slots, "execution": {"gpus_per_student": 2}}).run_settings
+    await steps._here(settings, student(0, TRAINING))
+    assert [function.func for function, _ in done] == [steps.make, steps.assist]
+    ranks = [function.keywords["rank"] for function, _ in done]
+    assert [(rank.number, rank.size, rank.gpus) for rank in ranks] == [(0, 2, ("0", "1")), (1, 2, ("0", "1"))]
+    assert [(place.locks, place.environment["CUDA_VISIBLE_DEVICES"]) for _, place in done] == [
+        ((lock_of(uuid),), number) for uuid, number in zip(UUIDS, "01", strict=False)
+    ]
+
+
+async def test_two_processes_make_one_student(
+    tiny_slots: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, where there is no GPU behind the two numbers."""
+    monkeypatch.setattr(steps, "progress_of", lambda _: contextlib.nullcontext(lambda *_: None))
+    values = {**tiny_slots, "store": {"root": str(tmp_path / "store")}, "execution": {"gpus_per_student": 2}}
+    config = resolve(MckdConfig.model_validate(values))
+    labeled = made_or_found(config, ingest(config, "labeled"))
+    step = train_student(config, "final/student", labeled)
+    alone = config.model_copy(update={"store": StoreConfig(root=str(tmp_path / "other"))})
+    made_or_found(alone, ingest(config, "labeled"))
+    histories = []
+    for own, ref in ((config, await steps._here(config.run_settings, step)), (alone, made_or_found(alone, step))):
+        store = open_store(own.store)
+        trained = TrainedStudent.open(store, ref)
+        assert (trained.model / "model.safetensors").is_file()
+        histories.append(json.loads(store.read_file(trained.manifest, HISTORY)))
+        assert trained.manifest.details.get("processes", 1) == (2 if own is config else 1)
+    together, by_one = histories
+    assert together["steps"] == by_one["steps"]
+    assert together["tokens"] == by_one["tokens"]
+    assert together["losses"] == pytest.approx(by_one["losses"], rel=0.1), "but for dropout"
+    assert not list((tmp_path / "store" / "checkpoints").rglob("*.safetensors"))
 
 
 def test_equal_steps_of_a_run_are_made_once(tiny_slots: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

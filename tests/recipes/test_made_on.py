@@ -7,7 +7,8 @@ import pytest
 from any_step import AnyStep
 from retort.config import ExecutionConfig, RunSettings, StoreConfig
 from retort.recipes import execute
-from retort.steps.base import CPU, STUDENT, Resources
+from retort.records.rank import Rank
+from retort.steps.base import CPU, STUDENT, TRAINING, Resources
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,15 @@ def test_the_gpu_is_the_one_that_the_step_sees(
     found = execute._made_on(settings, AnyStep(name="any", wants=needs))
     assert found["host"] == platform.node()
     assert found.get("gpu") == gpu
+
+
+def test_a_training_on_several_gpus_names_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    settings = RunSettings(name="any", store=StoreConfig(root="any"), execution=ExecutionConfig())
+    step = AnyStep(name="any", wants=TRAINING)
+    assert execute._made_on(settings, step, Rank(0, 2, gpus=("3", "5")))["gpu"] == "3,5"
+    assert execute._made_on(settings, step)["gpu"] == "3"
 
 
 def test_without_a_gpu_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 from retort.errors import ChildCrashed, ChildKilled, ChildOutOfMemory, ChildTimedOut, DataError, RetortError
 from tasks import gpu_locks
 from tasks.child_main import LOOK_SECONDS, PROGRESS_EVERY_SECONDS
-from tasks.child_process import end_waiting, in_child, warm_up
+from tasks.child_process import end_waiting, in_child, together, warm_up
 from tasks.gpu_locks import Place, give_back, lock_of, take
 
 # Children import this file's functions by the name that pytest gave it, so they live in a module of their own.
@@ -64,6 +64,11 @@ def sleep(pid_file, progress):
         file.write(str(os.getpid()))
     os.replace(pid_file + ".new", pid_file)
     time.sleep(60)
+
+def start_and_fail(pid_file, progress):
+    while not os.path.exists(pid_file):
+        time.sleep(0.05)
+    raise DataError("line 3: no text")
 
 def spin(pid_file, progress):
     with open(pid_file + ".new", "w") as file:
@@ -206,6 +211,31 @@ async def test_a_death_without_a_word_is_seen(child: Any, name: str, words: str)
 async def test_an_exit_from_within_is_a_crash(child: Any) -> None:
     with pytest.raises(ChildCrashed, match="SystemExit"):
         await ended(child.leave_politely)
+
+
+async def test_those_that_work_together_end_together(child: Any, tmp_path: Path) -> None:
+    assert await together([ended(child.add, 1, 2), ended(child.report, 3)]) == [3, 3]
+    pid_file = tmp_path / "pid"
+    with pytest.raises(DataError, match="line 3: no text"):
+        await together([ended(child.sleep, str(pid_file)), ended(child.start_and_fail, str(pid_file))])
+    assert not psutil.pid_exists(int(pid_file.read_text()))
+
+
+@pytest.mark.parametrize("name", ["out_of_memory", "kill_itself", "bad_data"])
+async def test_what_one_failed_of_is_told_and_not_how_the_others_lost_it(child: Any, name: str) -> None:
+    with pytest.raises((ChildOutOfMemory, ChildKilled, DataError)):
+        await together([ended(child.crash), ended(getattr(child, name)), ended(child.crash)])
+
+
+async def test_canceled_together_none_is_left(child: Any, tmp_path: Path) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    running = asyncio.ensure_future(together([ended(child.sleep, str(file)) for file in files]))
+    while not all(file.exists() for file in files):
+        await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not any(psutil.pid_exists(int(file.read_text())) for file in files)
 
 
 @pytest.mark.parametrize("name", ["sleep", "spin"])

@@ -16,6 +16,7 @@ from retort.problems import infer_schema, problem_for
 from retort.recipes.base import DoctorCheck
 from retort.recipes.checks import (
     MOST_SHARED,
+    check_gpus_of_students,
     check_llm,
     check_recorded,
     check_set_aside,
@@ -63,6 +64,7 @@ def check(config: MckdConfig) -> MckdConfig:
     with refusals():
         store = usable_store(config)
         store.check_writable()
+        check_gpus_of_students(config.execution)
         weights = find_weights(config.student, config.store.server)
         if config.student.training.distillation is not None and isinstance(config.teacher, LlmTeacherConfig):
             check_same_tokenizer(

@@ -14,7 +14,15 @@ from retort.errors import DataError
 from retort.models.weights import find_weights
 from retort.problems import infer_schema, problem_for
 from retort.recipes.base import DoctorCheck
-from retort.recipes.checks import MOST_SHARED, check_llm, check_set_aside, ingest_all, rows_found, texts_of
+from retort.recipes.checks import (
+    MOST_SHARED,
+    check_gpus_of_students,
+    check_llm,
+    check_set_aside,
+    ingest_all,
+    rows_found,
+    texts_of,
+)
 from retort.recipes.execute import made_or_found
 from retort.recipes.soft_label.steps import ingest, label_by_llm, settings_of
 from retort.records.base import ArtifactRef
@@ -44,6 +52,7 @@ def check(config: SoftLabelConfig) -> SoftLabelConfig:
     with refusals():
         store = usable_store(config)
         store.check_writable()
+        check_gpus_of_students(config.execution)
         if config.tracking:
             tracking_uri(config.tracking)
         check_models(config)
