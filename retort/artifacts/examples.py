@@ -45,10 +45,10 @@ class Examples(Artifact):
     def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
         return read_rows(self.path, columns)
 
-    def gold_rows(self) -> Iterator[Row]:
-        """Rows with a gold label; empty if the source has none."""
+    def gold_rows(self, columns: list[str] | None = None) -> Iterator[Row]:
+        """Rows with a gold label, in the order of all rows; empty if the source has none."""
         path = self.folder / GOLD_ROWS
-        return read_rows(path) if path.exists() else iter(())
+        return read_rows(path, columns) if path.exists() else iter(())
 
     def gold(self) -> list[Example]:
         """All gold-labeled examples. Only scoring may use them, and training if the labeled set decides when to

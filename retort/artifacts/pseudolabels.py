@@ -54,11 +54,11 @@ class Pseudolabels(Artifact):
         return read_rows(path) if path.exists() else iter(())
 
 
-def labeled_rows(store: Store, ref: ArtifactRef) -> Iterator[Row]:
+def labeled_rows(store: Store, ref: ArtifactRef, columns: list[str] | None = None) -> Iterator[Row]:
     """Rows with labels: pseudolabels, or the gold labels of examples."""
     if ref.kind == Examples.kind:
-        return Examples.open(store, ref).gold_rows()
-    return Pseudolabels.open(store, ref).rows()
+        return Examples.open(store, ref).gold_rows(columns)
+    return Pseudolabels.open(store, ref).rows(columns)
 
 
 def open_rows(store: Store, ref: ArtifactRef) -> Examples | Pseudolabels:

@@ -13,6 +13,7 @@ from retort.data.fields import join_fields
 from retort.data.files import DataFile, data_files
 from retort.data.formats import PlacedRow, rows_of, strict_rows_of
 from retort.data.hub import hub_class_names, hub_fingerprint, hub_rows
+from retort.data.ids import SeenIds
 from retort.data.row_form import FormedRow, RowForm, form_of
 from retort.errors import DataError, RowFault
 from retort.problems.base import Problem, gold_text, is_missing
@@ -20,6 +21,8 @@ from retort.problems.chat import Chat, conversation_text
 from retort.records.base import Example, digest
 
 ID_DIGITS = 16
+BATCH_ROWS = 1024
+"""Rows whose ids are looked up together."""
 
 
 class Folds(NamedTuple):
@@ -96,10 +99,11 @@ def read_examples(
     If the text is made of several columns, each of them may be empty. Raises DataError, naming the line.
     """
     read = _Reading(columns, problem, gold == "required")
-    for place, row in read_rows_of(source, endpoint_url, columns):
-        if folds is not None and (_fold(place, row, folds.column) in folds.numbers) != folds.inside:
-            continue
-        yield read.example(place, row)
+    rows = read_rows_of(source, endpoint_url, columns)
+    for one in read.examples(row for row in rows if folds is None or _is_in(folds, *row)):
+        if not isinstance(one, Example):
+            raise one.fault
+        yield one
 
 
 def read_pool(
@@ -110,16 +114,29 @@ def read_pool(
     Raises DataError for missing, cut or damaged files only.
     """
     read = _Reading(columns, problem, gold_is_needed=False)
-    for one in _all_rows_of(source, endpoint_url, columns):
-        if isinstance(one, BadRow):
+    for one in read.examples(_all_rows_of(source, endpoint_url, columns)):
+        if not isinstance(one, _Unusable):
             yield one
             continue
-        place, row = one
-        try:
-            yield read.example(place, row)
-        except RowFault as fault:
-            raw = raw_row(row.raw if isinstance(row, FormedRow) else row)
-            yield BadRow.of(place, fault, raw, _id_of(place, row, columns))
+        place, row, fault = one
+        raw = raw_row(row.raw if isinstance(row, FormedRow) else row)
+        yield BadRow.of(place, fault, raw, _id_of(place, row, columns))
+
+
+class _Unusable(NamedTuple):
+    place: str
+    row: Mapping[str, Any]
+    fault: RowFault
+
+
+class _Read(NamedTuple):
+    """What was read of a row, before its id is compared with others."""
+
+    place: str
+    row: Mapping[str, Any]
+    example_id: str | None
+    """None if what comes before it is faulty."""
+    outcome: Example | RowFault
 
 
 class _Reading:
@@ -127,26 +144,48 @@ class _Reading:
 
     def __init__(self, columns: ColumnsConfig, problem: Problem, gold_is_needed: bool) -> None:
         self._columns, self._problem, self._gold_is_needed = columns, problem, gold_is_needed
-        self._ids = _Ids()
+        self._ids = SeenIds()
 
-    def example(self, place: str, row: Mapping[str, Any]) -> Example:
-        """Raises RowFault."""
-        columns = self._columns
-        is_chat = isinstance(self._problem, Chat)
-        text = _conversation(place, row, columns) if is_chat else _text(place, row, columns)
-        example_id = _example_id(place, row, columns, text)
-        first = self._ids.first_place(example_id)
-        if first is not None:
-            raise _duplicate(place, first, example_id, columns, named=columns.id in row)
-        label = self._gold(place, row)
-        if label is None and self._gold_is_needed:
-            told = f"{place}: no gold label, which is needed here; its columns are {_names(row)}"
-            raise RowFault(told, "no-gold")
-        # Nobody reads those of the pool, so that none of its rows is set aside for one.
-        rationale = _rationale(place, row, columns) if self._gold_is_needed else None
-        example = Example(example_id, text, label, _group(place, row, columns), rationale)
-        self._ids.remember(example_id, place)
-        return example
+    def examples(self, rows: Iterable[PlacedRow | BadRow]) -> Iterator[Example | BadRow | _Unusable]:
+        """In the order of the rows. Raises what reading them raises, after the rows before."""
+        for batch in _batches(rows):
+            yield from self._unique([one if isinstance(one, BadRow) else self._read(*one) for one in batch])
+
+    def _unique(self, batch: list[_Read | BadRow]) -> Iterator[Example | BadRow | _Unusable]:
+        ids = [one.example_id for one in batch if isinstance(one, _Read) and one.example_id is not None]
+        known = dict(zip(ids, self._ids.first_places(ids), strict=True))
+        new: dict[str, str] = {}
+        for one in batch:
+            if isinstance(one, BadRow):
+                yield one
+                continue
+            place, row, example_id, outcome = one
+            first = None if example_id is None else known[example_id] or new.get(example_id)
+            if example_id is not None and first is not None:
+                outcome = _duplicate(place, first, example_id, self._columns, named=self._columns.id in row)
+            if isinstance(outcome, RowFault):
+                yield _Unusable(place, row, outcome)
+            else:
+                new[outcome.example_id] = place
+                yield outcome
+        self._ids.add(list(new), list(new.values()))
+
+    def _read(self, place: str, row: Mapping[str, Any]) -> _Read:
+        columns, example_id = self._columns, None
+        try:
+            is_chat = isinstance(self._problem, Chat)
+            text = _conversation(place, row, columns) if is_chat else _text(place, row, columns)
+            example_id = _example_id(place, row, columns, text)
+            label = self._gold(place, row)
+            if label is None and self._gold_is_needed:
+                told = f"{place}: no gold label, which is needed here; its columns are {_names(row)}"
+                raise RowFault(told, "no-gold")
+            # Nobody reads those of the pool, so that none of its rows is set aside for one.
+            rationale = _rationale(place, row, columns) if self._gold_is_needed else None
+            example = Example(example_id, text, label, _group(place, row, columns), rationale)
+        except RowFault as fault:
+            return _Read(place, row, example_id, fault)
+        return _Read(place, row, example_id, example)
 
     def _gold(self, place: str, row: Mapping[str, Any]) -> str | None:
         try:
@@ -158,28 +197,25 @@ class _Reading:
             raise RowFault(f"{place}: {error}", "bad-gold") from error
 
 
-class _Ids:
-    """The ids seen so far, with their places packed into integers: a million ids take about 0.2 GB."""
+def _batches(rows: Iterable[PlacedRow | BadRow]) -> Iterator[list[PlacedRow | BadRow]]:
+    """Some rows at a time. If reading fails, the rows before come first."""
+    batch: list[PlacedRow | BadRow] = []
+    failure: Exception | None = None
+    try:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == BATCH_ROWS:
+                yield batch
+                batch = []
+    except Exception as error:
+        failure = error
+    yield batch
+    if failure:
+        raise failure
 
-    _NUMBER_BITS = 40
 
-    def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
-        self._files: list[str] = []
-
-    def remember(self, example_id: str, place: str) -> None:
-        file, _, number = place.rpartition(" ")
-        if not self._files or self._files[-1] != file:
-            self._files.append(file)
-        self._codes[example_id] = ((len(self._files) - 1) << self._NUMBER_BITS) + int(number)
-
-    def first_place(self, example_id: str) -> str | None:
-        """Where the row with this id is, or None if there is none yet."""
-        code = self._codes.get(example_id)
-        if code is None:
-            return None
-        index, number = divmod(code, 1 << self._NUMBER_BITS)
-        return f"{self._files[index]} {number}"
+def _is_in(folds: Folds, place: str, row: Mapping[str, Any]) -> bool:
+    return (_fold(place, row, folds.column) in folds.numbers) == folds.inside
 
 
 def _fold(place: str, row: Mapping[str, Any], column: str) -> int:

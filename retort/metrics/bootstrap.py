@@ -8,7 +8,7 @@ equivalent to drawing n rows, its cost does not grow with n, and the result does
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,42 @@ from numpy.typing import NDArray
 from retort.errors import DataError
 from retort.problems.base import Floats
 
+
+@dataclass(frozen=True, slots=True)
+class OneHot:
+    """Statistics `(n, d)` of which each row has a 1 at one place and 0 elsewhere, such as the cells of a confusion
+    matrix; dense, those of 150 classes would take 180 kB a row."""
+
+    places: NDArray[np.int32]
+    """`(n,)`"""
+    width: int
+    """d"""
+    __array_ufunc__: ClassVar[None] = None
+    """So that arrays leave `@` to this class."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.places), self.width
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, rows: Any) -> "OneHot":
+        return OneHot(self.places[rows], self.width)
+
+    def __rmatmul__(self, weights: Floats) -> Floats:
+        """Sums, `(resamples, d)`, by weights `(resamples, n)`."""
+        return np.stack([np.bincount(self.places, weights=one, minlength=self.width) for one in weights])
+
+    def sum(self, axis: Literal[0]) -> Floats:
+        return np.bincount(self.places, minlength=self.width).astype(np.float64)
+
+    def dense(self) -> Floats:
+        return np.eye(self.width)[self.places]
+
+
+Statistics = Floats | OneHot
+"""`(n, d)`, a row for each of the data."""
 OfSums = Callable[[Floats], Floats]
 """Summed statistics `(..., d)` -> the metric `(...)`."""
 
@@ -62,7 +98,7 @@ class McNemar(NamedTuple):
     """Two-sided: the probability of a split at least this uneven between equals, in [0, 1]; 1 without disagreements."""
 
 
-def bootstrap(statistics: Floats, value: Value, resamples: int, seed: int) -> tuple[float, float, float]:
+def bootstrap(statistics: Statistics, value: Value, resamples: int, seed: int) -> tuple[float, float, float]:
     """(value, low, high): the score of `statistics` `(n, d)` and its 95 % percentile-bootstrap interval over rows.
 
     Raises DataError if there are no rows.
@@ -70,7 +106,9 @@ def bootstrap(statistics: Floats, value: Value, resamples: int, seed: int) -> tu
     return bootstrap_mean([statistics], value, resamples, seed)
 
 
-def bootstrap_mean(systems: Sequence[Floats], value: Value, resamples: int, seed: int) -> tuple[float, float, float]:
+def bootstrap_mean(
+    systems: Sequence[Statistics], value: Value, resamples: int, seed: int
+) -> tuple[float, float, float]:
     """(value, low, high) of the mean score of several systems, each `(n, d)` over the same rows in the same order.
 
     Each resample takes the same rows of all systems. Raises DataError if there are no rows.
@@ -80,7 +118,9 @@ def bootstrap_mean(systems: Sequence[Floats], value: Value, resamples: int, seed
     return _mean_score(systems, value), float(low), float(high)
 
 
-def compare(old: Sequence[Floats], new: Sequence[Floats], value: Value, resamples: int, seed: int) -> Comparison:
+def compare(
+    old: Sequence[Statistics], new: Sequence[Statistics], value: Value, resamples: int, seed: int
+) -> Comparison:
     """Paired bootstrap test (Koehn 2004). Each system is `(n, d)` over the same rows in the same order; each resample
     takes the same rows of all systems; a side's score is the mean over its systems.
 
@@ -96,7 +136,7 @@ def compare(old: Sequence[Floats], new: Sequence[Floats], value: Value, resample
 
 
 def share_above(
-    old: Sequence[Floats], new: Sequence[Floats], value: Value, margin: float, resamples: int, seed: int
+    old: Sequence[Statistics], new: Sequence[Statistics], value: Value, margin: float, resamples: int, seed: int
 ) -> float:
     """Share of `compare`'s resamples, in [0, 1], in which the gain exceeds `margin`; here a tie does not count.
 
@@ -115,7 +155,9 @@ def mcnemar(old_correct: NDArray[np.bool_], new_correct: NDArray[np.bool_]) -> M
     return McNemar(only_old, only_new, min(1.0, 2.0 * float(tail)))
 
 
-def _resampled_gains(old: Sequence[Floats], new: Sequence[Floats], value: Value, resamples: int, seed: int) -> Floats:
+def _resampled_gains(
+    old: Sequence[Statistics], new: Sequence[Statistics], value: Value, resamples: int, seed: int
+) -> Floats:
     """Mean score of the new systems minus that of the old ones in each resample, `(resamples,)`."""
     if not old or not new:
         raise DataError("a comparison needs at least one system on each side")
@@ -126,23 +168,23 @@ def _resampled_gains(old: Sequence[Floats], new: Sequence[Floats], value: Value,
     return gains
 
 
-def value_on(statistics: Floats, value: Value) -> float:
+def value_on(statistics: Statistics, value: Value) -> float:
     """The metric on all rows, of statistics `(n, d)`."""
     if isinstance(value, OfRows):
         return float(value.measure(np.ones(len(statistics)), statistics))
     return float(value(statistics.sum(axis=0)))
 
 
-def _mean_score(systems: Sequence[Floats], value: Value) -> float:
+def _mean_score(systems: Sequence[Statistics], value: Value) -> float:
     return float(np.mean([value_on(statistics, value) for statistics in systems]))
 
 
-def _weighted(weights: Floats, statistics: Floats, value: Value) -> Floats:
+def _weighted(weights: Floats, statistics: Statistics, value: Value) -> Floats:
     """The metric in each resample: weights `(resamples, n)` -> `(resamples,)`."""
     return value.measure(weights, statistics) if isinstance(value, OfRows) else value(weights @ statistics)
 
 
-def _resampled(systems: Sequence[Floats], value: Value, resamples: int, seed: int) -> Floats:
+def _resampled(systems: Sequence[Statistics], value: Value, resamples: int, seed: int) -> Floats:
     """Scores `(resamples, systems)`, in chunks that bound memory for any n."""
     if not len(systems[0]):
         raise DataError("there are no rows to score")
@@ -159,11 +201,16 @@ def _resampled(systems: Sequence[Floats], value: Value, resamples: int, seed: in
     return np.concatenate(scores)
 
 
-def _distinct(systems: Sequence[Floats]) -> tuple[list[Floats], NDArray[np.int64]]:
+def _distinct(systems: Sequence[Statistics]) -> tuple[list[Statistics], NDArray[np.int64]]:
     """The u distinct joint rows, `(u, d)` for each system, and their counts, `(u,)`."""
-    codes = [np.unique(_rows(statistics), return_inverse=True)[1] for statistics in systems]
+    codes = [np.unique(_ordered(statistics), return_inverse=True)[1] for statistics in systems]
     _, first, counts = np.unique(_rows(np.stack(codes, axis=1)), return_index=True, return_counts=True)
     return [statistics[first] for statistics in systems], counts
+
+
+def _ordered(statistics: Statistics) -> NDArray[Any]:
+    """Values that are equal, and in the same order, where the rows as byte strings are."""
+    return -statistics.places if isinstance(statistics, OneHot) else _rows(statistics)
 
 
 def _rows(matrix: NDArray[Any]) -> NDArray[np.void]:

@@ -1,47 +1,64 @@
 """Scores of predicted labels against gold labels."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from array import array
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from retort.config import ERRORS, Metric
 from retort.errors import DataError
-from retort.metrics.bootstrap import OfRows, Value, bootstrap, bootstrap_mean
+from retort.metrics.bootstrap import OfRows, OneHot, Statistics, Value, bootstrap, bootstrap_mean
 from retort.metrics.ranks import rank_correlation
-from retort.problems.base import Floats, Problem
+from retort.problems.base import HasCells, Problem
 from retort.records.base import Label, Score
 
 
 def statistics_of(
     problem: Problem, metric: Metric, golds: Iterable[Label], predictions: Iterable[Label | None]
-) -> Floats:
+) -> Statistics:
     """Each row's contribution to the metric's sums, `(n, d)`. Raises DataError if there are no rows."""
-    (statistics,) = all_statistics(problem, [metric], golds, predictions).values()
-    return statistics
+    gathered = RowStatistics(problem, [metric])
+    for gold, label in zip(golds, predictions, strict=True):
+        gathered.add(gold, label)
+    return gathered.of(metric)
 
 
-def all_statistics(
-    problem: Problem, metrics: Sequence[Metric], golds: Iterable[Label], predictions: Iterable[Label | None]
-) -> dict[Metric, Floats]:
-    """Each row's contribution to the sums of each metric, `(n, d)`. Raises DataError if there are no rows.
+class RowStatistics:
+    """Each row's contribution to the sums of some metrics, from rows that are added one by one and not kept.
 
     All metrics of a row are computed in succession, so that a problem which caches decoded labels decodes each once.
-    Rows are streamed into one array, so that a million rows never become a million arrays.
     """
-    rows = zip(golds, predictions, strict=True)
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"there are no gold-labeled rows to compute {', '.join(metrics)} on")
-    widths = [len(problem.statistics(metric, *first)) for metric in metrics]
 
-    def sums() -> Iterator[Floats]:
-        for gold, label in chain([first], rows):
-            yield np.concatenate([problem.statistics(metric, gold, label) for metric in metrics])
+    def __init__(self, problem: Problem, metrics: Sequence[Metric]) -> None:
+        self._problem = problem
+        cells = problem.cell_metrics if isinstance(problem, HasCells) else ()
+        self._dense = {metric: array("d") for metric in metrics if metric not in cells}
+        self._cells = {metric: array("i") for metric in metrics if metric in cells}
+        self._count = 0
 
-    together = np.fromiter(sums(), dtype=np.dtype((np.float64, sum(widths))))
-    parts = np.split(together, np.cumsum(widths)[:-1], axis=1)
-    return {metric: np.ascontiguousarray(part) for metric, part in zip(metrics, parts, strict=True)}
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, gold: Label, predicted: Label | None) -> None:
+        """A `predicted` of None counts as wrong."""
+        for metric, numbers in self._dense.items():
+            statistics = np.asarray(self._problem.statistics(metric, gold, predicted), dtype=np.float64)
+            numbers.frombytes(statistics.tobytes())
+        if self._cells:
+            assert isinstance(self._problem, HasCells), "only then there are such metrics"
+            cell = self._problem.cell(gold, predicted)
+            for places in self._cells.values():
+                places.append(cell)
+        self._count += 1
+
+    def of(self, metric: Metric) -> Statistics:
+        """`(n, d)`. Raises DataError if there are no rows."""
+        if not self._count:
+            raise DataError(f"there are no gold-labeled rows to compute {metric} on")
+        if metric in self._dense:
+            return np.frombuffer(self._dense[metric], dtype=np.float64).reshape(self._count, -1)
+        assert isinstance(self._problem, HasCells), "only then there are such metrics"
+        return OneHot(np.frombuffer(self._cells[metric], dtype=np.int32), self._problem.num_cells)
 
 
 def value_of(problem: Problem, metric: Metric) -> Value:
@@ -70,7 +87,7 @@ def score(
     return score_of(problem, metric, statistics_of(problem, metric, golds, predictions), resamples, seed)
 
 
-def score_of(problem: Problem, metric: Metric, statistics: Floats, resamples: int, seed: int) -> Score:
+def score_of(problem: Problem, metric: Metric, statistics: Statistics, resamples: int, seed: int) -> Score:
     """The metric's value with its 95 % bootstrap interval, from row statistics `(n, d)`."""
     value, low, high = bootstrap(statistics, value_of(problem, metric), resamples, seed)
     return Score(metric=metric, value=value, low=low, high=high, n=len(statistics))

@@ -163,6 +163,22 @@ class Scale(Protocol):
         ...
 
 
+@runtime_checkable
+class HasCells(Protocol):
+    """What a problem has besides of which some metrics are computed from a confusion matrix: a row's `statistics` are
+    then 1 in one cell and 0 in all others."""
+
+    @property
+    def cell_metrics(self) -> tuple[Metric, ...]: ...
+
+    @property
+    def num_cells(self) -> int: ...
+
+    def cell(self, gold: Label, predicted: Label | None) -> int:
+        """The place of the 1, in [0, num_cells)."""
+        ...
+
+
 def spread(problem: Problem, text: str, label: Label) -> Floats:
     """The probabilities that a hard label stands for, `(units, classes)`: one class for each unit, but on a scale."""
     if isinstance(problem, Scale):

@@ -87,11 +87,23 @@ class Classification(Choice):
         column counts rows without a prediction."""
         if metric == "accuracy":
             return np.array([float(gold == predicted), 1.0])
+        confusion = np.zeros(self.num_cells)
+        confusion[self.cell(gold, predicted)] = 1.0
+        return confusion
+
+    @property
+    def cell_metrics(self) -> tuple[Metric, ...]:
+        return ("macro_f1", "quadratic_weighted_kappa")
+
+    @property
+    def num_cells(self) -> int:
+        return len(self._classes) * (len(self._classes) + 1)
+
+    def cell(self, gold: Label, predicted: Label | None) -> int:
+        """See `HasCells.cell`."""
         num_classes = len(self._classes)
         column = num_classes if predicted is None else self._index[predicted]
-        confusion = np.zeros((num_classes, num_classes + 1))
-        confusion[self._index[gold], column] = 1.0
-        return confusion.reshape(-1)
+        return self._index[gold] * (num_classes + 1) + column
 
     def value(self, metric: Metric, sums: Floats) -> Floats:
         """See `Problem.value`. Without rows it is 0."""

@@ -1,10 +1,11 @@
 """Cheap checks for user errors before a run of any recipe. They need neither torch nor Prefect."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from retort.artifacts.examples import Examples, set_aside
 from retort.config import ExecutionConfig, Problem, RecipeConfig, expand
 from retort.data.completions import BadLine, read_completions
+from retort.data.recorded import coverage
 from retort.errors import ConfigError, DataError
 from retort.models.gpus import usable_gpus
 from retort.problems import problem_for
@@ -101,29 +102,26 @@ def check_recorded(store: Store, step: PseudolabelRecorded, *, whole_pool: bool)
     `whole_pool`) or they may be those of rows that were left out for the labeled set, or set aside, of which an id may
     be wrong or cannot be read.
     """
-    completed = _completed(step)
     pool = Examples.open(store, step.pool)
-    ids = {row["example_id"] for row in pool.rows(["example_id"])}
     aside = [row["example_id"] for row in pool.set_aside_rows()]
-    unknown = completed - ids - set(aside)
-    if len(unknown) > len(aside) + pool.manifest.counts.get(IN_LABELED, 0) and whole_pool:
+    found = coverage(_completed(step), pool.path, [one for one in aside if one is not None])
+    if found.unknown > len(aside) + pool.manifest.counts.get(IN_LABELED, 0) and whole_pool:
         raise DataError(
-            f"teacher.completions = '{step.path}': {len(unknown)} completion(s) for ids that the pool does not have, "
-            f"such as '{min(unknown)}'"
+            f"teacher.completions = '{step.path}': {found.unknown} completion(s) for ids that the pool does not have, "
+            f"such as '{found.first_unknown}'"
         )
-    return len(ids - completed)
+    return found.missing
 
 
-def _completed(step: PseudolabelRecorded) -> set[str]:
+def _completed(step: PseudolabelRecorded) -> Iterator[str]:
     """The ids that lines of the file of completions have, whether a line holds a completion or says why there is none.
 
     Raises DataError if none holds one: then it is another kind of file.
     """
-    completed: set[str] = set()
     first_bad, num_good = None, 0
     for one in read_completions(step.path, step.endpoint_url):
         if one.example_id:
-            completed.add(one.example_id)
+            yield one.example_id
         if isinstance(one, BadLine):
             first_bad = first_bad or one
         else:
@@ -133,4 +131,3 @@ def _completed(step: PseudolabelRecorded) -> set[str]:
             f"teacher.completions = '{step.path}': no line is a completion; {first_bad.detail}; needed are lines of a "
             "batch's output (of OpenAI's chat completions or responses, Anthropic or Gemini), see docs/teachers.md"
         )
-    return completed

@@ -7,10 +7,10 @@ import numpy as np
 
 from retort.config import ERRORS, Metric
 from retort.io.parquet import Row
+from retort.metrics.bootstrap import Statistics
 from retort.metrics.format import shortened
 from retort.metrics.scores import score_of, statistics_of
 from retort.problems import Problem
-from retort.problems.base import Floats
 from retort.report.quality import Slice
 
 MIN_ROWS = 10
@@ -29,7 +29,7 @@ def worst_slices(
     by_class: bool,
     resamples: int,
     seed: int,
-    statistics: Floats | None = None,
+    statistics: Statistics | None = None,
 ) -> tuple[Slice, ...]:
     """The slices with the worst scores, the worst first.
 

@@ -1,6 +1,7 @@
 """`cross-label`: a student labels rows that it was not trained on; fine-tuned teachers label the pool this way too."""
 
 from abc import abstractmethod
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -174,15 +175,18 @@ class CrossLabel(RowsStep):
         return lambda: in_cells(source.rows(["example_id", "text"]), self.cells)
 
     def run(self, context: StepContext) -> StepOutput:
-        confidences: list[float] = []
+        confidences = array("d")
         failures: list[tuple[str, ParseFailure]] = []
+        reasons: Counter[str] = Counter()
         repaired = 0
 
         def rows() -> Iterator[Row]:
             nonlocal repaired
             for row, outcome in self.outcomes(context, self.rows_in(context.store)):
                 if isinstance(outcome, ParseFailure):
-                    failures.append((row["example_id"], outcome))
+                    reasons[outcome.reason] += 1
+                    if len(failures) < MOST_FAILURES:
+                        failures.append((row["example_id"], outcome))
                     continue
                 confidences.append(outcome.confidence)
                 repaired += outcome.is_repaired
@@ -197,10 +201,10 @@ class CrossLabel(RowsStep):
 
         count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
         if failures:
-            write_rows(context.folder / FAILED_ROWS, FAILURES, failure_rows(failures[:MOST_FAILURES]))
-        reasons = Counter(outcome.reason for _, outcome in failures)
-        check_success(self.min_success_ratio, count, reasons + Counter(asked=len(confidences) + len(failures)))
+            write_rows(context.folder / FAILED_ROWS, FAILURES, failure_rows(failures))
+        failed = reasons.total()
+        check_success(self.min_success_ratio, count, reasons + Counter(asked=len(confidences) + failed))
         confidence = float(np.mean(confidences)) if confidences else 0.0
-        counts = {name: number for name, number in (("failures", len(failures)), ("repaired", repaired)) if number}
-        invalid = (len(failures) + repaired) / max(1, len(confidences) + len(failures))
+        counts = {name: number for name, number in (("failures", failed), ("repaired", repaired)) if number}
+        invalid = (failed + repaired) / max(1, len(confidences) + failed)
         return StepOutput(rows=count, counts=counts, metrics={"confidence": confidence, INVALID_SHARE: invalid})

@@ -8,11 +8,14 @@ from retort.config import Metric
 from retort.data.partitions import folds_of
 from retort.errors import StageFailed
 from retort.models.weights import Weights
-from retort.records.base import Example, ParseFailure
+from retort.records.base import Example, Label, ParseFailure
 from retort.steps.context import StepContext
-from retort.steps.evaluate import Labels, score_rows
+from retort.steps.evaluate import score_rows
 from retort.steps.train_student import TrainingStep
 from retort.store import StepOutput
+
+Labeled = tuple[Label | None, float | None]
+"""(label, confidence); None if the student gave no label."""
 
 
 class CrossValidate(TrainingStep):
@@ -30,14 +33,21 @@ class CrossValidate(TrainingStep):
         gold = Examples.open(context.store, self.labels).gold()
         if len(gold) < 2:
             raise StageFailed(f"{self.name}: the labeled set has {len(gold)} row(s); at least 2 are needed to judge it")
-        folds, labels = folds_of([row.example_id for row in gold], self.folds, self.seed), Labels()
+        folds, labels = folds_of([row.example_id for row in gold], self.folds, self.seed), dict[str, Labeled]()
         weights = self.found_weights()
         for done, fold in enumerate(folds):
             context.progress(done, len(folds), "folds")
             labels |= self._labels_of(context, weights, gold, fold)
-        return score_rows(self, context, gold, labels)
+        rows = (
+            {"example_id": row.example_id, "text": row.text, "gold": row.label, "predicted": label, "confidence": sure}
+            for row in gold
+            for label, sure in [labels[row.example_id]]
+        )
+        return score_rows(self, context, rows)
 
-    def _labels_of(self, context: StepContext, weights: Weights, gold: list[Example], fold: list[int]) -> Labels:
+    def _labels_of(
+        self, context: StepContext, weights: Weights, gold: list[Example], fold: list[int]
+    ) -> dict[str, Labeled]:
         from retort.models.device import choose_device
         from retort.students.base import TrainingRow
         from retort.students.interpolation import interpolated

@@ -3,6 +3,7 @@
 Besides this step, only `select` and the report read gold labels.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Protocol
 
 from pydantic import Field
@@ -11,17 +12,14 @@ from retort.artifacts.examples import Examples
 from retort.artifacts.pseudolabels import Pseudolabels
 from retort.artifacts.scores import INVALID_SHARE, PREDICTED, PREDICTIONS, Scores, write_scores
 from retort.config import Metric, Problem
-from retort.io.parquet import write_rows
-from retort.metrics.scores import all_statistics, score_of
+from retort.io.parquet import Row, aligned, write_rows
+from retort.metrics.scores import RowStatistics, score_of
 from retort.problems import problem_for
-from retort.records.base import ArtifactRef, Example, Label, ParseFailure, Score
+from retort.records.base import ArtifactRef, Label, ParseFailure
 from retort.steps.base import Step
 from retort.steps.context import StepContext
 from retort.steps.cross_label import Rows, RowsStep
 from retort.store import StepOutput, Store
-
-Labels = dict[str, tuple[Label | None, float | None]]
-"""(label, confidence) by example_id."""
 
 
 class EvaluateStudent(RowsStep):
@@ -48,18 +46,30 @@ class EvaluateStudent(RowsStep):
         return lambda: examples.rows(["example_id", "text"])
 
     def run(self, context: StepContext) -> StepOutput:
-        labels: Labels = {}
         invalid = total = 0
-        for row, outcome in self.outcomes(context, self.rows_in(context.store)):
-            total += 1
-            if isinstance(outcome, ParseFailure):
-                invalid += 1
-            else:
-                invalid += outcome.is_repaired
-                labels[row["example_id"]] = (outcome.label, outcome.confidence)
-        output = score_rows(self, context, Examples.open(context.store, self.gold).gold(), labels)
+
+        def rows() -> Iterator[Row]:
+            nonlocal invalid, total
+            outcomes = (outcome for _, outcome in self.outcomes(context, self.rows_in(context.store)))
+            for gold, outcome in zip(self._golds(context.store), outcomes, strict=True):
+                total += 1
+                if isinstance(outcome, ParseFailure):
+                    invalid += 1
+                    label, confidence = None, None
+                else:
+                    invalid += outcome.is_repaired
+                    label, confidence = outcome.label, outcome.confidence
+                if gold is not None:
+                    yield _scored(gold, label, confidence)
+
+        output = score_rows(self, context, rows())
         shares = {INVALID_SHARE: invalid / total} if total else {}
         return output.model_copy(update={"metrics": {**output.metrics, **shares}})
+
+    def _golds(self, store: Store) -> Iterator[Row | None]:
+        """For each row the gold-labeled one, if it has a gold label."""
+        examples = Examples.open(store, self.gold)
+        return (gold for _, (gold,) in aligned(examples.rows(["example_id"]), examples.gold_rows()))
 
 
 class EvaluateLabels(Step):
@@ -81,9 +91,20 @@ class EvaluateLabels(Step):
 
     def run(self, context: StepContext) -> StepOutput:
         found, columns = Pseudolabels.open(context.store, self.labels), ["example_id", "label", "confidence"]
-        rows = found.own_rows(columns) if self.rows == "labeled" else found.rows(columns)
-        labels = {row["example_id"]: (row["label"], row["confidence"]) for row in rows}
-        return score_rows(self, context, Examples.open(context.store, self.gold).gold(), labels)
+        labels = found.own_rows(columns) if self.rows == "labeled" else found.rows(columns)
+        examples = Examples.open(context.store, self.gold)
+        known = aligned(examples.rows(["example_id"]), examples.gold_rows(), labels)
+        rows = (
+            _scored(gold, *((label["label"], label["confidence"]) if label else (None, None)))
+            for _, (gold, label) in known
+            if gold is not None
+        )
+        return score_rows(self, context, rows)
+
+
+def _scored(gold: Row, predicted: Label | None, confidence: float | None) -> Row:
+    names = {"example_id": gold["example_id"], "text": gold["text"], "gold": gold["label"]}
+    return {**names, "predicted": predicted, "confidence": confidence}
 
 
 class Scored(Protocol):
@@ -99,25 +120,20 @@ class Scored(Protocol):
     def seed(self) -> int: ...
 
 
-def score_rows(step: Scored, context: StepContext, gold: list[Example], predicted: Labels) -> StepOutput:
-    """Write each gold-labeled row with its prediction, and the scores."""
-    labels = [predicted.get(example.example_id, (None, None)) for example in gold]
-    rows = (
-        {"example_id": e.example_id, "text": e.text, "gold": e.label, "predicted": label, "confidence": confidence}
-        for e, (label, confidence) in zip(gold, labels, strict=True)
-    )
-    write_rows(context.folder / PREDICTIONS, PREDICTED, rows)
-    scores = _scores(step, gold, [label for label, _ in labels])
-    write_scores(context.folder, scores)
-    return StepOutput(rows=len(gold), metrics={score.metric: score.value for score in scores})
-
-
-def _scores(step: Scored, gold: list[Example], labels: list[Label | None]) -> list[Score]:
-    golds = [example.label for example in gold if example.label is not None]
-    if not golds:
-        return []
+def score_rows(step: Scored, context: StepContext, rows: Iterable[Row]) -> StepOutput:
+    """Write the rows (example_id, text, gold, predicted, confidence), and their scores; none if there are no rows."""
     problem = problem_for(step.problem)
-    return [
-        score_of(problem, metric, rows, resamples=step.resamples, seed=step.seed)
-        for metric, rows in all_statistics(problem, step.metrics, golds, labels).items()
+    statistics = RowStatistics(problem, step.metrics)
+
+    def noted() -> Iterator[Row]:
+        for row in rows:
+            statistics.add(row["gold"], row["predicted"])
+            yield row
+
+    count = write_rows(context.folder / PREDICTIONS, PREDICTED, noted())
+    scores = [
+        score_of(problem, metric, statistics.of(metric), resamples=step.resamples, seed=step.seed)
+        for metric in (step.metrics if count else ())
     ]
+    write_scores(context.folder, scores)
+    return StepOutput(rows=count, metrics={score.metric: score.value for score in scores})

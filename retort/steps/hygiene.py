@@ -1,6 +1,7 @@
 """`hygiene`: looks for near-duplicates, leakage, suspicious labels and drift. It changes nothing; the report tells what
 it found, and the gate may hold a promotion for it."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -25,8 +26,10 @@ from retort.artifacts.hygiene import (
 from retort.artifacts.pseudolabels import Pseudolabels
 from retort.config import Problem
 from retort.data.changes import new_rows, some_rows
-from retort.data.near_duplicates import IdText, Match, find
+from retort.data.near_duplicates import MOST_INDEXED, IdText, Match, find, indexed_share, is_drawn
+from retort.io.database import query
 from retort.io.parquet import Row, aligned, write_rows
+from retort.io.scratch import scratch
 from retort.metrics.drift import Effect, of_categories, of_numbers, of_texts
 from retort.metrics.format import percent, shortened
 from retort.problems import problem_for
@@ -53,12 +56,15 @@ _CONTRADICTED = pa.schema(
     [(name, pa.string()) for name in ("example_id", "label", "cross_label")] + [("confidence", pa.float32())]
 )
 
+_WITH_TEXT = pa.schema([*_CONTRADICTED, pa.field("text", pa.string())])
+_MOST_CONFIDENT = "FROM read_parquet($path) ORDER BY confidence DESC, example_id"
+
 
 class CheckHygiene(Step):
     """Look for near-duplicates, leakage, suspicious labels and drift."""
 
     kind = "hygiene"
-    version = 1
+    version = 2
     artifact = Hygiene
 
     problem: Problem
@@ -73,26 +79,29 @@ class CheckHygiene(Step):
     """The pool of the last night that had another, or other labels."""
     last_labels: ArtifactRef | None = None
 
+    @property
+    def fingerprint_version(self) -> int:
+        """Since version 2, of a large pool some rows are compared with each other."""
+        return self.version if self.pool.rows > MOST_INDEXED else 1
+
     def run(self, context: StepContext) -> StepOutput:
         problem = problem_for(self.problem)
         context.progress(0, 3, "near-duplicates")
         pool, labeled, test = (Examples.open(context.store, ref) for ref in (self.pool, self.labeled, self.test))
-        found = find(_texts(pool), _texts(labeled), _texts(test))
+        share = indexed_share(pool.manifest.rows)
+        found = find(_texts(pool), _texts(labeled), _texts(test), share)
         context.progress(1, 3, "suspicious labels")
-        contradicted = self._contradicted(problem, context)
+        suspicious = self._suspicious(problem, context)
         context.progress(2, 3, "drift")
         drift = self._drift(problem, context)
 
         pairs = chain((("pool", one) for one in found.within), (("test", one) for one in found.leaked))
         write_rows(context.folder / DUPLICATES, _PAIRS, ({"set": of, **_pair(one)} for of, one in pairs))
-        suspicious = None
-        if contradicted is not None:
-            rows, compared = contradicted
-            write_rows(context.folder / SUSPICIOUS, _CONTRADICTED, rows)
-            first = tuple(_shown(problem, row) for row in rows[:SHOWN])
-            suspicious = Suspicious(rows=len(rows), compared=compared, first=first)
+        drawn = pool.manifest.rows
+        if share < 1:
+            drawn = sum(is_drawn(row["example_id"], share) for row in pool.rows(["example_id"]))
         facts = PoolHygiene(
-            within=_duplicates(found.within, pool.manifest.rows),
+            within=_duplicates(found.within, drawn),
             leaked=_duplicates(found.leaked, test.manifest.rows),
             suspicious=suspicious,
             drift=drift,
@@ -103,29 +112,36 @@ class CheckHygiene(Step):
         metrics |= {"drift": drift.size} if drift and drift.changes else {}
         return StepOutput(rows=pool.manifest.rows, metrics=metrics)
 
-    def _contradicted(self, problem: ProblemKind, context: StepContext) -> tuple[list[Row], int] | None:
-        """(the suspicious labels, the most confidently contradicted first; rows that have both labels).
+    def _suspicious(self, problem: ProblemKind, context: StepContext) -> Suspicious | None:
+        """Writes the suspicious labels, the most confidently contradicted first.
 
         After confident learning (Northcutt, Jiang and Chuang 2021): a cross-label counts if it is at least as confident
         as such labels are on average where they agree with the teacher.
         """
         if self.cross_labels is None:
             return None
-        agreeing: dict[str, list[float]] = {}
-        distances: list[float] = []
+        agreeing: dict[str, array[float]] = {}
+        distances = array("d")
         for old, new in self._pairs(context):
             distances.append(disagreement(problem, old["label"], new["label"]))
             if not distances[-1]:
-                agreeing.setdefault(self._group(new["label"]), []).append(new["confidence"])
+                agreeing.setdefault(self._group(new["label"]), array("d")).append(new["confidence"])
         least = {group: float(np.mean(confidences)) - ROUNDING for group, confidences in agreeing.items()}
         far = _far(problem, self.problem.kind, distances)
-        rows = [
+        contradicted = (
             {**old, "cross_label": new["label"], "confidence": new["confidence"]}
             for (old, new), distance in zip(self._pairs(context), distances, strict=True)
             if distance > 0 and distance >= far
             if new["confidence"] >= least.get(self._group(new["label"]), 1.0)
-        ]
-        return sorted(rows, key=lambda row: (-row["confidence"], row["example_id"])), len(distances)
+        )
+        with scratch("hygiene") as folder:
+            file = folder / "contradicted.parquet"
+            count = write_rows(file, _WITH_TEXT, contradicted)
+            batches = query(_MOST_CONFIDENT, path=str(file))
+            rows = (row for batch in batches for row in batch.to_pylist())
+            first = list(islice(rows, SHOWN))
+            write_rows(context.folder / SUSPICIOUS, _CONTRADICTED, chain(first, rows))
+        return Suspicious(rows=count, compared=len(distances), first=tuple(_shown(problem, row) for row in first))
 
     def _pairs(self, context: StepContext) -> Iterator[tuple[Row, Row]]:
         """The teacher's label and the cross-label of each row that has both."""

@@ -87,14 +87,11 @@ class Ingest(Step):
     def run(self, context: StepContext) -> StepOutput:
         known = self._known_texts()
         keep = self._smallest_ids(self.limit, known) if self.limit else None
-        left_out = 0
-        golds: list[Row] = []
-        groups: list[Row] = []
-        rationales: list[Row] = []
+        left_out = num_gold = 0
         reasons: Counter[str] = Counter()
 
-        def rows(aside: RowWriter) -> Iterator[Row]:
-            nonlocal left_out
+        def rows() -> Iterator[Row]:
+            nonlocal left_out, num_gold
             for example in self._read():
                 if isinstance(example, BadRow):
                     reasons[example.reason] += 1
@@ -107,25 +104,25 @@ class Ingest(Step):
                     continue
                 row = {"example_id": example.example_id, "text": example.text}
                 if example.label is not None:
-                    golds.append({**row, "label": example.label})
+                    num_gold += 1
+                    golds.write({**row, "label": example.label})
                 if example.group is not None:
-                    groups.append({"example_id": example.example_id, "group": example.group})
+                    groups.write({"example_id": example.example_id, "group": example.group})
                 if example.rationale is not None:
-                    rationales.append({"example_id": example.example_id, "rationale": example.rationale})
+                    rationales.write({"example_id": example.example_id, "rationale": example.rationale})
                 yield row
 
-        with RowWriter(context.folder / SET_ASIDE_ROWS, BAD_ROWS) as aside:
-            count = write_rows(context.folder / ROWS, EXAMPLES, rows(aside))
+        with (
+            RowWriter(context.folder / SET_ASIDE_ROWS, BAD_ROWS) as aside,
+            RowWriter(context.folder / GOLD_ROWS, GOLD) as golds,
+            RowWriter(context.folder / GROUP_ROWS, GROUPS) as groups,
+            RowWriter(context.folder / RATIONALE_ROWS, RATIONALES) as rationales,
+        ):
+            count = write_rows(context.folder / ROWS, EXAMPLES, rows())
         if not count:
             raise DataError(self._no_rows(context.folder, reasons, left_out))
-        if golds:
-            write_rows(context.folder / GOLD_ROWS, GOLD, golds)
-        if groups:
-            write_rows(context.folder / GROUP_ROWS, GROUPS, groups)
-        if rationales:
-            write_rows(context.folder / RATIONALE_ROWS, RATIONALES, rationales)
         details = {SET_ASIDE: dict(reasons)} if reasons else {}
-        counts = {"gold": len(golds), **({IN_LABELED: left_out} if left_out else {})}
+        counts = {"gold": num_gold, **({IN_LABELED: left_out} if left_out else {})}
         return StepOutput(rows=count, counts=counts, details=details)
 
     @property

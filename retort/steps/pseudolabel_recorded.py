@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Literal
 
 from retort.artifacts.examples import Examples
-from retort.artifacts.pseudolabels import RATIONALE_ROWS, ROWS, Pseudolabels, write_failures
+from retort.artifacts.pseudolabels import FAILED_ROWS, RATIONALE_ROWS, ROWS, Pseudolabels, failure_rows
 from retort.config import Problem
 from retort.config.teachers import Rationales
-from retort.data.completions import BadLine, read_completions
-from retort.io.parquet import PSEUDOLABELS, RATIONALES, Row, RowWriter, write_rows
+from retort.data.recorded import Recorded, recorded
+from retort.io.parquet import FAILURES, PSEUDOLABELS, RATIONALES, Row, RowWriter, read_rows, write_rows
+from retort.io.scratch import scratch
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.records.base import ArtifactRef, ParseFailure, RecordedCompletion
@@ -19,9 +21,6 @@ from retort.steps.labeling_limits import check_success
 from retort.store import StepOutput, Store
 from retort.teachers.rationales import parse_reasoned
 from retort.teachers.salvage import Reading, parse_completion
-
-Completions = dict[str, RecordedCompletion]
-Failures = dict[str, ParseFailure]
 
 
 class PseudolabelRecorded(Step):
@@ -43,62 +42,56 @@ class PseudolabelRecorded(Step):
     min_success_ratio: Runtime[float]
 
     def run(self, context: StepContext) -> StepOutput:
-        problem, (completions, failures) = problem_for(self.problem), self._completions()
         counts: Counter[str] = Counter()
         labels: Counter[str] = Counter()
 
-        def rows() -> Iterator[Row]:
-            for row in Examples.open(context.store, self.pool).rows():
-                reading, rationale = self._reading(problem, row, completions, failures)
+        def rows(told: Recorded) -> Iterator[Row]:
+            for row, (reading, rationale) in self._readings(context.store, told):
+                example_id = row["example_id"]
                 if isinstance(reading.outcome, ParseFailure):
                     counts[reading.outcome.reason] += 1
-                    failures[row["example_id"]] = reading.outcome
+                    if example_id in told.failures:
+                        told.failures[example_id] = reading.outcome
+                    else:
+                        failed.write(next(failure_rows([(example_id, reading.outcome)])))
                 else:
                     labels.update(reading.counted)
                     if rationale is not None:
-                        rationales.write({"example_id": row["example_id"], "rationale": rationale})
+                        rationales.write({"example_id": example_id, "rationale": rationale})
                     yield {**row, "label": reading.outcome, "confidence": reading.covered, "labeler": "teacher"}
                 counts["asked"] += 1
 
-        with RowWriter(context.folder / RATIONALE_ROWS, RATIONALES) as rationales:
-            labeled = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
-        write_failures(context.folder, failures)
+        with scratch("failures") as drafts, recorded(self.path, self.endpoint_url) as told:
+            unlabeled = drafts / "unlabeled.parquet"
+            with (
+                RowWriter(context.folder / RATIONALE_ROWS, RATIONALES) as rationales,
+                RowWriter(unlabeled, FAILURES) as failed,
+            ):
+                labeled = write_rows(context.folder / ROWS, PSEUDOLABELS, rows(told))
+            rest = read_rows(unlabeled) if unlabeled.exists() else iter(())
+            write_rows(context.folder / FAILED_ROWS, FAILURES, chain(failure_rows(told.failures.items()), rest))
         check_success(self.min_success_ratio, labeled, counts)
-        failed = counts["asked"] - labeled
+        num_failed = counts["asked"] - labeled
         metrics = {"success_share": labeled / counts["asked"]}
-        return StepOutput(rows=labeled, counts={**counts, **labels, "failures": failed}, metrics=metrics)
+        return StepOutput(rows=labeled, counts={**counts, **labels, "failures": num_failed}, metrics=metrics)
 
     def num_labels(self, store: Store) -> int:
         """How many rows of the pool get a label. For `doctor`: nothing is written."""
-        problem, (completions, failures) = problem_for(self.problem), self._completions()
-        pool = Examples.open(store, self.pool).rows()
-        readings = (self._reading(problem, row, completions, failures)[0] for row in pool)
-        return sum(not isinstance(reading.outcome, ParseFailure) for reading in readings)
+        with recorded(self.path, self.endpoint_url) as told:
+            readings = (reading for _, (reading, _) in self._readings(store, told))
+            return sum(not isinstance(reading.outcome, ParseFailure) for reading in readings)
 
-    def _completions(self) -> tuple[Completions, Failures]:
-        """Completions by id, and the lines that are not completions. Of two with the same id, the first counts and the
-        other is set aside."""
-        completions: Completions = {}
-        failures: Failures = {}
-        for one in read_completions(self.path, self.endpoint_url):
-            if isinstance(one, BadLine):
-                failures[one.example_id or one.place] = ParseFailure(one.reason, one.detail, one.raw)
-            elif one.example_id in completions:
-                detail = "the same custom_id occurs twice; the first one counts"
-                failures[f"{one.example_id} (again)"] = ParseFailure("duplicated", detail, one.text)
+    def _readings(self, store: Store, told: Recorded) -> Iterator[tuple[Row, tuple[Reading, str | None]]]:
+        """Each row of the pool, with what its completion says, and the rationale, if there is one."""
+        problem, pool = problem_for(self.problem), Examples.open(store, self.pool)
+        for row, completion in zip(pool.rows(), told.beside(pool.path), strict=True):
+            if completion is None:
+                missing = ParseFailure("missing", "no completion has this custom_id", "")
+                yield row, (Reading(told.failures.get(row["example_id"]) or missing), None)
             else:
-                completions[one.example_id] = one
-        return completions, failures
+                yield row, self._reading(problem, row["text"], completion)
 
-    def _reading(
-        self, problem: ProblemKind, row: Row, completions: Completions, failures: Failures
-    ) -> tuple[Reading, str | None]:
-        """What a row's completion says, and the rationale, if there is one."""
-        example_id = row["example_id"]
-        completion = completions.get(example_id)
-        if completion is None:
-            missing = ParseFailure("missing", "no completion has this custom_id", "")
-            return Reading(failures.get(example_id) or missing), None
+    def _reading(self, problem: ProblemKind, text: str, completion: RecordedCompletion) -> tuple[Reading, str | None]:
         if self.rationales:
-            return parse_reasoned(problem, row["text"], completion.text, completion.finish_reason)
-        return parse_completion(problem, row["text"], completion.text, completion.finish_reason), None
+            return parse_reasoned(problem, text, completion.text, completion.finish_reason)
+        return parse_completion(problem, text, completion.text, completion.finish_reason), None

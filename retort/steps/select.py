@@ -56,5 +56,5 @@ class Select(Step):
 
 def _labels(context: StepContext, refs: tuple[ArtifactRef, ...]) -> tuple[list[Label], list[list[Label | None]]]:
     """Return (gold labels of the judging rows, each student's labels) for one side."""
-    tables = [list(Scores.open(context.store, ref).predictions()) for ref in refs]
+    tables = [list(Scores.open(context.store, ref).predictions(["gold", "predicted"])) for ref in refs]
     return [row["gold"] for row in tables[0]], [[row["predicted"] for row in rows] for rows in tables]

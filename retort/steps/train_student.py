@@ -1,8 +1,9 @@
 """`train-student`: trains a fresh student, from pretrained weights or the champion's, on the labels of some cells."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from retort.artifacts.students import HISTORY, MODEL, TrainedStudent
 from retort.config import EncoderConfig, GenerativeConfig, Problem, Student, TrainingConfig, expand
 from retort.data.partitions import Cells, in_cells
 from retort.errors import ConfigError, StageFailed
-from retort.io.parquet import Row
+from retort.io.parquet import Row, aligned
 from retort.models.weights import Weights, find_weights
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
@@ -26,8 +27,8 @@ from retort.steps.context import StepContext
 from retort.store import StepOutput
 
 if TYPE_CHECKING:
+    from retort.students.base import Rows, TrainingRow
     from retort.students.base import Student as NewStudent
-    from retort.students.base import TopTokens, TrainingRow
 
 _WARM = {True: "another student", False: "another student, with a new head, for the class names differ"}
 _STUDENT: TypeAdapter[Student] = TypeAdapter(Student)
@@ -168,30 +169,37 @@ class TrainStudent(TrainingStep):
 
         discard_checkpoint(context.store, self.key)
 
-    def _rows(self, context: StepContext, problem: ProblemKind, student: "NewStudent") -> "list[TrainingRow]":
+    def _rows(self, context: StepContext, problem: ProblemKind, student: "NewStudent") -> "StoredRows":
         """Raises StageFailed if there are none."""
-        top, rationales = self._top_tokens(context, student), self._rationales(context)
-        rows = [self._training_row(problem, row, top, rationales) for row in self._labeled(context)]
-        if not rows:
+        columns = ["example_id", *(["confidence"] if self.min_confidence else [])]
+        count = sum(1 for _ in self._seen(labeled_rows(context.store, self.labels, columns)))
+        if not count:
             where = "the pool" if self.cells is None else "its cells of the pool; lower method.partitions"
             sure = f" with a confidence of {self.min_confidence:g} or more" if self.min_confidence else ""
             raise StageFailed(f"{self.name}: there is no labeled row{sure} to train on in {where}")
-        return rows
 
-    def _labeled(self, context: StepContext) -> Iterable[Row]:
-        seen = in_cells(labeled_rows(context.store, self.labels), self.cells)
+        def read() -> "Iterator[TrainingRow]":
+            labeled = labeled_rows(context.store, self.labels)
+            known = aligned(labeled, self._top_tokens(context, student), self._rationales(context))
+            rows = ({**row, "top": top, "rationale": rationale} for row, (top, rationale) in known)
+            return (self._training_row(problem, row) for row in self._seen(rows))
+
+        return StoredRows(read, np.ones(count, dtype=np.bool_))
+
+    def _seen(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Those that the student is trained on."""
+        seen = in_cells(rows, self.cells)
         return (row for row in seen if row["confidence"] >= self.min_confidence) if self.min_confidence else seen
 
-    def _training_row(
-        self, problem: ProblemKind, row: Row, top: "Mapping[str, TopTokens]", rationales: Mapping[str, str]
-    ) -> "TrainingRow":
+    def _training_row(self, problem: ProblemKind, row: Row) -> "TrainingRow":
         """If `soft`, with probabilities `(units, classes)`; if the row has none, they are what its label stands for."""
-        from retort.students.base import TrainingRow
+        from retort.students.base import TopTokens, TrainingRow
 
         classes = len(problem.classes)
         if not self.soft:
-            known = row["example_id"]
-            return TrainingRow(row["text"], row["label"], top=top.get(known), rationale=rationales.get(known))
+            top, rationale = row["top"] and row["top"]["top"], row["rationale"] and row["rationale"]["rationale"]
+            lists = TopTokens(top.token_ids, top.ids, top.logprobs) if top else None
+            return TrainingRow(row["text"], row["label"], top=lists, rationale=rationale)
         if row.get("probabilities") is None:
             alone = spread(problem, row["text"], row["label"]).astype(np.float32)
             return TrainingRow(row["text"], row["label"], alone)
@@ -199,9 +207,7 @@ class TrainStudent(TrainingStep):
         probabilities /= probabilities.sum(-1, keepdims=True)
         return TrainingRow(row["text"], row["label"], probabilities)
 
-    def _held_out(
-        self, context: StepContext, rows: "list[TrainingRow]"
-    ) -> "tuple[list[TrainingRow], list[TrainingRow]]":
+    def _held_out(self, context: StepContext, rows: "StoredRows") -> "tuple[Rows, Rows]":
         """Return (training rows, held-out rows that decide when training stops).
 
         The choice depends only on the student's seed and the order of the rows, so that the students of one stage and
@@ -217,36 +223,54 @@ class TrainStudent(TrainingStep):
             return rows, [TrainingRow(one.text, str(one.label)) for one in gold]
         if len(rows) < 2:
             raise StageFailed(f"{self.name}: stopping holds rows out, and there is one row only; train without it")
-        held = held_out_places(len(rows), stopping.share, self.seed)
-        return [row for at, row in enumerate(rows) if at not in held], [rows[at] for at in sorted(held)]
+        return rows.without(held_out_places(len(rows), stopping.share, self.seed))
 
-    def _rationales(self, context: StepContext) -> dict[str, str]:
-        """The teacher's rationales by example_id."""
+    def _rationales(self, context: StepContext) -> Iterator[Row]:
+        """The teacher's rationales, in the order of the labels."""
         if not self.training.rationale_weight or self.labels.kind != Pseudolabels.kind:
-            return {}
-        found = Pseudolabels.open(context.store, self.labels).rationales()
-        return {row["example_id"]: row["rationale"] for row in in_cells(found, self.cells)}
+            return iter(())
+        return Pseudolabels.open(context.store, self.labels).rationales()
 
-    def _top_tokens(self, context: StepContext, student: "NewStudent") -> "dict[str, TopTokens]":
-        """The teacher's likeliest tokens by example_id. Only labels that the teacher itself wrote have them.
+    def _top_tokens(self, context: StepContext, student: "NewStudent") -> Iterator[Row]:
+        """The teacher's likeliest tokens, in the order of the labels. Only labels that the teacher itself wrote have
+        them.
 
         Raises ConfigError if the teacher's tokenizer differs from the student's.
         """
-        from retort.students.base import TopTokens
         from retort.students.generative import GenerativeStudent
         from retort.teachers.top_logprobs import read_teacher_tokens
         from retort.teachers.vllm.engine.toplogprobs import tokenizer_identity
 
         if self.training.distillation is None or not isinstance(student, GenerativeStudent):
-            return {}
+            return iter(())
         if self.labels.kind != Pseudolabels.kind:
-            return {}
+            return iter(())
         file = Pseudolabels.open(context.store, self.labels).teacher_tokens
         if file is None:
-            return {}
+            return iter(())
         found = read_teacher_tokens(file, tokenizer_identity(student.tokenizer), student.num_logits)
-        seen: Iterator[Row] = in_cells(({"example_id": one.example_id, "top": one} for one in found), self.cells)
-        return {row["example_id"]: TopTokens(row["top"].token_ids, row["top"].ids, row["top"].logprobs) for row in seen}
+        return ({"example_id": one.example_id, "top": one} for one in found)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Rows that are read from the store each time that one goes through them."""
+
+    read: "Callable[[], Iterator[TrainingRow]]"
+    chosen: NDArray[np.bool_]
+    """For each row that `read` yields, whether it is one of them."""
+
+    def __len__(self) -> int:
+        return int(self.chosen.sum())
+
+    def __iter__(self) -> "Iterator[TrainingRow]":
+        return compress(self.read(), self.chosen)
+
+    def without(self, places: set[int]) -> "tuple[StoredRows, StoredRows]":
+        """Return (the rows elsewhere, the rows at these places), if these are all rows."""
+        there = np.zeros_like(self.chosen)
+        there[list(places)] = True
+        return StoredRows(self.read, ~there), StoredRows(self.read, there)
 
 
 def held_out_places(num_rows: int, share: float, seed: int) -> set[int]:

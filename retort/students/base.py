@@ -1,6 +1,6 @@
 """The interface of all kinds of students."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -62,6 +62,15 @@ class TrainingRow:
     """The completion that the label was parsed from, in the student's own tokens."""
     rationale: str | None = None
     """Why the label is what it is, if the student is to write that too."""
+
+
+class Rows(Protocol):
+    """Rows that can be gone through more than once, as a list can. Those of a large pool are read from disk each time,
+    so whoever trains on them does not hold them."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[TrainingRow]: ...
 
 
 @dataclass(slots=True)
@@ -143,7 +152,7 @@ class Student(Predictor, Protocol):
 
     def train(
         self,
-        rows: Sequence[TrainingRow],
+        rows: Rows,
         training: TrainingConfig,
         *,
         seed: int,
@@ -151,7 +160,7 @@ class Student(Predictor, Protocol):
         micro_batches: int = 1,
         checkpoint: Checkpoint | None = None,
         progress: Progress = ...,
-        held_out: Sequence[TrainingRow] = (),
+        held_out: Rows = (),
     ) -> TrainingResult:
         """Trains in place, deterministically on one machine.
 

@@ -20,20 +20,20 @@ def token_batches(
     longest come first, so that a batch that does not fit memory fails at once.
     """
     sides = lengths if lengths.ndim == 2 else lengths[:, None]
-    total = sides.sum(axis=1)
+    keys = (sides[:, 0], sides.sum(axis=1)) if sides.shape[1] > 1 else (sides[:, 0],)
     if generator is None:
-        order = np.lexsort((-sides[:, 0], -total))
+        order = np.lexsort([-key for key in keys])
     else:
-        order = np.lexsort((generator.random(len(lengths)), sides[:, 0], total))
+        order = np.lexsort((generator.random(len(lengths)), *keys))
     batches, start = [], 0
-    longest = np.zeros(sides.shape[1], dtype=np.int64)
-    for stop, index in enumerate(order):
-        longest = np.maximum(longest, sides[index])
-        if stop > start and (stop - start + 1) * longest.sum() > budget_tokens:
-            batches.append(order[start:stop])
-            start, longest = stop, sides[index]
-    if start < len(order):
-        batches.append(order[start:])
+    while start < len(order):
+        cost = int(sides[order[start]].sum())  # the later rows of a batch cost at least as much
+        most = budget_tokens // cost + 1 if cost else len(order)
+        longest = np.maximum.accumulate(sides[order[start : start + most]], axis=0).sum(axis=1)
+        costs = longest * np.arange(1, len(longest) + 1)
+        stop = start + max(1, int(np.searchsorted(costs, budget_tokens, side="right")))
+        batches.append(order[start:stop])
+        start = stop
     if generator is not None:
         generator.shuffle(batches)
     return batches
@@ -43,14 +43,12 @@ def packed_batches(lengths: NDArray[np.int64], budget_tokens: int, generator: np
     """Shuffles the rows and splits them into batches of at most `budget_tokens` in all (at least one row each)."""
     batches: list[Indices] = []
     order = generator.permutation(len(lengths))
-    start = held = 0
-    for stop, index in enumerate(order):
-        if stop > start and held + lengths[index] > budget_tokens:
-            batches.append(order[start:stop])
-            start, held = stop, 0
-        held += int(lengths[index])
-    if start < len(order):
-        batches.append(order[start:])
+    held, start = np.cumsum(lengths[order]), 0
+    while start < len(order):
+        before = held[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(held, before + budget_tokens, side="right")))
+        batches.append(order[start:stop])
+        start = stop
     return batches
 
 

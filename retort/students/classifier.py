@@ -1,8 +1,8 @@
 """Encoder students, which classify each unit of a text."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from retort.models.device import Device
 from retort.problems import Problem
 from retort.problems.base import Scale, spread
 from retort.records.base import Progress
-from retort.students.base import Checkpoint, Prediction, TrainingResult, TrainingRow, decided
+from retort.students.base import Checkpoint, Prediction, Rows, TrainingResult, TrainingRow, decided
 from retort.students.batching import WINDOW_ROWS, token_batches
 from retort.students.encoder import EncodedRow, Encoder, continue_from, encode_all
 from retort.students.training import TrainingRows, train
@@ -39,7 +39,7 @@ class Classifier:
 
     def train(
         self,
-        rows: Sequence[TrainingRow],
+        rows: Rows,
         training: TrainingConfig,
         *,
         seed: int,
@@ -47,7 +47,7 @@ class Classifier:
         micro_batches: int = 1,
         checkpoint: Checkpoint | None = None,
         progress: Progress = lambda done, total, note: None,
-        held_out: Sequence[TrainingRow] = (),
+        held_out: Rows = (),
     ) -> TrainingResult:
         """See `Student.train`."""
         data = self._encoded(rows)
@@ -62,12 +62,13 @@ class Classifier:
             progress=progress,
             held_out=self._encoded(held_out) if held_out else None,
         )
-        return TrainingResult(history, {"cut": sum(bool((row.positions < 0).any()) for row in data.rows)})
+        return TrainingResult(history, {"cut": data.num_cut})
 
-    def _encoded(self, rows: Sequence[TrainingRow]) -> TrainingRows:
+    def _encoded(self, rows: Rows) -> TrainingRows:
         is_soft = isinstance(self.problem, Scale) or any(row.probabilities is not None for row in rows)
-        encoded = list(encode_all(self.encoder, self.problem, (row.text for row in rows)))
-        return TrainingRows(encoded, [self._target(row, is_soft) for row in rows])
+        once, again = tee(rows)  # holds no more than a chunk of rows
+        encoded = encode_all(self.encoder, self.problem, (row.text for row in once))
+        return TrainingRows(encoded, (self._target(row, is_soft) for row in again))
 
     def _target(self, row: TrainingRow, is_soft: bool) -> NDArray[np.int64] | NDArray[np.float32]:
         """Class indices `(units,)`; for soft labels, probabilities `(units, classes)`, the label's if the row has

@@ -85,9 +85,9 @@ class Encoder:
                 positions[word + 1] = position  # reversed, so the word's first token stays
         return EncodedRow(token_ids, positions[sites])
 
-    def tensors(self, rows: Sequence[EncodedRow], multiple: int = 1) -> tuple[Tensor, Tensor]:
+    def tensors(self, token_ids: Sequence[NDArray[np.int32]], multiple: int = 1) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, `(rows, length)` each, with `length` a multiple of `multiple`."""
-        return padded_with_mask([row.token_ids for row in rows], self.tokenizer.pad_token_id or 0, multiple)
+        return padded_with_mask(token_ids, self.tokenizer.pad_token_id or 0, multiple)
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """`(rows, length, classes)`, or `(rows, classes)` for sequence classification; `(rows, outputs, 2)` if each
@@ -102,7 +102,7 @@ class Encoder:
     def unit_logits(self, rows: list[EncodedRow]) -> Tensor:
         """The logits of all units that were not cut off, row by row, `(units of all rows, classes)` in fp32."""
         device = self.model.device
-        logits = self.logits(*(tensor.to(device) for tensor in self.tensors(rows)))
+        logits = self.logits(*(tensor.to(device) for tensor in self.tensors([row.token_ids for row in rows])))
         if logits.ndim == 2:
             return logits.float()
         flat = [index * logits.shape[1] + row.positions[row.positions >= 0] for index, row in enumerate(rows)]

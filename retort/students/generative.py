@@ -42,7 +42,7 @@ from retort.students.architectures import (
     with_adapters,
     with_new_decoder,
 )
-from retort.students.base import Checkpoint, Outcome, TrainingResult, TrainingRow
+from retort.students.base import Checkpoint, Outcome, Rows, TrainingResult, TrainingRow
 from retort.students.batching import WINDOW_ROWS
 from retort.students.chat_templates import templated
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
@@ -150,7 +150,7 @@ class GenerativeStudent:
 
     def train(
         self,
-        rows: Sequence[TrainingRow],
+        rows: Rows,
         training: TrainingConfig,
         *,
         seed: int,
@@ -158,7 +158,7 @@ class GenerativeStudent:
         micro_batches: int = 1,
         checkpoint: Checkpoint | None = None,
         progress: Progress = lambda done, total, note: None,
-        held_out: Sequence[TrainingRow] = (),
+        held_out: Rows = (),
     ) -> TrainingResult:
         """See `Student.train`. Embeddings are frozen only if encoder and decoder do not share them.
 
@@ -166,6 +166,7 @@ class GenerativeStudent:
         probabilities; with `training.rationale_weight`, `counts["rationales"]` that of the rows with a rationale.
         Raises ConfigError for labels that are too long or that the tokenizer cannot represent.
         """
+        rows, held_out = list(rows), list(held_out)
         pairs, counts = self._pairs(rows, distills=training.distillation is not None)
         if training.rationale_weight:
             reasoned, reasoned_counts = self._rationale_pairs(rows, pairs, training.rationale_weight)

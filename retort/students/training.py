@@ -8,8 +8,9 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from retort.students.data_parallel import is_first, loaded, same_as_first, seed_
 from retort.students.early_stopping import EarlyStopping
 from retort.students.encoder import EncodedRow, Encoder
 from retort.students.losses import cross_entropy
+from retort.students.ragged import Ragged
 from retort.students.training_data import IGNORED, Inputs, PaddedTrainingData, TrainingData, padded
 
 MAX_GRAD_NORM = 1.0
@@ -63,11 +65,12 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     same_as_first([weight.data for weight in trained.values()])
     optimizer = _optimizer(trained, training)
-    batches, epochs = _schedule(data, training, seed)
-    rate, log_every = _warmup_then_linear(len(batches), training.warmup_share), max(1, len(batches) // 100)
+    schedule = Schedule(data, training, seed)
+    num_steps = len(schedule)
+    rate, log_every = _warmup_then_linear(num_steps, training.warmup_share), max(1, num_steps // 100)
     run = _Run(parts=micro_batches)
     early_stopping = (
-        None if held_out is None else EarlyStopping(held_out, training, epochs, len(batches), model, trained)
+        None if held_out is None else EarlyStopping(held_out, training, schedule.epochs, num_steps, model, trained)
     )
     if checkpoint is not None and (saved := loaded(checkpoint)) is not None:
         run = _restored(saved, trained, optimizer) or run
@@ -75,7 +78,7 @@ def fit(
             early_stopping.restore(saved[0])
     gradients = Gradients(data, trained.values(), device, run.parts)
     started = time.monotonic() - run.history.seconds
-    for step, batch in enumerate(batches[run.step :], start=run.step + 1):
+    for step, batch in enumerate(schedule.after(run.step), start=run.step + 1):
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * rate(step - 1)
         seed_step(seed, step)
@@ -85,12 +88,12 @@ def fit(
         gradients.clear()
         run.step, run.parts = step, gradients.parts
         ended = early_stopping is not None and early_stopping.ends(step, run.history, device, run.parts)
-        if step % log_every == 0 or step == len(batches) or ended:
+        if step % log_every == 0 or step == num_steps or ended:
             run.log(training.learning_rate * rate(step - 1))
-            progress(step, len(batches), f"loss {run.history.losses[-1]:.3f}")
+            progress(step, num_steps, f"loss {run.history.losses[-1]:.3f}")
         if ended:
             break
-        if checkpoint is not None and is_first() and step < len(batches) and checkpoint.is_due():
+        if checkpoint is not None and is_first() and step < num_steps and checkpoint.is_due():
             run.history.seconds = time.monotonic() - started
             tensors, state = _saved(run, trained, optimizer, device)
             checkpoint.save({**tensors, **(early_stopping.tensors() if early_stopping else {})}, state)
@@ -168,25 +171,45 @@ def _restored(
     return run
 
 
-def _schedule(data: TrainingData, training: TrainingConfig, seed: int) -> tuple[list[Indices], float]:
-    """The batches of all epochs, fixed in advance, and the number of epochs: as many as `training` asks for, or more
-    until there are `min_updates` batches. The last epoch may be incomplete."""
-    generator = np.random.default_rng(seed)
+class Schedule:
+    """The batches of all epochs, fixed in advance: of as many epochs as `training` asks for, or of more until there are
+    `min_updates` batches. The last epoch may be incomplete. Only one epoch's batches are in memory: they are made once
+    to be counted, and again, from the same state of the generator, when their epoch begins."""
 
-    def epoch() -> list[Indices]:
-        return data.batches(training.batch_tokens, generator)
+    def __init__(self, data: TrainingData, training: TrainingConfig, seed: int) -> None:
+        self._data, self._budget_tokens = data, training.batch_tokens
+        self._generator = np.random.default_rng(seed)
+        self._parts: list[tuple[dict[str, Any], int]] = []
+        """For each epoch, the generator's state at its beginning and its number of batches."""
+        self.epochs = training.epochs
+        per_epoch = self._add(min(1.0, training.epochs))
+        for done in range(1, math.ceil(training.epochs)):
+            self._add(min(1.0, training.epochs - done))
+        if len(self) < training.min_updates:
+            self.epochs = training.min_updates / per_epoch
+            while (missing := training.min_updates - len(self)) > 0:
+                self._add(1.0, missing)
 
-    scheduled = epoch()
-    per_epoch = len(scheduled)
-    del scheduled[math.ceil(per_epoch * min(1.0, training.epochs)) :]
-    for done in range(1, math.ceil(training.epochs)):
-        batches = epoch()
-        scheduled += batches[: math.ceil(len(batches) * min(1.0, training.epochs - done))]
-    if len(scheduled) >= training.min_updates:
-        return scheduled, training.epochs
-    while len(scheduled) < training.min_updates:
-        scheduled += epoch()
-    return scheduled[: training.min_updates], training.min_updates / per_epoch
+    def __len__(self) -> int:
+        return sum(count for _, count in self._parts)
+
+    def after(self, step: int) -> Iterator[Indices]:
+        """The batches without the first `step`."""
+        for state, count in self._parts:
+            if step < count:
+                self._generator.bit_generator.state = state
+                yield from self._epoch()[step:count]
+            step = max(0, step - count)
+
+    def _add(self, share: float, most: float = math.inf) -> int:
+        """Add a share of an epoch, of at most so many batches. Returns how many a whole epoch has."""
+        state = self._generator.bit_generator.state
+        whole = len(self._epoch())
+        self._parts.append((state, int(min(math.ceil(whole * share), most))))
+        return whole
+
+    def _epoch(self) -> list[Indices]:
+        return self._data.batches(self._budget_tokens, self._generator)
 
 
 def _make_deterministic(seed: int) -> None:
@@ -232,13 +255,22 @@ def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
             weight.requires_grad_(required)
 
 
-@dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Encoded rows with the targets of their units."""
+    """Encoded rows with the targets of their units: for each row class indices `(units,)`, or probabilities
+    `(units, classes)`. Memory holds 24 bytes a row, see `Ragged`."""
 
-    rows: Sequence[EncodedRow]
-    targets: Sequence[NDArray[np.int64] | NDArray[np.float32]]
-    """For each row, class indices `(units,)`, or probabilities `(units, classes)`."""
+    def __init__(self, rows: Iterable[EncodedRow], targets: Iterable[NDArray[np.int64] | NDArray[np.float32]]) -> None:
+        self.token_ids, self.positions, self.targets = Ragged(), Ragged(), Ragged()
+        self.num_cut = 0
+        """Rows of which units were cut off."""
+        for row, target in zip(rows, targets, strict=True):
+            self.token_ids.append(row.token_ids)
+            self.positions.append(row.positions)
+            self.targets.append(target)
+            self.num_cut += bool((row.positions < 0).any())
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
 
 class UnitTrainingData(PaddedTrainingData):
@@ -246,13 +278,13 @@ class UnitTrainingData(PaddedTrainingData):
 
     def __init__(self, encoder: Encoder, data: TrainingRows) -> None:
         self.model, self._encoder, self._data = encoder.model, encoder, data
-        self._lengths = np.array([len(row.token_ids) for row in data.rows], dtype=np.int64)
+        self._lengths = data.token_ids.lengths
 
     def batches(self, budget_tokens: int, generator: np.random.Generator) -> list[Indices]:
         return token_batches(self._lengths, budget_tokens, generator)
 
     def units(self, rows: Indices) -> int:
-        return sum(int((self._data.rows[i].positions >= 0).sum()) for i in rows)
+        return sum(int((self._data.positions[i] >= 0).sum()) for i in rows)
 
     def tokens(self, rows: Indices) -> tuple[int, int]:
         lengths = self._lengths[rows]
@@ -261,17 +293,17 @@ class UnitTrainingData(PaddedTrainingData):
     def inputs(self, rows: Indices, multiple: int) -> Inputs:
         """`ids` and `mask` `(rows, length)`; the units' `positions` `(rows, units)`; `targets` `(rows, units)`, or
         `(rows, units, classes)` if soft. Units that were cut off are left out; padding has no target (soft: zeros)."""
-        members = [self._data.rows[i] for i in rows]
-        kept = [member.positions >= 0 for member in members]
-        targets = [self._data.targets[i][own] for i, own in zip(rows, kept, strict=True)]
+        token_ids, positions, targets = (
+            [own[i] for i in rows] for own in (self._data.token_ids, self._data.positions, self._data.targets)
+        )
+        kept = [one >= 0 for one in positions]
         nothing = 0.0 if targets[0].ndim == 2 else IGNORED
-        ids, mask = self._encoder.tensors(members, multiple)
-        positions = [member.positions[own] for member, own in zip(members, kept, strict=True)]
+        ids, mask = self._encoder.tensors(token_ids, multiple)
         return {
             "ids": ids,
             "mask": mask,
-            "positions": padded(positions, 0, multiple).long(),
-            "targets": padded(targets, nothing, multiple),
+            "positions": padded([one[own] for one, own in zip(positions, kept, strict=True)], 0, multiple).long(),
+            "targets": padded([one[own] for one, own in zip(targets, kept, strict=True)], nothing, multiple),
         }
 
     def objective(self, inputs: Inputs) -> Tensor:

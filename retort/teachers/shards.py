@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retort.errors import StoreUnavailable
-from retort.io.database import open_database
+from retort.io.database import BATCH_ROWS, spilling_database
 from retort.io.parquet import count_rows
 from retort.io.scratch import scratch
 from retort.records.base import digest
@@ -44,9 +44,6 @@ WITHOUT_TOP = pa.schema(_COLUMNS[:-1])
 """Schema of shards written before top_logprobs existed; the missing column is read as null."""
 PIECE_ROWS = 1_000_000
 PIECE_BYTES = 200 * 2**20
-BATCH_ROWS = 2**14
-MEMORY_LIMIT = "1GB"
-THREADS = 2
 CONNECTIONS = 8
 LISTINGS = 20
 
@@ -182,13 +179,7 @@ def _database() -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
     with scratch("ledger") as folder:
         none = f"{folder}/none.parquet"
         pq.write_table(SCHEMA.empty_table(), none)
-        with open_database(
-            memory_limit=MEMORY_LIMIT,
-            threads=THREADS,
-            temp_directory=f"{folder}/spilled",
-            preserve_insertion_order=False,
-            autoinstall_known_extensions=False,
-        ) as database:
+        with spilling_database(folder) as database:
             yield database, none
 
 

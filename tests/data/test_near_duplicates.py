@@ -1,10 +1,12 @@
 """Near-duplicates are found within the pool and against the test rows, and what only looks alike is not."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.data.near_duplicates import THRESHOLD, find
+from retort.data.near_duplicates import THRESHOLD, find, indexed_share, is_drawn
 
 LONG = "please play the newest album by the artist that i listened to last night on the way home from work"
 
@@ -60,3 +62,18 @@ def test_any_texts(texts: list[str]) -> None:
 def test_a_very_long_text() -> None:
     found = find(named("p", "word " * 200_000), [], named("t", "word " * 200_000, "another"))
     assert [one.of_id for one in found.leaked] == ["t0"]
+
+
+def test_of_a_large_pool_some_rows_are_compared_with_each_other_and_all_with_the_test_rows() -> None:
+    chance = random.Random(0)
+    texts = [" ".join("".join(chance.choices("abcdefghijklmnop", k=8)) for _ in range(12)) for _ in range(200)]
+    pool = named("p", *(text for one in texts for text in (one, f"{one[:-1]}x")))
+    test = named("t", *texts[:20], LONG, "another text altogether")
+    whole, part = find(pool, [], test), find(pool, [], test, share=0.5)
+    assert part.leaked == whole.leaked
+    assert len(whole.leaked) == 20
+    drawn = {example_id for example_id, _ in pool if is_drawn(example_id, 0.5)}
+    assert 150 < len(drawn) < 250
+    pairs = {(one.example_id, one.of_id) for one in whole.within}
+    assert {(one.example_id, one.of_id) for one in part.within} == {pair for pair in pairs if drawn.issuperset(pair)}
+    assert (indexed_share(99), indexed_share(100_000), indexed_share(1_000_000)) == (1.0, 1.0, 0.1)

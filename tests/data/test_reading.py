@@ -481,3 +481,18 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert count == 40_000
     assert peak < 4 * 2**20
+
+
+def test_rows_before_a_failure_come_first_and_ids_are_compared_with_all_before(tmp_path: Path) -> None:
+    rows = [{"id": f"r{number}", "text": f"text {number}"} for number in range(3000)]
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(lines([*rows, {"id": "r7", "text": "again"}, {"id": "r2999", "text": "again"}]) + b'{"id": "cut')
+    found = read_examples(str(path), ColumnsConfig(), PROBLEM, gold="optional")
+    assert [next(found).example_id for _ in rows] == [row["id"] for row in rows]
+    with pytest.raises(DataError, match=r"line 3001: the id 'r7' is already that of .*pool.jsonl, line 8$"):
+        next(found)
+    path.write_bytes(lines(rows[:10]) + b'{"id": "cut')
+    found = read_examples(str(path), ColumnsConfig(), PROBLEM, gold="optional")
+    assert len([next(found) for _ in range(10)]) == 10
+    with pytest.raises(DataError, match="is cut in the middle"):
+        next(found)

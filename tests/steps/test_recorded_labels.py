@@ -55,7 +55,13 @@ def labeled(
         "store": {"root": str(folder / "store")},
         "execution": {"device": "cpu"},
     }
-    config = resolve(MckdConfig.model_validate(values))
+    (folder / "config.json").write_text(json.dumps(values))
+    return read_again(folder)
+
+
+def read_again(folder: Path) -> tuple[list[dict[str, Any]], Manifest, dict[str, str]]:
+    """See `labeled`, of files that are there."""
+    config = resolve(MckdConfig.model_validate_json((folder / "config.json").read_text()))
     whole = {"without": None, "labeled": None}  # with the texts of the labeled set
     pool = made_or_found(config, ingest(config, "unlabeled").model_copy(update=whole))
     step = label_recorded(config, "stage0/pseudolabels", config.teacher, pool)  # type: ignore[arg-type]
@@ -109,3 +115,24 @@ def test_half_a_text_is_no_label(tmp_path: Path) -> None:
 def test_too_few_labels_are_an_error_that_names_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"only 0 of 2 rows .* reasons: cut-short 1, filtered 1"):
         labeled(tmp_path, FREE, [("hello unlab", "length"), ("hello", "content_filter")], least=0.9)
+
+
+def test_completions_of_any_order_that_occur_twice_or_failed(tmp_path: Path) -> None:
+    """More than are looked up together; of two with one id the first counts, wherever the other is."""
+    count = 2500
+    rows, _, failures = labeled(tmp_path, CLASSES, [("good" if n % 3 else "neither", "stop") for n in range(count)])
+    path = tmp_path / "completions.jsonl"
+    lines = path.read_text().splitlines()
+    again, other = (json.loads(lines[n]) for n in (4, 7))
+    again["response"]["body"]["choices"][0]["message"]["content"] = "bad"
+    failed = [{"custom_id": f"u{n}", "error": {"message": "busy"}} for n in (6, 8)]  # u6 has another, which is no label
+    lines = [*reversed(lines), *map(json.dumps, (again, *failed, other, again)), "no JSON"]
+    del lines[count - 1 - 8]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    found, manifest, known = read_again(tmp_path)
+    assert [row for row in found if row["example_id"] != "u8"] == [row for row in rows if row["example_id"] != "u8"]
+    assert "u8" not in {row["example_id"] for row in found}
+    first = {"u4 (again)": "duplicated", "u6": "unknown-label", "u8": "error", "u7 (again)": "duplicated"}
+    assert list(known.items())[:4] == list(first.items())
+    assert known == {**first, f"{path}, line {len(lines)}": "not-json", **failures}
+    assert manifest.counts == {"asked": count, "unknown-label": 834, "error": 1, "failures": 835}

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.students.batching import Indices, token_batches
+from retort.students.batching import Indices, packed_batches, token_batches
 
 lengths_of_rows = st.lists(st.integers(1, 60), max_size=80)
 budgets = st.integers(8, 200)
@@ -55,3 +55,25 @@ def test_epochs_of_one_generator_differ() -> None:
     lengths = np.full(64, 10)
     first, second = (np.concatenate(token_batches(lengths, 80, generator)).tolist() for _ in range(2))
     assert first != second
+
+
+def greedy(lengths: Sequence[int], budget: int, order: Sequence[int], *, padded: bool) -> list[list[int]]:
+    """Row by row, as one would write it down."""
+    batches: list[list[int]] = [[]]
+    for index in order:
+        members = [lengths[one] for one in (*batches[-1], index)]
+        cost = len(members) * max(members) if padded else sum(members)
+        if batches[-1] and cost > budget:
+            batches.append([])
+        batches[-1].append(index)
+    return [batch for batch in batches if batch]
+
+
+@given(lengths_of_rows, budgets)
+def test_batches_are_those_of_a_loop_over_the_rows(lengths: list[int], budget: int) -> None:
+    found = [batch.tolist() for batch in cut(lengths, budget, None)]
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    assert found == greedy(lengths, budget, order, padded=True)
+    packed = packed_batches(np.array(lengths, dtype=np.int64), budget, np.random.default_rng(3))
+    shuffled = np.random.default_rng(3).permutation(len(lengths)).tolist()
+    assert [batch.tolist() for batch in packed] == greedy(lengths, budget, shuffled, padded=False)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from retort.problems.slots import Slots, encode
 from retort.students.classifier import predict
 from retort.students.encoder import Encoder, encode_all, load_encoder, new_encoder
 from retort.students.losses import cross_entropy
-from retort.students.training import History, TrainingRows, UnitTrainingData, train
+from retort.students.training import History, Schedule, TrainingRows, UnitTrainingData, train
 
 SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})
 MOODS = Classification(["down", "up"])
@@ -308,3 +309,22 @@ def test_the_loss_of_sigmoids_is_binary_cross_entropy(fresh: Fresh, sets: Toy) -
     wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="sum")
     assert float(data.loss(rows).detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     assert data.units(rows) == 3 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "least", "wanted"),
+    [(2, 0, [1.0, 1.0]), (0.5, 0, [0.5]), (1.5, 0, [1.0, 0.5]), (0.5, 8, [0.5, 1.0, 1.0])],
+)
+def test_batches_are_those_of_one_generator_that_goes_on(
+    fresh: Fresh, tagging: Toy, epochs: float, least: int, wanted: list[float]
+) -> None:
+    encoder = fresh(tagging)
+    data, generator = UnitTrainingData(encoder, rows_of(encoder, tagging)), np.random.default_rng(7)
+    whole = [data.batches(256, generator) for _ in wanted]
+    expected = [one for part, share in zip(whole, wanted, strict=True) for one in part[: math.ceil(len(part) * share)]]
+    expected = expected[: least or None]
+    schedule = Schedule(data, TRAINING.model_copy(update={"epochs": epochs, "min_updates": least}), 7)
+    assert len(schedule) == len(expected)
+    for step in (0, 1, len(expected) - 1):
+        found = list(schedule.after(step))
+        assert [one.tolist() for one in found] == [one.tolist() for one in expected[step:]]

@@ -8,7 +8,7 @@ from retort.artifacts.examples import Examples
 from retort.config import EnsembleConfig, MckdConfig, RecordedConfig
 from retort.config.teachers import LlmTeacherConfig, Member
 from retort.data import read_rows_of
-from retort.data.near_duplicates import find
+from retort.data.near_duplicates import find, indexed_share
 from retort.data.partitions import cell_of
 from retort.errors import ConfigError, DataError, RetortError, first_line
 from retort.models.weights import Weights, find_weights
@@ -170,11 +170,12 @@ def _rows_of(config: MckdConfig, role: Role) -> ArtifactRef:
 def _leakage_found(config: MckdConfig) -> str:
     store, data = usable_store(config), ingested(resolve(config))
     check_overlap(store, data)
-    labeled, pool, test = (texts_of(store, ref) for ref in (data.labeled, data.unlabeled, data.test))
+    labeled, test = texts_of(store, data.labeled), texts_of(store, data.test)
+    pool = Examples.open(store, data.unlabeled).rows(["text"])
     shared = {
         "labeled and pool (left out of it)": store.manifest_of(data.unlabeled).counts.get(IN_LABELED, 0),
         "labeled and test": len(labeled & test),
-        "pool and test": len(pool & test),
+        "pool and test": len({row["text"] for row in pool if row["text"] in test}),
     }
     found = "equal texts in " + ", ".join(f"{names}: {count}" for names, count in shared.items())
     return f"note: {found}" if any(shared.values()) else found
@@ -186,7 +187,7 @@ def _near_duplicates_found(config: MckdConfig) -> str:
     pool, labeled, test = (
         ((row["example_id"], row["text"]) for row in Examples.open(store, ref).rows()) for ref in roles
     )
-    found = find(pool, labeled, test)
+    found = find(pool, labeled, test, indexed_share(data.unlabeled.rows))
     counts = {"of the pool's rows": (found.within, data.unlabeled), "of the test rows": (found.leaked, data.test)}
     told = ", ".join(f"{len(rows):,} {what} ({len(rows) / ref.rows:.1%})" for what, (rows, ref) in counts.items())
     first = (found.leaked or found.within)[:1]

@@ -15,7 +15,7 @@ from retort.artifacts.times import Times
 from retort.artifacts.verdicts import GateVerdict
 from retort.config import ClassificationConfig, Metric
 from retort.io.parquet import Row
-from retort.metrics.bootstrap import compare, mcnemar
+from retort.metrics.bootstrap import OneHot, compare, mcnemar
 from retort.metrics.scores import statistics_of
 from retort.metrics.seeds import over_seeds, paired
 from retort.problems.classification import Classification
@@ -139,7 +139,8 @@ def _tested(run: Run, problem: Classification, metric: Metric, name: str, arm: s
     gold = Examples.open(store, test).gold()
     of_seeds = scores.answers()
     golds = [example.label or "" for example in gold]
-    statistics = np.mean([statistics_of(problem, metric, golds, labels) for labels in of_seeds], axis=0)
+    found = [statistics_of(problem, metric, golds, labels) for labels in of_seeds]
+    statistics = np.mean([one.dense() if isinstance(one, OneHot) else one for one in found], axis=0)
     seed = int(store.manifest_of(run.result.final_student).details["seed"]) % len(of_seeds)
     rows: list[Row] = [
         {"example_id": example.example_id, "text": example.text, "gold": example.label, "predicted": label}
