@@ -1,8 +1,10 @@
 """The vLLM teacher's rows/s compared with vLLM's own `LLM.generate`, in one run on one GPU.
 
     python benchmarks/teacher_gpu.py [--python PYTHON] [--rows 8192] [--json FILE]
+    python benchmarks/teacher_gpu.py --model FOLDER [--python PYTHON] [--rows 4096] [--sets snips craft] [--json FILE]
 
-Uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips (about 2,000
+The second command runs in Retort's environment and is described in `teacher_labels.py`: what it costs to hold a real
+model's labels to a grammar. The first uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips (about 2,000
 tokens) and one row, no two rows alike; both sides generate exactly 32 tokens per completion. Each part is a process
 with its own engine, whose start is reported separately; each measurement follows a warm-up on 64 other rows:
 
@@ -50,7 +52,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--python", default=sys.executable, help="the interpreter that has vLLM")
-arguments.add_argument("--rows", type=int, default=8192)
+arguments.add_argument("--rows", type=int, help="default 8192; with --model 4096 short labels and half as many trees")
+arguments.add_argument("--model", type=Path, help="a folder with a real model, whose labels are measured instead")
+arguments.add_argument("--sets", nargs="+", choices=("snips", "craft"), default=["snips", "craft"])
 arguments.add_argument("--single-rows", type=int, default=256, help="at most, and for 15 s at most")
 arguments.add_argument("--uncached-rows", type=int, default=512)
 arguments.add_argument("--shape", choices=SHAPES, default="qwen3-8b")
@@ -59,9 +63,12 @@ arguments.add_argument("--json", type=Path)
 arguments.add_argument("--part", choices=PARTS, help="what a process of the benchmark itself is to do")
 arguments.add_argument("--folder", type=Path, help="the model, of that process")
 given = arguments.parse_args()
+given.rows = given.rows or (4096 if given.model else 8192)
 
 
 def main() -> None:
+    if given.model:
+        return measure_labels()
     deadline = time.monotonic() + 60 * given.minutes
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="retort-benchmark-") as folder:
@@ -255,11 +262,23 @@ def plain_files(folder: Path) -> Iterator[Callable[[Any], None]]:
     flush()
 
 
+def measure_labels() -> None:
+    from teacher_labels import measure, show
+
+    results = []
+    for result in measure(given.model.resolve(), given.python, given.sets, given.rows, on_gpu=has_gpu()):
+        results.append(result)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+    show(results)
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def has_gpu() -> bool:
     from retort.config import VllmConfig
     from retort.teachers.vllm.machine import find_interpreter
 
-    return find_interpreter(VllmConfig(kind="vllm", model="any", python=sys.executable))[1] == "cuda"
+    return find_interpreter(VllmConfig(kind="vllm", model="any", python=given.python))[1] == "cuda"
 
 
 def items() -> Iterator[str]:
