@@ -3,10 +3,12 @@
     python benchmarks/teacher_gpu.py [--python PYTHON] [--rows 8192] [--json FILE]
     python benchmarks/teacher_gpu.py --model FOLDER [--python PYTHON] [--rows 4096] [--sets snips craft] [--json FILE]
 
-The second command runs in Retort's environment and is described in `teacher_labels.py`: what it costs to hold a real
-model's labels to a grammar. The first uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips (about 2,000
-tokens) and one row, no two rows alike; both sides generate exactly 32 tokens per completion. Each part is a process
-with its own engine, whose start is reported separately; each measurement follows a warm-up on 64 other rows:
+The second command runs in Retort's environment; `teacher_labels.py` says what it measures: the cost of holding a real
+model's labels to a grammar.
+
+The first one uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips
+(about 2,000 tokens) and one row, no two rows alike; both sides generate exactly 32 tokens per completion. Each part is
+a process with its own engine, whose start is reported separately; each measurement follows a warm-up on 64 other rows:
 
     bare           LLM.generate over all prompts as texts, in one call
     one by one     the same LLM, one call per row
@@ -67,8 +69,6 @@ given.rows = given.rows or (4096 if given.model else 8192)
 
 
 def main() -> None:
-    if given.model:
-        return measure_labels()
     deadline = time.monotonic() + 60 * given.minutes
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="retort-benchmark-") as folder:
@@ -263,7 +263,7 @@ def plain_files(folder: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def measure_labels() -> None:
-    from teacher_labels import measure, show
+    from benchmarks.teacher_labels import measure, show
 
     results = []
     for result in measure(given.model.resolve(), given.python, given.sets, given.rows, on_gpu=has_gpu()):
@@ -357,4 +357,9 @@ def train_tokenizer(vocab_size: int) -> Any:
 
 
 if __name__ == "__main__":
-    perform(given.part) if given.part else main()
+    if given.model:
+        measure_labels()
+    elif given.part:
+        perform(given.part)
+    else:
+        main()

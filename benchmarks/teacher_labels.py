@@ -7,9 +7,9 @@ Short labels (SNIPS, 50 demonstrations) and trees (CRAFT, 25), each set labeled 
     free, then    no constraint, and the rows without a whole label once more, held: `constrained: when-needed`
     free, at last the same, but a mended label need not be whole: only the rows without any are asked again
 
-Rows are of the pool, which has gold labels; a row without a label counts as wrong. What the ways share is asked for once:
-the seconds of the last two are those of `free` and of the round that each adds, whose prompts are in the engine's cache.
-`held` has a line break more in its prompts, so that none of them are.
+Rows are of the pool, which has gold labels; a row without a label counts as wrong. What the ways share is asked for
+once: the seconds of the last two are those of `free` and of the round that each adds, whose prompts are in the engine's
+cache. `held` has a line break more in its prompts, so that none of them are.
 """
 
 import gzip
@@ -82,12 +82,12 @@ class Round(NamedTuple):
     tokens: int
 
 
-def measure(
-    model: Path, python: str, names: Sequence[str], num_rows: int, *, on_gpu: bool
-) -> Iterable[dict[str, Any]]:
+def measure(model: Path, python: str, names: Sequence[str], num_rows: int, *, on_gpu: bool) -> Iterable[dict[str, Any]]:
     """What is measured for each set and way. `num_rows` short labels are asked for, and half as many trees."""
     config = VllmConfig(kind="vllm", model=str(model), python=python, memory_share=MEMORY_SHARE, max_length=8192)
-    with open_vllm(config if on_gpu else config.model_copy(update={"max_sequences": 32}), 0, str(model), None) as client:
+    with open_vllm(
+        config if on_gpu else config.model_copy(update={"max_sequences": 32}), 0, str(model), None
+    ) as client:
         facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name")}
         for name in names:
             warm_up, pool = read_pool(name, num_rows if name == "snips" else num_rows // 2, 64 if on_gpu else 2)
@@ -176,10 +176,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines()]
 
 
-
 def show(results: Sequence[Mapping[str, Any]]) -> None:
-    columns = ("rows", "seconds", "rows_per_second", "tokens_per_second", "of_free", "tokens", "labeled", "whole", "f1")
-    columns = (*columns, "asked_again")
+    speed = ("rows", "seconds", "rows_per_second", "tokens_per_second", "of_free")
+    columns = (*speed, "tokens", "labeled", "whole", "f1", "asked_again")
     print(f"{'':20}" + "".join(f"{name.replace('_per_', '/'):>14}" for name in columns))
     for result in results:
         print(f"{result['set']:6}{result['way']:14}" + "".join(f"{result.get(name, ''):>14}" for name in columns))

@@ -1,6 +1,7 @@
 """Real vLLM on the CPU with a tiny causal model. An engine takes 25 s to start, so most tests share one."""
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -19,8 +20,8 @@ from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
 from retort.records.base import ParseFailure
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
-from retort.teachers.vllm.client import VllmClient, open_vllm
-from vllm_teacher import CONTEXT, DEMONSTRATIONS, ROOT, config_for, endless, new_request
+from retort.teachers.vllm.client import ENGINE, VllmClient, engine_options, open_vllm
+from vllm_teacher import CONTEXT, DEMONSTRATIONS, PYTHON, ROOT, config_for, endless, new_request
 
 pytestmark = pytest.mark.teacher
 
@@ -285,7 +286,26 @@ def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("field", "value"), [("tensor_parallel", 2), ("batch_invariant", True)])
+def test_sizes_and_quantization_reach_vllm(tiny_causal: Path) -> None:
+    """No GPU is needed to see what vLLM is told."""
+    config = config_for(tiny_causal, tensor_parallel=2, pipeline_parallel=3, quantization="fp8", max_length=512)
+    options = engine_options(config, 0, str(tiny_causal), None, ignore_end=False, prefix_caching=True)
+    names = ["tensor_parallel_size", "pipeline_parallel_size", "quantization", "max_model_len"]
+    code = "import json, session, sys; given = session._arguments(json.loads(sys.argv[1])); "
+    code += f"print(json.dumps([getattr(given, name) for name in {names}]))"
+    told = subprocess.run(
+        [str(PYTHON), "-c", code, json.dumps({**options, "device": "cuda"})],
+        env={**os.environ, "PYTHONPATH": str(ENGINE)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert json.loads(told.stdout.splitlines()[-1]) == [2, 3, "fp8", 512]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tensor_parallel", 2), ("pipeline_parallel", 2), ("batch_invariant", True)]
+)
 def test_what_needs_gpus(field: str, value: int, tiny_causal: Path) -> None:
     with (
         pytest.raises(ConfigError, match=rf"teacher\.{field} = .*GPU.*; allowed"),
