@@ -1,7 +1,8 @@
 """The vLLM teacher's rows/s compared with vLLM's own `LLM.generate`, in one run on one GPU.
 
     python benchmarks/teacher_gpu.py [--python PYTHON] [--rows 8192] [--json FILE]
-    python benchmarks/teacher_gpu.py --model FOLDER [--python PYTHON] [--rows 4096] [--sets snips craft] [--json FILE]
+    python benchmarks/teacher_gpu.py --model FOLDER [--python PYTHON] [--rows 4096] [--sets snips craft]
+        [--completions FOLDER] [--json FILE]
 
 The second command runs in Retort's environment; `teacher_labels.py` says what it measures: the cost of holding a real
 model's labels to a grammar.
@@ -61,6 +62,7 @@ arguments.add_argument("--single-rows", type=int, default=256, help="at most, an
 arguments.add_argument("--uncached-rows", type=int, default=512)
 arguments.add_argument("--shape", choices=SHAPES, default="qwen3-8b")
 arguments.add_argument("--minutes", type=float, default=9.0, help="for all of it")
+arguments.add_argument("--completions", type=Path, help="with --model: where completions and log-probabilities go")
 arguments.add_argument("--json", type=Path)
 arguments.add_argument("--part", choices=PARTS, help="what a process of the benchmark itself is to do")
 arguments.add_argument("--folder", type=Path, help="the model, of that process")
@@ -266,7 +268,8 @@ def measure_labels() -> None:
     from benchmarks.teacher_labels import measure, show
 
     results = []
-    for result in measure(given.model.resolve(), given.python, given.sets, given.rows, on_gpu=has_gpu()):
+    told = (given.model.resolve(), given.python, given.sets, given.rows, given.completions)
+    for result in measure(*told, on_gpu=has_gpu()):
         results.append(result)
         print(json.dumps(result), file=sys.stderr, flush=True)
     show(results)

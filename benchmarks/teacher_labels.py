@@ -10,6 +10,9 @@ Short labels (SNIPS, 50 demonstrations) and trees (CRAFT, 25), each set labeled 
 Rows are of the pool, which has gold labels; a row without a label counts as wrong. What the ways share is asked for
 once: the seconds of the last two are those of `free` and of the round that each adds, whose prompts are in the engine's
 cache. `held` has a line break more in its prompts, so that none of them are.
+
+With `--completions FOLDER` there is one way more, `free, logprobs`: as `free, then`, and with the log-probability of
+each completion. These go to FOLDER/SET.jsonl, as recorded completions that `reproduce/logprobs.py` reads.
 """
 
 import gzip
@@ -59,11 +62,12 @@ class Pool:
         first, *others = self.shared
         return replace(self, shared=(replace(first, content=f"{first.content}\n"), *others))
 
-    def requests(self, rows: Iterable[Example], *, held: bool) -> Iterable[CompletionRequest]:
+    def requests(self, rows: Iterable[Example], *, held: bool, logprobs: bool) -> Iterable[CompletionRequest]:
         for row in rows:
             prompt = prompt_for(self.problem, PROMPT, self.shared, row.text)
             constraint = self.problem.constraint(row.text) if held else None
-            yield CompletionRequest(row.example_id.encode(), prompt, constraint, max_tokens=self.max_tokens)
+            key, most = row.example_id.encode(), self.max_tokens
+            yield CompletionRequest(key, prompt, constraint, max_tokens=most, top_logprobs=int(logprobs))
 
     def score(self, readings: Mapping[str, Reading]) -> float:
         """The metric's value, in percent."""
@@ -77,12 +81,25 @@ class Pool:
 
 
 class Round(NamedTuple):
+    completions: dict[str, Completion]
     readings: dict[str, Reading]
     seconds: float
     tokens: int
 
+    def mended_by(self, again: "Round") -> "Round":
+        """With what was asked for again where that is a label."""
+        better = {key for key, reading in again.readings.items() if not is_failure(reading)}
+        return Round(
+            {**self.completions, **{key: again.completions[key] for key in better}},
+            {**self.readings, **{key: again.readings[key] for key in better}},
+            self.seconds + again.seconds,
+            self.tokens + again.tokens,
+        )
 
-def measure(model: Path, python: str, names: Sequence[str], num_rows: int, *, on_gpu: bool) -> Iterable[dict[str, Any]]:
+
+def measure(
+    model: Path, python: str, names: Sequence[str], num_rows: int, completions: Path | None, *, on_gpu: bool
+) -> Iterable[dict[str, Any]]:
     """What is measured for each set and way. `num_rows` short labels are asked for, and half as many trees."""
     config = VllmConfig(kind="vllm", model=str(model), python=python, memory_share=MEMORY_SHARE, max_length=8192)
     with open_vllm(
@@ -91,11 +108,11 @@ def measure(model: Path, python: str, names: Sequence[str], num_rows: int, *, on
         facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name")}
         for name in names:
             warm_up, pool = read_pool(name, num_rows if name == "snips" else num_rows // 2, 64 if on_gpu else 2)
-            for result in ways(client, pool, warm_up):
+            for result in ways(client, pool, warm_up, completions):
                 yield {"set": name, **result, **facts}
 
 
-def ways(client: VllmClient, pool: Pool, warm_up: Sequence[Example]) -> Iterable[dict[str, Any]]:
+def ways(client: VllmClient, pool: Pool, warm_up: Sequence[Example], folder: Path | None) -> Iterable[dict[str, Any]]:
     rows = pool.rows
     ask(client, pool, warm_up, held=False)
     free = ask(client, pool, rows, held=False)
@@ -104,9 +121,29 @@ def ways(client: VllmClient, pool: Pool, warm_up: Sequence[Example]) -> Iterable
     yield outcome(pool, "held", ask(client, pool.uncached, rows, held=True), free)
     for way, is_needed in {"free, then": is_not_whole, "free, at last": is_failure}.items():
         again = ask(client, pool, [row for row in rows if is_needed(free.readings[row.example_id])], held=True)
-        better = {key: one for key, one in again.readings.items() if not isinstance(one.outcome, ParseFailure)}
-        both = Round({**free.readings, **better}, free.seconds + again.seconds, free.tokens + again.tokens)
-        yield {**outcome(pool, way, both, free), "asked_again": round(len(again.readings) / len(rows), 4)}
+        yield {**outcome(pool, way, free.mended_by(again), free), "asked_again": share(again, rows)}
+    if folder:
+        found = ask(client, pool, rows, held=False, logprobs=True)
+        lacking = [row for row in rows if is_not_whole(found.readings[row.example_id])]
+        again = ask(client, pool, lacking, held=True, logprobs=True)
+        both = found.mended_by(again)
+        write_completions(folder / f"{pool.name}.jsonl", both, again)
+        yield {**outcome(pool, "free, logprobs", both, free), "asked_again": share(again, rows)}
+
+
+def share(again: Round, rows: Sequence[Example]) -> float:
+    return round(len(again.readings) / len(rows), 4)
+
+
+def write_completions(path: Path, found: Round, again: Round) -> None:
+    """In OpenAI's batch format, with `logprob`, `tokens` and whether it was `held` beside each response."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for key, one in found.completions.items():
+            choice = {"message": {"content": one.text}, "finish_reason": one.finish_reason}
+            facts = {"logprob": one.logprob, "tokens": one.completion_tokens, "held": again.completions.get(key) is one}
+            response = {"status_code": 200, "body": {"choices": [choice]}}
+            file.write(json.dumps({"custom_id": key, "response": response, **facts}) + "\n")
 
 
 def is_failure(reading: Reading) -> bool:
@@ -117,18 +154,18 @@ def is_not_whole(reading: Reading) -> bool:
     return is_failure(reading) or reading.covered < 1
 
 
-def ask(client: VllmClient, pool: Pool, rows: Sequence[Example], *, held: bool) -> Round:
+def ask(client: VllmClient, pool: Pool, rows: Sequence[Example], *, held: bool, logprobs: bool = False) -> Round:
     texts = {row.example_id: row.text for row in rows}
     completions: dict[str, Completion] = {}
     begun = time.perf_counter()
-    for completion in client.ask(iter(pool.requests(rows, held=held))):
+    for completion in client.ask(iter(pool.requests(rows, held=held, logprobs=logprobs))):
         assert isinstance(completion, Completion), completion
         completions[completion.key.decode()] = completion
     seconds = time.perf_counter() - begun
     readings = {
         key: parse_completion(pool.problem, texts[key], one.text, one.finish_reason) for key, one in completions.items()
     }
-    return Round(readings, seconds, sum(one.completion_tokens for one in completions.values()))
+    return Round(completions, readings, seconds, sum(one.completion_tokens for one in completions.values()))
 
 
 def outcome(pool: Pool, way: str, found: Round, free: Round) -> dict[str, Any]:

@@ -206,13 +206,15 @@ def test_top_logprobs_match_transformers(client: VllmClient, tiny_causal: Path, 
         for at, tokens in enumerate(allowed):
             forbidden[at, tokens] = False
         logits = logits.masked_fill(forbidden, -torch.inf)
-    expected = logits.log_softmax(-1).topk(4)
+    of_all = logits.log_softmax(-1)
+    expected = of_all.topk(4)
+    assert completion.logprob == pytest.approx(of_all[range(len(token_ids)), token_ids].sum().item(), rel=2e-2)
     logprobs = np.frombuffer(completion.top.logprobs, "<f4").reshape(-1, 4)
     np.testing.assert_allclose(logprobs, expected.values.numpy(), atol=2e-2)
     likeliest = np.frombuffer(completion.top.ids, "<i4").reshape(-1, 4)[:, 0]
     assert (likeliest == expected.indices[:, 0].numpy()).mean() > 0.9
     (without,) = completions(client, new_request(1, **fields))
-    assert without.top is None
+    assert (without.top, without.logprob) == (None, None)
 
 
 def test_hundreds_of_verbalizers(client: VllmClient) -> None:

@@ -228,6 +228,7 @@ def _outcomes(message: Message, in_flight: dict[int, _InFlight]) -> Iterator[Com
         completion_tokens=message["completion_tokens"],
         scores=tuple(message["scores"]),
         top=_top(message),
+        logprob=message.get("logprob"),
     )
 
 
