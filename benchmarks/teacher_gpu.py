@@ -1,10 +1,15 @@
 """The vLLM teacher's rows/s compared with vLLM's own `LLM.generate`, in one run on one GPU.
 
     python benchmarks/teacher_gpu.py [--python PYTHON] [--rows 8192] [--json FILE]
+    python benchmarks/teacher_gpu.py --model FOLDER [--python PYTHON] [--rows 4096] [--sets snips craft]
+        [--completions FOLDER] [--json FILE]
 
-Uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips (about 2,000
-tokens) and one row, no two rows alike; both sides generate exactly 32 tokens per completion. Each part is a process
-with its own engine, whose start is reported separately; each measurement follows a warm-up on 64 other rows:
+The second command runs in Retort's environment; `teacher_labels.py` says what it measures: the cost of holding a real
+model's labels to a grammar.
+
+The first one uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips
+(about 2,000 tokens) and one row, no two rows alike; both sides generate exactly 32 tokens per completion. Each part is
+a process with its own engine, whose start is reported separately; each measurement follows a warm-up on 64 other rows:
 
     bare           LLM.generate over all prompts as texts, in one call
     one by one     the same LLM, one call per row
@@ -50,15 +55,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("--python", default=sys.executable, help="the interpreter that has vLLM")
-arguments.add_argument("--rows", type=int, default=8192)
+arguments.add_argument("--rows", type=int, help="default 8192; with --model 4096 short labels and half as many trees")
+arguments.add_argument("--model", type=Path, help="a folder with a real model, whose labels are measured instead")
+arguments.add_argument("--sets", nargs="+", choices=("snips", "craft"), default=["snips", "craft"])
 arguments.add_argument("--single-rows", type=int, default=256, help="at most, and for 15 s at most")
 arguments.add_argument("--uncached-rows", type=int, default=512)
 arguments.add_argument("--shape", choices=SHAPES, default="qwen3-8b")
 arguments.add_argument("--minutes", type=float, default=9.0, help="for all of it")
+arguments.add_argument("--completions", type=Path, help="with --model: where completions and log-probabilities go")
 arguments.add_argument("--json", type=Path)
 arguments.add_argument("--part", choices=PARTS, help="what a process of the benchmark itself is to do")
 arguments.add_argument("--folder", type=Path, help="the model, of that process")
 given = arguments.parse_args()
+given.rows = given.rows or (4096 if given.model else 8192)
 
 
 def main() -> None:
@@ -255,11 +264,24 @@ def plain_files(folder: Path) -> Iterator[Callable[[Any], None]]:
     flush()
 
 
+def measure_labels() -> None:
+    from benchmarks.teacher_labels import measure, show
+
+    results = []
+    told = (given.model.resolve(), given.python, given.sets, given.rows, given.completions)
+    for result in measure(*told, on_gpu=has_gpu()):
+        results.append(result)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+    show(results)
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def has_gpu() -> bool:
     from retort.config import VllmConfig
     from retort.teachers.vllm.machine import find_interpreter
 
-    return find_interpreter(VllmConfig(kind="vllm", model="any", python=sys.executable))[1] == "cuda"
+    return find_interpreter(VllmConfig(kind="vllm", model="any", python=given.python))[1] == "cuda"
 
 
 def items() -> Iterator[str]:
@@ -338,4 +360,9 @@ def train_tokenizer(vocab_size: int) -> Any:
 
 
 if __name__ == "__main__":
-    perform(given.part) if given.part else main()
+    if given.model:
+        measure_labels()
+    elif given.part:
+        perform(given.part)
+    else:
+        main()

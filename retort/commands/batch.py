@@ -86,11 +86,10 @@ def _export(
 ) -> None:
     """`done` has the keys of the row sets exported so far; the step's are added."""
     teacher, problem = step.config, problem_for(step.problem)
-    once = teacher.model_copy(update={"ask_again": teacher.ask_again.model_copy(update={"times": 0})})
     with rows_of(config, store, ingests[step.labeled.key]) as labeled:
         labeler = Labeler(
-            request_builder(problem, once, labeled.gold()),
-            CompletionParser(problem, step.metric, once),
+            replace(request_builder(problem, teacher, labeled.gold()), attempts=1),
+            CompletionParser(problem, step.metric, teacher),
             Ledger(store, step.identity),
             exporter.open,
             Usage(teacher.prices, teacher.budget),

@@ -20,6 +20,7 @@ from retort.config.training import GoldTrainingConfig
 Share = Annotated[float, Field(ge=0, le=1)]
 SamplingTemperature = Annotated[float, Field(ge=0, le=5)]
 Rationales = Annotated[bool, Field(exclude_if=lambda given: not given)]
+Constrained = bool | Literal["when-needed"]
 
 
 class RecordedConfig(Settings):
@@ -157,8 +158,11 @@ class LlmTeacherConfig(Settings):
     """The prompt."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are sampled."""
-    constrained: bool = True
-    """Constrain decoding to legal labels, as far as the teacher supports it."""
+    constrained: Constrained = True
+    """Constrain decoding to legal labels, as far as the teacher supports it. when-needed: each row is asked about
+    without a constraint first, and under it only if its completion is no whole label. That is faster where each row has
+    a grammar of its own and most labels are legal without it (slots, entities, constituency). false: only rows that are
+    asked again, see `ask_again`, are constrained."""
     labels: Literal["hard", "soft"] = "hard"
     """hard: one label. soft: classification only; the probability of each class, from its verbalizer's logprobs."""
     verbalizers: dict[Text, Text] = Field(default={})
@@ -217,7 +221,7 @@ class LlmTeacherConfig(Settings):
 
 
 class VllmConfig(LlmTeacherConfig):
-    """Local vLLM engines, one process per GPU (or group of `tensor_parallel` GPUs), in vLLM's environment."""
+    """Local vLLM engines, one process per GPU (or group of GPUs that hold one copy), in vLLM's environment."""
 
     retired: ClassVar[RetiredFields] = {
         "prefix_caching": Retired(True, "the shared prefix is always computed once"),
@@ -238,7 +242,9 @@ class VllmConfig(LlmTeacherConfig):
     """Make completions independent of the rest of the batch, at the cost of some speed. Otherwise even completions at
     temperature 0 can differ between runs."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """Number of GPUs that hold one copy of the model."""
+    """Number of GPUs that share each layer of one copy of the model."""
+    pipeline_parallel: Annotated[int, Field(ge=1, exclude_if=lambda number: number == 1)] = 1
+    """Number of groups of `tensor_parallel` GPUs among which the layers of one copy are divided."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.9
     """Share of a GPU's memory that the engine may use; reduced by a tenth after an out-of-memory error."""
     max_length: Annotated[int, Field(ge=16)] | None = None
@@ -251,6 +257,11 @@ class VllmConfig(LlmTeacherConfig):
     """Seconds without a new token after which an engine is considered hung."""
     start_seconds: Annotated[float, Field(gt=0)] = 1800
     """Seconds that an engine may take to start: load, compile, warm up."""
+
+    @property
+    def gpus_per_copy(self) -> int:
+        """Number of GPUs that hold one copy of the model."""
+        return self.tensor_parallel * self.pipeline_parallel
 
 
 class EndpointConfig(LlmTeacherConfig):

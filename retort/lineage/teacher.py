@@ -70,7 +70,7 @@ def completions_of(store: Store, labels: Manifest, example_id: str, text: str) -
         return
     ledger = Ledger(store, labels.fingerprint["params"]["identity"])
     pending, samples = Pending(0, example_id, text), builder.teacher.sampling.samples
-    for attempt in range(1 + builder.teacher.ask_again.times):
+    for attempt in range(builder.attempts):
         with scratch("lineage") as folder:
             keys = folder / "asked.parquet"
             write_rows(keys, ASKED, builder.keys([pending], attempt))

@@ -16,6 +16,10 @@ from retort.records.base import Label, ParseFailure
 
 Floats = NDArray[np.float64]
 
+LARK_OPTIONS = '%llguidance {"no_forcing": true}\n'
+"""Begins a grammar in llguidance's dialect of Lark. Without it, the library forces its own tokenization wherever only
+one continuation is possible, and takes twice as long for a token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from retort.config import ColumnsConfig, Metric
 from retort.errors import ConfigError, DataError, RowFault
 from retort.problems.base import (
+    LARK_OPTIONS,
     Constraint,
     Floats,
     Mended,
@@ -171,8 +172,8 @@ class Slots:
     def constraint(self, text: str) -> Constraint:
         """See `Problem.constraint`: every intent with any number of its slots, each with consecutive words of `text`.
 
-        The grammar is linear in the number of words: `w3` derives word 3 and what may follow it. It does not count how
-        often a word is used; `parse` rejects slots that share one.
+        The grammar is linear in the number of words: `w3` derives word 3 and what may follow it. In GBNF, it does not
+        count how often a word is used; `parse` rejects slots that share one. In Lark, it does.
         """
         words, notation = [self.notation.escaped(word) for word in words_of(text)], self.notation
         rules = ["root ::= " + " | ".join(f"intent{number}" for number in range(len(self._intents)))]
@@ -185,7 +186,8 @@ class Slots:
         for number, word in enumerate(words):
             rest = f" w{number + 1}?" if number + 1 < len(words) else ""
             rules.append(f"w{number} ::= {gbnf_text(f'{word} ')}{rest}")
-        return Constraint(grammar="\n".join(rules) + "\n")
+        counting = f"{LARK_OPTIONS}start: label\n{self.grammar(text)}"
+        return Constraint(grammar="\n".join(rules) + "\n", lark=counting)
 
     def grammar(self, text: str) -> str:
         """See `Problem.grammar`: every intent with its slots over consecutive words, in the order of `text`, using no

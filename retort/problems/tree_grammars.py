@@ -7,7 +7,7 @@ the open brackets above. So their brackets are balanced, and one of them is arou
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from retort.problems.base import gbnf_text, lark_rules, lark_text
+from retort.problems.base import LARK_OPTIONS, gbnf_text, lark_rules, lark_text
 
 MOST_OPENINGS = 8
 """Brackets that a teacher may open before a word: some models never stop. In the 11,700 trees of CRAFT it is 7."""
@@ -44,9 +44,7 @@ def bounded_tree(form: TreeForm) -> str:
         following = f"before{opened + 1}" if opened + 1 < MOST_OPENINGS else "leaf"
         opening = f"OPENING {following}::incr({_DEPTH}) %if lt({_DEPTH}, {MOST_OPEN})"
         rules[f"before{opened}::_"] = [opening, "leaf::_"]
-    # Without the option, the library forces its own tokenization wherever only one continuation is possible.
-    option = '%llguidance {"no_forcing": true}\n'
-    return option + lark_rules({**rules, "leaf::_": _leaves(form), **_after(form, "before0::_")})
+    return LARK_OPTIONS + lark_rules({**rules, "leaf::_": _leaves(form), **_after(form, "before0::_")})
 
 
 def bounded_openings(form: TreeForm) -> str:

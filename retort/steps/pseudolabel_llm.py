@@ -19,6 +19,7 @@ from retort.artifacts.shards import ShardRows, Unlabeled, write_unlabeled
 from retort.config import Metric, Problem, StoreConfig
 from retort.config.teachers import (
     AskAgainConfig,
+    Constrained,
     EndpointConfig,
     LlmTeacherConfig,
     PromptConfig,
@@ -72,7 +73,7 @@ class PseudolabelLlm(Step):
     metric: Metric
     prompt: PromptConfig
     sampling: SamplingConfig
-    constrained: bool
+    constrained: Constrained
     labels: Literal["hard", "soft"]
     verbalizers: dict[str, str]
     rationales: Rationales = False

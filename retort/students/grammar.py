@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders
 from transformers import PreTrainedTokenizerBase
 
+from retort.problems.base import LARK_OPTIONS
+
 _KNOWN_GRAMMARS = 64
 """Size of the cache of compiled grammars; a problem has one grammar for all texts or one per text."""
 
@@ -40,9 +42,8 @@ class Grammar:
 
     def _compile(self, grammar: str) -> LLMatcher | None:
         """None if the library does not support the grammar."""
-        # SentencePiece puts a space before the first word, which no parser minds. Where only one continuation is
-        # possible, the library would otherwise force its own tokenization of it.
-        opening = '%llguidance {"no_forcing": true}\nstart: " "? label\n'
+        # SentencePiece puts a space before the first word, which no parser minds.
+        opening = f'{LARK_OPTIONS}start: " "? label\n'
         matcher = LLMatcher(self._tokens, opening + grammar, log_level=0)
         return None if matcher.is_error() else matcher
 

@@ -26,17 +26,20 @@ def held_to(problem: Problem, teacher: LlmTeacherConfig) -> str:
     constraint = expressible(constraint_of(problem, teacher, _TEXT), teacher) if teacher.constrained else None
     if constraint is None:
         return "not constrained"
-    if teacher.rationales:
-        return "held to a rationale and a label"
+    to = "a rationale and a label" if teacher.rationales else _name(constraint)
+    return f"held to {to}" + (" where one without is no label" if teacher.constrained == "when-needed" else "")
+
+
+def _name(constraint: Constraint) -> str:
     if constraint.choice is not None:
-        return "held to the classes"
+        return "the classes"
     if constraint.json_schema is not None:
-        return "held to problem.json_schema"
-    return "held to a grammar" if constraint.regex is None else "held to problem.pattern"
+        return "problem.json_schema"
+    return "a grammar" if constraint.regex is None else "problem.pattern"
 
 
 def check_constrained(problem: Problem, teacher: LlmTeacherConfig) -> None:
-    """Raises ConfigError if the config says `constrained: true` although nothing constrains.
+    """Raises ConfigError if the config says `constrained: true` or `when-needed` although nothing constrains.
 
     Where the config does not say it, a teacher is constrained as far as it can be.
     """
@@ -52,4 +55,5 @@ def check_constrained(problem: Problem, teacher: LlmTeacherConfig) -> None:
         )
     else:
         why = "this kind of teacher can only choose among classes; take kind: vllm or endpoint"
-    raise ConfigError(f"teacher.constrained = true: {why}, or leave it out")
+    said_so = "true" if teacher.constrained is True else teacher.constrained
+    raise ConfigError(f"teacher.constrained = {said_so}: {why}, or leave it out")

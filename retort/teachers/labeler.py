@@ -2,8 +2,9 @@
 
 Each round makes the next attempt at every row that has no label yet and parses the completions. Attempts that an
 earlier run paid for are read from the ledger at no cost. A row whose completion yields no label goes into the next
-round until it has had `1 + ask_again.times` attempts; then it is set aside with its raw text and the reason. A later
-run retries only the rows that were set aside.
+round until it has had all its attempts; then it is set aside with its raw text and the reason. A later run retries only
+the rows that were set aside. A label that a constrained attempt may improve goes into the next round too, and stays if
+none does.
 """
 
 import time
@@ -105,13 +106,17 @@ class Labeler:
                     again.append(pending)
                     yield {}
                 else:
+                    if self.builder.may_improve(outcome.confidence, 0):
+                        again.append(replace(pending, has_label=True))
                     yield {**outcome._asdict(), "top": outcome.top and outcome.top._asdict()}
 
         write_rows(first, _OUTCOMES, first_round())
         late = self._later_rounds(again, failed)
         for position, (row, outcome) in enumerate(zip(read_rows(rows), read_rows(first), strict=True)):
-            if position in failed:
-                yield row, late.get(position, failed[position])
+            if position in late:
+                yield row, late[position]
+            elif position in failed:
+                yield row, failed[position]
             else:
                 yield row, Labeled(**{**outcome, "top": outcome["top"] and TopLogprobs(**outcome["top"])})
 
@@ -123,8 +128,12 @@ class Labeler:
             for pending, found in self._found(source, attempt):
                 if any(map(self._is_wanted, found)):
                     wanted[pending.position] = 1
-                elif isinstance(self.parser.parse(pending.text, found), ParseFailure):
-                    failed.append(replace(pending, num_tries=pending.num_tries + 1))
+                    continue
+                outcome, tried = self.parser.parse(pending.text, found), replace(pending, num_tries=attempt + 1)
+                if isinstance(outcome, ParseFailure):
+                    failed.append(tried)
+                elif self.builder.may_improve(outcome.confidence, attempt):
+                    failed.append(replace(tried, has_label=True))
             failed = [pending for pending in failed if self.builder.may_retry(pending)]
             if not failed:
                 break
@@ -157,7 +166,7 @@ class Labeler:
         return {position: failure for position, failure in found if failure is not None}
 
     def _later_rounds(self, again: list[Pending], failed: dict[int, ParseFailure]) -> dict[int, Labeled]:
-        """Retry rows as often as the config allows; keeps the last failure of each row in `failed`."""
+        """Retry rows as often as the config allows; keeps the last failure of each row without a label in `failed`."""
         labeled: dict[int, Labeled] = {}
         attempt = 1
         while again := [pending for pending in again if self.builder.may_retry(pending)]:
@@ -165,9 +174,12 @@ class Labeler:
             for pending, outcome in self._round(again.copy, attempt):
                 if isinstance(outcome, Labeled):
                     labeled[pending.position] = outcome
-                else:
+                    if pending.has_label:  # the label that this one replaces was counted
+                        self.parser.counts.subtract(("salvaged", "cut"))
+                    continue
+                if not pending.has_label:
                     failed[pending.position] = outcome
-                    still_failing.append(pending)
+                still_failing.append(pending)
             again, attempt = still_failing, attempt + 1
         return labeled
 

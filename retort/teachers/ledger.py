@@ -32,7 +32,7 @@ MOST_TOKENS = 2**31 - 1
 
 BEST_FIRST = "finish_reason IS NOT DISTINCT FROM 'length', max_tokens DESC, asked_at, text"
 SHARDS = "read_parquet($shards, union_by_name = true)"
-"""By name, because older shards lack the last column."""
+"""By name, because older shards lack the last columns."""
 MISSING = f"""
     SELECT min(position) AS position, key FROM read_parquet($asked) AS asked WHERE NOT EXISTS (
         FROM {SHARDS} AS entry WHERE entry.key = asked.key
@@ -70,6 +70,8 @@ class Entry(NamedTuple):
     """When the completion was received, in Unix seconds."""
     top: TopLogprobs | None = None
     """Top log-probabilities, if they were requested."""
+    logprob: float | None = None
+    """Natural logarithm of the completion's probability, see `Completion`."""
 
 
 def entry_of(key: bytes, completion: Completion, max_tokens: int) -> Entry:
@@ -85,6 +87,7 @@ def entry_of(key: bytes, completion: Completion, max_tokens: int) -> Entry:
         scores=completion.scores,
         asked_at=time.time(),
         top=completion.top,
+        logprob=completion.logprob,
     )
 
 
@@ -156,10 +159,10 @@ class Ledger:
         last = None
         for batch in self._find(JOIN, asked=str(asked)):
             positions, keys, *others = (column.to_pylist() for column in batch.columns)
-            for position, key, text, *numbers, scores, asked_at, top in zip(positions, keys, *others, strict=True):
+            for position, key, *found, scores, asked_at, top, logprob in zip(positions, keys, *others, strict=True):
                 if position != last and key is not None:
                     listed = top and TopLogprobs(**top)
-                    yield Entry._make((key, text, *numbers, tuple(scores), asked_at, listed))
+                    yield Entry._make((key, *found, tuple(scores), asked_at, listed, logprob))
                 elif position != last:
                     yield None
                 last = position

@@ -33,6 +33,8 @@ class Pending:
     """A completion was requested in this run."""
     is_rejected: bool = False
     """The request was rejected, and would be again."""
+    has_label: bool = False
+    """There is a label, which a later attempt may replace."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class RequestBuilder:
     excluding: Mapping[tuple[str, str], tuple[Turn, ...]]
     """The turns before a row that is itself a demonstration, by its id and text: its own label must not be shown. An id
     alone does not tell, since a row of another file may have the same."""
+    attempts: int
+    """How many attempts a run makes at a row."""
 
     def shared(self, example_id: str, text: str) -> tuple[Turn, ...]:
         """The turns before a row; the same object for all rows of the pool."""
@@ -70,7 +74,8 @@ class RequestBuilder:
                 digests[id(shared)] = self._shared_digest(shared, attempt)
             item = item_text(self.teacher.prompt, pending.text)
             for sample in range(samples):
-                yield {"position": number, "key": ledger_key(digests[id(shared)], item, schema, attempt, sample)}
+                key = ledger_key(digests[id(shared)], item, schema, self._try(attempt), sample)
+                yield {"position": number, "key": key}
                 number += 1
 
     def request(self, pending: Pending, keys: Mapping[int, bytes], attempt: int) -> CompletionRequest:
@@ -97,22 +102,35 @@ class RequestBuilder:
         if self.teacher.sampling.sampling_temperature is None:
             return None
         again = self.teacher.ask_again.sampling_temperature
-        return again if attempt else self.teacher.sampling.sampling_temperature
+        return again if self._try(attempt) else self.teacher.sampling.sampling_temperature
 
     def is_constrained(self, attempt: int) -> bool:
-        return self.teacher.labels == "hard" and (self.teacher.constrained or attempt > 0)
+        return self.teacher.labels == "hard" and (self.teacher.constrained is True or attempt > 0)
+
+    def _try(self, attempt: int) -> int:
+        """The attempt's number among those of its kind. Constrained when needed, a row has the unconstrained attempt,
+        and then those of a row that is always constrained, with the same keys."""
+        return max(0, attempt - 1) if self.teacher.constrained == "when-needed" else attempt
 
     def may_retry(self, pending: Pending) -> bool:
-        """Whether a row that got no label may be attempted again in this run.
+        """Whether a row that got no label, or none that is whole, may be attempted again in this run.
 
-        A pass over a row has `1 + ask_again.times` attempts. A run finishes a pass that an earlier one began, and
-        begins another only for a row that was set aside then, whose attempts are all in the ledger. At temperature 0
-        an identical request would get the same completion, so it is not repeated.
+        A pass over a row has `attempts`. A run finishes a pass that an earlier one began, and begins another only for a
+        row that was set aside then, whose attempts are all in the ledger; one with a label is never set aside. At
+        temperature 0 an identical request would get the same completion, so it is not repeated.
         """
-        differs = self.temperature(1) != 0 or not self.teacher.constrained
-        mid_pass = pending.num_tries % (1 + self.teacher.ask_again.times) != 0
+        is_first_constrained = pending.num_tries == 1 and self.teacher.constrained is not True
+        differs = self.temperature(pending.num_tries) != 0 or is_first_constrained
+        mid_pass = pending.num_tries % self.attempts != 0
+        was_set_aside = not (pending.was_requested or (pending.has_label and pending.num_tries > 1))
         useful = differs and self.teacher.labels == "hard" and not pending.is_rejected
-        return useful and (mid_pass or not pending.was_requested)
+        return useful and (mid_pass or was_set_aside)
+
+    def may_improve(self, confidence: float, attempt: int) -> bool:
+        """Whether a label with this confidence is worth another attempt: of an unconstrained completion that was to be
+        constrained when needed, and did not account for the whole text."""
+        when_needed = self.teacher.constrained == "when-needed" and not self.is_constrained(attempt)
+        return when_needed and self.teacher.sampling.samples == 1 and confidence < 1
 
     @property
     def _regex(self) -> str:
@@ -156,6 +174,7 @@ def request_builder(problem: Problem, teacher: LlmTeacherConfig, labeled: Sequen
             )
             for shown in chosen
         },
+        attempts=1 + teacher.ask_again.times + (teacher.constrained == "when-needed"),
     )
 
 

@@ -80,6 +80,9 @@ class Completion:
     over the verbalizers; `text` is then the most probable one."""
     top: TopLogprobs | None = None
     """For requests with top_logprobs."""
+    logprob: float | None = None
+    """The natural logarithm of the completion's probability at temperature 1, its end included; under a constraint, of
+    that among the completions that may be. Known for requests with top_logprobs, and from servers that send it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,11 @@ _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("scores", pa.list_(pa.float64())),
     pa.field("asked_at", pa.float64()),
     pa.field("top", STORED_TYPE),
+    pa.field("logprob", pa.float64()),
 ]
 SCHEMA = pa.schema(_COLUMNS)
-WITHOUT_TOP = pa.schema(_COLUMNS[:-1])
-"""Schema of shards written before top_logprobs existed; the missing column is read as null."""
+OLDER_SCHEMAS = (pa.schema(_COLUMNS[:-1]), pa.schema(_COLUMNS[:-2]))
+"""Of shards written before `logprob`, and before `top`; missing columns are read as null."""
 PIECE_ROWS = 1_000_000
 PIECE_BYTES = 200 * 2**20
 CONNECTIONS = 8
@@ -157,7 +158,7 @@ def _fault_of(stream: BinaryIO, name: str) -> str | None:
         return "its content is not what its name says"
     try:
         stream.seek(0)
-        if pq.read_schema(stream) in (SCHEMA, WITHOUT_TOP):
+        if pq.read_schema(stream) in (SCHEMA, *OLDER_SCHEMAS):
             return None
     except (pa.ArrowException, OSError):
         pass

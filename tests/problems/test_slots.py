@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 from seqeval.metrics import f1_score
 
 from retort.config import ColumnsConfig, SlotsConfig
 from retort.errors import ConfigError, DataError
-from retort.problems import infer_schema, problem_for
+from retort.problems import Constraint, infer_schema, problem_for
 from retort.problems.slots import Slots, decode, encode, intent_name, slot_name, spans
 from retort.records.base import ParseFailure
 
 COLUMNS = ColumnsConfig()
+BYTES = LLTokenizer("byte")
 SCHEMA = {
     "PlayMusic": ["artist", "album", "service", "year"],
     "AddToPlaylist": ["entity_name", "playlist", "playlist-owner", "artist", "music_item"],
@@ -250,6 +252,7 @@ def test_the_grammar_derives_the_gold_parse(text: str, intent: str, tags: str, b
     grammar = PROBLEM.constraint(text).grammar
     assert grammar is not None
     assert regex_of(grammar).fullmatch(brackets)
+    assert derives(PROBLEM.constraint(text), brackets)
 
 
 def test_the_grammar_refuses_what_parse_refuses() -> None:
@@ -271,9 +274,24 @@ def test_the_grammar_refuses_what_parse_refuses() -> None:
 def test_the_grammar_derives_every_rendering(tags: list[str], seed: int) -> None:
     problem = Slots({"X": ["artist", "album", "service", "year", *SCHEMA["AddToPlaylist"]], "Y": ["year"]})
     text = " ".join(random.Random(seed).choices(['"', "\\", "]", "é", "a"], k=len(tags)))
-    grammar = problem.constraint(text).grammar
-    assert grammar is not None
-    assert regex_of(grammar).fullmatch(problem.render(text, encode("X", tags)))
+    constraint, rendering = problem.constraint(text), problem.render(text, encode("X", tags))
+    assert regex_of(constraint.grammar or "").fullmatch(rendering)
+    assert derives(constraint, rendering)
+
+
+def derives(constraint: Constraint, completion: str) -> bool:
+    """Whether the counting grammar does."""
+    matcher = LLMatcher(BYTES, constraint.lark or "", log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher.try_consume_tokens(list(completion.encode())) == len(completion.encode()) and matcher.is_accepting()
+
+
+def test_the_counting_grammar_uses_no_word_twice() -> None:
+    """A small model that may repeat itself does so until its tokens are used up."""
+    constraint = PROBLEM.constraint(WESTBAM)
+    assert derives(constraint, "[IN:PLAY_MUSIC [SL:ARTIST westbam ] ]")
+    assert not derives(constraint, "[IN:PLAY_MUSIC [SL:ARTIST westbam ] [SL:ALBUM westbam ] ]")
+    assert derives(PROBLEM.constraint(""), "[IN:PLAY_MUSIC ]")
 
 
 def test_the_grammar_of_an_empty_request_and_of_control_characters() -> None:

@@ -26,6 +26,7 @@ from retort.teachers.requests import Completion, CompletionClient, CompletionReq
 from retort.teachers.usage import Usage
 
 LABELED = [Example(f"l{n}", f"gold {n}", ["bad", "good"][n % 2]) for n in range(4)]
+ENDPOINT = {"kind": "endpoint", "url": "http://localhost", "model": "m"}
 Script = Callable[[CompletionRequest, int], str | Rejection]
 
 
@@ -68,8 +69,7 @@ class Desk:
         write_rows(self.rows, EXAMPLES, rows)
 
     def label(self, client: Scripted, **settings: Any) -> list[Parsed]:
-        base = {"kind": "endpoint", "url": "http://localhost", "model": "m"}
-        teacher = EndpointConfig.model_validate({**base, **settings})
+        teacher = EndpointConfig.model_validate({**ENDPOINT, **settings})
         problem = Classification(["bad", "good"])
         self.spent = Usage(teacher.prices, teacher.budget)
         opened: OpenClient = client.open()
@@ -180,6 +180,82 @@ def test_a_retry_is_constrained_though_the_first_try_was_not(desk: Desk) -> None
     client = Scripted(lambda request, _: "good" if request.constraint else "hm")
     assert reasons(desk.label(client, constrained=False)) == ["good"]
     assert [request.constraint is None for request in client.requests] == [True, False]
+
+
+WHEN_NEEDED = {"constrained": "when-needed", "ask_again": {"times": 1}}
+
+
+def held(request: CompletionRequest) -> tuple[bool, float | None]:
+    return request.constraint is not None, request.sampling_temperature
+
+
+def test_only_what_is_no_label_without_a_constraint_is_constrained(desk: Desk) -> None:
+    """Then as if it had always been: first at the sampling temperature, once more at that of retries."""
+    desk.pool("fine day", "riddle", "enigma")
+
+    def script(request: CompletionRequest, sample: int) -> str:
+        is_easy = "fine" in request.prompt.item or (request.constraint and "riddle" in request.prompt.item)
+        return good_or_bad(request, sample) if is_easy else "hm"
+
+    client = Scripted(script)
+    outcomes = desk.label(client, **WHEN_NEEDED)
+    assert reasons(outcomes) == ["good", "bad", "unknown-label"]
+    tries = {word: [held(one) for one in client.requests if word in one.prompt.item] for word in ("fine", "enigma")}
+    assert tries == {"fine": [(False, 0.0)], "enigma": [(False, 0.0), (True, 0.0), (True, 0.7)]}
+    again = Scripted(good_or_bad)
+    assert reasons(desk.label(again, **WHEN_NEEDED)) == ["good", "bad", "bad"]
+    assert [held(request) for request in again.requests] == [(True, 0.7)], "only what was set aside is asked again"
+
+
+def test_constrained_when_needed_reuses_what_was_paid_for_either_way(desk: Desk) -> None:
+    desk.pool("fine day", "riddle")
+    desk.label(
+        Scripted(lambda q, _: "good" if "fine" in q.prompt.item else "hm"), constrained=False, ask_again={"times": 0}
+    )
+    desk.label(Scripted(good_or_bad))
+    client = Scripted(good_or_bad)
+    assert reasons(desk.label(client, **WHEN_NEEDED)) == ["good", "bad"]
+    assert client.starts == 0
+
+
+def test_a_retry_that_cannot_differ_is_not_made(desk: Desk) -> None:
+    desk.pool("riddle")
+    for constrained in ("when-needed", False):
+        client = Scripted(lambda *_: "hm")
+        ask_again = {"times": 3, "sampling_temperature": 0.0}
+        assert reasons(desk.label(client, constrained=constrained, ask_again=ask_again)) == ["unknown-label"]
+        assert [held(one) for one in client.requests][-1] == (True, 0.0)
+        assert len(client.requests) == (2 if constrained else 1), "the unconstrained completion is in the ledger"
+
+
+TREES = Constituency(ConstituencyConfig(kind="constituency", labels=["S", "NP"]))
+
+
+@pytest.mark.parametrize(
+    ("under_constraint", "label", "counts"),
+    [("(S (NP a) b)", "(S (NP a) b)", {}), ("no tree", "(S a b)", {"salvaged": 1, "cut": 1})],
+)
+def test_a_label_that_lacks_words_is_tried_again(
+    under_constraint: str, label: str, counts: dict[str, int], desk: Desk
+) -> None:
+    """It stays if the constrained completions are no better, and is not asked about in later runs."""
+    desk.pool("a b")
+    teacher = EndpointConfig.model_validate({**ENDPOINT, "constraint_style": "vllm", **WHEN_NEEDED})
+    for _ in range(2):
+        client = Scripted(lambda q, _: under_constraint if q.constraint else "(S a)")
+        parser = CompletionParser(TREES, "bracket_f1", teacher)
+        builder = request_builder(TREES, teacher, [Example("l0", "a b", "(S a b)")])
+        opened: OpenClient = client.open()
+        usage = Usage(teacher.prices, teacher.budget)
+        labeler = Labeler(builder, parser, Ledger(desk.store, {}), lambda: opened, usage, lambda *_: None)  # noqa: B023
+        with labeler:
+            asked = client.requests
+            ((_, outcome),) = labeler.label(desk.rows)
+            assert {name: count for name, count in parser.counts.items() if count} == counts
+            assert not list(labeler.unanswered(desk.rows))
+        assert not isinstance(outcome, ParseFailure)
+        assert TREES.render("a b", outcome.label) == label
+    assert not asked
 
 
 def test_a_rejected_row_is_not_retried_in_this_run(desk: Desk) -> None:

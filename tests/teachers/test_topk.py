@@ -30,7 +30,7 @@ from retort.students.losses import reverse_kl, token_distillation
 from retort.teachers.labeler import ASKED
 from retort.teachers.ledger import Entry, Ledger
 from retort.teachers.requests import Completion, CompletionRequest
-from retort.teachers.shards import WITHOUT_TOP
+from retort.teachers.shards import OLDER_SCHEMAS
 from retort.teachers.top_logprobs import TokensWriter, TopLogprobs, read_teacher_tokens
 from retort.teachers.vllm.engine.toplogprobs import pack, tokenizer_identity
 
@@ -109,14 +109,17 @@ def test_lists_are_those_of_plain_forward_passes(teacher: Path, fields: dict[str
         token_ids, ids, logprobs = unpacked(completion.top)
         assert completion.top.tokenizer == tokenizer_identity(by_hand.tokenizer)
         assert len(token_ids) == completion.completion_tokens == len(ids)
+        assert completion.logprob is not None
         written = by_hand.tokenizer.decode(token_ids, skip_special_tokens=True)
         assert written.startswith(completion.text) or completion.text.startswith(written)
         prompt = by_hand.prompt(by_key[key])
         logits = by_hand.logits([*prompt, *token_ids])[None, len(prompt) - 1 : -1].clone()
         if "constraint" in fields:
             held_to(by_hand, token_ids, logits[0])
-        expected = logits[0].log_softmax(-1).topk(K)
+        of_all = logits[0].log_softmax(-1)
+        expected = of_all.topk(K)
         np.testing.assert_allclose(logprobs, expected.values.numpy(), atol=1e-4)
+        assert completion.logprob == pytest.approx(of_all[range(len(token_ids)), token_ids].sum().item(), abs=1e-3)
         tensors = torch.tensor(ids.astype(np.int64))[None], torch.tensor(logprobs.copy())[None]
         everywhere = torch.ones(1, len(token_ids), dtype=torch.bool)
         loss = token_distillation(logits.clamp(min=-1e4), *tensors, everywhere, divergence=reverse_kl)
@@ -139,15 +142,16 @@ TEACHER = {"kind": "transformers", "model": "tiny"}
 TOP = TopLogprobs(2, "abc", *pack([9, 4], [{7: -0.5, 3: -0.25}, {4: -0.125}], 2))
 
 
-def entry(number: int, text: str, top: TopLogprobs | None = None) -> Entry:
-    return Entry(number.to_bytes(16), text, "stop", 64, 10, 0, 2, (), 1.5, top)
+def entry(number: int, text: str, top: TopLogprobs | None = None, logprob: float | None = None) -> Entry:
+    return Entry(number.to_bytes(16), text, "stop", 64, 10, 0, 2, (), 1.5, top, logprob)
 
 
-def old_shard(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
-    """A shard in the format from before top_logprobs."""
+def old_shard(store: Store, ledger: Ledger, schema: pa.Schema, entries: list[Entry]) -> None:
+    """A shard as it was written before some columns existed."""
     columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
     sink = pa.BufferOutputStream()
-    table = pa.table({name: columns[name] for name in WITHOUT_TOP.names}, schema=WITHOUT_TOP)
+    columns["top"] = tuple(top and top._asdict() for top in columns["top"])
+    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
     name = f"20260101T000000.000000Z-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
@@ -157,8 +161,9 @@ def old_shard(store: Store, ledger: Ledger, entries: list[Entry]) -> None:
 def test_older_shards_are_read_beside_newer_ones_and_merged_with_them(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     ledger = Ledger(store, TEACHER)
-    old, new = [entry(1, "old"), entry(2, "old too")], [entry(3, "new", TOP), entry(4, "plain")]
-    old_shard(store, ledger, old)
+    old, new = [entry(1, "old"), entry(2, "old too", TOP)], [entry(3, "new", TOP, -0.375), entry(4, "plain")]
+    for schema, one in zip(reversed(OLDER_SCHEMAS), old, strict=True):
+        old_shard(store, ledger, schema, [one])
     asked_for = tmp_path / "asked.parquet"
     numbers = [3, 1, 5, 2, 4]
     write_rows(asked_for, ASKED, ({"position": at, "key": n.to_bytes(16)} for at, n in enumerate(numbers)))

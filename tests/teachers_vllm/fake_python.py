@@ -37,7 +37,8 @@ if mode in ("out of memory", "context"):
     detail = "RuntimeError: Engine core initialization failed. See root cause above."
     say(fatal={"reason": "engine", "field": "", "detail": detail})
     sys.exit(1)
-say(ready={"window": 4, "num_gpus": options["tensor_parallel"], "start_seconds": 0.5, "options": options})
+num_gpus = options["tensor_parallel"] * options["pipeline_parallel"]
+say(ready={"window": 4, "num_gpus": num_gpus, "start_seconds": 0.5, "options": options})
 for number, line in enumerate(sys.stdin):
     message = json.loads(line)
     if "id" not in message:

@@ -47,25 +47,43 @@ def test_each_gpu_has_an_engine_and_its_share() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_an_engine_takes_a_group_of_gpus() -> None:
-    with opened(tensor_parallel=2) as client:
-        (completion,) = client.ask(iter([new_request(0)]))
-        assert isinstance(completion, Completion)
-        assert completion.text == "4,5"
-        assert client.facts["num_gpus"] == 2
+@pytest.mark.parametrize(
+    ("tensor_parallel", "pipeline_parallel", "groups"),
+    [(2, 1, ["0,1", "2,3"]), (1, 2, ["0,1", "2,3"]), (2, 2, ["0,1,2,3"]), (1, 3, ["0,1,2"])],
+)
+def test_an_engine_takes_a_group_of_gpus(
+    tensor_parallel: int, pipeline_parallel: int, groups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    with opened(tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel) as client:
+        completions = list(client.ask(new_request(number) for number in range(40)))
+        assert {one.text for one in completions if isinstance(one, Completion)} == set(groups)
+        assert client.facts["num_gpus"] == sum(len(group.split(",")) for group in groups)
+        options = client.facts["options"]
+    assert (options["tensor_parallel"], options["pipeline_parallel"]) == (tensor_parallel, pipeline_parallel)
+
+
+def test_a_quantization_reaches_the_engine() -> None:
+    with opened(quantization="fp8") as client:
+        assert client.facts["options"]["quantization"] == "fp8"
 
 
 @pytest.mark.parametrize(
-    ("visible", "tensor_parallel", "sentence"),
+    ("visible", "sizes", "sentence"),
     [
-        ("0,1,2", 4, r"teacher\.tensor_parallel = 4: 3 GPUs can be used; allowed: 1 to 3"),
-        ("", 1, r"teacher\.python = .*this machine shows none; `make teacher`"),
-        ("-1", 1, "this machine shows none"),
+        ("0,1,2", {"tensor_parallel": 4}, r"teacher\.tensor_parallel = 4: 3 GPUs can be used; allowed: 1 to 3"),
+        (
+            "0,1,2",
+            {"tensor_parallel": 2, "pipeline_parallel": 2},
+            r"teacher\.tensor_parallel = 2 with teacher\.pipeline_parallel = 2: their product is 4, and 3 GPUs",
+        ),
+        ("", {}, r"teacher\.python = .*this machine shows none; `make teacher`"),
+        ("-1", {}, "this machine shows none"),
     ],
 )
-def test_too_few_gpus(visible: str, tensor_parallel: int, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_gpus(visible: str, sizes: dict[str, int], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(ConfigError, match=sentence), opened(tensor_parallel=tensor_parallel):
+    with pytest.raises(ConfigError, match=sentence), opened(**sizes):
         pass
 
 
@@ -157,6 +175,7 @@ def test_what_is_shared_is_sent_once_and_forgotten() -> None:
         ("This model does not support `--runner generate`.", "model"),
         ("ValueError: No available memory for the cache blocks. Try increasing gpu_memory_utilization", "config"),
         ("EngineDeadError: EngineCore encountered an issue.", "engine"),
+        ("NotImplementedError: Pipeline parallelism is not supported for this model.", "config"),
     ],
 )
 def test_reasons(text: str, reason: str) -> None:

@@ -1,6 +1,7 @@
 """Real vLLM on the CPU with a tiny causal model. An engine takes 25 s to start, so most tests share one."""
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -12,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from retort.config import ConstituencyConfig, TextConfig
+from retort.config import Problem, TextConfig
 from retort.errors import ConfigError, TeacherUnavailable
 from retort.problems import Constraint, problem_for
-from retort.recipes import load_config
 from retort.records.base import ParseFailure
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
-from retort.teachers.vllm.client import VllmClient, open_vllm
-from vllm_teacher import CONTEXT, DEMONSTRATIONS, ROOT, config_for, endless, new_request
+from retort.teachers.vllm.client import ENGINE, VllmClient, engine_options, open_vllm
+from vllm_teacher import CONTEXT, DEMONSTRATIONS, PYTHON, ROOT, config_for, endless, new_request
 
 pytestmark = pytest.mark.teacher
-NAMES = ["NP", "PP", "S", "VP"]
 
 
 def completions(client: VllmClient, *requests: CompletionRequest) -> list[Completion]:
@@ -53,24 +53,6 @@ def test_a_choice_gives_legal_labels_only(client: VllmClient) -> None:
     assert {completion.text for completion in found} <= set(labels)
     assert {completion.finish_reason for completion in found} == {"stop"}
     assert len(found) == 20
-
-
-def test_a_grammar_gives_parses(client: VllmClient) -> None:
-    """A random model opens slots until its tokens are used up, or uses a word twice; but its syntax stays legal."""
-    problem = problem_for(load_config(str(ROOT / "examples/snips.yaml")).problem)
-    text = "play westbam"
-    asked = new_request(
-        0, text, constraint=problem.constraint(text), sampling_temperature=1.0, samples=tuple(range(24))
-    )
-    whole = [
-        completion.text
-        for completion in completions(client, asked_with(asked, max_tokens=200))
-        if completion.finish_reason == "stop"
-    ]
-    parsed = [problem.parse(text, completion) for completion in whole]
-    failures = {label.reason for label in parsed if isinstance(label, ParseFailure)}
-    assert failures <= {"overlapping-slots"}
-    assert any(not isinstance(label, ParseFailure) for label in parsed)
 
 
 def test_free_text_is_held_to_its_pattern_or_schema(client: VllmClient) -> None:
@@ -224,13 +206,15 @@ def test_top_logprobs_match_transformers(client: VllmClient, tiny_causal: Path, 
         for at, tokens in enumerate(allowed):
             forbidden[at, tokens] = False
         logits = logits.masked_fill(forbidden, -torch.inf)
-    expected = logits.log_softmax(-1).topk(4)
+    of_all = logits.log_softmax(-1)
+    expected = of_all.topk(4)
+    assert completion.logprob == pytest.approx(of_all[range(len(token_ids)), token_ids].sum().item(), rel=2e-2)
     logprobs = np.frombuffer(completion.top.logprobs, "<f4").reshape(-1, 4)
     np.testing.assert_allclose(logprobs, expected.values.numpy(), atol=2e-2)
     likeliest = np.frombuffer(completion.top.ids, "<i4").reshape(-1, 4)[:, 0]
     assert (likeliest == expected.indices[:, 0].numpy()).mean() > 0.9
     (without,) = completions(client, new_request(1, **fields))
-    assert without.top is None
+    assert (without.top, without.logprob) == (None, None)
 
 
 def test_hundreds_of_verbalizers(client: VllmClient) -> None:
@@ -304,7 +288,26 @@ def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("field", "value"), [("tensor_parallel", 2), ("batch_invariant", True)])
+def test_sizes_and_quantization_reach_vllm(tiny_causal: Path) -> None:
+    """No GPU is needed to see what vLLM is told."""
+    config = config_for(tiny_causal, tensor_parallel=2, pipeline_parallel=3, quantization="fp8", max_length=512)
+    options = engine_options(config, 0, str(tiny_causal), None, ignore_end=False, prefix_caching=True)
+    names = ["tensor_parallel_size", "pipeline_parallel_size", "quantization", "max_model_len"]
+    code = "import json, session, sys; given = session._arguments(json.loads(sys.argv[1])); "
+    code += f"print(json.dumps([getattr(given, name) for name in {names}]))"
+    told = subprocess.run(
+        [str(PYTHON), "-c", code, json.dumps({**options, "device": "cuda"})],
+        env={**os.environ, "PYTHONPATH": str(ENGINE)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert json.loads(told.stdout.splitlines()[-1]) == [2, 3, "fp8", 512]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tensor_parallel", 2), ("pipeline_parallel", 2), ("batch_invariant", True)]
+)
 def test_what_needs_gpus(field: str, value: int, tiny_causal: Path) -> None:
     with (
         pytest.raises(ConfigError, match=rf"teacher\.{field} = .*GPU.*; allowed"),
@@ -322,11 +325,22 @@ def test_a_missing_environment(python: str, tiny_causal: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("form", ["labelled", "unlabelled"])
-def test_a_counting_grammar_gives_trees(form: str, tiny_causal: Path) -> None:
+TREES = {"kind": "constituency", "labels": ["NP", "PP", "S", "VP"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**TREES, "form": "labelled"},
+        {**TREES, "form": "unlabelled"},
+        {"kind": "slots", "intents": {"PlayMusic": ["artist", "track"], "Stop": []}},
+        {"kind": "entities", "labels": ["WHO", "WHERE"]},
+    ],
+)
+def test_a_counting_grammar_gives_labels(schema: dict[str, Any], tiny_causal: Path) -> None:
     """In an engine of its own: one engine has one backend for all grammars. A random model opens brackets as often as
-    it may; within the grammar's bounds every completion ends and is a tree."""
-    problem = problem_for(ConstituencyConfig.model_validate({"kind": "constituency", "labels": NAMES, "form": form}))
+    it may, and writes a word wherever it may; within the grammar's bounds every completion ends and is a label."""
+    problem = problem_for(TypeAdapter(Problem).validate_python(schema))
     texts = ["The cat ( sat ) .", 'play "it" ::= // #', "play"]
     asked = [
         new_request(

@@ -45,14 +45,16 @@ class Generation:
     finish_reason: Literal["stop", "length"] | None = None
     top_tokens: list[dict[int, float]] = field(default_factory=list)
     """Log-probabilities of the likeliest next tokens at each of `token_ids`, if they were requested."""
+    logprob: float = 0.0
+    """Sum of the log-probabilities of `token_ids`, if those lists were requested."""
 
     def add(self, logits: Tensor) -> None:
         """Choose the next token; `logits` is `(vocab,)`, float32."""
         if self.choices:
             self._add_to_choice(logits)
             return
-        self._record_top(logits, range(len(logits)))
         token = self._choose(logits)
+        self._record_top(logits, range(len(logits)), token)
         self.token_ids.append(token)
         if token in self.end_ids:
             self._finish("stop", self.token_ids[:-1])
@@ -67,20 +69,24 @@ class Generation:
         and need not be computed."""
         written = tuple(self.token_ids)
         children = scoring.children(list(self.choices), written)
-        self._record_top(logits[children], children)
-        self.token_ids.append(children[self._choose(logits[children])])
+        chosen = self._choose(logits[children])
+        self._record_top(logits[children], children, chosen)
+        self.token_ids.append(children[chosen])
         left = [path for path in self.choices if path[: len(written) + 1] == tuple(self.token_ids)]
         if len(left) == 1:
             for token in left[0][len(self.token_ids) :]:
-                self._record_top(logits.new_zeros(1), [token])
+                self._record_top(logits.new_zeros(1), [token], 0)
             self.token_ids, self.text, self.finish_reason = list(left[0]), self.choices[left[0]], "stop"
         elif len(self.token_ids) == self.limit:
             self._finish("length", self.token_ids)
 
-    def _record_top(self, logits: Tensor, token_ids: Sequence[int]) -> None:
-        """Record the likeliest of the tokens that may come next; `logits[i]` belongs to `token_ids[i]`."""
+    def _record_top(self, logits: Tensor, token_ids: Sequence[int], chosen: int) -> None:
+        """Record the likeliest of the tokens that may come next; `logits[i]` belongs to `token_ids[i]`, and
+        `token_ids[chosen]` comes next."""
         if k := self.row.request.top_logprobs:
-            logprobs, places = logits.log_softmax(-1).topk(min(k, len(logits)))
+            of_all = logits.log_softmax(-1)
+            self.logprob += float(of_all[chosen])
+            logprobs, places = of_all.topk(min(k, len(logits)))
             found = zip(places.tolist(), logprobs.tolist(), strict=True)
             self.top_tokens.append({token_ids[place]: logprob for place, logprob in found})
 
@@ -99,8 +105,9 @@ class Generation:
     def completions(self) -> Iterator[Completion]:
         request, num_prompt = self.row.request, len(self.row.token_ids)
         usage, top = (num_prompt, self.num_cached, len(self.token_ids)), self._top()
+        logprob = self.logprob if top else None
         for sample in self.row.samples:
-            yield Completion(request.key, sample, self.text, self.finish_reason, *usage, top=top)
+            yield Completion(request.key, sample, self.text, self.finish_reason, *usage, top=top, logprob=logprob)
 
     def _top(self) -> TopLogprobs | None:
         if not self.top_tokens:

@@ -54,7 +54,7 @@ def open_vllm(
     not start.
     """
     python, built_for = find_interpreter(config)
-    options = _options(config, attempt, address, revision, ignore_end=ignore_end, prefix_caching=prefix_caching)
+    options = engine_options(config, attempt, address, revision, ignore_end=ignore_end, prefix_caching=prefix_caching)
     events: Events = queue.SimpleQueue()
     with ExitStack() as stack:
         engines = []
@@ -72,11 +72,12 @@ def open_vllm(
             raise
 
 
-def _options(
+def engine_options(
     config: VllmConfig, attempt: int, address: str, revision: str | None, *, ignore_end: bool, prefix_caching: bool
 ) -> dict[str, Any]:
+    """What an engine is told, except for its device; see `open_vllm`."""
     sequences = config.max_sequences
-    taken = {"weights", "dtype", "quantization", "seed", "tensor_parallel", "max_length"}
+    taken = {"weights", "dtype", "quantization", "seed", "tensor_parallel", "pipeline_parallel", "max_length"}
     return {
         **{name: getattr(config, name) for name in taken},
         "parent": os.getpid(),
@@ -227,6 +228,7 @@ def _outcomes(message: Message, in_flight: dict[int, _InFlight]) -> Iterator[Com
         completion_tokens=message["completion_tokens"],
         scores=tuple(message["scores"]),
         top=_top(message),
+        logprob=message.get("logprob"),
     )
 
 

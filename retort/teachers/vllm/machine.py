@@ -63,13 +63,17 @@ def find_interpreter(config: VllmConfig) -> tuple[str, Literal["cpu", "cuda"]]:
 
 
 def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]:
-    """One place per group of `tensor_parallel` GPUs, or the CPU. Raises ConfigError if the machine has too few GPUs."""
-    size = config.tensor_parallel
+    """One place per group of GPUs that hold one copy of the model, or the CPU. Raises ConfigError if there are too few
+    GPUs."""
+    size = config.gpus_per_copy
+    parallel = f"teacher.tensor_parallel = {config.tensor_parallel}"
+    if config.pipeline_parallel > 1:
+        parallel += f" with teacher.pipeline_parallel = {config.pipeline_parallel}"
     if built_for == "cpu":
         if size > 1:
             raise ConfigError(
-                f"teacher.tensor_parallel = {size}: no GPU can be used, since teacher.python = '{config.python}' holds "
-                "vLLM's CPU build; allowed: 1"
+                f"{parallel}: no GPU can be used, since teacher.python = '{config.python}' holds vLLM's CPU build; "
+                "allowed: 1"
             )
         if config.batch_invariant:
             raise ConfigError("teacher.batch_invariant = true: vLLM has this mode on GPUs only; allowed here: false")
@@ -81,5 +85,6 @@ def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]
             "teacher` builds the environment for the CPU where nvidia-smi is not found"
         )
     if size > len(gpus):
-        raise ConfigError(f"teacher.tensor_parallel = {size}: {len(gpus)} GPUs can be used; allowed: 1 to {len(gpus)}")
+        needed = f"their product is {size}, and " if config.pipeline_parallel > 1 else ""
+        raise ConfigError(f"{parallel}: {needed}{len(gpus)} GPUs can be used; allowed: 1 to {len(gpus)}")
     return [Place("cuda", tuple(gpus[start : start + size])) for start in range(0, len(gpus) - size + 1, size)]

@@ -13,7 +13,7 @@ Standard output carries
 
     {"ready": {...}}                                      once: the engine's facts
     {"id", "sample", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores"},
-        and, if requested, "top": {"k", "tokenizer", "packed": [three in base64]}, see toplogprobs.py
+        and, if requested, "logprob" and "top": {"k", "tokenizer", "packed": [three in base64]}, see toplogprobs.py
     {"id", "refused": REASON, "detail"}                   instead of all completions of a request
     {"alive": {"unfinished", "tokens"}}                   twice a second while anything is in flight
     {"fatal": {"reason", "field", "detail"}}              the last message, see `failures.fatal`

@@ -15,6 +15,7 @@ _FIELDS = {
     "max_length": r"max_model_len|max seq len|maximum model length",
     "memory_share": r"No available memory for the cache blocks",
     "quantization": r"quantiz",
+    "pipeline_parallel": r"pipeline.parallel",
     "tensor_parallel": r"tensor.parallel|attention heads|divisible by",
     "dtype": r"\bdtype\b|bfloat16|float16",
 }

@@ -72,6 +72,7 @@ def _arguments(options: Mapping[str, Any]) -> Any:
         dtype=options["dtype"],
         seed=options["seed"],
         tensor_parallel_size=options["tensor_parallel"],
+        pipeline_parallel_size=options["pipeline_parallel"],
         gpu_memory_utilization=options["memory_share"],
         enable_prefix_caching=options["prefix_caching"],
         # xgrammar for choices and GBNF; Lark, which it refuses, goes to llguidance. An engine uses the backend of its
@@ -102,7 +103,7 @@ class Session:
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": device,
             "device_name": current_platform.get_device_name() if device == "cuda" else "cpu",
-            "num_gpus": self._options["tensor_parallel"] if device == "cuda" else 0,
+            "num_gpus": self._config.parallel_config.world_size if device == "cuda" else 0,
             "max_model_len": model.max_model_len,
             "max_num_seqs": scheduler.max_num_seqs,
             "window": self.window,

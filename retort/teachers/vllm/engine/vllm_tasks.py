@@ -87,6 +87,7 @@ class CompletionTask:
                 "completion_tokens": len(completion.token_ids),
                 "scores": [],
                 "top": self._top(completion),
+                "logprob": completion.cumulative_logprob,
             }
         ]
 
