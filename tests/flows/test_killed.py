@@ -25,9 +25,7 @@ Manifests = Callable[[Path], dict[str, bytes]]
 INGESTED = {"ingest/labeled", "ingest/unlabeled", "ingest/test"}
 STUDENTS = {"stage1/student-0", "stage1/student-1"}
 POINTS = [  # killed as soon as all of these are there and a child is at work on what follows
-    INGESTED,
     INGESTED | {"stage0/pseudolabels"},
-    INGESTED | {"stage0/pseudolabels"} | STUDENTS,
     INGESTED | {"stage0/pseudolabels", "stage1/pseudolabels"} | STUDENTS,
 ]
 
