@@ -93,15 +93,23 @@ def score_of(problem: Problem, metric: Metric, statistics: Statistics, resamples
     return Score(metric=metric, value=value, low=low, high=high, n=len(statistics))
 
 
-def mean_score(
+def mean_scores(
     problem: Problem,
-    metric: Metric,
+    metrics: Sequence[Metric],
     golds: Sequence[Label],
-    systems: Iterable[Sequence[Label | None]],
+    systems: Iterable[Iterable[Label | None]],
     resamples: int,
     seed: int,
-) -> Score:
-    """The mean score of several systems on the same rows, with its 95 % bootstrap interval."""
-    statistics = [statistics_of(problem, metric, golds, predictions) for predictions in systems]
-    value, low, high = bootstrap_mean(statistics, value_of(problem, metric), resamples, seed)
-    return Score(metric=metric, value=value, low=low, high=high, n=len(golds))
+) -> dict[Metric, Score]:
+    """The mean scores of several systems on the same rows, with their 95 % bootstrap intervals."""
+    gathered = []
+    for predictions in systems:
+        gathered.append(RowStatistics(problem, metrics))
+        for gold, predicted in zip(golds, predictions, strict=True):
+            gathered[-1].add(gold, predicted)
+    scores = {}
+    for metric in metrics:
+        statistics = [own.of(metric) for own in gathered]
+        value, low, high = bootstrap_mean(statistics, value_of(problem, metric), resamples, seed)
+        scores[metric] = Score(metric=metric, value=value, low=low, high=high, n=len(golds))
+    return scores

@@ -11,7 +11,7 @@ from retort.config import ClassificationConfig, Metric
 from retort.errors import DataError
 from retort.io.parquet import Row, write_rows
 from retort.metrics.calibration import brier_score, expected_calibration_error, negative_log_likelihood
-from retort.metrics.scores import mean_score
+from retort.metrics.scores import mean_scores
 from retort.metrics.seeds import SeedScore, over_seeds
 from retort.problems import problem_for
 from retort.problems.base import Floats, Problem
@@ -83,9 +83,7 @@ class ScorePredictions(Step):
 
     def _row_scores(self, problem: Problem, gold: list[Example], labels: Sequence[Labels]) -> dict[Metric, Score]:
         golds = [example.label or "" for example in gold]
-        return {
-            metric: mean_score(problem, metric, golds, labels, self.resamples, self.seed) for metric in self.metrics
-        }
+        return mean_scores(problem, self.metrics, golds, labels, self.resamples, self.seed)
 
     def _groups(self, groups: dict[str, str], gold: list[Example], labels: Sequence[Labels]) -> tuple[GroupScore, ...]:
         """Accuracy by group, the worst first; empty if the rows have no groups."""

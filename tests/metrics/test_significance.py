@@ -12,7 +12,7 @@ from retort.config import Metric
 from retort.errors import DataError
 from retort.metrics.bootstrap import OneHot, bootstrap, compare, mcnemar, share_above
 from retort.metrics.comparison import compare_systems
-from retort.metrics.scores import mean_score, score, statistics_of, value_of
+from retort.metrics.scores import mean_scores, score, statistics_of, value_of
 from retort.problems.base import Floats
 from retort.problems.classification import Classification
 
@@ -125,10 +125,13 @@ def test_a_score_counts_missing_predictions_as_wrong() -> None:
 
 def test_a_mean_score_is_the_mean_of_its_systems_scores() -> None:
     problem = Classification(["a", "b"])
-    result = mean_score(problem, "accuracy", ["a", "b"], [["a", "b"], ["b", None]], resamples=200, seed=0)
-    assert (result.value, result.n) == (0.5, 2)
-    alone = mean_score(problem, "accuracy", ["a", "b"], [["a", "a"]], resamples=200, seed=0)
-    assert alone == score(problem, "accuracy", ["a", "b"], ["a", "a"], resamples=200, seed=0)
+    metrics: tuple[Metric, ...] = ("accuracy", "macro_f1")
+    results = mean_scores(problem, metrics, ["a", "b"], [["a", "b"], ["b", None]], resamples=200, seed=0)
+    assert (results["accuracy"].value, results["accuracy"].n) == (0.5, 2)
+    alone = mean_scores(problem, metrics, ["a", "b"], [["a", "a"]], resamples=200, seed=0)
+    assert alone == {
+        metric: score(problem, metric, ["a", "b"], ["a", "a"], resamples=200, seed=0) for metric in metrics
+    }
 
 
 def test_a_tie_is_half_a_win_and_no_gain_above_the_margin() -> None:

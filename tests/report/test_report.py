@@ -12,7 +12,7 @@ from rich.console import Console
 from retort.artifacts.reports import Report
 from retort.config import ClassificationConfig
 from retort.metrics.format import p_text, percent, seconds_text, signed
-from retort.metrics.scores import mean_score, score
+from retort.metrics.scores import mean_scores, score
 from retort.problems.classification import Classification
 from retort.report.mckd.stage_pictures import draw_label_flow
 from retort.report.mckd.summary import MckdSummary, table
@@ -526,7 +526,7 @@ def test_the_mean_of_equal_systems_is_the_score_of_one() -> None:
     problem = Classification(["a", "b"])
     golds, predicted = ["a", "b", "a", "b", "a"], ["a", "a", "a", "b", None]
     one = score(problem, "accuracy", golds, predicted, 500, 0)
-    assert mean_score(problem, "accuracy", golds, [predicted, predicted], 500, 0) == one
+    assert mean_scores(problem, ["accuracy"], golds, [predicted, predicted], 500, 0) == {"accuracy": one}
     opposite = [{"a": "b", "b": "a"}[gold] for gold in golds]
-    half = mean_score(problem, "accuracy", golds, [golds, opposite], 500, 0)
+    half = mean_scores(problem, ["accuracy"], golds, [golds, opposite], 500, 0)["accuracy"]
     assert np.allclose((half.value, half.low, half.high), 0.5)  # on any rows one is right where the other is wrong

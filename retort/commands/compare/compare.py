@@ -6,7 +6,7 @@ from retort.commands.compare.sides import Asked, Side, Tested, find_sides
 from retort.config import ClassificationConfig, Metric, MultiLabelConfig, Problem
 from retort.errors import ConfigError
 from retort.metrics.comparison import compare_systems
-from retort.metrics.scores import mean_score
+from retort.metrics.scores import mean_scores
 from retort.problems import problem_for
 from retort.records.base import Label
 from retort.report.comparison import Compared, Comparison, Difference, TestSet
@@ -64,15 +64,14 @@ def _compared(a: Side, b: Side, name: str, other: str) -> TestSet:
         metric: compare_systems(problem, metric, golds, old[:size], new[:size], a.resamples, SEED) for metric in metrics
     }
     only = duels[metrics[0]].mcnemar
+    of_a, of_b = (mean_scores(problem, metrics, golds, one[:size], a.resamples, SEED) for one in (old, new))
 
     def difference(metric: Metric) -> Difference:
         found = duels[metric].comparison
-        scores = (mean_score(problem, metric, golds, one, a.resamples, SEED) for one in (old[:size], new[:size]))
-        first, second = scores
         return Difference(
             metric=metric,
-            a=first,
-            b=second,
+            a=of_a[metric],
+            b=of_b[metric],
             gain=found.gain,
             low=found.low,
             high=found.high,

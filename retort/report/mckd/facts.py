@@ -11,7 +11,7 @@ from retort.config import ERRORS, EnsembleConfig, HubConfig, MckdConfig, Metric
 from retort.io.parquet import Row
 from retort.metrics.comparison import compare_systems
 from retort.metrics.format import TITLES, gain_text, p_text, score_text
-from retort.metrics.scores import mean_score
+from retort.metrics.scores import mean_scores
 from retort.problems.base import Problem
 from retort.records.base import ArtifactRef, Progress
 from retort.records.mckd import MckdResult, StageResult
@@ -359,7 +359,7 @@ def _mean_scores(run: Run, refs: Sequence[ArtifactRef]) -> ScoresByMetric:
     golds = [row["gold"] for row in tables[0]]
     predicted = [[row["predicted"] for row in rows] for rows in tables]
     resamples, seed = run.config.evaluation.resamples, run.config.method.seed
-    return {metric: mean_score(run.problem, metric, golds, predicted, resamples, seed) for metric in run.config.metrics}
+    return mean_scores(run.problem, run.config.metrics, golds, predicted, resamples, seed)
 
 
 def _predictions(run: Run, scores: ArtifactRef) -> list[Row]:
