@@ -42,7 +42,7 @@ from retort.steps.context import StepContext
 from retort.store import StepOutput
 
 TIMED_ROWS, WARM_UP_ROWS = 100, 10
-MOST_SECONDS = 20.0
+MOST_SECONDS = 5.0
 """For the warm-up, and for the timed rows; a language model takes seconds a row."""
 
 
