@@ -61,10 +61,13 @@ def _wrapped(line: str, columns: int) -> list[str]:
     """Columns of a line are what two spaces or more divide. Words stay whole, so that addresses can be copied."""
     start = re.match(r" *(?:\S+ {2,})*", line)
     indent = len(start[0]) if start else 0
-    return textwrap.wrap(
+    parts = textwrap.wrap(
         line,
         columns,
         subsequent_indent=" " * (indent if indent < columns // 2 else 2),
         break_long_words=False,
         break_on_hyphens=False,
-    ) or [""]
+    )
+    if len(parts) > 1 and len(parts[0]) < indent:  # a word that fits into no line, such as an address
+        parts[:2] = [line[:indent] + parts[1].lstrip()]
+    return parts or [""]

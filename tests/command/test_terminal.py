@@ -67,7 +67,8 @@ def test_a_line_goes_on_below_its_last_column_between_two_words(columns: int, co
 
 def test_a_word_that_is_too_long_stays_whole() -> None:
     address = ".retort/store/students/4c/" + "4c56ad9b3dd98" * 5
-    assert address in shown(40, f"say('Student:  {address}')")
+    assert shown(40, f"say('Student:  {address}')") == f"Student:  {address}\n"
+    assert shown(40, f"say('Student:  {address} of tonight')") == f"Student:  {address}\n          of tonight\n"
 
 
 def test_empty_lines_and_indents_stay() -> None:

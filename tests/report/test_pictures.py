@@ -209,6 +209,22 @@ def test_keys_are_prefects_and_names_fit() -> None:
     assert named("SEARCH_SCREENING_EVENT", 18) == "SEARCH_SCREE…EVENT"
 
 
+@pytest.mark.parametrize("letters", [4, 30])
+def test_titles_of_axes_are_whole_beside_long_names_and_on_low_pictures(letters: int, tmp_path: Path) -> None:
+    picture = Picture(key="slices", title="Worst slices", says="")
+    with drawn(tmp_path, picture, 1.6) as axes:
+        axes.plot([0, 1], [0, 1])
+        axes.set_yticks([0, 1], ["W" * letters, "name"])
+        axes.set_xlabel("accuracy, percent (in brackets: rows)")
+        axes.set_ylabel("rows of the pool with gold, percent")
+    figure = axes.figure
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        box = label.get_window_extent()
+        assert box.x1 <= figure.bbox.x1 + 1
+        assert box.y1 <= figure.bbox.y1 + 1
+    assert (axes.xaxis.label.get_horizontalalignment() == "right") == (letters > 4), "in the middle where there is room"
+
+
 def test_a_picture_drawn_again_is_the_same(tmp_path: Path) -> None:
     def draw() -> tuple[bytes, bytes]:
         with drawn(tmp_path, Picture(key="one", title="One", says=""), 2.0) as axes:

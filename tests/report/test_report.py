@@ -381,7 +381,8 @@ def test_markdown_has_the_table(folder: Path, summary: MckdSummary) -> None:
     for row in table(summary).rows:
         assert f"| {' | '.join(row)} |" in text
     for system in summary.systems:  # below the table, since the Prefect UI cuts wide ones off
-        assert not system.note or f"\n- {system.name}: {system.note}\n" in text
+        students = f"{system.num_students} students; " if system.role == "stage" else ""
+        assert not system.note or f"\n- {system.name}: {students}{system.note}\n" in text
     assert all(table(summary).columns), "the Prefect UI leaves out a column without a name"
 
 

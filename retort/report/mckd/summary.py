@@ -264,7 +264,7 @@ def table(summary: MckdSummary, most_metrics: int | None = None) -> Table:
     columns = ("arm", *(TITLES[metric] for metric in metrics), "rows", "seconds")
     rows = tuple(
         (
-            title(row),
+            row.name,
             *(with_interval(row.scores.get(metric)) for metric in metrics),
             _measured(row),
             f"{row.seconds:.0f}",

@@ -64,9 +64,20 @@ def figure_of(folder: Path, name: str, size: tuple[float, float]) -> Iterator[Fi
         FigureCanvasAgg(figure)
         yield figure
         figure.draw_without_rendering()
+        _keep_inside(figure)
         figure.set_layout_engine("none")  # its layout is found once, not again for each file
         _save_small(figure, folder / f"{name}.png")
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+
+
+def _keep_inside(figure: Figure) -> None:
+    """A title in the middle of its axis is cut off where that is short, as beside long names: it then ends with it."""
+    for axes in figure.axes:
+        across, up = axes.xaxis.label, axes.yaxis.label
+        if across.get_window_extent().x1 > figure.bbox.x1:
+            across.set(x=1, horizontalalignment="right")
+        if up.get_window_extent().y1 > figure.bbox.y1:
+            up.set(y=1, horizontalalignment="right")
 
 
 def _save_small(figure: Figure, path: Path) -> None:
