@@ -47,7 +47,7 @@ def anchors_of(page: Path) -> set[str]:
 
 def test_every_page_is_reached_from_the_readme() -> None:
     told = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", README))
-    assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} == told
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} == told
 
 
 def test_its_commands_exist_and_none_is_forgotten() -> None:

@@ -138,6 +138,8 @@ def test_near_duplicates_are_counted(slots: Any) -> None:
         "note",
         "1 of the pool's rows (33.3%), 1 of the test rows (100.0%): 'u0' nearly repeats 't0'",
     )
+    slots.write("unlabeled.jsonl", [{"id": "t0", "text": text.format("rom")}])
+    assert findings(slots)["near-duplicates"][1].endswith("1 of the test rows (100.0%)"), "no row repeats itself"
     slots.write("unlabeled.jsonl", [{"id": "u0", "text": "play something that i like"}])
     assert findings(slots)["near-duplicates"] == ("ok", "none in the pool, and none of the test rows")
 

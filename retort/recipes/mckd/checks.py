@@ -190,9 +190,10 @@ def _near_duplicates_found(config: MckdConfig) -> str:
     found = find(pool, labeled, test, indexed_share(data.unlabeled.rows))
     counts = {"of the pool's rows": (found.within, data.unlabeled), "of the test rows": (found.leaked, data.test)}
     told = ", ".join(f"{len(rows):,} {what} ({len(rows) / ref.rows:.1%})" for what, (rows, ref) in counts.items())
-    first = (found.leaked or found.within)[:1]
-    such = "".join(f": '{one.example_id}' nearly repeats '{one.of_id}'" for one in first)
-    return f"note: {told}{such}" if first else "none in the pool, and none of the test rows"
+    repeats = [*found.leaked, *found.within]
+    # Where ids are digests of texts, equal texts in two files have one id.
+    pairs = [f": '{one.example_id}' nearly repeats '{one.of_id}'" for one in repeats if one.example_id != one.of_id]
+    return f"note: {told}{''.join(pairs[:1])}" if repeats else "none in the pool, and none of the test rows"
 
 
 def _teacher_found(config: MckdConfig) -> str:
