@@ -1,13 +1,14 @@
 """Labels that a teacher or student gave to the pool, and the rows that got none."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from retort.artifacts.base import Artifact
 from retort.artifacts.examples import ROWS as ROWS
 from retort.artifacts.examples import Examples
-from retort.io.parquet import FAILURES, Row, read_rows, write_rows
+from retort.io.parquet import FAILURES, Row, RowWriter, read_rows, write_rows
 from retort.records.base import ArtifactRef, ParseFailure
 from retort.store import Store
 
@@ -66,9 +67,14 @@ def open_rows(store: Store, ref: ArtifactRef) -> Examples | Pseudolabels:
     return (Examples if ref.kind == Examples.kind else Pseudolabels).open(store, ref)
 
 
-def write_failures(folder: Path, failures: Mapping[str, ParseFailure]) -> None:
-    """Write the rows that were set aside, by example_id."""
-    write_rows(folder / FAILED_ROWS, FAILURES, failure_rows(failures.items()))
+@contextmanager
+def written_failures(folder: Path) -> Iterator[Callable[[str, ParseFailure], None]]:
+    """Yield what writes a row that was set aside, by its example_id. There is a file if there is none, too."""
+    path = folder / FAILED_ROWS
+    with RowWriter(path, FAILURES) as writer:
+        yield lambda example_id, failure: writer.write(next(failure_rows([(example_id, failure)])))
+    if not path.exists():
+        write_rows(path, FAILURES, ())
 
 
 def failure_rows(failures: Iterable[tuple[str, ParseFailure]]) -> Iterator[Row]:

@@ -224,6 +224,9 @@ class _ParquetRow(Mapping[str, Any]):
             told = f"{self._place}: '{name}' cannot be read ({first_line(error)})"
             raise RowFault(told, "unreadable", f"({value.type}: {first_line(error)})") from error
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 

@@ -50,6 +50,21 @@ class RowForm:
             return row[instead]
         return row[name] if name in row or "." not in name else _within(row, name)
 
+    def has(self, row: Mapping[str, Any], name: str) -> bool:
+        """Whether `raw` finds a value, which may be one that cannot be read. Nothing is decoded that need not be."""
+        instead = self._instead.get(name)
+        if instead is not None and not name.isdecimal():
+            return instead in row
+        if name in row or "." not in name:
+            return name in row
+        try:
+            _within(row, name)
+        except KeyError:
+            return False
+        except RowFault:
+            pass
+        return True
+
     def value(self, place: str, row: Mapping[str, Any], name: str) -> Any:
         """Raises KeyError, RowFault."""
         value = self.raw(row, name)
@@ -124,13 +139,7 @@ class FormedRow(Mapping[str, Any]):
         return self._form.value(self.place, self._row, name)
 
     def __contains__(self, name: object) -> bool:
-        try:
-            self._form.raw(self._row, str(name))
-        except KeyError:
-            return False
-        except RowFault:
-            pass
-        return True
+        return self._form.has(self._row, str(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._row)

@@ -5,7 +5,8 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import cache
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,9 +184,19 @@ class HasCells(Protocol):
         ...
 
 
+def is_scale(problem: Problem) -> TypeGuard[Scale]:
+    """`isinstance(problem, Scale)`, which is too slow to ask for each row."""
+    return _is_scale(type(problem))
+
+
+@cache
+def _is_scale(kind: type) -> bool:
+    return issubclass(kind, Scale)
+
+
 def spread(problem: Problem, text: str, label: Label) -> Floats:
     """The probabilities that a hard label stands for, `(units, classes)`: one class for each unit, but on a scale."""
-    if isinstance(problem, Scale):
+    if is_scale(problem):
         return problem.spread(label)
     return np.eye(len(problem.classes))[problem.targets(text, label)]
 
@@ -223,7 +234,7 @@ def is_put_right(problem: Problem, text: str, label: Label, probabilities: Float
     """Whether `label`, decided on `(units, classes)` probabilities, differs from the most probable class of each unit:
     these may not form a legal label together (a slot that starts with I-, a tree that skips a level). A number on a
     scale is the mean of its classes, and never put right."""
-    if isinstance(problem, Scale):
+    if is_scale(problem):
         return False
     alone = np.where(problem.allowed(len(probabilities)), probabilities, -1.0).argmax(axis=1)
     return not np.array_equal(problem.targets(text, label), alone)

@@ -17,7 +17,7 @@ from retort.config import MergeConfig, Problem
 from retort.io.parquet import PSEUDOLABELS, RATIONALES, Row, RowWriter, aligned, write_rows
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
-from retort.problems.base import Scale
+from retort.problems.base import is_scale
 from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.steps.context import StepContext
@@ -77,7 +77,7 @@ class MergeLabels(Step):
         shape = (-1, len(problem.classes))
         known = [vote["probabilities"] for vote in votes if vote["probabilities"] is not None]
         mean = np.mean([np.asarray(one, dtype=np.float64).reshape(shape) for one in known], axis=0) if known else None
-        if isinstance(problem, Scale):
+        if is_scale(problem):
             label, confidence = problem.merge([vote["label"] for vote in votes], [1.0] * len(votes))
         else:
             assert mean is not None, "only numbers are merged without probabilities"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.artifacts.examples import Examples
-from retort.artifacts.pseudolabels import OWN_ROWS, ROWS, Pseudolabels, write_failures
+from retort.artifacts.pseudolabels import OWN_ROWS, ROWS, Pseudolabels, written_failures
 from retort.config import Problem
 from retort.io.parquet import PSEUDOLABELS, Row, write_rows
 from retort.problems import problem_for
@@ -71,7 +71,6 @@ class PseudolabelEnsemble(Step):
             own_rows = zip(_rows_of(gold), own_weights, strict=True)
             own = self._merged(problem, own_rows, [one.own_rows() for one in found])
             write_rows(context.folder / OWN_ROWS, PSEUDOLABELS, (row for row, _ in own))
-        failures: dict[str, ParseFailure] = {}
         counts: Counter[str] = Counter()
         agreement, total = Agreement(len(found)), np.zeros(len(found))
 
@@ -86,12 +85,12 @@ class PseudolabelEnsemble(Step):
                 agreement.add(votes)
                 if row["label"] is None:
                     counts["missing"] += 1
-                    failures[row["example_id"]] = ParseFailure("missing", "No teacher gave a label.", "")
+                    set_aside(row["example_id"], ParseFailure("missing", "No teacher gave a label.", ""))
                 else:
                     yield row
 
-        count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
-        write_failures(context.folder, failures)
+        with written_failures(context.folder) as set_aside:
+            count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
         return StepOutput(
             rows=count,
             counts={**counts, "failures": counts["asked"] - count},

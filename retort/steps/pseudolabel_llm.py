@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from retort.artifacts.examples import Examples
-from retort.artifacts.pseudolabels import OWN_ROWS, RATIONALE_ROWS, ROWS, TEACHER_TOKENS, Pseudolabels, write_failures
+from retort.artifacts.pseudolabels import OWN_ROWS, RATIONALE_ROWS, ROWS, TEACHER_TOKENS, Pseudolabels, written_failures
 from retort.artifacts.shards import ShardRows, Unlabeled, write_unlabeled
 from retort.config import Metric, Problem, StoreConfig
 from retort.config.teachers import (
@@ -277,14 +277,13 @@ class AskShard(Step):
 def _label_pool(context: StepContext, outcomes: Iterator[tuple[Row, Parsed]]) -> tuple[int, Counter[str]]:
     """Write labels and failures. Returns (number of labeled rows, counts by reason)."""
     counts: Counter[str] = Counter()
-    failures: dict[str, ParseFailure] = {}
 
     def rows() -> Iterator[Row]:
         for row, outcome in outcomes:
             counts["asked"] += 1
             if isinstance(outcome, ParseFailure):
                 counts[outcome.reason] += 1
-                failures[row["example_id"]] = outcome
+                set_aside(row["example_id"], outcome)
             else:
                 if outcome.top:
                     tokens.add(row["example_id"], outcome.top)
@@ -295,9 +294,9 @@ def _label_pool(context: StepContext, outcomes: Iterator[tuple[Row, Parsed]]) ->
     with (
         TokensWriter(context.folder / TEACHER_TOKENS) as tokens,
         RowWriter(context.folder / RATIONALE_ROWS, RATIONALES) as rationales,
+        written_failures(context.folder) as set_aside,
     ):
         count = write_rows(context.folder / ROWS, PSEUDOLABELS, rows())
-    write_failures(context.folder, failures)
     return count, counts
 
 

@@ -15,6 +15,7 @@ from retort.artifacts.hygiene import DUPLICATES, SUSPICIOUS, Duplicates, Hygiene
 from retort.artifacts.pseudolabels import Pseudolabels
 from retort.config import ClassificationConfig, ExecutionConfig, GateConfig, MckdConfig, RegressionConfig, TextConfig
 from retort.config.soft_label import SoftLabelConfig
+from retort.data.near_duplicates import MOST_INDEXED
 from retort.io.parquet import EXAMPLES, PSEUDOLABELS, write_rows
 from retort.problems import problem_for
 from retort.problems.agreement import disagreement
@@ -237,3 +238,12 @@ def test_disagreement(problem: Any, one: str, other: str, least: float, most: fl
     labels = [kind.parse("", text) for text in (one, other)]
     assert least - 1e-9 <= disagreement(kind, *labels) <= most + 1e-9  # type: ignore[arg-type]
     assert disagreement(kind, *labels) == pytest.approx(disagreement(kind, *reversed(labels)), abs=0.1)  # type: ignore[arg-type]
+
+
+def test_only_a_large_pool_is_looked_at_in_another_way_than_before() -> None:
+    def looking_at(rows: int) -> CheckHygiene:
+        ref = ArtifactRef(uri="", kind="examples", key="0" * 64, rows=rows)
+        return CheckHygiene(name="hygiene", problem=CLASSES, pool=ref, labeled=ref, test=ref, labels=ref)
+
+    assert looking_at(MOST_INDEXED).fingerprint_version == 1
+    assert looking_at(MOST_INDEXED + 1).fingerprint_version == CheckHygiene.version == 2
