@@ -33,7 +33,7 @@ from retort.problems import Problem, infer_schema, problem_for
 from retort.records.base import Example, ParseFailure
 from retort.teachers.demonstrations import choose_demonstrations
 from retort.teachers.prompts import prompt_for, shared_turns
-from retort.teachers.requests import Completion, CompletionRequest, Turn
+from retort.teachers.requests import Completion, CompletionRequest, Rejection, Turn
 from retort.teachers.salvage import Reading, parse_completion
 from retort.teachers.vllm.client import VllmClient, open_vllm
 
@@ -156,14 +156,17 @@ def is_not_whole(reading: Reading) -> bool:
 
 def ask(client: VllmClient, pool: Pool, rows: Sequence[Example], *, held: bool, logprobs: bool = False) -> Round:
     texts = {row.example_id: row.text for row in rows}
-    completions: dict[str, Completion] = {}
+    outcomes: dict[str, Completion | Rejection] = {}
     begun = time.perf_counter()
-    for completion in client.ask(iter(pool.requests(rows, held=held, logprobs=logprobs))):
-        assert isinstance(completion, Completion), completion
-        completions[completion.key.decode()] = completion
+    for one in client.ask(iter(pool.requests(rows, held=held, logprobs=logprobs))):
+        outcomes[one.key.decode()] = one
     seconds = time.perf_counter() - begun
+    completions = {key: one for key, one in outcomes.items() if isinstance(one, Completion)}
     readings = {
-        key: parse_completion(pool.problem, texts[key], one.text, one.finish_reason) for key, one in completions.items()
+        key: parse_completion(pool.problem, texts[key], one.text, one.finish_reason)
+        if isinstance(one, Completion)
+        else Reading(ParseFailure(one.reason, one.detail, one.raw))
+        for key, one in outcomes.items()
     }
     return Round(completions, readings, seconds, sum(one.completion_tokens for one in completions.values()))
 
