@@ -98,14 +98,15 @@ class Round(NamedTuple):
 
 
 def measure(
-    model: Path, python: str, names: Sequence[str], num_rows: int, completions: Path | None, *, on_gpu: bool
+    own: Mapping[str, Any], names: Sequence[str], num_rows: int, completions: Path | None, *, on_gpu: bool
 ) -> Iterable[dict[str, Any]]:
-    """What is measured for each set and way. `num_rows` short labels are asked for, and half as many trees."""
-    config = VllmConfig(kind="vllm", model=str(model), python=python, memory_share=MEMORY_SHARE, max_length=8192)
-    with open_vllm(
-        config if on_gpu else config.model_copy(update={"max_sequences": 32}), 0, str(model), None
-    ) as client:
-        facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name")}
+    """What is measured for each set and way. `own` are fields of the teacher's config. `num_rows` short labels are
+    asked for, and half as many trees."""
+    size = {} if on_gpu else {"max_sequences": 32}
+    given = {"kind": "vllm", "memory_share": MEMORY_SHARE, "max_length": 8192, **size, **own}
+    config = VllmConfig.model_validate(given)
+    with open_vllm(config, 0, config.model, None) as client:
+        facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name", "num_gpus")}
         for name in names:
             warm_up, pool = read_pool(name, num_rows if name == "snips" else num_rows // 2, 64 if on_gpu else 2)
             for result in ways(client, pool, warm_up, completions):
@@ -223,4 +224,5 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
     for result in results:
         print(f"{result['set']:6}{result['way']:14}" + "".join(f"{result.get(name, ''):>14}" for name in columns))
     for result in results[:1]:
-        print(f"{result['version']}, {result['device_name']}, started in {result['start_seconds']:.0f} s")
+        device = f"{result['num_gpus']} GPUs, {result['device_name']}"
+        print(f"{result['version']}, {device}, started in {result['start_seconds']:.0f} s")
