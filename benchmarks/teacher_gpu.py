@@ -2,7 +2,7 @@
 
     python benchmarks/teacher_gpu.py [--python PYTHON] [--rows 8192] [--json FILE]
     python benchmarks/teacher_gpu.py --model FOLDER [--python PYTHON] [--rows 4096] [--sets snips craft]
-        [--completions FOLDER] [--json FILE]
+        [--completions FOLDER] [--set tensor_parallel=2] [--json FILE]
 
 The second command runs in Retort's environment; `teacher_labels.py` says what it measures: the cost of holding a real
 model's labels to a grammar.
@@ -62,6 +62,7 @@ arguments.add_argument("--single-rows", type=int, default=256, help="at most, an
 arguments.add_argument("--uncached-rows", type=int, default=512)
 arguments.add_argument("--shape", choices=SHAPES, default="qwen3-8b")
 arguments.add_argument("--minutes", type=float, default=9.0, help="for all of it")
+arguments.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="with --model: of the teacher")
 arguments.add_argument("--completions", type=Path, help="with --model: where completions and log-probabilities go")
 arguments.add_argument("--json", type=Path)
 arguments.add_argument("--part", choices=PARTS, help="what a process of the benchmark itself is to do")
@@ -265,11 +266,14 @@ def plain_files(folder: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def measure_labels() -> None:
+    import yaml
+
     from benchmarks.teacher_labels import measure, show
 
     results = []
-    told = (given.model.resolve(), given.python, given.sets, given.rows, given.completions)
-    for result in measure(*told, on_gpu=has_gpu()):
+    own = {"model": str(given.model.resolve()), "python": given.python}
+    own |= {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}
+    for result in measure(own, given.sets, given.rows, given.completions, on_gpu=has_gpu()):
         results.append(result)
         print(json.dumps(result), file=sys.stderr, flush=True)
     show(results)

@@ -33,7 +33,7 @@ from retort.problems import Problem, infer_schema, problem_for
 from retort.records.base import Example, ParseFailure
 from retort.teachers.demonstrations import choose_demonstrations
 from retort.teachers.prompts import prompt_for, shared_turns
-from retort.teachers.requests import Completion, CompletionRequest, Turn
+from retort.teachers.requests import Completion, CompletionRequest, Rejection, Turn
 from retort.teachers.salvage import Reading, parse_completion
 from retort.teachers.vllm.client import VllmClient, open_vllm
 
@@ -98,14 +98,15 @@ class Round(NamedTuple):
 
 
 def measure(
-    model: Path, python: str, names: Sequence[str], num_rows: int, completions: Path | None, *, on_gpu: bool
+    own: Mapping[str, Any], names: Sequence[str], num_rows: int, completions: Path | None, *, on_gpu: bool
 ) -> Iterable[dict[str, Any]]:
-    """What is measured for each set and way. `num_rows` short labels are asked for, and half as many trees."""
-    config = VllmConfig(kind="vllm", model=str(model), python=python, memory_share=MEMORY_SHARE, max_length=8192)
-    with open_vllm(
-        config if on_gpu else config.model_copy(update={"max_sequences": 32}), 0, str(model), None
-    ) as client:
-        facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name")}
+    """What is measured for each set and way. `own` are fields of the teacher's config. `num_rows` short labels are
+    asked for, and half as many trees."""
+    size = {} if on_gpu else {"max_sequences": 32}
+    given = {"kind": "vllm", "memory_share": MEMORY_SHARE, "max_length": 8192, **size, **own}
+    config = VllmConfig.model_validate(given)
+    with open_vllm(config, 0, config.model, None) as client:
+        facts = {name: client.facts[name] for name in ("start_seconds", "version", "device_name", "num_gpus")}
         for name in names:
             warm_up, pool = read_pool(name, num_rows if name == "snips" else num_rows // 2, 64 if on_gpu else 2)
             for result in ways(client, pool, warm_up, completions):
@@ -156,14 +157,17 @@ def is_not_whole(reading: Reading) -> bool:
 
 def ask(client: VllmClient, pool: Pool, rows: Sequence[Example], *, held: bool, logprobs: bool = False) -> Round:
     texts = {row.example_id: row.text for row in rows}
-    completions: dict[str, Completion] = {}
+    outcomes: dict[str, Completion | Rejection] = {}
     begun = time.perf_counter()
-    for completion in client.ask(iter(pool.requests(rows, held=held, logprobs=logprobs))):
-        assert isinstance(completion, Completion), completion
-        completions[completion.key.decode()] = completion
+    for one in client.ask(iter(pool.requests(rows, held=held, logprobs=logprobs))):
+        outcomes[one.key.decode()] = one
     seconds = time.perf_counter() - begun
+    completions = {key: one for key, one in outcomes.items() if isinstance(one, Completion)}
     readings = {
-        key: parse_completion(pool.problem, texts[key], one.text, one.finish_reason) for key, one in completions.items()
+        key: parse_completion(pool.problem, texts[key], one.text, one.finish_reason)
+        if isinstance(one, Completion)
+        else Reading(ParseFailure(one.reason, one.detail, one.raw))
+        for key, one in outcomes.items()
     }
     return Round(completions, readings, seconds, sum(one.completion_tokens for one in completions.values()))
 
@@ -220,4 +224,5 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
     for result in results:
         print(f"{result['set']:6}{result['way']:14}" + "".join(f"{result.get(name, ''):>14}" for name in columns))
     for result in results[:1]:
-        print(f"{result['version']}, {result['device_name']}, started in {result['start_seconds']:.0f} s")
+        device = f"{result['num_gpus']} GPUs, {result['device_name']}"
+        print(f"{result['version']}, {device}, started in {result['start_seconds']:.0f} s")

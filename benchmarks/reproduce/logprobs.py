@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,8 +138,8 @@ def students(config: MckdConfig, rows: Sequence[Row], seeds: int) -> dict[str, l
     arms: dict[str, Callable[[int], Sequence[Row]]] = {"all": lambda _: labeled}
     for kept in KEPT:
         most = round(kept * len(labeled))
-        arms[f"best {kept:.0%}"] = lambda _, most=most: labeled[:most]
-        arms[f"any {kept:.0%}"] = lambda seed, most=most: drawn(labeled, most, seed)
+        arms[f"best {kept:.0%}"] = partial(best, labeled, most)
+        arms[f"any {kept:.0%}"] = partial(drawn, labeled, most)
     arms["best half twice"] = lambda _: [*labeled, *map(copied, labeled[: len(labeled) // 2])]
     found: dict[str, list[float]] = {name: [] for name in arms}
     print(f"\n{'students of':16} {'labels':>7} {config.metrics[0]:>14} {'against all':>14}")
@@ -147,6 +148,10 @@ def students(config: MckdConfig, rows: Sequence[Row], seeds: int) -> dict[str, l
         against = "" if name == "all" else spread(paired(found["all"], found[name]), "+")
         print(f"{name:16} {len(choose(0)):7} {spread(over_seeds(found[name])):>14} {against:>14}", flush=True)
     return found
+
+
+def best(rows: Sequence[Row], most: int, seed: int) -> Sequence[Row]:
+    return rows[:most]
 
 
 def drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:

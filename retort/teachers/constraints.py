@@ -27,7 +27,7 @@ def held_to(problem: Problem, teacher: LlmTeacherConfig) -> str:
     if constraint is None:
         return "not constrained"
     to = "a rationale and a label" if teacher.rationales else _name(constraint)
-    return f"held to {to}" + (" where one without is no label" if teacher.constrained == "when-needed" else "")
+    return f"held to {to}" + (" where needed" if teacher.constrained == "when-needed" else "")
 
 
 def _name(constraint: Constraint) -> str:

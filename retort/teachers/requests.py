@@ -82,7 +82,7 @@ class Completion:
     """For requests with top_logprobs."""
     logprob: float | None = None
     """The natural logarithm of the completion's probability at temperature 1, its end included; under a constraint, of
-    that among the completions that may be. Known for requests with top_logprobs, and from servers that send it."""
+    that among the completions that may be. Known for requests with top_logprobs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,24 +212,6 @@ def test_log_probabilities_that_are_none_are_told(value: object) -> None:
         parse_response(json.dumps({"choices": [choice]}).encode(), request, (0,), "none")
 
 
-@pytest.mark.parametrize(
-    ("logprobs", "total"),
-    [
-        ({"content": [{"token": "fo", "logprob": -0.5}, {"token": "od", "logprob": -0.25}]}, -0.75),
-        ({"content": [{"token": "food", "logprob": 0.5}]}, None),
-        ({"content": [{"token": "food", "logprob": math.nan}]}, None),
-        ({"content": [{"token": "food"}]}, None),
-        ({"content": None}, None),
-        (None, None),
-    ],
-)
-def test_the_log_probability_of_a_completion_is_kept_where_it_is_sent(logprobs: Any, total: float | None) -> None:
-    choice = {"message": {"content": "food"}, "finish_reason": "stop", "logprobs": logprobs}
-    (request,) = requests(1)
-    (completion,) = parse_response(json.dumps({"choices": [choice]}).encode(), request, (0,), "none")
-    assert (completion.text, completion.logprob) == ("food", total)
-
-
 # Limits, closing, secrets
 
 

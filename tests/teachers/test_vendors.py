@@ -428,6 +428,8 @@ def test_a_doctor_can_say_what_a_teacher_is_held_to() -> None:
     ]
     assert {held_to(problem, config("http://a/v1")) for problem in problems} == {"not constrained"}
     assert held_to(slots, config("http://a/v1", constraint_style="json-schema")) == "not constrained"
+    when_needed = config("http://a/v1", constraint_style="vllm", constrained="when-needed")
+    assert held_to(slots, when_needed) == "held to a grammar where needed"
 
 
 def test_constrained_is_refused_where_nothing_constrains() -> None:
@@ -442,6 +444,8 @@ def test_constrained_is_refused_where_nothing_constrains() -> None:
         with pytest.raises(ConfigError, match=words):
             check_constrained(problem, EndpointConfig.model_validate({**silent, **said, **fields}))
     check_constrained(schema, EndpointConfig.model_validate({**silent, **said, "constraint_style": "json-schema"}))
+    with pytest.raises(ConfigError, match=r"teacher\.constrained = when-needed: the problem has nothing"):
+        check_constrained(nothing, EndpointConfig.model_validate({**silent, "constrained": "when-needed"}))
     local = TransformersConfig.model_validate({"kind": "transformers", "model": "m", **said})
     with pytest.raises(ConfigError, match="take kind: vllm or endpoint"):
         check_constrained(schema, local)

@@ -141,9 +141,8 @@ def parse_response(
             unwrap_label(text, wrapped) if wrapped else text,
             finish_reason,
             *((prompt_tokens, cached_tokens, each + rest) if sample == samples[0] else (0, 0, each)),
-            logprob=_logprob(choice),
         )
-        for sample, choice, (text, finish_reason) in zip(samples, choices, read, strict=False)
+        for sample, (text, finish_reason) in zip(samples, read, strict=False)
     ]
 
 
@@ -188,15 +187,6 @@ def _alternatives(choice: Any) -> list[tuple[str, float]]:
     if not alternatives:
         raise MissingLogprobs("it holds no log-probabilities")
     return alternatives
-
-
-def _logprob(choice: Any) -> float | None:
-    """The sum over a completion's tokens, if the server sends it (`body: {logprobs: true}`)."""
-    try:
-        total = sum(float(token["logprob"]) for token in choice["logprobs"]["content"])
-    except (LookupError, TypeError, ValueError, OverflowError):
-        return None
-    return total if math.isfinite(total) and total < MOST_LOGPROB else None
 
 
 def _usage(usage: object) -> tuple[int, int, int]:
