@@ -1,11 +1,14 @@
-"""Benchmark training and relabeling with a seq2seq student against transformers' own trainer and `generate`.
+"""Benchmark training and relabeling with a student that writes against transformers' own trainer and `generate`.
 
-    .venv/bin/python benchmarks/sequences.py [--shape small|base] [--rows 512] [--only train|relabel] [--json]
+    .venv/bin/python benchmarks/sequences.py [--shape small|base|causal] [--rows 512] [--only train|relabel]
+        [--rivals trainer] [--profile] [--json]
 
-A T5 with random weights learns to write the parses of SNIPS, stretched to 64 source tokens and 128 target tokens on
-average while keeping their spread; then it labels texts. All run in one process, interleaved. Training:
+A T5, or a decoder of Qwen2.5-0.5B's shape, with random weights learns to write the parses of SNIPS, stretched to 64
+source tokens and 128 target tokens on average while keeping their spread; then the T5 labels texts. All run in one
+process, interleaved. Training:
 
-    retort   steps of about 32 rows by tokens, batches of rows of similar length, fused AdamW; on a GPU as CUDA graphs
+    retort   steps of about 32 rows by tokens, batches of rows of similar length, or rows packed for the decoder, fused
+             AdamW; on a GPU as CUDA graphs
     paper    Seq2SeqTrainer as in arXiv 2311.08640: 2 rows on the device, 16 accumulated, fp32, padding to the longest
              row, on a part of the rows
     trainer  Seq2SeqTrainer with good settings: 32 rows, the same precision as retort, rows grouped by length, fused
@@ -13,7 +16,7 @@ average while keeping their spread; then it labels texts. All run in one process
              over 3 minutes)
 
 The rates are those of the second half of the steps. How much longer the first half takes is printed separately, in
-seconds. Relabeling:
+seconds. `--profile` prints where the GPU's time goes in retort's steps. Relabeling:
 
     retort   the decoding engine, in batches as in a student
     generate `model.generate`, greedy, 32 rows in the order of the file, its default cache, the same precision
@@ -29,6 +32,7 @@ import argparse
 import copy
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -43,7 +47,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     DataCollatorForSeq2Seq,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     T5Config,
@@ -57,13 +64,17 @@ from retort.models.device import choose_device
 from retort.problems import problem_for
 from retort.recipes import load_config
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
-from retort.students.generative_data import Pair, Seq2SeqTrainingData
+from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData
 from retort.students.training import fit
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"d_model": 256, "d_kv": 32, "num_heads": 8, "d_ff": 1024, "num_layers": 4, "vocab_size": 2000},
     "base": {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12, "vocab_size": 32128},
-}
+    "causal": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 """For dense bf16, according to the manufacturer."""
 
@@ -74,10 +85,15 @@ arguments.add_argument("--repeats", type=int, default=3)
 arguments.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
 arguments.add_argument("--batch-rows", type=int, default=32, help="rows of a step; the paper's are always 32")
 arguments.add_argument("--only", choices=["train", "relabel"])
+arguments.add_argument("--rivals", nargs="*", default=["paper", "trainer"], choices=["paper", "trainer"])
+arguments.add_argument("--profile", action="store_true", help="where the time goes in training, on a GPU")
 arguments.add_argument("--no-compile", action="store_true", help="the trainer without torch.compile, on a GPU")
 arguments.add_argument("--json", action="store_true")
 given = arguments.parse_args()
+IS_CAUSAL = given.shape == "causal"
 DEVICE = choose_device("auto", given.precision, 1)
+if given.profile and DEVICE.name == "cpu":
+    arguments.error("--profile needs a GPU")
 EPOCHS, PAPER_SHARE = (4, 16) if DEVICE.name == "cuda" else (1, 4)
 
 
@@ -90,17 +106,19 @@ def main() -> None:
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     budget = given.batch_rows * int(sides.sum(axis=1).mean())
     if given.only != "relabel":
-        result["train"] = rates(
-            {
-                "retort": lambda: ours(pairs, budget),
-                "paper": lambda: theirs(tokenizer, pairs[: given.rows // PAPER_SHARE], paper=True),
-                "trainer": lambda: theirs(tokenizer, pairs, paper=False),
-            }
-        )
+        rivals: dict[str, Callable[[], tuple[float, float]]] = {
+            "retort": lambda: ours(pairs, budget),
+            "paper": lambda: theirs(tokenizer, pairs[: given.rows // PAPER_SHARE], paper=True),
+            "trainer": lambda: theirs(tokenizer, pairs, paper=False),
+        }
+        result["train"] = rates({name: run for name, run in rivals.items() if name in ("retort", *given.rivals)})
         result["padding"] = padding(pairs, sides, budget)
         if DEVICE.name == "cuda":
-            result["utilization"] = utilization(model, sides, result["train"]["retort"]["rate"])
-    if given.only != "train":
+            trained = result["train"].items()
+            result["utilization"] = {name: utilization(model, sides, one["rate"]) for name, one in trained}
+        if given.profile:
+            result["profile"] = profiled(pairs, budget)
+    if given.only != "train" and not IS_CAUSAL:
         student, some = new_model().to(DEVICE.name).eval(), pairs[: 128 if DEVICE.name == "cuda" else None]
         half = copy.deepcopy(student).bfloat16() if DEVICE.precision == "bf16" else None
         outputs: dict[str, list[list[int]]] = {}
@@ -145,10 +163,18 @@ def stretched(rows: list[list[int]], mean: int) -> list[Any]:
     return [np.append(np.resize(row, round(factor * len(row))), 1) for row in rows]
 
 
-def new_model() -> T5ForConditionalGeneration:
+def new_model() -> PreTrainedModel:
     torch.manual_seed(0)
+    if IS_CAUSAL:
+        return Qwen2ForCausalLM(Qwen2Config(**SHAPES["causal"], pad_token_id=0, eos_token_id=1))
     ends = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     return T5ForConditionalGeneration(T5Config(dropout_rate=0.1, **SHAPES[given.shape], **ends))
+
+
+def lessons_of(model: torch.nn.Module, pairs: list[Pair]) -> Seq2SeqTrainingData | CausalTrainingData:
+    if IS_CAUSAL:
+        return CausalTrainingData(model, pairs, pad=0, columns=slice(None), packs=True)
+    return Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=slice(None))
 
 
 def rates(rivals: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, dict[str, float]]:
@@ -182,22 +208,68 @@ class Halves:
         return self._rows * self._share / second, max(0.0, first - second * (1 - self._share) / self._share)
 
 
-def ours(pairs: list[Pair], budget: int) -> tuple[float, float]:
+Watch = Callable[[int, int], None]
+"""Told of the progress: the step and the number of steps."""
+
+
+def ours(pairs: list[Pair], budget: int, watch: Watch = lambda done, total: None) -> tuple[float, float]:
     model = new_model()
-    training = TrainingConfig(epochs=EPOCHS, batch_tokens=budget)
-    lessons, halves = (
-        Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=slice(None)),
-        Halves(EPOCHS * len(pairs)),
-    )
-    fit(
-        model,
-        lessons,
-        training,
-        seed=0,
-        device=DEVICE,
-        progress=lambda done, total, note: halves.look(done, total),
-    )
+    halves = Halves(EPOCHS * len(pairs))
+
+    def look(done: int, total: int, note: str) -> None:
+        halves.look(done, total)
+        watch(done, total)
+
+    settings = TrainingConfig(epochs=EPOCHS, batch_tokens=budget)
+    fit(model, lessons_of(model, pairs), settings, seed=0, device=DEVICE, progress=look)
     return halves.end()
+
+
+KINDS = {
+    "attention": ("fmha", "flash", "softmax_warp", "triton.*fused.*_softmax(?!.*log)"),
+    "loss": ("log_softmax", "nll", "cross_entropy", "SoftMax", "cunn_"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"),
+    "optimizer": ("[Aa]dam", "multi_tensor", "[Ll]pNorm", "NormTwo"),
+    "dropout": ("dropout",),
+    "norms": ("rms_norm", "[Ll]ayer_?[Nn]orm", "RowwiseMoments", "GammaBeta", "triton.*rsqrt"),
+    "casts, copies": ("copy", "Memcpy", "Memset", "[Ff]ill", "CatArray", "gather", "scatter", "index", "embedding"),
+    "fused by the compiler": ("triton",),
+}
+"""Patterns in the names of kernels, the first kind that fits; all others are element-wise."""
+
+
+def profiled(pairs: list[Pair], budget: int) -> dict[str, Any]:
+    """The GPU's milliseconds in a step by kind of kernel, of steps after the half, and the longest kernels."""
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    first = last = 0
+    started = seconds = 0.0
+
+    def watch(done: int, total: int) -> None:
+        nonlocal first, last, started, seconds
+        if not first and done > total // 2:
+            torch.cuda.synchronize()
+            profiler.start()
+            first, started = done, time.monotonic()
+        elif first and not last and done >= min(first + 10, total):
+            torch.cuda.synchronize()
+            last, seconds = done, time.monotonic() - started
+            profiler.stop()
+
+    ours(pairs, budget, watch)
+    spent: dict[str, float] = {}
+    names: dict[str, tuple[float, int]] = {}
+    for event in profiler.key_averages():
+        ms = event.self_device_time_total / 1e3 / (last - first)
+        kind = next((k for k, patterns in KINDS.items() if any(re.search(p, event.key) for p in patterns)), None)
+        kind = kind or "element-wise"
+        spent[kind] = spent.get(kind, 0.0) + ms
+        names[event.key] = (round(ms, 3), event.count // (last - first))
+    return {
+        "wall_ms": round(seconds * 1e3 / (last - first), 2),
+        "busy_ms": round(sum(spent.values()), 2),
+        "kinds": {kind: round(ms, 2) for kind, ms in sorted(spent.items(), key=lambda item: -item[1])},
+        "longest": dict(sorted(names.items(), key=lambda item: -item[1][0])[:30]),
+    }
 
 
 class Look(TrainerCallback):
@@ -211,7 +283,14 @@ class Look(TrainerCallback):
 def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool) -> tuple[float, float]:
     model = new_model()
     model.config.use_cache = False  # so that its layers are compiled only once
-    rows = [{"input_ids": pair.source.tolist(), "labels": pair.target.tolist()} for pair in pairs]
+    rows = [
+        {"input_ids": pair.source.tolist(), "labels": pair.target.tolist()} if not IS_CAUSAL
+        else {
+            "input_ids": [*pair.source.tolist(), *pair.target.tolist()],
+            "labels": [*[-100] * len(pair.source), *pair.target.tolist()],
+        }
+        for pair in pairs
+    ]  # fmt: skip
     settings: dict[str, Any] = (
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 16}
         if paper
@@ -247,7 +326,7 @@ def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool
 
 def padding(pairs: list[Pair], sides: Any, budget: int) -> dict[str, float]:
     """Share of computed tokens that are padding: retort's, and for batches of 32 and of 2 rows in random order."""
-    lessons = Seq2SeqTrainingData(torch.nn.Identity(), pairs, pad=0, start=0, columns=slice(None))
+    lessons = lessons_of(torch.nn.Identity(), pairs)
     generator = np.random.default_rng(0)
     counted = np.array([lessons.tokens(batch) for batch in lessons.batches(budget, generator)]).sum(axis=0)
     result = {"retort": 1 - counted[0] / counted[1]}
@@ -258,18 +337,22 @@ def padding(pairs: list[Pair], sides: Any, budget: int) -> dict[str, float]:
     return {name: round(float(share), 3) for name, share in result.items()}
 
 
-def utilization(model: T5ForConditionalGeneration, sides: Any, rate: float) -> float | None:
-    """Share of peak FLOPS, counting 6 x parameters x tokens. Each side has its own stack, and embeddings are looked up,
-    not multiplied."""
+def utilization(model: Any, sides: Any, rate: float) -> float | None:
+    """Share of peak FLOPS, counting 6 x weights x tokens. Each side of a T5 has its own stack; embeddings are looked
+    up, not multiplied; the output layer is counted at target tokens only. Attention's own products are not counted."""
     peak = next((value for name, value in PEAK_TFLOPS.items() if name in torch.cuda.get_device_name()), None)
     if peak is None:
         return None
-    encoder, decoder = (
-        sum(p.numel() for p in stack.parameters()) - model.shared.weight.numel()
-        for stack in (model.encoder, model.decoder)
-    )
     source, target = sides.mean(axis=0)
-    flops = 6 * (encoder * source + (decoder + model.shared.weight.numel()) * target)
+    if IS_CAUSAL:
+        table = model.get_input_embeddings().weight.numel()
+        flops = 6 * ((model.num_parameters() - table) * (source + target - 1) + table * target)
+    else:
+        encoder, decoder = (
+            sum(p.numel() for p in stack.parameters()) - model.shared.weight.numel()
+            for stack in (model.encoder, model.decoder)
+        )
+        flops = 6 * (encoder * source + (decoder + model.shared.weight.numel()) * target)
     return round(float(flops * rate / (peak * 1e12)), 3)
 
 
@@ -310,9 +393,7 @@ def show(result: dict[str, Any]) -> None:
         print(json.dumps(result))
         return
     print(f"{result['device_name']}, {result['threads']} threads, {result['precision']}, torch {result['torch']}")
-    print(
-        f"T5 {given.shape}, {result['parameters'] / 1e6:.1f} M parameters, {given.rows} rows, tokens {result['tokens']}"
-    )
+    print(f"{given.shape}, {result['parameters'] / 1e6:.1f} M parameters, {given.rows} rows, tokens {result['tokens']}")
     for what, base in (("train", ("paper", "trainer")), ("relabel", ("generate", "half"))):
         if what not in result:
             continue
@@ -330,6 +411,10 @@ def show(result: dict[str, Any]) -> None:
         print(f"the same outputs: {100 * result['same_outputs']:.1f} % of rows")
     if "utilization" in result:
         print(f"share of the GPU's peak in training: {result['utilization']}")
+    if found := result.get("profile"):
+        print(f"a step takes {found['wall_ms']} ms, the GPU is busy for {found['busy_ms']}: {found['kinds']}")
+        for kernel, (ms, count) in found["longest"].items():
+            print(f"    {ms:8.3f} ms {count:5} x {kernel[:160]}")
 
 
 if __name__ == "__main__":

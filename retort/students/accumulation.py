@@ -1,5 +1,6 @@
 """Gradient accumulation: one optimizer step, computed in parts that fit memory."""
 
+import contextlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +11,7 @@ from retort.models.device import Device, random_states, set_random_states
 from retort.students.batching import Indices
 from retort.students.cuda_graphs import LENGTH_MULTIPLE, Recorder
 from retort.students.data_parallel import joint_gradients, share_of, summed
+from retort.students.dropout import CpuDropout
 from retort.students.training_data import PaddedTrainingData, TrainingData
 
 
@@ -81,7 +83,8 @@ class Gradients:
         return total
 
     def _launched(self, part: Indices, factor: float) -> Tensor:
-        with self._device.autocast():
+        drawing = CpuDropout() if self._device.name == "cpu" else contextlib.nullcontext()
+        with self._device.autocast(), drawing:
             loss = self._data.loss(part) * factor
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
