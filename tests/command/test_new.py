@@ -4,15 +4,19 @@ import csv
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
+from retort.cli import app
 from retort.commands.doctor import examine
 from retort.commands.new import Request, create, teacher_section
 from retort.commands.new.look import look
+from retort.commands.new.write import PROBLEM_COMMENTS
+from retort.config import Problem
 from retort.errors import ConfigError, DataError
 from retort.recipes import load_config
 
@@ -97,6 +101,16 @@ def test_the_problem_is_recognized_by_the_labels(
     rows = [{"id": f"r{n}", "sentence": SENTENCES[n % 3] + str(n), **label} for n, label in enumerate(labels)]
     found = look(rows, rows, NOTHING_ASKED, "rows.jsonl")
     assert (found.kind, found.columns) == (kind, {"text": "sentence", "id": "id", **columns})
+
+
+def test_no_kind_of_problem_is_forgotten() -> None:
+    kinds = {kind.model_fields["kind"].annotation.__args__[0] for kind in get_args(get_args(Problem)[0])}
+    assert len(kinds) >= 8
+    assert set(PROBLEM_COMMENTS) == kinds
+    command: Any = typer.main.get_command(app)
+    for kind in kinds:
+        given = command.commands["new"].make_context("new", ["rows.csv", "--problem", kind]).params
+        assert given["problem"] == kind
 
 
 TAGS = ["O", "B-GENRE", "O", "O"]

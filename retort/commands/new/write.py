@@ -240,7 +240,7 @@ def _yaml(
         f"# Written by `retort new {request.file}`. `retort doctor` checks it, `retort plan` says what it\n"
         "# would cost, `retort run` runs it, and `retort schema` lists every field.",
         _section({"name": _name(request.out)}),
-        _section({"problem": problem}, _PROBLEM_COMMENTS.get(found.kind, "")),
+        _section({"problem": problem}, PROBLEM_COMMENTS.get(found.kind, "")),
         _section({"data": {**files, **({"columns": named} if named else {})}}, _DATA_COMMENT),
         _section({"teacher": dict(request.teacher)}, _TEACHER_COMMENTS[request.teacher["kind"]]),
         _section(
@@ -263,7 +263,7 @@ def _yaml(
 _LIST = "tag:yaml.org,2002:seq"
 _DATA_COMMENT = """labeled: shown to the teacher, and the judge of what students learn.
 unlabeled: the pool, which the teacher labels. test: for the final scores only."""
-_PROBLEM_COMMENTS = {
+PROBLEM_COMMENTS = {
     "classification": "If the classes have an order, list them from low to high and add ordered: true; if they are\n"
     "numbers on a scale, give `retort new` --problem regression.",
     "multi-label": "Any number of these for each text; [] is a label, a blank or null is none.",
