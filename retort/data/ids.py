@@ -20,10 +20,11 @@ class _Run(NamedTuple):
 
     def ordered(self) -> "_Run":
         order = np.argsort(self.high, kind="stable")  # which merges parts that are in order
-        return _Run(*(column[order] for column in self))
+        return _Run(self.high[order], self.low[order], self.places[order])
 
     def merged(self, other: "_Run") -> "_Run":
-        return _Run(*map(np.concatenate, zip(self, other, strict=True))).ordered()
+        high, low = np.concatenate([self.high, other.high]), np.concatenate([self.low, other.low])
+        return _Run(high, low, np.concatenate([self.places, other.places])).ordered()
 
     def places_of(self, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The place of each digest, -1 if it is not here."""

@@ -46,7 +46,8 @@ class Ragged:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """`(arrays,)`"""
-        return np.diff(np.frombuffer(self._ends, dtype=np.int64))
+        ends: NDArray[np.int64] = np.frombuffer(self._ends, dtype=np.int64)
+        return ends[1:] - ends[:-1]
 
     @property
     def flat(self) -> NDArray[Any]:
@@ -60,7 +61,7 @@ class Ragged:
                 with self._file as file:
                     file.flush()
                     # A plain array on the map: slices of a memmap are ten times as slow.
-                    self._flat = np.asarray(np.memmap(file, self._like.dtype, "r", shape=shape))  # type: ignore[call-overload]
+                    self._flat = np.asarray(np.memmap(file, self._like.dtype, "r", shape=shape))
         return self._flat
 
     def _write(self) -> None:
