@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -101,5 +101,5 @@ def coverage(completed: Iterable[str], rows: Path, aside: Sequence[str]) -> Cove
     return Coverage(unknown, first, missing)
 
 
-def _rows_of(batches: Iterator[pa.RecordBatch]) -> list[tuple[object, ...]]:
+def _rows_of(batches: Iterator[pa.RecordBatch]) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for batch in batches for row in batch.to_pylist()]

@@ -61,7 +61,7 @@ class OfRows:
     """A metric that is no function of sums."""
 
     measure: Callable[[Floats, Floats], Floats]
-    """Row weights `(..., n)` and statistics `(n, d)` -> the metric `(...)`."""
+    """Row weights `(..., n)` and statistics `(n, d)`, dense -> the metric `(...)`."""
 
 
 Value = OfSums | OfRows
@@ -171,6 +171,7 @@ def _resampled_gains(
 def value_on(statistics: Statistics, value: Value) -> float:
     """The metric on all rows, of statistics `(n, d)`."""
     if isinstance(value, OfRows):
+        assert not isinstance(statistics, OneHot), "such a metric has no cells"
         return float(value.measure(np.ones(len(statistics)), statistics))
     return float(value(statistics.sum(axis=0)))
 
@@ -181,7 +182,10 @@ def _mean_score(systems: Sequence[Statistics], value: Value) -> float:
 
 def _weighted(weights: Floats, statistics: Statistics, value: Value) -> Floats:
     """The metric in each resample: weights `(resamples, n)` -> `(resamples,)`."""
-    return value.measure(weights, statistics) if isinstance(value, OfRows) else value(weights @ statistics)
+    if isinstance(value, OfRows):
+        assert not isinstance(statistics, OneHot), "such a metric has no cells"
+        return value.measure(weights, statistics)
+    return value(weights @ statistics)
 
 
 def _resampled(systems: Sequence[Statistics], value: Value, resamples: int, seed: int) -> Floats:

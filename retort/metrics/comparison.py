@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.config import Metric
-from retort.metrics.bootstrap import Comparison, McNemar, compare, mcnemar
+from retort.metrics.bootstrap import Comparison, McNemar, Statistics, compare, mcnemar
 from retort.metrics.scores import merit_of, statistics_of
 from retort.problems.base import Problem
 from retort.records.base import Label
@@ -36,7 +36,7 @@ def compare_systems(
 ) -> Duel:
     """Compares `old` and `new` systems by `metric`. Raises DataError if there are no rows, or a side has no system."""
 
-    def statistics(systems: Sequence[Labels]) -> list[NDArray[np.float64]]:
+    def statistics(systems: Sequence[Labels]) -> list[Statistics]:
         return [statistics_of(problem, metric, golds, labels) for labels in systems]
 
     comparison = compare(statistics(old), statistics(new), merit_of(problem, metric), resamples, seed)

@@ -1,13 +1,13 @@
 """`ingest`: turns a data source into an artifact, with the gold labels in a separate file."""
 
 import dataclasses
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from retort.artifacts.examples import (
@@ -86,7 +86,7 @@ class Ingest(Step):
 
     def run(self, context: StepContext) -> StepOutput:
         known = self._known_texts()
-        keep = self._smallest_ids(self.limit, known) if self.limit else None
+        last = self._last_hash(self.limit, known) if self.limit else None
         left_out = num_gold = 0
         reasons: Counter[str] = Counter()
 
@@ -100,7 +100,7 @@ class Ingest(Step):
                 if _plain(example.text) in known:
                     left_out += 1
                     continue
-                if keep is not None and example.example_id not in keep:
+                if last is not None and _hash(example.example_id) > last:
                     continue
                 row = {"example_id": example.example_id, "text": example.text}
                 if example.label is not None:
@@ -152,11 +152,13 @@ class Ingest(Step):
         rows = read_examples(self.labeled, columns, problem, gold="required", endpoint_url=self.endpoint_url)
         return frozenset(_plain(row.text) for row in rows)
 
-    def _smallest_ids(self, limit: int, known: frozenset[str]) -> set[str]:
-        """A random choice that is stable as the pool grows: it changes only by new rows with a smaller hash."""
+    def _last_hash(self, limit: int, known: frozenset[str]) -> int:
+        """The hash of the last of `limit` rows in the order of hashed ids: a random choice that is stable as the pool
+        grows, as it changes only by new rows with a smaller hash. Takes 8 bytes a row."""
         rows = (example for example in self._read() if isinstance(example, Example))
-        ids = (row.example_id for row in rows if _plain(row.text) not in known)
-        return set(heapq.nsmallest(limit, ids, key=digest))
+        found = (_hash(row.example_id) for row in rows if _plain(row.text) not in known)
+        hashes = np.fromiter(found, dtype=np.uint64)
+        return int(np.partition(hashes, limit - 1)[limit - 1] if limit < len(hashes) else np.iinfo(np.uint64).max)
 
     def _no_rows(self, folder: Path, reasons: Mapping[str, int], left_out: int) -> str:
         if left_out:
@@ -172,6 +174,12 @@ class Ingest(Step):
     def _place(self) -> str:
         source = self.source if isinstance(self.source, str) else json.dumps(self.source.model_dump(mode="json"))
         return f"data.{self.name.partition('/')[2]} = {source}"
+
+
+def _hash(example_id: str) -> int:
+    """The first 64 bits of the digest. Only if two ids had the same, and it were the last one, would a row more be
+    kept."""
+    return int(digest(example_id)[:16], 16)
 
 
 def _plain(text: str) -> str:

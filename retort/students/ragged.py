@@ -52,17 +52,23 @@ class Ragged:
     @property
     def flat(self) -> NDArray[Any]:
         """All of them, one after the other."""
-        if self._flat is None:
-            shape = (self._ends[-1], *self._like.shape[1:])
-            if self._file is None:
-                self._flat = np.frombuffer(self._chunk, self._like.dtype).reshape(shape)
-            else:
-                self._write()
-                with self._file as file:
-                    file.flush()
-                    # A plain array on the map: slices of a memmap are ten times as slow.
-                    self._flat = np.asarray(np.memmap(file, self._like.dtype, "r", shape=shape))
+        self.close()
+        assert self._flat is not None, "it is closed"
         return self._flat
+
+    def close(self) -> None:
+        """Nothing is written after this."""
+        if self._flat is not None:
+            return
+        shape = (self._ends[-1], *self._like.shape[1:])
+        if self._file is None:
+            self._flat = np.frombuffer(self._chunk, self._like.dtype).reshape(shape)
+            return
+        self._write()
+        with self._file as file:
+            file.flush()
+            # A plain array on the map: slices of a memmap are ten times as slow.
+            self._flat = np.asarray(np.memmap(file, self._like.dtype, "r", shape=shape))
 
     def _write(self) -> None:
         if self._file is None:

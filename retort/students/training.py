@@ -268,6 +268,8 @@ class TrainingRows:
             self.positions.append(row.positions)
             self.targets.append(target)
             self.num_cut += bool((row.positions < 0).any())
+        for own in (self.token_ids, self.positions, self.targets):
+            own.close()
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -9,6 +9,7 @@ from retort.config import MckdConfig
 from retort.errors import DataError
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.steps import ingest
+from retort.records.base import digest
 from retort.steps.ingest import IN_LABELED
 from retort.store.opening import open_store
 from tiny_data import write_lines
@@ -47,6 +48,14 @@ def test_the_pool_is_without_the_rows_of_the_labeled_set(tmp_path: Path) -> None
 def test_the_limit_counts_what_is_left(tmp_path: Path) -> None:
     config = config_of(tmp_path, limit=7)
     assert made_or_found(config, ingest(config, "unlabeled")).rows == 7
+
+
+@pytest.mark.parametrize("limit", [1, 3, 8, 9])
+def test_the_limit_takes_the_first_in_the_order_of_hashed_ids(tmp_path: Path, limit: int) -> None:
+    config = config_of(tmp_path, limit=limit)
+    pool = Examples.open(open_store(config.store), made_or_found(config, ingest(config, "unlabeled")))
+    ids = [f"r{number}" for number in range(2, 10)]
+    assert {row["example_id"] for row in pool.rows()} == set(sorted(ids, key=digest)[:limit])
 
 
 def test_another_labeled_set_makes_another_pool(tmp_path: Path) -> None:
