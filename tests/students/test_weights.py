@@ -85,3 +85,10 @@ def test_weights_that_cannot_be_loaded_are_the_configs_fault(tiny_encoder: Path,
             problem=Classification(["a", "b"]),
             max_length=8,
         )
+
+
+def test_where_there_is_no_hub_other_places_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    weights, problem = Weights("no-such-org/no-such-encoder", "main"), Classification(["a", "b"])
+    with pytest.raises(ConfigError, match=r"the hub cannot be reached, .* name a folder, an s3:// address or pkg:"):
+        new_encoder("token-classification", weights, pretrained=True, problem=problem, max_length=8)
