@@ -8,7 +8,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -179,7 +179,7 @@ class Schedule:
     def __init__(self, data: TrainingData, training: TrainingConfig, seed: int) -> None:
         self._data, self._budget_tokens = data, training.batch_tokens
         self._generator = np.random.default_rng(seed)
-        self._parts: list[tuple[dict[str, Any], int]] = []
+        self._parts: list[tuple[Mapping[str, Any], int]] = []
         """For each epoch, the generator's state at its beginning and its number of batches."""
         self.epochs = training.epochs
         per_epoch = self._add(min(1.0, training.epochs))
