@@ -20,4 +20,7 @@ SHOWN = (
 
 def on_files(files: Files, config: Any) -> Files:
     found = sorted({path for pattern in SHOWN for path in ROOT.glob(pattern) if path.is_file()})
-    return Files([File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)) for path in found])
+    theme = [file for file in files if file.src_dir != config.docs_dir]
+    return Files(
+        [*theme, *(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)) for path in found)]
+    )

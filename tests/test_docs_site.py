@@ -1,5 +1,6 @@
 """The site of `make docs` builds, and a dead link in it would be seen."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,10 @@ def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_it_builds_without_a_dead_link(tmp_path: Path) -> None:
     built = build(ROOT / "properdocs.yml", tmp_path)
     assert built.returncode == 0, built.stderr
+    start = (tmp_path / "index.html").read_text()
+    styles = re.findall(r'href="([^"?]+\.css)', start) + re.findall(r'src="([^"?]+\.js)', start)
+    assert len(styles) > 2
+    assert [style for style in styles if not (tmp_path / style).is_file()] == [], "the theme's own, none from elsewhere"
     pages = {page.relative_to(tmp_path).as_posix() for page in tmp_path.rglob("index.html")}
     assert {"index.html", "docs/commands/index.html", "examples/index.html", "CONTRIBUTING/index.html"} <= pages
     assert {f"docs/{page.stem}/index.html" for page in (ROOT / "docs").glob("*.md")} <= pages
