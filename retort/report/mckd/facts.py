@@ -359,7 +359,8 @@ def _mean_scores(run: Run, refs: Sequence[ArtifactRef]) -> ScoresByMetric:
     golds = [row["gold"] for row in tables[0]]
     predicted = [[row["predicted"] for row in rows] for rows in tables]
     resamples, seed = run.config.evaluation.resamples, run.config.method.seed
-    return {**mean_scores(run.problem, run.config.metrics, golds, predicted, resamples, seed)}
+    scores = mean_scores(run.problem, run.config.metrics, golds, predicted, resamples, seed)
+    return {str(metric): score for metric, score in scores.items()}
 
 
 def _predictions(run: Run, scores: ArtifactRef) -> list[Row]:
