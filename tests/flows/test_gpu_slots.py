@@ -350,7 +350,7 @@ async def test_two_processes_make_one_student(
         store = open_store(own.store)
         trained = TrainedStudent.open(store, ref)
         assert (trained.model / "model.safetensors").is_file()
-        histories.append(json.loads(store.read_file(trained.manifest, HISTORY)))
+        histories.append(json.loads(store.open_file(trained.manifest, HISTORY).read_bytes()))
         assert trained.manifest.details.get("processes", 1) == (2 if own is config else 1)
     together, by_one = histories
     assert together["steps"] == by_one["steps"]
