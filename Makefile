@@ -36,13 +36,13 @@ llm: setup  ## a small language model in .retort/models; MODEL=smollm2-135m, qwe
 
 MODEL ?= smollm2-135m
 
-demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores, about 8 minutes
+demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores, about 6 minutes
 	$(BIN)/retort run examples/craft.yaml $(DEMO)
 	$(BIN)/retort report examples/craft.yaml $(DEMO)
 
 DEMO := --set name=craft-demo --set data.limit=600 --set data.test=examples/craft/test_sample.jsonl.gz \
 	--set student.training.min_updates=300 --set method.partitions=2 \
-	--set method.fine_tuning.folds=4 --set method.fine_tuning.epochs=20
+	--set method.fine_tuning.folds=2 --set method.fine_tuning.epochs=10
 
 demo-quick: setup  ## a strong teacher, in about a minute: examples/snips.yaml with 500 rows
 	$(BIN)/retort run examples/snips.yaml $(QUICK)
