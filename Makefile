@@ -36,7 +36,7 @@ llm: setup  ## a small language model in .retort/models; MODEL=smollm2-135m, qwe
 
 MODEL ?= smollm2-135m
 
-demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores, about 6 minutes
+demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores, about 7 minutes
 	$(BIN)/retort run examples/craft.yaml $(DEMO)
 	$(BIN)/retort report examples/craft.yaml $(DEMO)
 
