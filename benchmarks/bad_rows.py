@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from benchmarks.random_encoder import write_encoder
 from retort.artifacts.examples import Examples
 from retort.recipes import load_config
 from retort.recipes.execute import made_or_found
@@ -165,25 +166,6 @@ def write_rest(folder: Path, rows: int, model: Path | str) -> dict[str, Any]:
     }
 
 
-def write_encoder(folder: Path) -> None:
-    """A BERT of 2 layers and 32 dimensions with random weights."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    marks = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    digits = [f"{mark}{digit}" for mark in ("", "##") for digit in range(10)]
-    vocabulary = {piece: index for index, piece in enumerate([*marks.values(), *WORDS, *digits])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes)).save_pretrained(folder)
-
-
 def main() -> None:
     rows: int = given.rows
     with tempfile.TemporaryDirectory(prefix="retort-benchmark-") as name:
@@ -277,6 +259,7 @@ if __name__ == "__main__":
     if given.ingest:
         pool_of(given.ingest)
     elif given.encoder:
-        write_encoder(given.encoder)
+        digits = [f"{mark}{digit}" for mark in ("", "##") for digit in range(10)]
+        write_encoder(given.encoder, [*WORDS, *digits], layers=2)
     else:
         main()

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.random_encoder import write_encoder
 from retort.config import MckdConfig
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.recipe import MckdRecipe
@@ -139,7 +140,7 @@ def build(folder: Path) -> None:
     with pa.CompressedOutputStream(str(folder / "completions.jsonl.zst"), "zstd") as out:
         for number, gold in reversed(list(enumerate(golds))):
             out.write(completions(f"row-{number}", gold, generator))
-    write_encoder(folder / "encoder")
+    write_encoder(folder / "encoder", [*COMMON, *TELLING], layers=1)
 
 
 def table(rows: int, prefix: str, generator: np.random.Generator) -> tuple[pa.Table, Any]:
@@ -164,24 +165,6 @@ def completions(prefix: str, gold: Any, generator: np.random.Generator) -> bytes
         response = {"status_code": 200, "body": {"choices": [choice]}}
         lines.append(json.dumps({"custom_id": f"{prefix}-{number:07}", "response": response, "error": None}))
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def write_encoder(folder: Path) -> None:
-    """A BERT of one layer and 32 dimensions with random weights, whose pieces are the words of the rows."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    marks = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    vocabulary = {piece: index for index, piece in enumerate([*marks.values(), *COMMON, *TELLING])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes)).save_pretrained(folder)
 
 
 if __name__ == "__main__":
