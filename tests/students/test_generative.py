@@ -20,24 +20,16 @@ from retort.records.base import ParseFailure
 from retort.students.base import Prediction, TrainingRow
 from retort.students.generative import GenerativeStudent, new_generative_student
 from retort.students.loading import load_student
+from separable_slots import SLOTS, separable_rows
 
-SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})
 CPU = Device("cpu", "fp32", 1)
-TAGS = {"play": "O", "by": "O", "weather": "O", "great": "B-ARTIST", "film": "I-ARTIST", "dull": "B-CITY"}
 TRAINING = TrainingConfig(epochs=12, learning_rate=1e-2, batch_tokens=256, precision="fp32")
 KINDS = ("t5", "pair", "causal", "t5-text", "causal-text")
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[TrainingRow]:
-    generator = np.random.default_rng(0)
-    made = []
-    for number in range(60):
-        first, words = ("play", ["great", "film"]) if number % 2 else ("weather", ["dull", "by"])
-        chosen = [first, *generator.choice(words, size=int(generator.integers(1, 7)))]
-        label = encode("PLAY" if number % 2 else "ASK", [TAGS[word] for word in chosen])
-        made.append(TrainingRow(" ".join(chosen), label))
-    return made
+    return separable_rows(60, 7)
 
 
 @pytest.fixture(scope="module")

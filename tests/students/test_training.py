@@ -18,17 +18,16 @@ from retort.models.weights import find_weights
 from retort.problems import Problem
 from retort.problems.classification import Classification
 from retort.problems.multi_label import MultiLabel
-from retort.problems.slots import Slots, encode
+from retort.problems.slots import encode
 from retort.students.classifier import predict
 from retort.students.encoder import Encoder, encode_all, load_encoder, new_encoder
 from retort.students.losses import cross_entropy
 from retort.students.training import History, Schedule, TrainingRows, UnitTrainingData, train
+from separable_slots import SLOTS, separable_rows
 
-SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})
 MOODS = Classification(["down", "up"])
 CPU = Device("cpu", "fp32", 1)
 TRAINING = TrainingConfig(epochs=4, learning_rate=5e-3, batch_tokens=256, freeze_embeddings=False, precision="fp32")
-TAGS = {"play": "O", "by": "O", "weather": "O", "great": "B-ARTIST", "film": "I-ARTIST", "dull": "B-CITY"}
 
 
 @dataclass
@@ -41,14 +40,8 @@ class Toy:
 
 @pytest.fixture(scope="module")
 def tagging() -> Toy:
-    generator = np.random.default_rng(0)
-    texts, labels = [], []
-    for number in range(80):
-        first, words = ("play", ["great", "film"]) if number % 2 else ("weather", ["dull", "by"])
-        chosen = [first, *generator.choice(words, size=int(generator.integers(1, 8)))]
-        texts.append(" ".join(chosen))
-        labels.append(encode("PLAY" if number % 2 else "ASK", [TAGS[word] for word in chosen]))
-    return Toy(SLOTS, "token-classification", texts, labels)
+    rows = separable_rows(80, 8)
+    return Toy(SLOTS, "token-classification", [row.text for row in rows], [row.label for row in rows])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -14,34 +13,20 @@ from resumable_training import Lines, trained
 from retort.config import TokenClassificationConfig, TrainingConfig
 from retort.models.device import Device
 from retort.models.weights import find_weights
-from retort.problems.slots import Slots, encode
 from retort.records.rank import Rank
 from retort.store import Store
-from retort.students.base import Checkpoint, Student, TrainingRow
+from retort.students.base import Checkpoint, Student
 from retort.students.checkpoints import StoredCheckpoint
 from retort.students.data_parallel import is_first, joined
 from retort.students.loading import new_student
+from separable_slots import SLOTS, separable_rows
 from watched_training import Rows, fitted
 from watched_training import training as watched
 
-SLOTS = Slots({"PLAY": ["ARTIST"], "ASK": ["CITY"]})
-TAGS = {"play": "O", "by": "O", "weather": "O", "great": "B-ARTIST", "film": "I-ARTIST", "dull": "B-CITY"}
 TRAINING = TrainingConfig(epochs=2, learning_rate=5e-3, batch_tokens=128, precision="fp32", weight_decay=0.1)
 ONE_ROW = TRAINING.model_copy(update={"batch_tokens": 8, "epochs": 0.2})
 KINDS = ("encoder", "t5", "causal")
 CPU = Device("cpu", "fp32", 1)
-
-
-def rows() -> list[TrainingRow]:
-    generator = np.random.default_rng(0)
-    made = []
-    for number in range(60):
-        first, words = ("play", ["great", "film"]) if number % 2 else ("weather", ["dull", "by"])
-        chosen = [first, *generator.choice(words, size=int(generator.integers(1, 7)))]
-        made.append(
-            TrainingRow(" ".join(chosen), encode("PLAY" if number % 2 else "ASK", [TAGS[word] for word in chosen]))
-        )
-    return made
 
 
 def student_of(kind: str, folders: dict[str, Path]) -> Student:
@@ -83,7 +68,7 @@ def of_student(kind: str, folders: dict[str, Path], **options: Any) -> dict[str,
     """The weights and the losses of a student."""
     student = student_of(kind, folders)
     training = options.pop("training", TRAINING)
-    history = student.train(rows(), training, seed=0, device=CPU, **options).history
+    history = student.train(separable_rows(60, 7), training, seed=0, device=CPU, **options).history
     weights = {name: weight.detach() for name, weight in student.model.named_parameters()}
     return {**weights, "losses": torch.tensor(history.losses, dtype=torch.float64)}
 
