@@ -17,10 +17,7 @@ def statistics_of(
     problem: Problem, metric: Metric, golds: Iterable[Label], predictions: Iterable[Label | None]
 ) -> Statistics:
     """Each row's contribution to the metric's sums, `(n, d)`. Raises DataError if there are no rows."""
-    gathered = RowStatistics(problem, [metric])
-    for gold, label in zip(golds, predictions, strict=True):
-        gathered.add(gold, label)
-    return gathered.of(metric)
+    return _gathered(problem, [metric], golds, predictions).of(metric)
 
 
 class RowStatistics:
@@ -59,6 +56,15 @@ class RowStatistics:
             return np.frombuffer(self._dense[metric], dtype=np.float64).reshape(self._count, -1)
         assert isinstance(self._problem, HasCells), "only then there are such metrics"
         return OneHot(np.frombuffer(self._cells[metric], dtype=np.int32), self._problem.num_cells)
+
+
+def _gathered(
+    problem: Problem, metrics: Sequence[Metric], golds: Iterable[Label], predictions: Iterable[Label | None]
+) -> RowStatistics:
+    statistics = RowStatistics(problem, metrics)
+    for gold, predicted in zip(golds, predictions, strict=True):
+        statistics.add(gold, predicted)
+    return statistics
 
 
 def value_of(problem: Problem, metric: Metric) -> Value:
@@ -102,11 +108,7 @@ def mean_scores(
     seed: int,
 ) -> dict[Metric, Score]:
     """The mean scores of several systems on the same rows, with their 95 % bootstrap intervals."""
-    gathered = []
-    for predictions in systems:
-        gathered.append(RowStatistics(problem, metrics))
-        for gold, predicted in zip(golds, predictions, strict=True):
-            gathered[-1].add(gold, predicted)
+    gathered = [_gathered(problem, metrics, golds, predictions) for predictions in systems]
     scores = {}
     for metric in metrics:
         statistics = [own.of(metric) for own in gathered]
