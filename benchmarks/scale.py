@@ -1,12 +1,14 @@
 """Benchmark: a pool of 1,000,000 rows from the files to the final student, with the peak memory of each step.
 
-    .venv/bin/python benchmarks/scale.py [--rows 1000000] [--parallel 1] [--folder FOLDER] [--skip KIND ...]
+    .venv/bin/python benchmarks/scale.py [--rows 1000000] [--student causal] [--parallel 1] [--folder FOLDER]
+        [--skip KIND ...]
 
-The MCKD recipe with a recorded teacher and a random encoder of 50,000 parameters: 2 stages of 2 partitions, so the pool
+The MCKD recipe with a recorded teacher and a random encoder of 50,000 parameters, or a decoder (`--student causal`),
+which writes one token for the class: 2 stages of 2 partitions, so the pool
 is read, labeled, learned by halves, relabeled, merged, learned by the final student, and each stage's labels are scored
 against the pool's gold labels. Every step runs in a child process of its own, as in a run, but without Prefect. Printed
 are, per step, rows, wall-clock seconds, those of all cores with the start of the process, the process's peak memory
-(`VmHWM`: with interpreter and libraries, and with the pages of files that it has mapped) and the bytes that it added to
+(`VmHWM`: with interpreter and libraries) and the bytes that it added to
 the store.
 
 The rows are synthetic and generated beforehand, untimed, with numpy: texts of 8 words in 50 classes, ids, and gold
@@ -31,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.random_encoder import write_encoder
+from benchmarks.random_encoder import write_decoder, write_encoder
 from retort.config import MckdConfig
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.recipe import MckdRecipe
@@ -104,7 +106,9 @@ def size_of(folder: Path) -> int:
 
 def config(folder: Path) -> MckdConfig:
     training = {"epochs": 1, "min_updates": 0, "batch_tokens": 4096, "learning_rate": 1e-2, "max_length": 32}
-    student = {"kind": "sequence-classification", "model": str(folder / "encoder"), "training": training}
+    student = {"kind": given.student, "model": str(folder / given.student), "training": training}
+    if given.student == "causal":
+        student["max_target_length"] = 1
     return MckdConfig.model_validate(
         {
             "name": "scale",
@@ -140,7 +144,8 @@ def build(folder: Path) -> None:
     with pa.CompressedOutputStream(str(folder / "completions.jsonl.zst"), "zstd") as out:
         for number, gold in reversed(list(enumerate(golds))):
             out.write(completions(f"row-{number}", gold, generator))
-    write_encoder(folder / "encoder", [*COMMON, *TELLING], layers=1)
+    write_encoder(folder / "sequence-classification", [*COMMON, *TELLING], layers=1)
+    write_decoder(folder / "causal", [*COMMON, *TELLING], layers=1)
 
 
 def table(rows: int, prefix: str, generator: np.random.Generator) -> tuple[pa.Table, Any]:
@@ -170,6 +175,9 @@ def completions(prefix: str, gold: Any, generator: np.random.Generator) -> bytes
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rows", type=int, default=1_000_000)
+    arguments.add_argument(
+        "--student", choices=["sequence-classification", "causal"], default="sequence-classification"
+    )
     arguments.add_argument("--parallel", type=int, default=1, help="steps at once; they share the cores")
     arguments.add_argument("--folder", type=Path, help="where files are kept while it runs, instead of in TMPDIR")
     arguments.add_argument("--skip", nargs="*", default=[], metavar="KIND", help="kinds of steps to leave out: hygiene")

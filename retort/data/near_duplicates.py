@@ -11,9 +11,10 @@ no more than `MOST_INDEXED` rows of a pool are compared with each other; all are
 import zlib
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from datasketch import MinHash, MinHashLSH
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 THRESHOLD = 0.8
 SHINGLE = 5
@@ -44,13 +45,15 @@ class _Sketch(NamedTuple):
     example_id: str
     text: str
     shingles: frozenset[str]
-    signature: MinHash
+    signature: "MinHash"
 
 
 class NearDuplicates:
     """An index of texts."""
 
     def __init__(self) -> None:
+        from datasketch import MinHashLSH  # with scipy, a third of what importing every recipe takes
+
         self._index = MinHashLSH(num_perm=BANDS * BAND_VALUES, params=(BANDS, BAND_VALUES))
         self._texts: list[IdText] = []
         self._equal: dict[str, int] = {}
@@ -136,6 +139,8 @@ def find(pool: Iterable[IdText], labeled: Iterable[IdText], test: Iterable[IdTex
 
 def sketches(rows: Iterable[IdText]) -> Iterator[_Sketch]:
     """Lazily, in the order of the rows."""
+    from datasketch import MinHash
+
     signature = MinHash(num_perm=BANDS * BAND_VALUES, hashfunc=zlib.crc32)
     for example_id, text in rows:
         plain = _plain(text)

@@ -50,8 +50,8 @@ class OneHot:
         return np.eye(self.width)[self.places]
 
 
-Statistics = Floats | OneHot
-"""`(n, d)`, a row for each of the data."""
+Statistics = Floats | NDArray[np.bool_] | OneHot
+"""`(n, d)`, a row for each of the data; booleans are the numbers 0 and 1 in an eighth of the memory."""
 OfSums = Callable[[Floats], Floats]
 """Summed statistics `(..., d)` -> the metric `(...)`."""
 
@@ -172,15 +172,15 @@ def value_on(statistics: Statistics, value: Value) -> float:
     """The metric on all rows, of statistics `(n, d)`."""
     if isinstance(value, OfRows):
         assert not isinstance(statistics, OneHot), "such a metric has no cells"
-        return float(value.measure(np.ones(len(statistics)), statistics))
-    return float(value(statistics.sum(axis=0)))
+        return float(value.measure(np.ones(len(statistics)), statistics.astype(np.float64)))
+    return float(value(statistics.sum(axis=0).astype(np.float64)))
 
 
 def _mean_score(systems: Sequence[Statistics], value: Value) -> float:
     return float(np.mean([value_on(statistics, value) for statistics in systems]))
 
 
-def _weighted(weights: Floats, statistics: Statistics, value: Value) -> Floats:
+def _weighted(weights: Floats, statistics: Floats | OneHot, value: Value) -> Floats:
     """The metric in each resample: weights `(resamples, n)` -> `(resamples,)`."""
     if isinstance(value, OfRows):
         assert not isinstance(statistics, OneHot), "such a metric has no cells"
@@ -205,15 +205,16 @@ def _resampled(systems: Sequence[Statistics], value: Value, resamples: int, seed
     return np.concatenate(scores)
 
 
-def _distinct(systems: Sequence[Statistics]) -> tuple[list[Statistics], NDArray[np.int64]]:
+def _distinct(systems: Sequence[Statistics]) -> tuple[list[Floats | OneHot], NDArray[np.int64]]:
     """The u distinct joint rows, `(u, d)` for each system, and their counts, `(u,)`."""
     codes = [np.unique(_ordered(statistics), return_inverse=True)[1] for statistics in systems]
     _, first, counts = np.unique(_rows(np.stack(codes, axis=1)), return_index=True, return_counts=True)
-    return [statistics[first] for statistics in systems], counts
+    rows = (statistics[first] for statistics in systems)
+    return [one if isinstance(one, OneHot) else one.astype(np.float64) for one in rows], counts
 
 
 def _ordered(statistics: Statistics) -> NDArray[Any]:
-    """Values that are equal, and in the same order, where the rows as byte strings are."""
+    """Values that are equal, and in the same order, where the rows as byte strings are; booleans have floats' order."""
     return -statistics.places if isinstance(statistics, OneHot) else _rows(statistics)
 
 

@@ -2,14 +2,16 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retort.config import ERRORS, Metric
 from retort.errors import DataError
 from retort.metrics.bootstrap import OfRows, OneHot, Statistics, Value, bootstrap, bootstrap_mean
 from retort.metrics.ranks import rank_correlation
-from retort.problems.base import HasCells, Problem
+from retort.problems.base import Floats, HasCells, Problem
 from retort.records.base import Label, Score
 
 
@@ -18,6 +20,37 @@ def statistics_of(
 ) -> Statistics:
     """Each row's contribution to the metric's sums, `(n, d)`. Raises DataError if there are no rows."""
     return _gathered(problem, [metric], golds, predictions).of(metric)
+
+
+_CHUNK_NUMBERS = 1 << 20
+_BITS_OF_ONE = int(np.float64(1).view(np.int64))
+
+
+class _Numbers:
+    """Rows of numbers that are added one by one. Those of which all are 0 or 1, as counts of right and wrong classes
+    are, take a byte a number."""
+
+    def __init__(self) -> None:
+        self._recent = array("d")
+        self._before: list[NDArray[Any]] = []
+
+    def add(self, row: Floats) -> None:
+        self._recent.frombytes(row.tobytes())
+        if len(self._recent) >= _CHUNK_NUMBERS:
+            self._pack()
+
+    def rows(self, count: int) -> Floats | NDArray[np.bool_]:
+        """All of them, `(count, d)`: booleans if all are 0 or 1."""
+        self._pack()
+        self._before = [np.concatenate(self._before)]
+        return self._before[0].reshape(count, -1)
+
+    def _pack(self) -> None:
+        recent = np.array(self._recent, dtype=np.float64)
+        bits = recent.view(np.int64)  # by their bits, as -0, which is equal to 0, sorts elsewhere
+        has_two = ((bits == 0) | (bits == _BITS_OF_ONE)).all()
+        self._before.append(recent.astype(np.bool_) if has_two else recent)
+        self._recent = array("d")
 
 
 class RowStatistics:
@@ -29,7 +62,7 @@ class RowStatistics:
     def __init__(self, problem: Problem, metrics: Sequence[Metric]) -> None:
         self._problem = problem
         cells = problem.cell_metrics if isinstance(problem, HasCells) else ()
-        self._dense = {metric: array("d") for metric in metrics if metric not in cells}
+        self._dense = {metric: _Numbers() for metric in metrics if metric not in cells}
         self._cells = {metric: array("i") for metric in metrics if metric in cells}
         self._count = 0
 
@@ -39,8 +72,7 @@ class RowStatistics:
     def add(self, gold: Label, predicted: Label | None) -> None:
         """A `predicted` of None counts as wrong."""
         for metric, numbers in self._dense.items():
-            statistics = np.asarray(self._problem.statistics(metric, gold, predicted), dtype=np.float64)
-            numbers.frombytes(statistics.tobytes())
+            numbers.add(np.asarray(self._problem.statistics(metric, gold, predicted), dtype=np.float64))
         if self._cells:
             assert isinstance(self._problem, HasCells), "only then there are such metrics"
             cell = self._problem.cell(gold, predicted)
@@ -53,7 +85,7 @@ class RowStatistics:
         if not self._count:
             raise DataError(f"there are no gold-labeled rows to compute {metric} on")
         if metric in self._dense:
-            return np.frombuffer(self._dense[metric], dtype=np.float64).reshape(self._count, -1)
+            return self._dense[metric].rows(self._count)
         assert isinstance(self._problem, HasCells), "only then there are such metrics"
         return OneHot(np.frombuffer(self._cells[metric], dtype=np.int32), self._problem.num_cells)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from retort.errors import ConfigError, DataError
 from retort.records.base import Label, ParseFailure
 
 Floats = NDArray[np.float64]
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 LARK_OPTIONS = '%llguidance {"no_forcing": true}\n'
 """Begins a grammar in llguidance's dialect of Lark. Without it, the library forces its own tokenization wherever only
@@ -220,7 +223,7 @@ def gold_text(row: Mapping[str, Any], column: str) -> str:
         except UnicodeDecodeError:
             raise DataError(f"'{column}' is not UTF-8") from None
     text = "" if is_missing(value) else str(value).strip()
-    if any("\ud800" <= sign <= "\udfff" for sign in text):
+    if _HALF_PAIR.search(text):
         raise DataError(f"'{column}' holds half of a surrogate pair ({text!a:.60})")
     return text
 

@@ -75,11 +75,13 @@ def unescaped(word: str) -> str:
     return word.replace("-LRB-", "(").replace("-RRB-", ")")
 
 
+@lru_cache(maxsize=4096)
 def without_functions(label: str) -> str:
     """`NP` for NP-SBJ, NP-SBJ-1 and NP=2."""
     return _FUNCTION.sub(r"\1", label)
 
 
+@lru_cache(maxsize=4096)
 def without_indices(label: str) -> str:
     """`NP-SBJ` for NP-SBJ and NP-SBJ-1. An index points to another phrase or to a trace, and is no kind of phrase."""
     return _INDEX.sub("", label)
@@ -111,15 +113,9 @@ def read_tree(text: str, is_tag: Callable[[str], bool], name: Callable[[str], st
     return reading.tree()
 
 
-class _Open(NamedTuple):
-    """A bracket that is not closed."""
-
-    label: str
-    start: int
-    place: int
-    """Its place in `spans`."""
-    num_empty: int
-    """The number of empty elements before it."""
+_Open = tuple[str, int, int, int]
+"""A bracket that is not closed: its label, its first word, its place in `spans`, and the number of empty elements
+before it. No NamedTuple, since there are millions."""
 
 
 @dataclass
@@ -140,7 +136,7 @@ class _Reading:
         return bool(self.spans) and not self._open
 
     def open(self, label: str) -> None:
-        self._open.append(_Open(label, len(self.words), len(self.spans), self._num_empty))
+        self._open.append((label, len(self.words), len(self.spans), self._num_empty))
         self.spans.append((label, len(self.words), -1))
 
     def close(self) -> None:
@@ -238,7 +234,7 @@ def encode_label(tree: Tree) -> Label:
     return brackets if tree.tags is None else f"{brackets}\t{' '.join(tree.tags)}"
 
 
-@lru_cache(maxsize=1024)  # a row's metrics are computed in succession, and so are all systems' scores of a gold label
+@lru_cache(maxsize=4096)  # a row's metrics are computed in succession, and so are all systems' scores of a gold label
 def decode_label(label: Label) -> Tree:
     """The tree of a canonical label."""
     brackets, _, tags = label.partition("\t")

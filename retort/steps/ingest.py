@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from retort.artifacts.examples import (
@@ -27,12 +29,16 @@ from retort.data.bad_rows import BadRow
 from retort.data.reading import Folds, read_pool
 from retort.errors import DataError
 from retort.io.parquet import BAD_ROWS, EXAMPLES, GOLD, GROUPS, RATIONALES, Row, RowWriter, read_rows, write_rows
+from retort.io.scratch import scratch
 from retort.problems import problem_for
 from retort.records.base import Example, Record, digest
 from retort.steps.base import Runtime, Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 
+_FEW = 1024
+_OPTIONAL: "list[pa.Field[Any]]" = [pa.field(name, pa.string()) for name in ("label", "group", "rationale")]
+_DRAWN = pa.schema([*EXAMPLES, *_OPTIONAL])
 IN_LABELED = "in labeled set"
 """A count: rows of the pool that were left out."""
 
@@ -86,22 +92,23 @@ class Ingest(Step):
 
     def run(self, context: StepContext) -> StepOutput:
         known = self._known_texts()
-        last = self._last_hash(self.limit, known) if self.limit else None
         left_out = num_gold = 0
         reasons: Counter[str] = Counter()
 
-        def rows() -> Iterator[Row]:
-            nonlocal left_out, num_gold
+        def usable() -> Iterator[Example]:
+            nonlocal left_out
             for example in self._read():
                 if isinstance(example, BadRow):
                     reasons[example.reason] += 1
                     aside.write(dataclasses.asdict(example))
-                    continue
-                if _plain(example.text) in known:
+                elif _plain(example.text) in known:
                     left_out += 1
-                    continue
-                if last is not None and _hash(example.example_id) > last:
-                    continue
+                else:
+                    yield example
+
+        def rows() -> Iterator[Row]:
+            nonlocal num_gold
+            for example in drawn(usable(), self.limit) if self.limit else usable():
                 row = {"example_id": example.example_id, "text": example.text}
                 if example.label is not None:
                     num_gold += 1
@@ -152,14 +159,6 @@ class Ingest(Step):
         rows = read_examples(self.labeled, columns, problem, gold="required", endpoint_url=self.endpoint_url)
         return frozenset(_plain(row.text) for row in rows)
 
-    def _last_hash(self, limit: int, known: frozenset[str]) -> int:
-        """The hash of the last of `limit` rows in the order of hashed ids: a random choice that is stable as the pool
-        grows, as it changes only by new rows with a smaller hash. Takes 8 bytes a row."""
-        rows = (example for example in self._read() if isinstance(example, Example))
-        found = (_hash(row.example_id) for row in rows if _plain(row.text) not in known)
-        hashes = np.fromiter(found, dtype=np.uint64)
-        return int(np.partition(hashes, limit - 1)[limit - 1] if limit < len(hashes) else np.iinfo(np.uint64).max)
-
     def _no_rows(self, folder: Path, reasons: Mapping[str, int], left_out: int) -> str:
         if left_out:
             return (
@@ -174,6 +173,48 @@ class Ingest(Step):
     def _place(self) -> str:
         source = self.source if isinstance(self.source, str) else json.dumps(self.source.model_dump(mode="json"))
         return f"data.{self.name.partition('/')[2]} = {source}"
+
+
+def drawn(examples: Iterable[Example], limit: int) -> Iterator[Example]:
+    """The first `limit` examples in the order of hashed ids: a random choice that is stable as the pool grows, as it
+    changes only by new rows with a smaller hash. They keep their order. Takes some 16 bytes a row of the limit, and
+    goes through the examples once: those that may be among the first wait in a file."""
+    with scratch("drawn") as folder:
+        file, lowest = folder / "rows.parquet", _Lowest(limit)
+        with RowWriter(file, _DRAWN) as waiting:
+            for example in examples:
+                if lowest.add(_hash(example.example_id)):
+                    waiting.write(dataclasses.asdict(example))
+        last = lowest.last
+        for row in read_rows(file) if file.exists() else ():
+            if _hash(row["example_id"]) <= last:
+                yield Example(**row)
+
+
+class _Lowest:
+    """The lowest `limit` of many numbers below 2^64."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._found = limit, array("Q")
+        self._most = 2**64 - 1
+
+    def add(self, number: int) -> bool:
+        """Whether it may be one of them."""
+        if number > self._most:
+            return False
+        self._found.append(number)
+        if len(self._found) >= 2 * self._limit + _FEW:
+            self._most = self.last
+        return True
+
+    @property
+    def last(self) -> int:
+        """The highest of them; 2^64 - 1 if there are not more than `limit`."""
+        if len(self._found) > self._limit:
+            first = np.partition(np.frombuffer(self._found, dtype=np.uint64), self._limit - 1)[: self._limit]
+            self._found = array("Q", first.tobytes())
+            self._most = int(first.max())
+        return self._most
 
 
 def _hash(example_id: str) -> int:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retort.models.device import Device
 from retort.students.batching import Indices
 
 Inputs = dict[str, Tensor]
@@ -47,6 +48,14 @@ class PaddedTrainingData(ABC):
     def is_recordable(self) -> bool:
         """Whether the objective's operations depend on the shapes alone, not on the values."""
         return True
+
+    @property
+    def kernels(self) -> Sequence[torch.nn.Module]:
+        """Parts of the objective that can be compiled."""
+        return ()
+
+    def prepare(self, device: Device) -> None:  # noqa: B027 - most have nothing to choose
+        """Chooses how the objective is computed on a GPU, where the model already is."""
 
     @abstractmethod
     def inputs(self, rows: Indices, multiple: int) -> Inputs:

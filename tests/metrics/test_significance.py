@@ -1,20 +1,24 @@
 """Intervals and comparisons: known numbers, coverage, pairing."""
 
+import json
 import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 
-from retort.config import Metric
+from retort.config import Metric, RegressionConfig
 from retort.errors import DataError
+from retort.metrics import scores
 from retort.metrics.bootstrap import OneHot, bootstrap, compare, mcnemar, share_above
 from retort.metrics.comparison import compare_systems
 from retort.metrics.scores import mean_scores, score, statistics_of, value_of
 from retort.problems.base import Floats
 from retort.problems.classification import Classification
+from retort.problems.multi_label import MultiLabel
+from retort.problems.regression import Regression
 
 
 def share(sums: Floats) -> Floats:
@@ -168,6 +172,32 @@ def test_cells_of_a_confusion_matrix_are_what_dense_rows_are(metric: Metric) -> 
         np.testing.assert_array_equal(one.dense(), other)
         assert bootstrap(one, value, 300, seed=1) == bootstrap(other, value, 300, seed=1)
     assert compare(cells[:1], cells[1:], value, 300, seed=1) == compare(dense[:1], dense[1:], value, 300, seed=1)
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "micro_f1", "jaccard", "exact_match"])
+def test_booleans_are_what_floats_are(monkeypatch: pytest.MonkeyPatch, metric: Metric) -> None:
+    """Sets of 4 classes: only rows of 0 and 1 are kept as booleans, and they give the same intervals."""
+    monkeypatch.setattr(scores, "_CHUNK_NUMBERS", 24)
+    problem, generator = MultiLabel("abcd", ","), np.random.default_rng(0)
+    golds, *systems = (
+        [json.dumps([name for name in "abcd" if generator.random() < 0.4]) for _ in range(90)] for _ in range(3)
+    )
+    found = [statistics_of(problem, metric, golds, labels) for labels in systems]
+    floats = [np.stack([problem.statistics(metric, *row) for row in zip(golds, of, strict=True)]) for of in systems]
+    value = value_of(problem, metric)
+    for one, other in zip(found, floats, strict=True):
+        assert not isinstance(one, OneHot)
+        assert one.dtype == (np.bool_ if metric in ("macro_f1", "exact_match") else np.float64)
+        np.testing.assert_array_equal(one, other)
+        assert bootstrap(one, value, 300, seed=1) == bootstrap(other, value, 300, seed=1)
+    assert compare(found[:1], found[1:], value, 300, seed=1) == compare(floats[:1], floats[1:], value, 300, seed=1)
+
+
+def test_ranks_of_zeros_and_ones_are_those_of_numbers() -> None:
+    problem = Regression(RegressionConfig(kind="regression", low=0, high=1, step=1))
+    golds, labels = ["0", "1", "1", "0", "1"], ["0", "1", "0", "0", "1"]
+    found = score(problem, "spearman", golds, labels, 300, seed=0)
+    assert found.value == pytest.approx(spearmanr([0, 1, 1, 0, 1], [0, 1, 0, 0, 1]).statistic)
 
 
 def test_many_classes_take_no_matrix_for_each_row() -> None:

@@ -9,8 +9,8 @@ from retort.config import MckdConfig
 from retort.errors import DataError
 from retort.recipes.execute import made_or_found
 from retort.recipes.mckd.steps import ingest
-from retort.records.base import digest
-from retort.steps.ingest import IN_LABELED
+from retort.records.base import Example, digest
+from retort.steps.ingest import IN_LABELED, drawn
 from retort.store.opening import open_store
 from tiny_data import write_lines
 
@@ -72,3 +72,13 @@ def test_a_pool_of_nothing_else_is_told(tmp_path: Path) -> None:
     write_lines(tmp_path / "unlabeled.jsonl", [{"id": "r0", "text": "The clocks creep"}])
     with pytest.raises(DataError, match=r"unlabeled.jsonl: all 1 rows that can be used are in data.labeled too"):
         made_or_found(config, ingest(config, "unlabeled"))
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 100, 5000])
+@pytest.mark.parametrize("limit", [1, 3, 700])
+def test_examples_are_drawn_in_one_pass(number: int, limit: int) -> None:
+    examples = [
+        Example(f"id {at}", f"text {at}", *(("label", "group", "why") if at % 2 else ())) for at in range(number)
+    ]
+    first = set(sorted((one.example_id for one in examples), key=digest)[:limit])
+    assert list(drawn(iter(examples), limit)) == [one for one in examples if one.example_id in first]

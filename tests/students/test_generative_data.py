@@ -8,7 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BloomConfig, BloomForCausalLM
 
-from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, keeps_packed_rows_apart
+from retort.students.generative_data import (
+    CausalTrainingData,
+    Pair,
+    Seq2SeqTrainingData,
+    TrainingPairs,
+    keeps_packed_rows_apart,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,7 @@ ALL = slice(None)
 
 def test_seq2seq_loss(tiny_t5: Path, pairs: list[Pair]) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
-    data, rows = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=ALL), np.arange(9)
+    data, rows = Seq2SeqTrainingData(model, TrainingPairs(pairs), pad=0, start=0, columns=ALL), np.arange(9)
     each = [
         model(input_ids=torch.from_numpy(p.source)[None], labels=torch.from_numpy(p.target)[None]).loss * len(p.target)
         for p in pairs
@@ -39,7 +45,7 @@ def test_causal_loss_is_on_the_target_alone_whether_packed_or_not(
     tiny_causal: Path, pairs: list[Pair], packs: bool
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
-    data, rows = CausalTrainingData(model, pairs, pad=0, columns=ALL, packs=packs), np.arange(9)
+    data, rows = CausalTrainingData(model, TrainingPairs(pairs), pad=0, columns=ALL, packs=packs), np.arange(9)
     each = []
     for pair in pairs:
         ids = torch.from_numpy(np.concatenate([pair.source, pair.target]))[None]
@@ -62,9 +68,9 @@ def test_each_row_counts_what_its_weight_says(tiny_t5: Path, tiny_causal: Path, 
     def data(pairs: list[Pair]) -> Seq2SeqTrainingData | CausalTrainingData:
         if kind == "seq2seq":
             model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
-            return Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=ALL)
+            return Seq2SeqTrainingData(model, TrainingPairs(pairs), pad=0, start=0, columns=ALL)
         causal = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
-        return CausalTrainingData(causal, pairs, pad=0, columns=ALL, packs=kind == "packed")
+        return CausalTrainingData(causal, TrainingPairs(pairs), pad=0, columns=ALL, packs=kind == "packed")
 
     plain, whole, rows = data(pairs), data(weighed), np.arange(9)
     by_hand = sum(pair.weight * plain.loss(rows[[at]]) for at, pair in enumerate(weighed))
