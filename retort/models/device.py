@@ -1,5 +1,6 @@
 """The compute device: which one to use, at which precision, with how many threads."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ class Device:
         return {"device": self.name, "device_name": str(title), "precision": self.precision, "threads": self.threads}
 
 
-def choose_device(wanted: str, precision: str, siblings: int) -> Device:
-    """The device for one of `siblings` processes that share the machine; each gets an equal share of the cores.
+def choose_device(wanted: str, precision: str, shares: int) -> Device:
+    """The device for one of `shares` processes that share the machine; each gets an equal share of the cores.
 
     The share depends on the plan and never on the load, so a resumed run adds floats in the same order.
     Raises ConfigError if a GPU is requested and there is none.
@@ -36,7 +37,7 @@ def choose_device(wanted: str, precision: str, siblings: int) -> Device:
     if wanted == "cuda" and not has_gpu:
         raise ConfigError("execution.device = 'cuda', but this machine has no GPU that torch can use; use auto or cpu")
     name: Literal["cpu", "cuda"] = "cuda" if has_gpu and wanted != "cpu" else "cpu"
-    threads = max(1, (os.cpu_count() or 1) // siblings)
+    threads = max(1, (os.cpu_count() or 1) // shares)
     torch.set_num_threads(threads)
     if precision == "auto":
         precision = "bf16" if _computes_bf16(name) else "fp32"
@@ -61,6 +62,22 @@ def cpu_gains_from_bf16(capabilities: Mapping[str, Any]) -> bool:
     if capabilities.get("amx_bf16"):
         return True
     return bool(capabilities.get("avx512_bf16")) and "intel" not in str(capabilities.get("cpu_name")).lower()
+
+
+def memory_bytes(device: Device) -> float:
+    """The memory of a GPU, whatever holds some of it now: what is decided by it, a resumed run decides alike."""
+    return torch.cuda.get_device_properties().total_memory if device.name == "cuda" else math.inf
+
+
+def place_to_predict(model: torch.nn.Module, device: Device) -> None:
+    """Moves a trained model to the device. Its weights stay fp32, of which autocast makes copies in bf16; if the two
+    take more than half of a GPU, which also holds what is computed, the weights become bf16 themselves."""
+    room = memory_bytes(device) / 2
+    if device.precision == "bf16" and room < math.inf:  # a graph of ONNX, which a CPU alone computes, has no parameters
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        if (4 + 2) * weights > room:
+            model.to(torch.bfloat16)
+    model.to(device.name).eval()
 
 
 def random_states(device: Device) -> dict[str, Tensor]:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from retort.store.folder import Folder
 
 SECONDS_BETWEEN = 45.0
-"""Seconds from the end of one save to the next; less than a minute including a step and the save itself."""
+"""Seconds from the end of one save to the next, if a save takes few; less than a minute including a step and the save
+itself."""
+SHARE_OF_TIME = 0.1
+"""The most of a training's time that saving takes: a large student's state of 90 GB takes minutes."""
 _FILE = "state.safetensors"
 _log = logging.getLogger(__name__)
 
@@ -35,10 +38,12 @@ class StoredCheckpoint:
         self._place: Folder | Bucket = store.place
         self._path = f"{checkpoint_folder(key)}/{_FILE}"
         self._seconds_between = seconds_between
-        self._saved_at = time.monotonic()
+        self._saved_at = self._asked_at = time.monotonic()
 
     def is_due(self) -> bool:
-        return time.monotonic() - self._saved_at >= self._seconds_between
+        """Whether to save now: what is saved is gathered after that, which counts as saving too."""
+        self._asked_at = time.monotonic()
+        return self._asked_at - self._saved_at >= self._seconds_between
 
     def save(self, tensors: dict[str, Tensor], state: str) -> None:
         with scratch("checkpoint") as folder:
@@ -46,6 +51,9 @@ class StoredCheckpoint:
             save_file(tensors, file, metadata={"state": state})
             self._place.upload(file, self._path)
         self._saved_at = time.monotonic()
+        seconds = self._saved_at - self._asked_at
+        if self._seconds_between:  # else every step is to be saved, whatever it costs
+            self._seconds_between = max(self._seconds_between, seconds / SHARE_OF_TIME - seconds)
 
     def load(self) -> tuple[dict[str, Tensor], str] | None:
         try:

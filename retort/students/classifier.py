@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from retort.config import TrainingConfig
-from retort.models.device import Device
+from retort.models.device import Device, place_to_predict
 from retort.problems import Problem
 from retort.problems.base import Scale, spread
 from retort.records.base import Progress
@@ -115,7 +115,7 @@ def predict(
     progress: Progress = lambda done, total, note: None,
 ) -> Iterator[Prediction]:
     """Streams one prediction per text, in order, window by window; `total` is the number of texts."""
-    encoder.model.to(device.name).eval()  # type: ignore[arg-type]
+    place_to_predict(encoder.model, device)
     iterator, done = iter(texts), 0
     while window := list(islice(iterator, WINDOW_ROWS)):
         rows = list(encode_all(encoder, problem, window))

@@ -7,11 +7,9 @@ https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from retort.models.device import Device
 from retort.students.training_data import Inputs
@@ -65,12 +63,20 @@ class Recorder:
             raise
         except RuntimeError as error:
             self._works = False
+            end_recording()
             reason = str(error).partition("\n")[0]
             warnings.warn(
                 f"training goes on without CUDA graphs, which this model does not allow: {reason}", stacklevel=2
             )
             return None
         return _Graph(graph, places, loss)
+
+
+def end_recording() -> None:
+    """Frees the generator of random numbers from a recording that failed, for which it would wait: every dropout after
+    it would fail too."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 class _Graph:
@@ -84,18 +90,6 @@ class _Graph:
             self._places[name].copy_(tensor.pin_memory(), non_blocking=True)
         self._graph.replay()
         return self._loss.clone()
-
-
-def use_fused_norms(model: torch.nn.Module) -> None:
-    """Replaces T5's layer norm (RMSNorm, arXiv 1910.07467), six kernels in transformers, by torch's single kernel."""
-    for module in model.modules():
-        if isinstance(module, T5LayerNorm):
-            module.forward = partial(_rms_norm, module)  # type: ignore[method-assign]
-
-
-def _rms_norm(norm: T5LayerNorm, hidden_states: Tensor) -> Tensor:
-    shape = (hidden_states.shape[-1],)
-    return torch.nn.functional.rms_norm(hidden_states, shape, norm.weight, norm.variance_epsilon)
 
 
 def _sent(tensor: Tensor) -> Tensor:

@@ -62,6 +62,22 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def of_first(value: bool) -> bool:
+    """The first process's value, in all. It waits for the processes, not for their GPUs."""
+    if num_ranks() == 1:
+        return value
+    given = torch.tensor(value)
+    dist.broadcast(given, src=0)
+    return bool(given)
+
+
+def in_any(value: bool) -> bool:
+    """Whether it is true in any process. It waits for the processes, not for their GPUs."""
+    given = torch.tensor(int(value))
+    dist.all_reduce(given, dist.ReduceOp.MAX)
+    return bool(given)
+
+
 def same_as_first(tensors: Sequence[Tensor]) -> None:
     """Overwrites the tensors with those of the first process."""
     if num_ranks() > 1:
@@ -79,8 +95,9 @@ def seed_step(seed: int, step: int) -> None:
         torch.manual_seed(int(own))
 
 
-def loaded(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], str] | None:
-    """What the first process loads, in every process, so that all go on from the same step."""
+def loaded(checkpoint: Checkpoint, *, shares_out: bool = False) -> tuple[dict[str, Tensor], str] | None:
+    """What the first process loads, in every process, so that all go on from the same step. If the first one
+    `shares_out` the tensors of the model afterwards, they have no content in the others, whose memory is spared."""
     saved = checkpoint.load() if is_first() else None
     if num_ranks() == 1:
         return saved
@@ -89,8 +106,16 @@ def loaded(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], str] | None:
     if described[0] is None:
         return None
     layout, state = described[0]
-    tensors = saved[0] if saved else {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in layout}
-    same_as_first([*tensors.values()])
+    spared = {name for name, shape, _ in layout if shares_out and shape and not name.startswith("random.")}
+    tensors = (
+        saved[0]
+        if saved
+        else {
+            name: torch.empty(shape, dtype=dtype, device="meta" if name in spared else "cpu")
+            for name, shape, dtype in layout
+        }
+    )
+    same_as_first([own for name, own in tensors.items() if name not in spared])
     return tensors, state
 
 

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from retort.config import TrainingConfig
 from retort.models.device import Device
-from retort.students.accumulation import parts_of
+from retort.students.accumulation import equal_parts, parts_of
 from retort.students.base import History
+from retort.students.batching import Indices
 from retort.students.data_parallel import share_of, summed
+from retort.students.sharding import gathered, is_sharded, share_out
 from retort.students.training_data import TrainingData
 
 _BEST = "best."
@@ -31,10 +34,11 @@ class EarlyStopping:
         epochs: float,
         num_steps: int,
         model: torch.nn.Module,
-        trained: Mapping[str, torch.nn.Parameter],
+        weights: Mapping[str, Tensor],
     ) -> None:
+        """`weights` are the trained ones in fp32, by name, which the optimizer holds."""
         assert training.stopping is not None, "rows are held out to stop by"
-        self._held_out, self._model, self._trained = held_out, model, trained
+        self._held_out, self._model, self._weights = held_out, model, weights
         self._patience = training.stopping.patience
         # The same batches each time, independent of the training's random state.
         self._batches = held_out.batches(training.batch_tokens, np.random.default_rng(0))
@@ -61,16 +65,19 @@ class EarlyStopping:
         history.held_out_losses.append(self._loss(device, parts))
         best = best_of(history.held_out_losses)
         if best == len(history.held_out_losses) - 1:
-            self._best = {name: weight.detach().to("cpu", copy=True) for name, weight in self._trained.items()}
+            self._best = {
+                name: gathered(weight) if isinstance(weight, DTensor) else weight.detach().to("cpu", copy=True)
+                for name, weight in self._weights.items()
+            }
         history.kept_step = history.held_out_steps[best]
         if len(history.held_out_losses) - 1 - best >= self._patience:
             history.ended_by = "patience"
         return history.ended_by == "patience"
 
     def keep_best(self) -> None:
-        """Copies the best weights into the model."""
+        """Copies the best weights to the optimizer's."""
         for name, weight in self._best.items():
-            self._trained[name].data.copy_(weight)
+            share_out(weight, self._weights[name])
 
     @torch.no_grad()
     def _loss(self, device: Device, parts: int) -> float:
@@ -79,12 +86,17 @@ class EarlyStopping:
         self._model.eval()
         sums = []
         for batch in self._batches:
-            for part in parts_of(share_of(batch), parts):
+            for part, counts in self._parts(batch, parts):
                 with device.autocast():
-                    sums.append(float(self._held_out.loss(part)))
+                    sums.append(float(self._held_out.loss(part)) * counts)
         self._model.train(was_training)
         total = summed(torch.tensor(math.fsum(sums), dtype=torch.float64))
         return float(total) / sum(self._held_out.units(batch) for batch in self._batches)
+
+    def _parts(self, batch: Indices, parts: int) -> list[tuple[Indices, float]]:
+        if is_sharded(self._model):
+            return equal_parts(batch, parts)
+        return [(part, 1.0) for part in parts_of(share_of(batch), parts)]
 
 
 def best_of(losses: list[float]) -> int:

@@ -23,7 +23,7 @@ from transformers import (
 
 from retort.config import CausalConfig, DistillationConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
 from retort.errors import ConfigError
-from retort.models.device import Device
+from retort.models.device import Device, place_to_predict
 from retort.models.weights import Weights
 from retort.problems import Problem
 from retort.problems.base import Scale, spread
@@ -47,13 +47,21 @@ from retort.students.batching import WINDOW_ROWS
 from retort.students.chat_templates import templated
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.encoder import as_config_error, use_fused_attention
-from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, keeps_packed_rows_apart
+from retort.students.generative_data import (
+    CausalTrainingData,
+    Pair,
+    Seq2SeqTrainingData,
+    TrainingPairs,
+    keeps_packed_rows_apart,
+)
 from retort.students.grammar import Grammar
 from retort.students.targets import ClassTarget, Target, TextTarget, Written
 from retort.students.token_distillation import Listed, distillation_target
 from retort.students.training import fit, frozen
 
 _NOTES = "student.json"
+_CHUNK_ROWS = 1024
+"""Training rows that are tokenized together, which keeps the fast tokenizer busy and memory bounded."""
 RATIONALE_MARK = "Why? "
 """Stands before a text whose rationale is to be written, not its label."""
 
@@ -166,13 +174,12 @@ class GenerativeStudent:
         probabilities; with `training.rationale_weight`, `counts["rationales"]` that of the rows with a rationale.
         Raises ConfigError for labels that are too long or that the tokenizer cannot represent.
         """
-        rows, held_out = list(rows), list(held_out)
         pairs, counts = self._pairs(rows, distills=training.distillation is not None)
         if training.rationale_weight:
             reasoned, reasoned_counts = self._rationale_pairs(rows, pairs, training.rationale_weight)
-            pairs, counts = [*pairs, *reasoned], {**counts, **reasoned_counts}
+            pairs.extend(reasoned)
+            counts |= reasoned_counts
         held_out_pairs, _ = self._pairs(held_out, distills=training.distillation is not None)
-        self.model.to(device.name)  # type: ignore[arg-type]
         trainee = self.model if self._lora is None else with_adapters(self.model, self._lora)
         with frozen(self._separate_embeddings() if training.freeze_embeddings else []):
             history = fit(
@@ -193,7 +200,7 @@ class GenerativeStudent:
         return TrainingResult(history, counts)
 
     def _training_data(
-        self, trainee: torch.nn.Module, pairs: list[Pair], distillation: DistillationConfig | None
+        self, trainee: torch.nn.Module, pairs: TrainingPairs, distillation: DistillationConfig | None
     ) -> Seq2SeqTrainingData | CausalTrainingData:
         columns, pad = self.vocabulary.columns, self._pad
         if self.start is not None:
@@ -221,7 +228,7 @@ class GenerativeStudent:
         generated again under the problem's grammar. Where greedy decoding gives a legal label, the grammar would not
         change it, so most rows do not pay for it. Progress notes count the texts that the grammar could not cover.
         """
-        self.model.to(device.name).eval()  # type: ignore[arg-type]
+        place_to_predict(self.model, device)
         iterator, done, free = iter(texts), 0, 0
         while window := list(islice(iterator, WINDOW_ROWS)):
             requests = self.requests(window)
@@ -316,50 +323,51 @@ class GenerativeStudent:
         mark = _separator(self.tokenizer) if is_prompt else []
         return [*self.tokenizer(plain(turns), add_special_tokens=not is_prompt)["input_ids"], *mark]
 
-    def _pairs(self, rows: Sequence[TrainingRow], *, distills: bool) -> tuple[list[Pair], dict[str, int]]:
-        texts, labels = [row.text for row in rows], [row.label for row in rows]
-        targets, sources, most = self.target.write(texts, labels), self._sources(texts), self.notes.most
-        distilled = [self._distillation_target(row) if distills else None for row in rows]
-        targets = [one[0] if one else written for one, written in zip(distilled, targets, strict=True)]
-        self._check_readable(rows, targets)
-        self._check_lengths([len(target) for target in targets])
-        is_soft = any(row.probabilities is not None for row in rows) or self._learns_spreads
-        pairs = [
-            Pair(
-                source,
-                np.asarray(target[:most], dtype=np.int64),
-                self._soft(row, target)[:most] if is_soft else None,
-                one[1] if one else None,
-            )
-            for row, (source, _), target, one in zip(rows, sources, targets, distilled, strict=True)
-            if target
-        ]
-        counts = {
-            "cut": sum(is_cut for _, is_cut in sources),
-            "long_targets": sum(len(target) > most for target in targets),
-            **({"distilled": sum(one is not None for one in distilled)} if distills else {}),
-        }
+    def _pairs(self, rows: Rows, *, distills: bool) -> tuple[TrainingPairs, dict[str, int]]:
+        """The rows with the labels as their targets, and how many of them were changed, by reason."""
+        is_soft = isinstance(self.target, ClassTarget) and (
+            self._learns_spreads or any(row.probabilities is not None for row in rows)
+        )
+        counts = {"cut": 0, "long_targets": 0, **({"distilled": 0} if distills else {})}
+        pairs, most, longest, iterator = TrainingPairs(), self.notes.most, 0, iter(rows)
+        while chunk := list(islice(iterator, _CHUNK_ROWS)):
+            texts, labels = [row.text for row in chunk], [row.label for row in chunk]
+            distilled = [self._distillation_target(row) if distills else None for row in chunk]
+            written, sources = self.target.write(texts, labels), self._sources(texts)
+            targets = [one[0] if one else own for one, own in zip(distilled, written, strict=True)]
+            if longest == 0:
+                self._check_readable(chunk, targets)
+            longest = max(longest, *map(len, targets))
+            counts["cut"] += sum(is_cut for _, is_cut in sources)
+            counts["long_targets"] += sum(len(target) > most for target in targets)
+            if distills:
+                counts["distilled"] += sum(one is not None for one in distilled)
+            for row, (source, _), target, one in zip(chunk, sources, targets, distilled, strict=True):
+                if target:
+                    soft = self._soft(row, target)[:most] if is_soft else None
+                    pairs.append(Pair(source, np.asarray(target[:most], dtype=np.int64), soft, one[1] if one else None))
+        self._check_lengths(counts["long_targets"], len(rows), longest)
         return pairs, counts
 
     def _rationale_pairs(
-        self, rows: Sequence[TrainingRow], labels: Sequence[Pair], weight: float
-    ) -> tuple[list[Pair], dict[str, int]]:
+        self, rows: Rows, labels: TrainingPairs, weight: float
+    ) -> tuple[TrainingPairs, dict[str, int]]:
         """The rows that have a rationale, with that as their target. However long rationales are, all of them together
         count `weight` and all `labels` 1 - `weight`. A rationale that is too long is cut, as it need not be whole."""
-        known = [(row.text, row.rationale) for row in rows if row.rationale is not None]
-        if not known:
-            return [], {"rationales": 0}
-        sources = self._sources([f"{RATIONALE_MARK}{text}" for text, _ in known])
-        written = self.tokenizer([rationale for _, rationale in known], add_special_tokens=False)["input_ids"]
-        targets = [[*ids, end_of(self.tokenizer)] for ids in written]
-        most = self.notes.most
-        num_tokens = sum(min(len(target), most) for target in targets)
-        each = weight / (1 - weight) * sum(len(pair.target) for pair in labels) / num_tokens
-        pairs = [
-            Pair(source, np.asarray(target[:most], dtype=np.int64), weight=each)
-            for (source, _), target in zip(sources, targets, strict=True)
-        ]
-        return pairs, {"rationales": len(pairs), "long_rationales": sum(len(target) > most for target in targets)}
+        pairs, most, num_long = TrainingPairs(), self.notes.most, 0
+        known = ((row.text, row.rationale) for row in rows if row.rationale is not None)
+        while chunk := list(islice(known, _CHUNK_ROWS)):
+            sources = self._sources([f"{RATIONALE_MARK}{text}" for text, _ in chunk])
+            written = self.tokenizer([rationale for _, rationale in chunk], add_special_tokens=False)["input_ids"]
+            for (source, _), ids in zip(sources, written, strict=True):
+                target = [*ids, end_of(self.tokenizer)]
+                num_long += len(target) > most
+                pairs.append(Pair(source, np.asarray(target[:most], dtype=np.int64)))
+        if not len(pairs):
+            return pairs, {"rationales": 0}
+        num_label_tokens, num_tokens = (int(own.lengths[:, 1].sum()) for own in (labels, pairs))
+        pairs.weigh(weight / (1 - weight) * num_label_tokens / num_tokens)
+        return pairs, {"rationales": len(pairs), "long_rationales": num_long}
 
     def _distillation_target(self, row: TrainingRow) -> tuple[list[int], Listed] | None:
         if row.top is None or not isinstance(self.target, TextTarget):
@@ -380,13 +388,12 @@ class GenerativeStudent:
         one_hot: NDArray[np.float32] = np.eye(len(self.notes.classes), dtype=np.float32)[places]
         return one_hot
 
-    def _check_lengths(self, lengths: list[int]) -> None:
-        most, long = self.notes.most, [length for length in lengths if length > self.notes.most]
-        if long and not self._cuts:
-            share = 100 * len(long) / len(lengths)
+    def _check_lengths(self, num_long: int, num_labels: int, longest: int) -> None:
+        if num_long and not self._cuts:
+            share = 100 * num_long / num_labels
             raise ConfigError(
-                f"student.max_target_length: {len(long)} of {len(lengths)} labels ({share:.1f} %) have more than "
-                f"{most} tokens, the longest {max(long)}; raise it, or long_targets: cut"
+                f"student.max_target_length: {num_long} of {num_labels} labels ({share:.1f} %) have more than "
+                f"{self.notes.most} tokens, the longest {longest}; raise it, or long_targets: cut"
             )
 
     def _check_readable(self, rows: Sequence[TrainingRow], targets: list[list[int]]) -> None:

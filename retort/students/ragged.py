@@ -1,6 +1,8 @@
-"""Arrays of different lengths as one flat array, which is mapped from a temporary file once it is large: memory holds
-where each begins, and the system lends the rest as it has room."""
+"""Arrays of different lengths, one after the other, in a temporary file once they are large: memory holds where each
+begins. They are read, not mapped, as pages of a map count as the process's memory."""
 
+import math
+import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
@@ -21,12 +23,12 @@ class Ragged:
         self._chunk = bytearray()
         self._like: NDArray[Any] = np.empty(0)
         self._file: IO[bytes] | None = None
-        self._flat: NDArray[Any] | None = None
+        self._is_closed = False
         for one in arrays:
             self.append(one)
 
     def append(self, one: NDArray[Any]) -> None:
-        assert self._flat is None, "all is written before the first is read"
+        assert not self._is_closed, "all is written before the first is read"
         self._ends.append(self._ends[-1] + len(one))
         self._chunk += one.tobytes()
         self._like = one[:0]
@@ -37,8 +39,12 @@ class Ragged:
         return len(self._ends) - 1
 
     def __getitem__(self, place: int) -> NDArray[Any]:
-        """A view. Raises IndexError; places are counted from 0 only."""
-        return self.flat[self._ends[place] : self._ends[place + 1]]
+        """Raises IndexError; places are counted from 0 only."""
+        self.close()
+        size = self._like.itemsize * math.prod(self._like.shape[1:])
+        start, end = self._ends[place] * size, self._ends[place + 1] * size
+        data = self._chunk[start:end] if self._file is None else os.pread(self._file.fileno(), end - start, start)
+        return np.frombuffer(data, self._like.dtype).reshape(-1, *self._like.shape[1:])
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self[place] for place in range(len(self)))
@@ -49,29 +55,19 @@ class Ragged:
         ends: NDArray[np.int64] = np.frombuffer(self._ends, dtype=np.int64)
         return ends[1:] - ends[:-1]
 
-    @property
-    def flat(self) -> NDArray[Any]:
-        """All of them, one after the other."""
-        self.close()
-        assert self._flat is not None, "it is closed"
-        return self._flat
-
     def close(self) -> None:
         """Nothing is written after this."""
-        if self._flat is not None:
-            return
-        shape = (self._ends[-1], *self._like.shape[1:])
-        if self._file is None:
-            self._flat = np.frombuffer(self._chunk, self._like.dtype).reshape(shape)
-            return
-        self._write()
-        with self._file as file:
-            file.flush()
-            # A plain array on the map: slices of a memmap are ten times as slow.
-            self._flat = np.asarray(np.memmap(file, self._like.dtype, "r", shape=shape))
+        if not self._is_closed and self._file is not None:
+            self._write()
+            self._file.flush()
+        self._is_closed = True
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def _write(self) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="retort-rows-")  # noqa: SIM115, it is closed once it is mapped
+            self._file = tempfile.TemporaryFile(prefix="retort-rows-")  # noqa: SIM115, it is closed with all that reads it
         self._file.write(self._chunk)
         self._chunk = bytearray()

@@ -8,9 +8,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +19,19 @@ from torch import Tensor
 from retort.config import TrainingConfig
 from retort.models.device import Device, random_states, set_random_states
 from retort.records.base import Progress
+from retort.students.acceleration import acceleration
 from retort.students.accumulation import Gradients
 from retort.students.base import Checkpoint, History
 from retort.students.batching import Indices, token_batches
-from retort.students.cuda_graphs import use_fused_norms
-from retort.students.data_parallel import is_first, loaded, same_as_first, seed_step
+from retort.students.data_parallel import is_first, loaded, of_first, same_as_first, seed_step
 from retort.students.early_stopping import EarlyStopping
 from retort.students.encoder import EncodedRow, Encoder
 from retort.students.losses import cross_entropy
+from retort.students.optimizer import FlatAdamW, Optimizer, PlainAdamW
 from retort.students.ragged import Ragged
+from retort.students.schedule import Schedule
+from retort.students.sharding import ShardedAdamW, Sharding, gathered, must_shard
 from retort.students.training_data import IGNORED, Inputs, PaddedTrainingData, TrainingData, padded
-
-MAX_GRAD_NORM = 1.0
-"""Gradients are clipped to this norm."""
 
 
 def fit(
@@ -56,49 +55,48 @@ def fit(
     `held_out` rows ends the training, and the best weights are kept.
 
     Processes that are `joined` (see `data_parallel`) train one model together: all call this with the same arguments
-    and end with the same weights, but for rounding and dropout's random numbers those of one process.
+    and end with the same weights, but for rounding and dropout's random numbers those of one process. If the model does
+    not fit a GPU, they divide it among them (see `sharding`). Raises ConfigError if it does not fit theirs.
     """
     _make_deterministic(seed)
-    model.to(device.name).train()
-    if device.name == "cuda":
-        use_fused_norms(model)
+    shards = must_shard(model, device)
+    (model if shards else model.to(device.name)).train()
+    same_as_first([weight.data for weight in model.parameters() if weight.requires_grad])
+    sharding = Sharding(model, device) if shards else None
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    same_as_first([weight.data for weight in trained.values()])
-    optimizer = _optimizer(trained, training)
     schedule = Schedule(data, training, seed)
     num_steps = len(schedule)
     rate, log_every = _warmup_then_linear(num_steps, training.warmup_share), max(1, num_steps // 100)
-    run = _Run(parts=micro_batches)
-    early_stopping = (
-        None if held_out is None else EarlyStopping(held_out, training, schedule.epochs, num_steps, model, trained)
-    )
-    if checkpoint is not None and (saved := loaded(checkpoint)) is not None:
-        run = _restored(saved, trained, optimizer) or run
-        if early_stopping and run.step:
-            early_stopping.restore(saved[0])
-    gradients = Gradients(data, trained.values(), device, run.parts)
-    started = time.monotonic() - run.history.seconds
-    for step, batch in enumerate(schedule.after(run.step), start=run.step + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * rate(step - 1)
-        seed_step(seed, step)
-        run.add(gradients.add(batch), data, batch)
-        torch.nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
-        optimizer.step()
-        gradients.clear()
-        run.step, run.parts = step, gradients.parts
-        ended = early_stopping is not None and early_stopping.ends(step, run.history, device, run.parts)
-        if step % log_every == 0 or step == num_steps or ended:
-            run.log(training.learning_rate * rate(step - 1))
-            progress(step, num_steps, f"loss {run.history.losses[-1]:.3f}")
-        if ended:
-            break
-        if checkpoint is not None and is_first() and step < num_steps and checkpoint.is_due():
-            run.history.seconds = time.monotonic() - started
-            tensors, state = _saved(run, trained, optimizer, device)
-            checkpoint.save({**tensors, **(early_stopping.tensors() if early_stopping else {})}, state)
-    if early_stopping:
-        early_stopping.keep_best()
+    with acceleration(model, [data, *([held_out] if held_out else [])], schedule, device) as compiled:
+        optimizer = _optimizer(model, trained, training, device, sharding)
+        early_stopping = (
+            None
+            if held_out is None
+            else EarlyStopping(held_out, training, schedule.epochs, num_steps, model, optimizer.weights)
+        )
+        run = _resumed(checkpoint, optimizer, early_stopping, device) or _Run(parts=micro_batches)
+        gradients = Gradients(data, optimizer, device, run.parts, compiled, sharding)
+        started = time.monotonic() - run.history.seconds
+        for step, batch in enumerate(schedule.after(run.step), start=run.step + 1):
+            seed_step(seed, step)
+            run.add(gradients.add(batch), data, batch)
+            optimizer.step(training.learning_rate * rate(step - 1))
+            run.step, run.parts = step, gradients.parts
+            with compiled.paused() if compiled else contextlib.nullcontext():
+                ended = early_stopping is not None and early_stopping.ends(
+                    step, run.history, gradients.device, run.parts
+                )
+            if step % log_every == 0 or step == num_steps or ended:
+                run.log(training.learning_rate * rate(step - 1))
+                progress(step, num_steps, f"loss {run.history.losses[-1]:.3f}")
+            if ended:
+                break
+            if checkpoint is not None and step < num_steps and _is_due(checkpoint, sharding):
+                run.history.seconds = time.monotonic() - started
+                _save(checkpoint, run, optimizer, early_stopping, device)
+        if early_stopping:
+            early_stopping.keep_best()
+        optimizer.close()
     run.finish(time.monotonic() - started)
     return run.history
 
@@ -133,83 +131,47 @@ class _Run:
         self.history.tokens, self.history.padding_share = self.tokens, 1 - self.tokens / self.computed
 
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state per parameter."""
+def _is_due(checkpoint: Checkpoint, sharding: Sharding | None) -> bool:
+    """Whether this process takes part in saving a checkpoint now."""
+    is_due = is_first() and checkpoint.is_due()
+    return is_due if sharding is None else of_first(is_due)
 
 
-def _saved(
-    run: _Run, trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, device: Device
-) -> tuple[dict[str, Tensor], str]:
+def _save(
+    checkpoint: Checkpoint, run: _Run, optimizer: Optimizer, early_stopping: EarlyStopping | None, device: Device
+) -> None:
+    """All processes gather the tensors, and the first saves them."""
     tensors = {f"random.{name}": state for name, state in random_states(device).items()}
-    for name, parameter in trained.items():
-        tensors[f"weight.{name}"] = parameter.detach().contiguous()
-        # A weight that the objective does not depend on has no state.
-        tensors |= {f"{moment}.{name}": own.contiguous() for moment, own in optimizer.state.get(parameter, {}).items()}
-    return tensors, json.dumps({**vars(run), "losses": [*map(float, run.losses)], "history": asdict(run.history)})
+    tensors |= {f"weight.{name}": gathered(weight).contiguous() for name, weight in optimizer.weights.items()}
+    tensors |= optimizer.state()
+    if is_first():
+        tensors |= early_stopping.tensors() if early_stopping else {}
+        state = {**vars(run), "losses": [*map(float, run.losses)], "history": asdict(run.history)}
+        checkpoint.save(tensors, json.dumps(state))
 
 
-def _restored(
-    saved: tuple[dict[str, Tensor], str], trained: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+def _resumed(
+    checkpoint: Checkpoint | None, optimizer: Optimizer, early_stopping: EarlyStopping | None, device: Device
 ) -> _Run | None:
-    """None if the state belongs to another model or device, or to an older Retort: training then starts over."""
+    """None without a checkpoint, or if it belongs to another model or device, or to an older Retort: training then
+    starts over."""
+    saved = None if checkpoint is None else loaded(checkpoint, shares_out=isinstance(optimizer, ShardedAdamW))
+    if saved is None:
+        return None
     tensors, state = saved
-    wanted = {f"weight.{name}": parameter.shape for name, parameter in trained.items()}
-    is_cuda = next(iter(trained.values())).is_cuda
+    wanted = {f"weight.{name}": weight.shape for name, weight in optimizer.weights.items()}
     if {k: v.shape for k, v in tensors.items() if k.startswith("weight.")} != wanted or (
-        is_cuda != ("random.cuda" in tensors)
+        (device.name == "cuda") != ("random.cuda" in tensors)
     ):
         return None
-    for name, parameter in trained.items():
-        parameter.data.copy_(tensors[f"weight.{name}"])
-        if f"{_MOMENTS[0]}.{name}" in tensors:
-            moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
-            optimizer.state[parameter] = moments
+    optimizer.restore(tensors)
     set_random_states({name.removeprefix("random."): v for name, v in tensors.items() if name.startswith("random.")})
     run = _Run(parts=1)
     vars(run).update(json.loads(state))
     run.history = History(**vars(run)["history"])
+    if early_stopping:
+        early_stopping.restore(tensors)
     return run
-
-
-class Schedule:
-    """The batches of all epochs, fixed in advance: of as many epochs as `training` asks for, or of more until there are
-    `min_updates` batches. The last epoch may be incomplete. Only one epoch's batches are in memory: they are made once
-    to be counted, and again, from the same state of the generator, when their epoch begins."""
-
-    def __init__(self, data: TrainingData, training: TrainingConfig, seed: int) -> None:
-        self._data, self._budget_tokens = data, training.batch_tokens
-        self._generator = np.random.default_rng(seed)
-        self._parts: list[tuple[Mapping[str, Any], int]] = []
-        """For each epoch, the generator's state at its beginning and its number of batches."""
-        self.epochs = training.epochs
-        per_epoch = self._add(min(1.0, training.epochs))
-        for done in range(1, math.ceil(training.epochs)):
-            self._add(min(1.0, training.epochs - done))
-        if len(self) < training.min_updates:
-            self.epochs = training.min_updates / per_epoch
-            while (missing := training.min_updates - len(self)) > 0:
-                self._add(1.0, missing)
-
-    def __len__(self) -> int:
-        return sum(count for _, count in self._parts)
-
-    def after(self, step: int) -> Iterator[Indices]:
-        """The batches without the first `step`."""
-        for state, count in self._parts:
-            if step < count:
-                self._generator.bit_generator.state = state
-                yield from self._epoch()[step:count]
-            step = max(0, step - count)
-
-    def _add(self, share: float, most: float = math.inf) -> int:
-        """Add a share of an epoch, of at most so many batches. Returns how many a whole epoch has."""
-        state = self._generator.bit_generator.state
-        whole = len(self._epoch())
-        self._parts.append((state, int(min(math.ceil(whole * share), most))))
-        return whole
-
-    def _epoch(self) -> list[Indices]:
-        return self._data.batches(self._budget_tokens, self._generator)
 
 
 def _make_deterministic(seed: int) -> None:
@@ -222,12 +184,19 @@ def _make_deterministic(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _optimizer(trained: dict[str, torch.nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+def _optimizer(
+    model: torch.nn.Module,
+    trained: dict[str, torch.nn.Parameter],
+    training: TrainingConfig,
+    device: Device,
+    sharding: Sharding | None,
+) -> Optimizer:
+    if sharding is not None:
+        return ShardedAdamW(sharding, trained, training)
+    if device.name == "cpu":
+        return PlainAdamW(trained, training)
+    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
+    return FlatAdamW(model, trained, training, dtype)
 
 
 def _warmup_then_linear(steps: int, warmup_share: float) -> Callable[[int], float]:
@@ -243,14 +212,14 @@ def _warmup_then_linear(steps: int, warmup_share: float) -> Callable[[int], floa
 
 @contextlib.contextmanager
 def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Excludes the modules' weights from training inside the context."""
-    weights = [weight for module in modules for weight in module.parameters()]
-    before = [weight.requires_grad for weight in weights]
-    for weight in weights:
-        weight.requires_grad_(False)
+    """Excludes the modules' weights from training inside the context, which may replace them by others."""
+    before = [weight.requires_grad for module in modules for weight in module.parameters()]
+    for module in modules:
+        module.requires_grad_(False)
     try:
         yield
     finally:
+        weights = [weight for module in modules for weight in module.parameters()]
         for weight, required in zip(weights, before, strict=True):
             weight.requires_grad_(required)
 

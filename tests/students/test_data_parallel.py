@@ -7,19 +7,24 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from joint_training import KINDS, ONE_ROW, SavedOnce, lines, main, of_student, of_watched, result_of, student_of
+from joint_training import (
+    KINDS,
+    ONE_ROW,
+    SavedOnce,
+    assert_learned_alike,
+    assert_nearly_equal,
+    assert_resumed_alike,
+    lines,
+    main,
+    of_student,
+    of_watched,
+    result_of,
+    student_of,
+)
 from retort.store import Store
-
-TOLERANCE = 1e-4
-"""Of the losses, relative: floats are added in another order, and AdamW magnifies that where a gradient is near 0."""
 
 UNUSED = "0"
 """The weight of `Lines` that nothing reads."""
-
-
-@pytest.fixture(scope="module")
-def folders(tiny_encoder: Path, tiny_t5: Path, tiny_causal: Path) -> dict[str, Path]:
-    return {"encoder": tiny_encoder, "t5": tiny_t5, "causal": tiny_causal}
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +35,6 @@ def joint(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     lines(SavedOnce(Store(str(folder / "store")), "1" * 64, 13), dropout=0)
     spawn(main, (folder, folders), nprocs=2)  # type: ignore[no-untyped-call]
     return folder
-
-
-def assert_nearly_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, own in ours.items():
-        torch.testing.assert_close(own, theirs[name], rtol=1e-3, atol=1e-4)
-
-
-def assert_learned_alike(start: dict[str, Tensor], alone: dict[str, Tensor], together: dict[str, Tensor]) -> None:
-    torch.testing.assert_close(together["losses"], alone["losses"], rtol=TOLERANCE, atol=0)
-    apart = sum(float((together[name] - alone[name]).abs().sum()) for name in start)
-    moved = sum(float((alone[name] - weight).abs().sum()) for name, weight in start.items())
-    assert apart < moved / 100
 
 
 def start_of(kind: str, folders: dict[str, Path]) -> dict[str, Tensor]:
@@ -80,11 +72,7 @@ def test_dropout_differs_between_processes_and_a_resumed_training_repeats_it(joi
 
 
 def test_a_checkpoint_resumes_on_another_number_of_processes(joint: Path) -> None:
-    alone, store = lines(dropout=0), Store(str(joint / "store"))
-    assert_nearly_equal(result_of(joint, "saved by one"), alone)
-    resumed = SavedOnce(store, "2" * 64)
-    assert resumed.load() is not None
-    assert_nearly_equal(lines(resumed, dropout=0), alone)
+    assert_resumed_alike(joint)
 
 
 def test_one_process_alone_may_run_out_of_memory(joint: Path) -> None:

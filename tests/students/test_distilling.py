@@ -1,6 +1,8 @@
 """What a student learns from a teacher's lists: the loss is that of plain forward passes, token by token, and the
 target's tokens are the teacher's own."""
 
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from retort.config import CausalConfig, DistillationConfig, StudentTrainingConfi
 from retort.models.device import Device
 from retort.models.weights import find_weights
 from retort.problems import problem_for
+from retort.students import generative, ragged
 from retort.students.base import TopTokens, TrainingRow
 from retort.students.generative import new_generative_student
-from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData
+from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, TrainingPairs
 from retort.students.targets import TextTarget
 from retort.students.token_distillation import Listed, distillation_target, renamed
 
@@ -76,7 +79,9 @@ def test_a_decoders_loss_is_that_of_plain_forward_passes(tiny_causal: Path, obje
     distillation = DistillationConfig(objective=objective, weight=0.7, distillation_temperature=1.5, beta=0.3)
     model = AutoModelForCausalLM.from_pretrained(tiny_causal).eval()
     pairs, teachers = pairs_of_a_teacher()
-    data = CausalTrainingData(model, pairs, pad=0, columns=slice(None), packs=packs, distillation=distillation)
+    data = CausalTrainingData(
+        model, TrainingPairs(pairs), pad=0, columns=slice(None), packs=packs, distillation=distillation
+    )
     expected = []
     for pair, teacher in zip(pairs, teachers, strict=True):
         ids = torch.from_numpy(np.concatenate([pair.source, pair.target]))[None]
@@ -90,7 +95,9 @@ def test_an_encoder_decoders_loss_and_gradient_are_those_of_plain_forward_passes
     distillation = DistillationConfig(objective=objective, weight=1.0)
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval()
     pairs, teachers = pairs_of_a_teacher()
-    data = Seq2SeqTrainingData(model, pairs, pad=0, start=0, columns=slice(None), distillation=distillation)
+    data = Seq2SeqTrainingData(
+        model, TrainingPairs(pairs), pad=0, start=0, columns=slice(None), distillation=distillation
+    )
     expected = []
     for pair, teacher in zip(pairs, teachers, strict=True):
         given = torch.from_numpy(np.concatenate([[0], pair.target[:-1]]))[None]
@@ -114,7 +121,9 @@ def test_lists_of_different_lengths_go_together(tiny_causal: Path) -> None:
 
     def loss(chosen: list[Pair]) -> torch.Tensor:
         distillation = DistillationConfig(weight=1.0)
-        data = CausalTrainingData(model, chosen, pad=0, columns=slice(None), packs=False, distillation=distillation)
+        data = CausalTrainingData(
+            model, TrainingPairs(chosen), pad=0, columns=slice(None), packs=False, distillation=distillation
+        )
         return data.loss(np.arange(len(chosen)))
 
     torch.testing.assert_close(loss(pairs), loss(pairs[:1]) + loss(pairs[1:]), rtol=1e-5, atol=1e-4)
@@ -231,3 +240,41 @@ def test_a_student_becomes_its_teacher(tiny_causal: Path) -> None:
     distilled, counts = distance(distillation=DistillationConfig(weight=1.0))
     assert counts["distilled"] == 24
     assert distilled < plain / 4
+
+
+class Taught:
+    """Rows with all that there can be to learn from, which are made each time one goes through them."""
+
+    def __init__(self, target: TextTarget, count: int) -> None:
+        self._ids, self._count = np.array([*written(target, "play time"), END], dtype=np.int32), count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[TrainingRow]:
+        for number in range(self._count):
+            lists = np.full((2, len(self._ids), 20), number % VOCAB)
+            top = TopTokens(self._ids, lists[0].astype(np.int32), lists[1].astype(np.float32))
+            yield TrainingRow(f"{number} {'a time ' * 8}", "play time", top=top, rationale=f"{number} is a time " * 2)
+
+
+def test_the_rows_of_a_training_are_not_in_memory(
+    target: TextTarget, tiny_causal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ragged, "CHUNK_BYTES", 2**12)
+    monkeypatch.setattr(generative, "_CHUNK_ROWS", 16)
+    distillation = DistillationConfig(weight=0.5)
+    training = StudentTrainingConfig(epochs=1e-9, min_updates=0, distillation=distillation, rationale_weight=0.1)
+    config = CausalConfig(kind="causal", model=str(tiny_causal), target="text", training=training)
+
+    def peak(count: int) -> int:
+        student = new_generative_student(config, find_weights(config), pretrained=True, problem=TEXT)
+        tracemalloc.start()
+        result = student.train(Taught(target, count), training, seed=0, device=CPU)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (result.counts["distilled"], result.counts["rationales"]) == (count, count)
+        return most
+
+    peak(50)  # what is made once
+    assert peak(1500) - peak(500) < 1000 * 2 * 200, "two pairs of a row, each some 100 bytes with its place in an epoch"

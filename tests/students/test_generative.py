@@ -17,6 +17,7 @@ from retort.models.device import Device
 from retort.models.weights import find_weights
 from retort.problems.slots import Slots, encode
 from retort.records.base import ParseFailure
+from retort.students import generative
 from retort.students.base import Prediction, TrainingRow
 from retort.students.generative import GenerativeStudent, new_generative_student
 from retort.students.loading import load_student
@@ -244,3 +245,16 @@ def test_a_long_rationale_is_cut_and_counted(build: Build, rows: list[TrainingRo
     extra, counts = student._rationale_pairs([replace(rows[0], rationale="play " * 100)], pairs, 0.5)
     assert counts == {"rationales": 1, "long_rationales": 1}
     assert len(extra[0].target) == 60
+
+
+def test_texts_are_read_and_answered_a_window_at_a_time(
+    build: Build, rows: list[TrainingRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generative, "WINDOW_ROWS", 8)
+    student, read = build("causal"), list[str]()
+    texts = (read.append(row.text) or row.text for row in rows)
+    outcomes = student.predict(texts, device=CPU, total=len(rows))
+    first = next(outcomes)
+    assert len(read) == 8
+    labels = [one.label for one in (first, *outcomes)]
+    assert labels == [one.label for row in rows for one in said(student, [row.text])]

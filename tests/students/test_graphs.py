@@ -21,9 +21,9 @@ from transformers import (
 
 from retort.config import TrainingConfig
 from retort.models.device import Device
-from retort.students.cuda_graphs import use_fused_norms
+from retort.students.acceleration import use_fused_norms
 from retort.students.encoder import EncodedRow, Encoder
-from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData
+from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, TrainingPairs
 from retort.students.training import TrainingRows, UnitTrainingData, fit
 from retort.students.training_data import PaddedTrainingData
 
@@ -40,10 +40,10 @@ class PadsWithZero:
     pad_token_id: int = 0
 
 
-def pairs() -> list[Pair]:
+def pairs() -> TrainingPairs:
     generator = np.random.default_rng(0)
     sizes = generator.integers(2, 40, size=(48, 2))
-    return [Pair(generator.integers(4, 190, size=s), generator.integers(4, 190, size=t)) for s, t in sizes]
+    return TrainingPairs(Pair(generator.integers(4, 190, size=s), generator.integers(4, 190, size=t)) for s, t in sizes)
 
 
 def t5(dropout: float) -> PaddedTrainingData:
@@ -119,6 +119,8 @@ def test_recorded_passes_train_as_launched_ones(make: Make, monkeypatch: pytest.
     monkeypatch.setattr(CausalTrainingData, "is_recordable", False)
     launched_losses, launched = trained(make(0.0), "fp32")
     assert losses == pytest.approx(launched_losses, rel=1e-4)
+    # A key's bias moves all scores of a query alike, so its gradient is what rounding leaves, and Adam scales it up.
+    weights, launched = ({n: w for n, w in own.items() if not n.endswith("key.bias")} for own in (weights, launched))
     torch.testing.assert_close(weights, launched, rtol=1e-3, atol=1e-4)
 
 
@@ -132,8 +134,9 @@ def test_recorded_training_twice_gives_the_same_weights(make: Make) -> None:
 
 
 @GPU
-def test_a_model_that_cannot_be_recorded_trains_all_the_same() -> None:
-    data = t5(0.0)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_model_that_cannot_be_recorded_trains_all_the_same(dropout: float) -> None:
+    data = t5(dropout)
     forward = data.model.forward
 
     def asks(*args: object, **options: object) -> object:
@@ -144,4 +147,5 @@ def test_a_model_that_cannot_be_recorded_trains_all_the_same() -> None:
     data.model.forward = asks
     with pytest.warns(UserWarning, match="without CUDA graphs"):
         losses, _ = trained(data, "fp32")
-    assert losses == pytest.approx(trained(t5(0.0), "fp32")[0], rel=1e-4)
+    # With dropout, a failed recording has drawn random numbers.
+    assert losses == pytest.approx(trained(t5(dropout), "fp32")[0], rel=0.2 if dropout else 1e-4)

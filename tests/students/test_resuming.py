@@ -67,6 +67,20 @@ def test_a_checkpoint_is_due_after_its_time_only(tmp_path: Path) -> None:
     assert checkpoint.load() is None
 
 
+def test_saving_takes_a_tenth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("retort.students.checkpoints.time.monotonic", lambda: clock[0])
+    checkpoint = StoredCheckpoint(Store(str(tmp_path)), "a" * 64)
+    clock[0] = 45.0
+    assert checkpoint.is_due()
+    clock[0] += 20.0  # of gathering and saving
+    checkpoint.save({"weight": torch.zeros(2)}, "{}")
+    clock[0] += 179.0
+    assert not checkpoint.is_due()
+    clock[0] += 2.0
+    assert checkpoint.is_due()
+
+
 def test_what_does_not_fit_memory_is_halved_in_place() -> None:
     """13 or 14 rows in a step: quarters of at most 4 fit."""
 

@@ -22,7 +22,8 @@ from retort.problems.slots import encode
 from retort.students.classifier import predict
 from retort.students.encoder import Encoder, encode_all, load_encoder, new_encoder
 from retort.students.losses import cross_entropy
-from retort.students.training import History, Schedule, TrainingRows, UnitTrainingData, train
+from retort.students.schedule import Schedule
+from retort.students.training import History, TrainingRows, UnitTrainingData, train
 from separable_slots import SLOTS, separable_rows
 
 MOODS = Classification(["down", "up"])

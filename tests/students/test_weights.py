@@ -9,6 +9,7 @@ import pytest
 
 from retort.config import TokenClassificationConfig
 from retort.errors import ConfigError
+from retort.models import weights
 from retort.models.weights import Weights, find_weights
 from retort.problems.classification import Classification
 from retort.students.encoder import new_encoder
@@ -58,6 +59,12 @@ def test_identity_follows_the_content_and_not_the_place(tiny_encoder: Path, tmp_
 def test_a_model_in_the_home_folder(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tiny_encoder.parent))
     assert find_weights(student(f"~/{tiny_encoder.name}")) == find_weights(student(str(tiny_encoder)))
+
+
+def test_whoever_needs_no_identity_reads_no_weights(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_digest", lambda *_: pytest.fail("a file was read"))
+    found = find_weights(student(str(tiny_encoder)), identify=False)
+    assert (found.address, found.identity) == (str(tiny_encoder), "")
 
 
 def test_a_hub_name_is_known_by_its_revision() -> None:

@@ -1,4 +1,4 @@
-"""The CPU's own dropout drops what torch's drops on average, and nothing else is another."""
+"""The CPU's own dropout drops what torch's drops on average, its attention is torch's, and nothing else is another."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retort.students.dropout import LEAST_VALUES, CpuDropout, mask_of
+from retort.students.cpu_kernels import LEAST_VALUES, LONGEST_CAST, CpuKernels, mask_of
 
 SHAPE = (4, 8, 64, 64)
 
@@ -38,7 +38,7 @@ def test_masks_differ_and_come_again_with_the_seed_whatever_the_threads() -> Non
 def test_dropout_multiplies_value_and_gradient_by_its_mask(dtype: torch.dtype) -> None:
     value = torch.randn(SHAPE, dtype=dtype, requires_grad=True)
     torch.manual_seed(1)
-    with CpuDropout():
+    with CpuKernels():
         dropped = functional.dropout(value, 0.25)
         module = torch.nn.Dropout(0.25)(value)
     torch.manual_seed(1)
@@ -53,7 +53,7 @@ def test_dropout_multiplies_value_and_gradient_by_its_mask(dtype: torch.dtype) -
 @pytest.mark.parametrize("value", [torch.ones(LEAST_VALUES - 1), torch.ones(LEAST_VALUES)])
 @pytest.mark.parametrize(("p", "training"), [(0.0, True), (1.0, True), (0.3, False)])
 def test_nothing_to_draw_is_as_without(value: Tensor, p: float, training: bool) -> None:
-    with CpuDropout():
+    with CpuKernels():
         assert torch.equal(functional.dropout(value, p, training), functional.dropout(value, p, training))
         assert torch.equal(torch.relu(value), value)
 
@@ -62,7 +62,7 @@ def test_small_tensors_are_left_to_torch() -> None:
     torch.manual_seed(0)
     expected = functional.dropout(torch.ones(100), 0.5)
     torch.manual_seed(0)
-    with CpuDropout():
+    with CpuKernels():
         assert torch.equal(functional.dropout(torch.ones(100), 0.5), expected)
 
 
@@ -78,7 +78,7 @@ def test_attention_with_dropout_is_attention_on_average(mask: Tensor | None, sca
     torch.manual_seed(0)
     query, key, value = (torch.randn(4, 8, 64, 16) / 2 for _ in range(3))
     options = {"attn_mask": mask, "scale": scale, "is_causal": mask is None}
-    with CpuDropout():
+    with CpuKernels():
         assert torch.equal(
             functional.scaled_dot_product_attention(query, key, value, **options),
             functional.scaled_dot_product_attention(query, key, value, dropout_p=0.0, **options),
@@ -92,3 +92,32 @@ def test_attention_with_dropout_is_attention_on_average(mask: Tensor | None, sca
     assert float(spread.mean()) > 0.01
     # Standard errors of the mean; of 32,768 values, none is expected beyond 6.
     assert float((errors.abs() / (spread / math.sqrt(200) + 1e-6)).max()) < 6
+
+
+@pytest.mark.parametrize("mask", masks(), ids=["none", "bool", "bias"])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_attention_of_short_texts_is_computed_in_fp32_where_autocast_asks_for_bf16(
+    mask: Tensor | None, scale: float | None
+) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 8, 64, 16).bfloat16().requires_grad_() for _ in range(3)]
+    options = {"attn_mask": mask, "scale": scale, "is_causal": mask is None}
+    expected = functional.scaled_dot_product_attention(*(one.float() for one in inputs), **options)
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    with torch.autocast("cpu", torch.bfloat16), CpuKernels():
+        got = functional.scaled_dot_product_attention(*inputs, **options)
+    assert got.dtype == torch.bfloat16, "what follows is computed as before"
+    assert torch.equal(got, expected.bfloat16()), "torch's own bf16 kernel rounds its shares, too"
+    gradients = torch.autograd.grad(got.float().square().sum(), inputs)
+    assert all(torch.allclose(one, other, rtol=0.02, atol=0.05) for one, other in zip(gradients, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("length", "is_cast"), [(LONGEST_CAST, True), (LONGEST_CAST + 1, False)])
+def test_attention_of_long_texts_is_left_to_torch(length: int, is_cast: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, length, 16).bfloat16() for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = functional.scaled_dot_product_attention(query, key, value)
+        with CpuKernels():
+            own = functional.scaled_dot_product_attention(query, key, value)
+    assert torch.equal(plain, own) is not is_cast
