@@ -2,10 +2,10 @@
 
     python benchmarks/teacher_gpu.py [--python PYTHON] [--rows 8192] [--json FILE]
     python benchmarks/teacher_gpu.py --model FOLDER [--python PYTHON] [--rows 4096] [--sets snips craft]
-        [--completions FOLDER] [--set tensor_parallel=2] [--json FILE]
+        [--completions FOLDER] [--set tensor_parallel=2 preparation=graphs] [--log FILE] [--json FILE]
 
 The second command runs in Retort's environment; `teacher_labels.py` says what it measures: the cost of holding a real
-model's labels to a grammar.
+model's labels to a grammar, and how long its engine takes to start. `--log` keeps the engine's own words, with times.
 
 The first one uses a model of Qwen3-8B's shape with dummy weights. Each prompt has 50 demonstrations from examples/snips
 (about 2,000 tokens) and one row, no two rows alike; both sides generate exactly 32 tokens per completion. Each part is
@@ -26,6 +26,7 @@ import argparse
 import gzip
 import itertools
 import json
+import logging
 import os
 import queue
 import signal
@@ -64,6 +65,7 @@ arguments.add_argument("--shape", choices=SHAPES, default="qwen3-8b")
 arguments.add_argument("--minutes", type=float, default=9.0, help="for all of it")
 arguments.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="with --model: of the teacher")
 arguments.add_argument("--completions", type=Path, help="with --model: where completions and log-probabilities go")
+arguments.add_argument("--log", type=Path, help="with --model: where the engine's log goes")
 arguments.add_argument("--json", type=Path)
 arguments.add_argument("--part", choices=PARTS, help="what a process of the benchmark itself is to do")
 arguments.add_argument("--folder", type=Path, help="the model, of that process")
@@ -270,6 +272,9 @@ def measure_labels() -> None:
 
     from benchmarks.teacher_labels import measure, show
 
+    if given.log:
+        logging.getLogger("retort.teachers.vllm").setLevel(logging.INFO)
+        logging.basicConfig(filename=given.log, format="%(asctime)s %(message)s")
     results = []
     own = {"model": str(given.model.resolve()), "python": given.python}
     own |= {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given.set)}

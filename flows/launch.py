@@ -19,17 +19,20 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from retort.commands.plan import plan, repair
+from retort.commands.plan import repair
 from retort.config import RecipeConfig
 from retort.errors import RetortError
 from retort.io.terminal import Spoken, printable, say, say_command
 from retort.recipes import load_config, recipe_of
 from retort.recipes.scope import Scope
+from retort.recipes.walk import missing_steps
 from retort.records.base import Record
+from retort.steps.base import Step
 from retort.tracking.address import tracking_uri, without_secrets
+from tasks.ahead import begin_engine, end_engine
 from tasks.child_process import warm_up
 
 if TYPE_CHECKING:
@@ -66,15 +69,17 @@ def main() -> None:
             for fault in asyncio.run(repair(config)):
                 say(f"made again: {fault}", file=sys.stderr)
         config = recipe_of(config).check(config)
-        if any(stage.status == "MISS" for stage in asyncio.run(plan(config)).stages):
+        if missing := asyncio.run(missing_steps(recipe_of(config), config)):
             warm_up()  # imports torch in the server process while this process imports Prefect
-        finished = run(config, path, options)
+        finished = run(config, path, options, missing if options.scope == Scope() else ())
     except RetortError as error:
         say(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped; what is finished is kept: the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    finally:
+        asyncio.run(end_engine())
     seconds = time.monotonic() - started
     if not (options.json_output and options.quiet):
         arguments = [path, *(f"--set={field}" for field in options.overrides)]
@@ -85,9 +90,11 @@ def main() -> None:
     gc.freeze()  # spares a last scan at exit
 
 
-def run(config: RecipeConfig, path: str, options: RunOptions) -> "Finished":
-    """Run the flow, with its progress on standard error."""
+def run(config: RecipeConfig, path: str, options: RunOptions, missing: Sequence[Step]) -> "Finished":
+    """Run the flow, with its progress on standard error. `missing` are the steps that it will make, in order, if they
+    are known."""
     with in_terminal(quiet=options.quiet):
+        begin_engine(config.run_settings, missing)
         flow = flow_of(config)
         thaw()
         scope = {name: value for name, value in options.scope.model_dump(mode="json").items() if value}

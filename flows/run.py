@@ -9,6 +9,8 @@ The report is shown as artifacts on this run's page.
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import os
 import time
 from collections import defaultdict
@@ -41,6 +43,7 @@ from retort.store.opening import open_store
 from retort.store.runs import RunRecord, keep_run
 from retort.tracking.champion import reigning_student
 from retort.tracking.commit import git_commit
+from tasks.ahead import end_engine
 from tasks.artifacts import show_report
 from tasks.child_process import end_waiting
 from tasks.gpu_slots import num_places, num_wanted
@@ -115,6 +118,7 @@ async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     try:
         return await _run_steps(config, scope)
     finally:
+        await end_engine()
         await end_waiting()
 
 
@@ -179,7 +183,7 @@ class Places:
 
     With GPUs: as many that need them as `num_places` has room for, beside one for each core that need none. Without: a
     student takes the share of the cores that its threads use, or one of `parallel_students` places, and any other step
-    a core.
+    a core. Urgent steps go first.
     """
 
     def __init__(self, execution: ExecutionConfig) -> None:
@@ -193,11 +197,12 @@ class Places:
     async def place_for(self, step: Step) -> AsyncIterator[None]:
         is_student = step.resources.gpu in ("one", "several")
         if self._gpus and step.resources.gpu != "none":
-            async with self._gpu.taken(min(num_wanted(step, self._execution), self._gpus)):
-                yield
-            return
-        cores = max(1, self._cores // step.siblings) if is_student and self._students_share_cores else 1
-        async with self._cpu.taken(cores):
+            room, count = self._gpu, min(num_wanted(step, self._execution), self._gpus)
+        elif is_student and self._students_share_cores:
+            room, count = self._cpu, max(1, self._cores // step.cpu_shares)
+        else:
+            room, count = self._cpu, 1
+        async with room.taken(count, urgent=step.is_urgent):
             yield
 
 
@@ -205,17 +210,33 @@ class _Room:
     """Places, of which a step may take several."""
 
     def __init__(self, places: int) -> None:
-        self._free = asyncio.Semaphore(places)
-        self._turn = asyncio.Lock()
-        """Whoever wants several places waits for them alone, so that steps that want one do not keep it waiting."""
+        self._free, self._numbers = places, itertools.count()
+        self._waiting: list[tuple[bool, int, int, asyncio.Future[None]]] = []
+        """(not urgent, number, places wanted, set once they are taken): a heap. Whoever is first waits until all its
+        places are free, so that steps that want one do not keep it waiting."""
 
     @contextlib.asynccontextmanager
-    async def taken(self, count: int) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as held:
-            async with self._turn:
-                for _ in range(count):
-                    await held.enter_async_context(self._free)
+    async def taken(self, count: int, *, urgent: bool = True) -> AsyncIterator[None]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (not urgent, next(self._numbers), count, turn))
+        self._let_in()
+        try:
+            await turn
             yield
+        finally:
+            if not turn.cancelled():  # else it was canceled while it waited
+                self._free += count
+            self._let_in()
+
+    def _let_in(self) -> None:
+        while self._waiting:
+            _, _, count, turn = self._waiting[0]
+            if not turn.cancelled():
+                if count > self._free:
+                    return
+                self._free -= count
+                turn.set_result(None)
+            heapq.heappop(self._waiting)
 
 
 def record(settings: RunSettings, started: str, refs: Iterable[ArtifactRef]) -> RunRecord:

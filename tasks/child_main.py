@@ -5,6 +5,7 @@ import gc
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from retort.errors import ChildOutOfMemory, RetortError
 from tasks.gpu_locks import holder
@@ -42,8 +43,8 @@ class Call(NamedTuple):
     function: Callable[..., Any]
     """Called with `args` and a callback for progress."""
     args: tuple[object, ...]
-    stay: bool
-    """Whether the child is to stay for another call."""
+    stay: Literal["no", "clean", "always"]
+    """Whether the child is to stay for another call; clean: if this one leaves no memory and no processes behind."""
 
 
 def child_main(pipe: Connection, surroundings: Surroundings, locks: Sequence[Path], parent: int) -> None:
@@ -56,11 +57,12 @@ def child_main(pipe: Connection, surroundings: Surroundings, locks: Sequence[Pat
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
     gc.freeze()  # what was imported lives on and need not be scanned after each call
-    settings = _Settings()
+    settings = _Settings() if "torch" in sys.modules else None  # without it, none of them was changed
     stays = True
     while stays and (message := _next_message(inbox, locks, parent)):
         _enter(surroundings)  # the call before may have changed them
-        settings.restore()
+        if settings:
+            settings.restore()
         stays = _do(_Line(pipe), message)
     os._exit(0)
 
@@ -94,7 +96,7 @@ def _do(line: "_Line", message: bytes) -> bool:
     """Do one call; returns whether the child can do another."""
     line.send("taken", None)
     kind, value, stay = _outcome(line, message)
-    stays = kind == "result" and stay and _is_clean()
+    stays = kind == "result" and (stay == "always" or (stay == "clean" and _is_clean()))
     try:
         line.send(kind, (value, stays) if kind == "result" else value, last=True)
     except Exception as error:  # a result that cannot be pickled
@@ -122,21 +124,21 @@ class _Line:
             self.send("progress", (done, total, note))
 
 
-def _outcome(line: _Line, message: bytes) -> tuple[str, Any, bool]:
-    """(kind, value, whether the child was to stay)"""
+def _outcome(line: _Line, message: bytes) -> tuple[str, Any, str]:
+    """(kind, value, whether the child is to stay)"""
     try:
         call: Call = ForkingPickler.loads(message)
         return "result", call.function(*call.args, line.progress), call.stay
     except RetortError as error:
-        return "error", error, False
+        return "error", error, "no"
     except MemoryError:
-        return "error", ChildOutOfMemory("the machine's memory was too small"), False
+        return "error", ChildOutOfMemory("the machine's memory was too small"), "no"
     except (Exception, SystemExit) as error:  # sent to the parent, which logs it and raises ChildCrashed
         if type(error).__name__ == "OutOfMemoryError":
-            return "error", ChildOutOfMemory("the GPU's memory was too small"), False
+            return "error", ChildOutOfMemory("the GPU's memory was too small"), "no"
         if isinstance(error, RuntimeError) and _CPU_MEMORY in str(error):
-            return "error", ChildOutOfMemory("the machine's memory was too small"), False
-        return *_crash(error), False
+            return "error", ChildOutOfMemory("the machine's memory was too small"), "no"
+        return *_crash(error), "no"
 
 
 def _crash(error: BaseException) -> tuple[str, Any]:

@@ -18,10 +18,12 @@ import threading
 import time
 import types
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
 
 from retort.errors import ChildCrashed, ChildKilled, ChildTimedOut, RetortError
 from retort.records.base import Progress
@@ -34,7 +36,7 @@ _POLL_SECONDS = 0.5
 _FALLOUT_SECONDS = 1.0
 """How long after a failure the failures that it causes, or that caused it, are waited for."""
 _log = logging.getLogger(__name__)
-_context = get_context("forkserver")
+_context, _alone = get_context("forkserver"), get_context("spawn")
 # Lets the children's threads sleep while they wait for each other. By default they spin, and then a single other busy
 # process on the machine makes training ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -42,8 +44,8 @@ _context.set_forkserver_preload(
     [
         *("tasks.child_main", "retort.recipes", "retort.recipes.execute"),
         *("retort.students.loading", "retort.students.training"),
-        # Imported late by pyarrow, transformers and bucket stores; without this, every child would import them again.
-        *("pandas", "transformers.models.bert.modeling_bert", "retort.store.bucket"),
+        # Imported late, by pyarrow, hygiene, transformers and bucket stores; every child would import them again.
+        *("pandas", "datasketch", "transformers.models.bert.modeling_bert", "retort.store.bucket"),
     ]
 )
 
@@ -67,11 +69,18 @@ async def in_child(
     the same place, and may stay for later ones; with no place it ends with this call. Raises ChildTimedOut,
     ChildKilled, ChildOutOfMemory or ChildCrashed if there is no result. Canceling kills the child at once.
     """
-    call = Call(function, args, stay=place is not None)
+    call = Call(function, args, stay="clean" if place is not None and not place.kept_for else "no")
     while (child := await _waiting_child(place)) is not None:
         with contextlib.suppress(_DiedWaiting):
             return cast(T, await _done_by(child, call, timeout_seconds, on_progress))
     return cast(T, await _done_by(_Child(place or Place()), call, timeout_seconds, on_progress))
+
+
+async def begin_in_child(function: Callable[..., T], *args: object, timeout_seconds: float, place: Place) -> T:
+    """Like `in_child`, in a new child that stays with what it started, for one more call at the same place. It imports
+    only what it needs, so that it need not wait for the fork server's torch."""
+    call = Call(function, args, stay="always")
+    return cast(T, await _done_by(_Child(place, _alone), call, timeout_seconds, lambda *_: None))
 
 
 async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
@@ -92,11 +101,18 @@ async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
 
 
 async def end_waiting(place: Place | None = None) -> None:
-    """End the children that wait for another call, all of them or those on the GPUs of a place."""
-    for locks in list(_waiting):
-        if place is None or set(locks) & set(place.locks):
-            for child in _waiting.pop(locks, []):
+    """End the children that wait for another call, all of them or those on the GPUs of a place; those that a place is
+    kept for stay."""
+    for at in list(_waiting):
+        if place is None or (set(at.locks) & set(place.locks) and not (at.kept_for and at == _at(place))):
+            for child in _waiting.pop(at, []):
                 await asyncio.to_thread(child.end)
+
+
+async def end_kept(place: Place) -> None:
+    """End the child that waits at a place that is kept for a step."""
+    for child in _waiting.pop(_at(place), []):
+        await asyncio.to_thread(child.end)
 
 
 class _DiedWaiting(Exception):
@@ -106,11 +122,11 @@ class _DiedWaiting(Exception):
 class _Child:
     """A child process. It is made in no time, started by `start`, and gone after `end`."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, context: ForkServerContext | SpawnContext = _context) -> None:
         self.place, self.surroundings = place, _surroundings(place)
         self.has_stayed = False
-        self.pipe, self._theirs = _context.Pipe()
-        self._process = _context.Process(
+        self.pipe, self._theirs = context.Pipe()
+        self._process = context.Process(
             target=child_main, args=(self._theirs, self.surroundings, place.locks, os.getpid()), daemon=True
         )
 
@@ -142,8 +158,19 @@ class _Child:
         return ChildKilled(f"the child process ended with exit code {exit_code} and no result")
 
 
-_waiting: defaultdict[Sequence[object], list[_Child]] = defaultdict(list)
-"""Children that wait for another call, by the locks of their GPUs."""
+class _At(NamedTuple):
+    """Where a child waits: on these GPUs, for any step or for one."""
+
+    locks: tuple[Path, ...]
+    kept_for: str
+
+
+def _at(place: Place) -> _At:
+    return _At(place.locks, place.kept_for)
+
+
+_waiting: defaultdict[_At, list[_Child]] = defaultdict(list)
+"""Children that wait for another call."""
 
 
 def _surroundings(place: Place) -> Surroundings:
@@ -151,10 +178,11 @@ def _surroundings(place: Place) -> Surroundings:
 
 
 async def _waiting_child(place: Place | None) -> _Child | None:
-    """A child that waits at the place, in the surroundings of now; all others there are ended."""
-    while place is not None and (children := _waiting[place.locks]):
+    """A child that waits at the place, in the surroundings of now; all others there are ended. One that was begun for a
+    single step has the surroundings of then."""
+    while place is not None and (children := _waiting[_at(place)]):
         child = children.pop()
-        if child.surroundings == _surroundings(place) and child.is_alive():
+        if (place.kept_for or child.surroundings == _surroundings(place)) and child.is_alive():
             return child
         await asyncio.to_thread(child.end)
     return None
@@ -174,7 +202,7 @@ async def _done_by(child: _Child, call: Call, timeout_seconds: float, on_progres
             await starting  # if canceled while the fork server still imports torch, wait until there is a child to kill
         if stays:
             child.has_stayed = True
-            _waiting[child.place.locks].append(child)
+            _waiting[_at(child.place)].append(child)
         else:
             await asyncio.to_thread(child.end)
 

@@ -8,11 +8,12 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from retort.errors import StageFailed
+from retort.models.gpus import identity
 
 FOLDER = Path("/tmp/retort-gpus")
 """For all users and runs of the machine, so not below TMPDIR."""
@@ -26,6 +27,8 @@ class Place:
     """The lock files of its GPUs."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables with which it sees only these GPUs."""
+    kept_for: str = ""
+    """Key of the step that alone is made there, whose engine was started ahead."""
 
     @property
     def gpus(self) -> tuple[str, ...]:
@@ -52,6 +55,17 @@ _holds: dict[Path, _Hold] = {}
 def lock_of(gpu: str) -> Path:
     """The lock file of a GPU, given as a UUID or another name of its own."""
     return FOLDER / f"{re.sub(r'[^A-Za-z0-9.-]', '_', gpu)}.lock"
+
+
+def own_lock(gpu: str) -> Path:
+    """The lock file of a GPU that this process sees, given as an entry of CUDA_VISIBLE_DEVICES."""
+    return lock_of(identity(gpu))
+
+
+def place_on(gpus: Sequence[str]) -> Place:
+    """The place on GPUs, given as entries of CUDA_VISIBLE_DEVICES."""
+    order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return Place(tuple(map(own_lock, gpus)), {**order, "CUDA_VISIBLE_DEVICES": ",".join(gpus)})
 
 
 def take(lock: Path, shares: int) -> bool:

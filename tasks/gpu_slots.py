@@ -12,16 +12,16 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from pathlib import Path
 
 from prefect.concurrency.asyncio import AcquireConcurrencySlotTimeoutError, ConcurrencySlotAcquisitionError, concurrency
 
 from retort.config import ExecutionConfig
 from retort.errors import ConfigError
-from retort.models.gpus import SHARED_GPUS, identity, num_shared, usable_gpus
+from retort.models.gpus import SHARED_GPUS, num_shared, usable_gpus
 from retort.recipes.checks import check_gpus_per_student
 from retort.steps.base import Step
-from tasks.gpu_locks import Place, give_back, holder, lock_of, num_users, take
+from tasks.ahead import end_engine, engine_for
+from tasks.gpu_locks import Place, give_back, holder, num_users, own_lock, place_on, take
 from tasks.progress import tell
 
 LEASE_SECONDS = 60
@@ -55,7 +55,8 @@ def _most_wanted(execution: ExecutionConfig) -> int:
 
 @asynccontextmanager
 async def gpus_for(step: Step, execution: ExecutionConfig) -> AsyncIterator[Place]:
-    """Wait for free GPUs, and yield the place where the step runs.
+    """Wait for free GPUs, and yield the place where the step runs: for a labeling whose engine was started ahead, that
+    of the engine. If another step wants a GPU first, that engine is ended.
 
     With more `parallel_students` than GPUs, that many share the GPUs evenly. Raises ConfigError if there are fewer GPUs
     than `gpus_per_student`, or if RETORT_GPUS is set and the limits do not exist: without them, two students could
@@ -64,6 +65,12 @@ async def gpus_for(step: Step, execution: ExecutionConfig) -> AsyncIterator[Plac
     needed, gpus = step.resources.gpu, usable_gpus()
     if needed == "several":
         check_gpus_per_student(execution)
+    if ahead := engine_for(step):
+        async with ahead.taken() as place:
+            yield place
+        return
+    if needed != "none":
+        await end_engine()
     if not gpus or needed == "none" or (needed != "all" and execution.device == "cpu"):
         yield Place()
         return
@@ -77,12 +84,7 @@ async def gpus_for(step: Step, execution: ExecutionConfig) -> AsyncIterator[Plac
             await _take_slots(held, range(len(gpus)), timeout_seconds=None)
         else:
             mine = await _some_of(held, gpus, count, shares)
-        order = {} if "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        yield Place(tuple(map(_lock, mine)), {**order, "CUDA_VISIBLE_DEVICES": ",".join(mine)})
-
-
-def _lock(gpu: str) -> Path:
-    return lock_of(identity(gpu))
+        yield place_on(mine)
 
 
 async def _some_of(held: AsyncExitStack, gpus: list[str], count: int, shares: int) -> list[str]:
@@ -106,15 +108,15 @@ async def _first_free(held: AsyncExitStack, gpus: list[str], count: int, shares:
     while True:
         with ExitStack() as trying:
             mine: list[str] = []
-            for gpu in sorted(gpus, key=lambda gpu: num_users(_lock(gpu))):
-                if len(mine) < count and take(_lock(gpu), shares):
-                    trying.callback(give_back, _lock(gpu))
+            for gpu in sorted(gpus, key=lambda gpu: num_users(own_lock(gpu))):
+                if len(mine) < count and take(own_lock(gpu), shares):
+                    trying.callback(give_back, own_lock(gpu))
                     mine.append(gpu)
             if len(mine) == count:
                 held.enter_context(trying.pop_all())
                 return mine
         if not told and time.monotonic() - started > _SILENT_SECONDS:
-            holders = {gpu: holder(_lock(gpu)) for gpu in gpus}
+            holders = {gpu: holder(own_lock(gpu)) for gpu in gpus}
             others = [f"GPU {gpu} (process {pid})" for gpu, pid in holders.items() if pid not in (None, os.getpid())]
             if others:
                 told = True

@@ -60,9 +60,9 @@ async def perform(settings: RunSettings, step: Step) -> ArtifactRef | State[Arti
 
 
 def task_of(step: Step) -> Task[[RunSettings, Step], Any]:
-    """`perform`, named after the step's kind so that people find it."""
-    tags = [step.resources.work_pool] if step.resources.work_pool else []
-    return perform.with_options(name=step.kind, description=type(step).__doc__, tags=tags)
+    """`perform`, named after the step's kind so that people find it. It has no tags: for each, Prefect would ask its
+    server for a limit before the task starts, which takes two seconds."""
+    return perform.with_options(name=step.kind, description=type(step).__doc__)
 
 
 async def _here(settings: RunSettings, step: Step) -> ArtifactRef:

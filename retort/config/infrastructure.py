@@ -46,7 +46,7 @@ class ExecutionConfig(Settings):
     gpus_per_student: Annotated[int, Field(ge=1)] = 1
     """The most GPUs of one machine that train a student together, each computing a share of every step's rows. Students
     trained side by side share the GPUs evenly first. The steps stay the same, so this is worth while where a step keeps
-    one GPU busy: many `batch_tokens`, a large model."""
+    one GPU busy: many `batch_tokens`, a large model. A student that does not fit one GPU is divided among them."""
     stage_timeout_seconds: Annotated[float, Field(gt=0)] = 24 * 3600
     """A supervised child process that runs longer is killed, and its stage fails."""
     teacher_pool: Text | None = None

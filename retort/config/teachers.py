@@ -220,6 +220,9 @@ class LlmTeacherConfig(Settings):
         return self
 
 
+Preparation = Literal["full", "graphs", "none"]
+
+
 class VllmConfig(LlmTeacherConfig):
     """Local vLLM engines, one process per GPU (or group of GPUs that hold one copy), in vLLM's environment."""
 
@@ -251,6 +254,9 @@ class VllmConfig(LlmTeacherConfig):
     """Context length in tokens, prompt and completion. Default: the model's."""
     max_sequences: Annotated[int, Field(ge=1)] | None = None
     """Completions generated concurrently. Default: vLLM's choice. Halved after an out-of-memory error."""
+    preparation: Annotated[Preparation, Field(exclude_if=lambda chosen: chosen == "full")] = "full"
+    """What an engine on a GPU prepares when it starts. full: compiled kernels and CUDA graphs, for many rows. graphs:
+    CUDA graphs of whole decoding steps, without compiling. none: nothing; it starts soonest, and writes slowest."""
     python: Address = ".venv-teacher/bin/python"
     """The interpreter of vLLM's environment, which `make teacher` builds."""
     stall_seconds: Annotated[float, Field(gt=0)] = 300

@@ -8,10 +8,11 @@ from retort.models.weights import Weights, find_weights
 FIELD = "teacher.model"
 
 
-def teacher_weights(teacher: LlmTeacherConfig, endpoint_url: str | None) -> Weights | None:
-    """The model's weights; None for an endpoint, which hosts its own. Raises ConfigError if there is no such model."""
+def teacher_weights(teacher: LlmTeacherConfig, endpoint_url: str | None, *, identify: bool = True) -> Weights | None:
+    """The model's weights (see `find_weights`); None for an endpoint, which hosts its own. Raises ConfigError if there
+    is no such model."""
     if isinstance(teacher, VllmConfig | TransformersConfig):
-        return find_weights(teacher, endpoint_url, field=FIELD)
+        return find_weights(teacher, endpoint_url, field=FIELD, identify=identify)
     return None
 
 

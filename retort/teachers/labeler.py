@@ -270,7 +270,8 @@ class Labeler:
             started = time.monotonic()
             self.progress(0, 1, "starting the teacher")
             self._client = self._stack.enter_context(self.open_client())
-            self.usage.start_seconds = time.monotonic() - started
+            own = float(self._client.facts.get("start_seconds", 0.0))  # an engine may have been started ahead
+            self.usage.start_seconds = max(own, time.monotonic() - started)
             self.usage.num_gpus = int(self._client.facts.get("num_gpus", 0))
         return self._client
 

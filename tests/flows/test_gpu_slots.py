@@ -396,3 +396,8 @@ def most_at_once(config: MckdConfig, monkeypatch: pytest.MonkeyPatch, wanted: li
     monkeypatch.setattr(flow, "task_of", task_of)
     asyncio.run(all_of_them())
     return most
+
+
+def test_a_task_has_no_tags() -> None:
+    """For each tag, Prefect asks its server for a limit before the task starts: two seconds of a step."""
+    assert not steps.task_of(student()).tags

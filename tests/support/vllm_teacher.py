@@ -1,5 +1,6 @@
 """A real vLLM teacher: its environment, its settings for a tiny model, and its requests."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,10 @@ def endless() -> Iterator[CompletionRequest]:
     while True:
         number += 1
         yield new_request(number, f"song {number}", max_tokens=1 + number % 64)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie counts as gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A stand-in for the interpreter of vLLM's environment: reports that vLLM is installed, and plays the engine as
-FAKE_ENGINE says.
+FAKE_ENGINE says, ready after FAKE_START_SECONDS.
 
 It completes each request with the GPUs that it sees.
 """
@@ -38,7 +38,9 @@ if mode in ("out of memory", "context"):
     say(fatal={"reason": "engine", "field": "", "detail": detail})
     sys.exit(1)
 num_gpus = options["tensor_parallel"] * options["pipeline_parallel"]
-say(ready={"window": 4, "num_gpus": num_gpus, "start_seconds": 0.5, "options": options})
+start_seconds = float(os.environ.get("FAKE_START_SECONDS", "0"))
+time.sleep(start_seconds)
+say(ready={"window": 4, "num_gpus": num_gpus, "start_seconds": start_seconds, "options": options})
 for number, line in enumerate(sys.stdin):
     message = json.loads(line)
     if "id" not in message:

@@ -1,5 +1,8 @@
 """Retort's side of the vLLM teacher, with a fake engine that speaks the same protocol."""
 
+import itertools
+import os
+import signal
 import time
 from collections import Counter
 from contextlib import AbstractContextManager
@@ -13,6 +16,7 @@ from retort.errors import ChildOutOfMemory, ConfigError, TeacherUnavailable
 from retort.teachers.requests import Completion, CompletionRequest, Prompt, Turn
 from retort.teachers.vllm.client import VllmClient, open_vllm
 from retort.teachers.vllm.engine import failures
+from vllm_teacher import gone
 
 FAKE = Path(__file__).with_name("fake_python.py")
 SHARED = (Turn("system", "Label it."),)
@@ -116,6 +120,29 @@ def test_an_engine_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(TeacherUnavailable, match=r"ended with exit code 7; its last words: .*while it lasted"):
             found += answering
         assert len(found) == 4
+
+
+def test_an_engine_that_is_killed() -> None:
+    with opened(tensor_parallel=2) as client:
+        answering = client.ask(map(new_request, itertools.count()))
+        found = [next(answering) for _ in range(20)]
+        os.kill(client.engines[0].pid, signal.SIGKILL)
+        with pytest.raises(TeacherUnavailable, match="SIGKILL"):
+            found += answering
+        assert len({answer.key for answer in found}) == len(found)
+    assert gone(client.engines[0].pid)
+
+
+def test_an_engine_that_hangs() -> None:
+    with opened(tensor_parallel=2, stall_seconds=1) as client:
+        answering = client.ask(map(new_request, itertools.count()))
+        next(answering)
+        os.kill(client.engines[0].pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        with pytest.raises(TeacherUnavailable, match=r"hung.*teacher\.stall_seconds = 1"):
+            list(answering)
+        assert 0.5 < time.monotonic() - stopped < 10
+    assert gone(client.engines[0].pid)
 
 
 def test_an_engine_that_gives_no_token(monkeypatch: pytest.MonkeyPatch) -> None:

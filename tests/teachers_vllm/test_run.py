@@ -1,5 +1,6 @@
 """Whole runs with real vLLM on the CPU: constrained decoding, soft labels, a real OpenAI server, and deaths."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -141,8 +142,12 @@ def kill(process: subprocess.Popen[str], store: Path, what: str, before: int) ->
 
 
 def engines_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in below if str(PYTHON.parent) in " ".join(child.cmdline()[:1])]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if str(PYTHON.parent) in " ".join(child.cmdline()[:1]):
+                found.append(child)
+    return found
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """Real vLLM on the CPU with a tiny causal model. An engine takes 25 s to start, so most tests share one."""
 
-import contextlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,12 +14,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from retort.config import Problem, TextConfig
-from retort.errors import ConfigError, TeacherUnavailable
+from retort.errors import ConfigError
 from retort.problems import Constraint, problem_for
 from retort.records.base import ParseFailure
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
 from retort.teachers.vllm.client import ENGINE, VllmClient, engine_options, open_vllm
-from vllm_teacher import CONTEXT, DEMONSTRATIONS, PYTHON, ROOT, config_for, endless, new_request
+from vllm_teacher import CONTEXT, DEMONSTRATIONS, PYTHON, ROOT, config_for, gone, new_request
 
 pytestmark = pytest.mark.teacher
 
@@ -225,29 +223,6 @@ def test_hundreds_of_verbalizers(client: VllmClient) -> None:
     assert sum(math.exp(score) for score in completion.scores) < 1
 
 
-def test_a_killed_engine(tiny_causal: Path) -> None:
-    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as client:
-        answering = client.ask(endless())
-        found = [next(answering) for _ in range(20)]
-        os.kill(client.engines[0].pid, signal.SIGKILL)
-        with pytest.raises(TeacherUnavailable, match="SIGKILL"):
-            found += answering
-        assert len({completion.key for completion in found}) == len(found)
-    assert gone(client.engines[0].pid)
-
-
-def test_an_engine_that_hangs(tiny_causal: Path) -> None:
-    with open_vllm(config_for(tiny_causal, stall_seconds=3), 0, str(tiny_causal), None) as client:
-        answering = client.ask(endless())
-        next(answering)
-        os.kill(client.engines[0].pid, signal.SIGSTOP)
-        stopped = time.monotonic()
-        with pytest.raises(TeacherUnavailable, match=r"teacher\.stall_seconds = 3"):
-            list(answering)
-        assert 2 < time.monotonic() - stopped < 10
-    assert gone(client.engines[0].pid)
-
-
 PARENT = """
 import sys
 from pathlib import Path
@@ -273,13 +248,6 @@ def test_a_killed_parent(tiny_causal: Path) -> None:
             time.sleep(0.05)
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie counts as gone."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
-
-
 def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
     with (
         pytest.raises(ConfigError, match=r"teacher\.model = .*decoder-only"),
@@ -288,21 +256,36 @@ def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
         pass
 
 
-def test_sizes_and_quantization_reach_vllm(tiny_causal: Path) -> None:
-    """No GPU is needed to see what vLLM is told."""
-    config = config_for(tiny_causal, tensor_parallel=2, pipeline_parallel=3, quantization="fp8", max_length=512)
-    options = engine_options(config, 0, str(tiny_causal), None, ignore_end=False, prefix_caching=True)
-    names = ["tensor_parallel_size", "pipeline_parallel_size", "quantization", "max_model_len"]
+def told(model: Path, expression: str, **changes: object) -> Any:
+    """The value of an expression about what vLLM is told, `given`. No GPU is needed to see that."""
+    options = engine_options(config_for(model, **changes), 0, str(model), None, ignore_end=False, prefix_caching=True)
     code = "import json, session, sys; given = session._arguments(json.loads(sys.argv[1])); "
-    code += f"print(json.dumps([getattr(given, name) for name in {names}]))"
-    told = subprocess.run(
+    code += f"print(json.dumps({expression}))"
+    heard = subprocess.run(
         [str(PYTHON), "-c", code, json.dumps({**options, "device": "cuda"})],
         env={**os.environ, "PYTHONPATH": str(ENGINE)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    assert json.loads(told.stdout.splitlines()[-1]) == [2, 3, "fp8", 512]
+    return json.loads(heard.stdout.splitlines()[-1])
+
+
+def test_sizes_and_quantization_reach_vllm(tiny_causal: Path) -> None:
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "quantization", "max_model_len")
+    expression = f"[getattr(given, name) for name in {names}]"
+    sizes = {"tensor_parallel": 2, "pipeline_parallel": 3, "quantization": "fp8", "max_length": 512}
+    assert told(tiny_causal, expression, **sizes) == [2, 3, "fp8", 512]
+
+
+@pytest.mark.parametrize(
+    ("preparation", "expected"),
+    [("full", [False, None, None]), ("graphs", [False, 0, "FULL_DECODE_ONLY"]), ("none", [True, None, None])],
+)
+def test_what_an_engine_prepares(preparation: str, expected: list[object], tiny_causal: Path) -> None:
+    graphs = "given.compilation_config.cudagraph_mode"
+    expression = f"[given.enforce_eager, given.compilation_config.mode, {graphs} and {graphs}.name]"
+    assert told(tiny_causal, expression, preparation=preparation) == expected
 
 
 @pytest.mark.parametrize(
@@ -328,6 +311,13 @@ def test_a_missing_environment(python: str, tiny_causal: Path) -> None:
 TREES = {"kind": "constituency", "labels": ["NP", "PP", "S", "VP"]}
 
 
+@pytest.fixture(scope="module")
+def counting(tiny_causal: Path) -> Iterator[VllmClient]:
+    """An engine of its own: one engine has one backend for all grammars."""
+    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -337,9 +327,9 @@ TREES = {"kind": "constituency", "labels": ["NP", "PP", "S", "VP"]}
         {"kind": "entities", "labels": ["WHO", "WHERE"]},
     ],
 )
-def test_a_counting_grammar_gives_labels(schema: dict[str, Any], tiny_causal: Path) -> None:
-    """In an engine of its own: one engine has one backend for all grammars. A random model opens brackets as often as
-    it may, and writes a word wherever it may; within the grammar's bounds every completion ends and is a label."""
+def test_a_counting_grammar_gives_labels(schema: dict[str, Any], counting: VllmClient) -> None:
+    """A random model opens brackets as often as it may, and writes a word wherever it may; within the grammar's bounds
+    every completion ends and is a label."""
     problem = problem_for(TypeAdapter(Problem).validate_python(schema))
     texts = ["The cat ( sat ) .", 'play "it" ::= // #', "play"]
     asked = [
@@ -353,8 +343,7 @@ def test_a_counting_grammar_gives_labels(schema: dict[str, Any], tiny_causal: Pa
         )
         for number, (text, temperature) in enumerate((text, heat) for text in texts for heat in (0.0, 1.0))
     ]
-    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as client:
-        found = completions(client, *asked)
+    found = completions(counting, *asked)
     text_of = {one.key: texts[number // 2] for number, one in enumerate(asked)}
     assert {completion.finish_reason for completion in found} == {"stop"}
     labels = [problem.parse(text_of[completion.key], completion.text) for completion in found]

@@ -70,7 +70,7 @@ def open_transformers(
         tokenizer = AutoTokenizer.from_pretrained(address, revision=revision, trust_remote_code=False)
         model = _load(config, settings, address, revision)
         client = TransformersClient(config, model, tokenizer, batch_rows=max(1, config.batch_rows >> attempt))
-    model.to(choose_device(device, "fp32", siblings=1).name).eval()  # type: ignore[arg-type]
+    model.to(choose_device(device, "fp32", shares=1).name).eval()  # type: ignore[arg-type]
     yield client
 
 

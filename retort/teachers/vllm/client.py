@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retort.config import VllmConfig
 from retort.errors import TeacherUnavailable
@@ -53,23 +53,69 @@ def open_vllm(
     environment, the GPUs, the model or an option is to blame, ChildOutOfMemory, or TeacherUnavailable if an engine does
     not start.
     """
-    python, built_for = find_interpreter(config)
-    options = engine_options(config, attempt, address, revision, ignore_end=ignore_end, prefix_caching=prefix_caching)
-    events: Events = queue.SimpleQueue()
+    begun = Begun(config, attempt, address, revision, ignore_end, prefix_caching)
+    ahead, _ahead[:] = _ahead[:], []
     with ExitStack() as stack:
-        engines = []
-        for place in places(config, built_for):
-            command = [python, str(ENGINE), json.dumps({**options, "device": place.device})]
-            engines.append(EngineProcess(command, _environment(config, place), events, place.title))
-            stack.callback(engines[-1].close)
-        client = VllmClient(config, engines, events)
+        engines = next((one for one in ahead if one.begun == begun), None) or _start(begun)
+        for other in ahead:
+            if other is not engines:
+                other.kill()
+        for engine in engines.processes:
+            stack.callback(engine.close)
+        client = VllmClient(config, engines.processes, engines.events)
         try:
             client.wait_until_ready()
             yield client
         except BaseException:
-            for engine in engines:
-                engine.kill()
+            engines.kill()
             raise
+
+
+class Begun(NamedTuple):
+    """What engines are started for: the arguments of `open_vllm`."""
+
+    config: VllmConfig
+    attempt: int
+    address: str
+    revision: str | None
+    ignore_end: bool = False
+    prefix_caching: bool = True
+
+
+class Engines(NamedTuple):
+    """Engines that were started; they may not be ready yet."""
+
+    begun: Begun
+    processes: "list[EngineProcess]"
+    events: Events
+
+    def kill(self) -> None:
+        for engine in self.processes:
+            engine.kill()
+
+
+_ahead: list[Engines] = []
+"""Those that the next `open_vllm` takes if they are what it is asked for, and ends otherwise."""
+
+
+def start_ahead(config: VllmConfig, address: str, revision: str | None) -> None:
+    """Start the engines that the next `open_vllm` of this process will want, and do not wait until they are ready."""
+    _ahead.append(_start(Begun(config, 0, address, revision)))
+
+
+def _start(begun: Begun) -> Engines:
+    python, built_for = find_interpreter(begun.config)
+    options = engine_options(*begun[:4], ignore_end=begun.ignore_end, prefix_caching=begun.prefix_caching)
+    engines = Engines(begun, [], queue.SimpleQueue())
+    try:
+        for place in places(begun.config, built_for):
+            command = [python, str(ENGINE), json.dumps({**options, "device": place.device})]
+            environment = _environment(begun.config, place)
+            engines.processes.append(EngineProcess(command, environment, engines.events, place.title))
+    except BaseException:
+        engines.kill()
+        raise
+    return engines
 
 
 def engine_options(
@@ -77,9 +123,9 @@ def engine_options(
 ) -> dict[str, Any]:
     """What an engine is told, except for its device; see `open_vllm`."""
     sequences = config.max_sequences
-    taken = {"weights", "dtype", "quantization", "seed", "tensor_parallel", "pipeline_parallel", "max_length"}
+    sizes = {"tensor_parallel", "pipeline_parallel", "max_length"}
     return {
-        **{name: getattr(config, name) for name in taken},
+        **{name: getattr(config, name) for name in {"weights", "dtype", "quantization", "seed", "preparation"} | sizes},
         "parent": os.getpid(),
         "model": address,
         "revision": revision,
@@ -119,10 +165,12 @@ class VllmClient:
         self._numbers = count()
         self._prefixes = {engine: _Prefixes(engine) for engine in engines}
         self.facts: dict[str, Any] = {}
-        """The first engine's facts, with the total `num_gpus` and the longest `start_seconds` of all engines."""
+        """The first engine's facts, with the total `num_gpus` and the longest `start_seconds` of all engines, and the
+        `waited_seconds` until they were ready."""
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._config.start_seconds
+        started = time.monotonic()
+        deadline = started + self._config.start_seconds
         while waiting := [engine for engine in self.engines if not engine.facts]:
             if time.monotonic() > deadline:
                 raise TeacherUnavailable(
@@ -136,6 +184,7 @@ class VllmClient:
             "num_engines": len(all_facts),
             "num_gpus": sum(facts["num_gpus"] for facts in all_facts),
             "start_seconds": max(facts["start_seconds"] for facts in all_facts),
+            "waited_seconds": round(time.monotonic() - started, 3),
         }
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:

@@ -34,6 +34,9 @@ WINDOW_BATCHES = 3
 """Requests that the engine holds, in multiples of those it computes concurrently; the others wait to replace them."""
 CPU_CACHE_BYTES = 4 * 2**30
 """Most memory for keys and values on a machine without a GPU."""
+GRAPH_SIZES = [1, 8, 32, 64, 128, 256, 512]
+"""Rows of the decoding steps that are recorded where nothing is compiled. A smaller batch is padded to the next of
+these, a larger one computed without a graph."""
 
 
 def engine_config(options: Mapping[str, Any]) -> Any:
@@ -59,11 +62,14 @@ def _arguments(options: Mapping[str, Any]) -> Any:
         given["max_logprobs"] = options["top_logprobs"]
     # Without this, vLLM would take pickled weights where a model has no others.
     given["load_format"] = "dummy" if options["weights"] == "random" else "safetensors"
-    if options["device"] == "cpu":
-        given["enforce_eager"] = True  # otherwise it compiles for a minute, and needs a compiler
-        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-            most = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 2)
-            given["kv_cache_memory_bytes"] = int(most * options["memory_share"])
+    if options["device"] == "cpu" or options["preparation"] == "none":
+        given["enforce_eager"] = True  # on a CPU it would compile for a minute, and needs a compiler
+    elif options["preparation"] == "graphs":
+        graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": GRAPH_SIZES}
+        given["compilation_config"] = {"mode": 0, **graphs}
+    if options["device"] == "cpu" and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        most = min(CPU_CACHE_BYTES, psutil.virtual_memory().available // 2)
+        given["kv_cache_memory_bytes"] = int(most * options["memory_share"])
     return EngineArgs(
         model=options["model"],
         trust_remote_code=False,
