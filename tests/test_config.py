@@ -124,7 +124,7 @@ def test_reading_a_config_imports_nothing_heavy() -> None:
 def test_reading_a_config_by_its_recipe_imports_no_framework(name: str) -> None:
     code = (
         f"import sys; from retort.recipes import load_config; load_config('examples/{name}.yaml');"
-        "print([m for m in ('torch', 'transformers', 'prefect', 'mlflow') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'prefect', 'mlflow', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

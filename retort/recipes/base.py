@@ -5,7 +5,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from retort.config import RecipeConfig
 from retort.records.base import ArtifactRef
@@ -107,6 +107,17 @@ class Recipe(ABC, Generic[C, R]):
         return result.model_copy(update={"champion": champion, "champion_scores": scores, "verdict": await do(gate)})
 
 
+def halved(do: Do) -> Do:
+    """A `do` each of whose steps gets half of a CPU's cores, or less beside its siblings. For steps beside which others
+    can run: two trainings side by side with half of the cores each take less time than one after the other with all."""
+    return lambda step: do(step.model_copy(update={"shares": 2}))
+
+
+def later(do: Do) -> Do:
+    """A `do` for what only the end of the run waits for: its steps take the places that other steps leave free."""
+    return lambda step: do(step.model_copy(update={"is_urgent": False}))
+
+
 IN_ORDER: ContextVar[bool] = ContextVar("IN_ORDER", default=False)
 """Set while a plan goes through a run: its steps are listed in the order of the code."""
 
@@ -120,6 +131,30 @@ async def together(steps: Iterable[Awaitable[T]]) -> tuple[T, ...]:
         if isinstance(outcome, BaseException):
             raise outcome
     return tuple(outcome for outcome in outcomes if not isinstance(outcome, BaseException))
+
+
+class Aside:
+    """Work beside the run, which awaits its results when it needs them. What is still going on at the end of the block,
+    because the run failed, is stopped."""
+
+    def __init__(self) -> None:
+        self._begun: list[asyncio.Future[Any]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for work in self._begun:
+            work.cancel()
+        await asyncio.gather(*self._begun, return_exceptions=True)
+
+    async def begin(self, work: Awaitable[T]) -> "asyncio.Future[T]":
+        """Begin the work; returns its result to come."""
+        begun = asyncio.ensure_future(work)
+        self._begun.append(begun)
+        if IN_ORDER.get():
+            await begun
+        return begun
 
 
 async def beside(main: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:

@@ -18,6 +18,7 @@ from retort.records.base import ArtifactRef, Progress
 from retort.records.rank import ALONE, Rank
 from retort.steps.base import Step
 from retort.steps.context import StepContext
+from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.store.opening import open_store
 
 
@@ -39,6 +40,12 @@ def assist(settings: RunSettings, step: Step, attempt: int, progress: Progress, 
     """Do the part of another process than the first in making a step."""
     with _full_disk_told(step), scratch("made") as folder:
         step.run(StepContext(open_store(settings.store), folder, settings.execution, attempt, progress, rank))
+
+
+def start_ahead(settings: RunSettings, step: PseudolabelLlm, progress: Progress) -> bool:
+    """Start the engine of a labeling that this process will `make`; returns whether it needs one."""
+    with scratch("made") as folder:
+        return step.start_ahead(StepContext(open_store(settings.store), folder, settings.execution, 0, progress))
 
 
 def _made_on(settings: RunSettings, step: Step, rank: Rank = ALONE) -> dict[str, str]:

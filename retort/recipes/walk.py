@@ -16,6 +16,8 @@ from retort.steps.context import StepContext
 from retort.steps.ingest import Ingest
 from retort.steps.pseudolabel_llm import PseudolabelLlm
 from retort.store import Store
+from retort.store.opening import refusals, usable_store
+from retort.tracking.champion import reigning_student
 
 Look = Callable[[Step], ArtifactRef]
 
@@ -55,6 +57,14 @@ async def steps_of(
 
     await walk(recipe, config, look, champion)
     return steps
+
+
+async def missing_steps(recipe: Recipe[Any, Any], config: RecipeConfig) -> list[Step]:
+    """The steps that a run would make, in the order of execution."""
+    with refusals():
+        store = usable_store(config)
+        steps = await steps_of(recipe, config, store, reigning_student(config, store))
+        return [step for step in steps if store.find(step.artifact_kind, step.key) is None]
 
 
 async def llm_labelings(

@@ -60,6 +60,10 @@ class Step(Record):
     siblings: Runtime[int] = 1
     """How many steps of this kind run side by side. It determines the number of threads, so that a resumed run repeats
     exactly."""
+    shares: Runtime[int] = 1
+    """Into how many shares a CPU's cores are divided at least, because other work of the run can go on beside it."""
+    is_urgent: Runtime[bool] = True
+    """Whether other steps of the run wait for it. Those for which only the end of the run waits come after it."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -94,6 +98,11 @@ class Step(Record):
     @property
     def key(self) -> str:
         return digest(self.fingerprint)
+
+    @property
+    def cpu_shares(self) -> int:
+        """Into how many shares a CPU's cores are divided, one of which it gets."""
+        return max(self.siblings, self.shares)
 
     @property
     def artifact_kind(self) -> str:

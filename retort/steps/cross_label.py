@@ -70,7 +70,7 @@ class StudentStep(Step):
         from retort.models.device import choose_device
         from retort.students.loading import load_student
 
-        device = choose_device(context.execution.device, "auto", self.siblings)
+        device = choose_device(context.execution.device, "auto", self.cpu_shares)
         folder = TrainedStudent.open(context.store, self.student).model
         student = load_student(folder, self.student_kind, self.max_length, problem_for(self.problem))
 

@@ -52,8 +52,8 @@ class CrossValidate(TrainingStep):
         from retort.students.base import TrainingRow
         from retort.students.interpolation import interpolated
 
-        device = choose_device(context.execution.device, self.training.precision, self.siblings)
-        as_scored = choose_device(context.execution.device, "auto", self.siblings)
+        device = choose_device(context.execution.device, self.training.precision, self.cpu_shares)
+        as_scored = choose_device(context.execution.device, "auto", self.cpu_shares)
         student, _ = self.untrained(context, weights)
         others = [TrainingRow(row.text, str(row.label)) for at, row in enumerate(gold) if at not in fold]
         with interpolated(student.model, self.interpolation):

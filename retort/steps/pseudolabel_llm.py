@@ -39,7 +39,7 @@ from retort.steps.base import CPU, Inputs, Resources, Runtime, Step
 from retort.steps.context import StepContext
 from retort.steps.labeling_limits import check_success
 from retort.store import StepOutput, Store
-from retort.teachers.clients import open_client
+from retort.teachers.clients import open_client, start_engine_ahead
 from retort.teachers.forecast import keep_pace
 from retort.teachers.identity import teacher_identity
 from retort.teachers.labeler import Labeler, pending_rows
@@ -168,6 +168,19 @@ class PseudolabelLlm(Step):
             context.progress,
             settled=dict(chain.from_iterable(shard.failures() for shard in shards)),
         )
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether an engine of its own is started for it, which takes all GPUs of the machine."""
+        return isinstance(self.config, VllmConfig) and not self.shards
+
+    def start_ahead(self, context: StepContext) -> bool:
+        """Start the engine for a later `run` in this process, if any row must be asked about; returns whether."""
+        with self.rows_to_split(context) as rows:
+            is_needed = next(rows, None) is not None
+        if is_needed:
+            start_engine_ahead(self.config, self.endpoint_url)
+        return is_needed
 
     def _client(self, context: StepContext) -> OpenClient:
         if self.shards:

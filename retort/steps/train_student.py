@@ -125,7 +125,7 @@ class TrainStudent(TrainingStep):
         from retort.students.interpolation import interpolated
 
         rank = context.rank
-        device = choose_device(context.execution.device, self.training.precision, self.siblings * rank.size)
+        device = choose_device(context.execution.device, self.training.precision, self.cpu_shares * rank.size)
         student, start = self.untrained(context, weights)
         problem = problem_for(self.problem)
         rows, held_out = self._held_out(context, self._rows(context, problem, student))

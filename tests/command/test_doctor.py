@@ -104,6 +104,16 @@ def test_good_config(slots: Any, real_weights: None) -> None:
     assert not slots.file("new").exists()
 
 
+def test_a_student_that_no_gpu_here_can_hold(slots: Any, real_weights: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retort.students.sharding.memory_bytes", lambda device: 3e8)
+    verdict, detail = findings(slots, "student.training.precision=bf16")["student"]
+    assert verdict == "wrong"
+    assert detail.startswith(
+        "execution.gpus_per_student: training the 0.023 billion weights of student.model takes 0.451 GB, more than 1 "
+        "GPU of 0.3 GB; set it to 2 or more"
+    )
+
+
 def test_good_classification(classes: Any) -> None:
     del classes.values["problem"]["labels"]
     classes.values["teacher"] = {"kind": "finetuned"}

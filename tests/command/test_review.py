@@ -320,6 +320,7 @@ def test_a_real_student_is_asked(
     """From a whole run to gold rows that the next run reads, and to an estimate that is near the score on all rows."""
     values = {**tiny_classes, "store": {"root": str(tmp_path / "store")}}
     made = whole_run(values)
+    assert "## Hygiene of the rows" in made.page
     time = "2026-01-01T03:00:00+00:00"
     page = made.store.latest("tiny-classes", "report")
     assert page is not None
@@ -330,7 +331,6 @@ def test_a_real_student_is_asked(
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(values))
-    assert "## Hygiene of the rows" in made.page
 
     code, out, err = command("review", config, "--rows", "5")
     assert code == 0, err

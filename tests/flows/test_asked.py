@@ -73,7 +73,7 @@ def test_a_killed_run_asks_again_for_five_seconds_at_most(
     asked_classes: dict[str, Any],
     endpoint_server: Any,
     start_command: Callable[..., subprocess.Popen[str]],
-    run_there: Callable[..., dict[str, Any]],
+    run_here: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     endpoint_server.delay_seconds = 1.0  # 4 answers a second: 64 take 16 s
@@ -94,7 +94,7 @@ def test_a_killed_run_asks_again_for_five_seconds_at_most(
     assert safe > 16
 
     endpoint_server.delay_seconds = 0.0
-    run_there(asked_classes, tmp_path)
+    run_here(asked_classes)
     twice = sum(count > 1 for count in endpoint_server.answered.values())
     assert len(endpoint_server.answered) == ROWS
     assert twice <= 48 - safe + 4, f"{twice} asked again, {safe} of 48 had come 5 s before the kill; 4 were under way"

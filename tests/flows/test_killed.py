@@ -46,6 +46,7 @@ def test_a_killed_run_repeats_no_finished_stage_and_ends_with_the_same_scores(
     configured: Build,
     start_command: Callable[..., subprocess.Popen[str]],
     run_there: Callable[..., dict[str, Any]],
+    run_here: Callable[[dict[str, Any]], Any],
     manifests: Manifests,
     tmp_path: Path,
 ) -> None:
@@ -63,8 +64,8 @@ def test_a_killed_run_repeats_no_finished_stage_and_ends_with_the_same_scores(
     assert hits == set(seen)
     assert seen.items() <= manifests(root).items()
 
-    undisturbed = run_there(configured(values, tmp_path / "undisturbed"), tmp_path)
-    assert resumed["final"]["scores"] == undisturbed["final"]["scores"]
+    undisturbed = run_here(configured(values, tmp_path / "undisturbed"))
+    assert resumed["final"]["scores"] == undisturbed.summary.final_as_json()["scores"]
     assert contents(manifests(root)) == contents(manifests(tmp_path / "undisturbed"))
 
 

@@ -36,7 +36,7 @@ def test_a_student_that_writes_goes_through_a_run(
     student: dict[str, Any],
     tiny_slots: dict[str, Any],
     configured: Callable[..., dict[str, Any]],
-    run_there: Callable[..., dict[str, Any]],
+    run_here: Callable[[dict[str, Any]], Any],
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -44,9 +44,7 @@ def test_a_student_that_writes_goes_through_a_run(
     fields = {"student": {**student, "model": model, "training": TRAINING}}
     fields["tracking"] = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}  # and with it the gate, which times the student
     values = configured(tiny_slots, tmp_path / "store", name=name, **fields)
-    finished = run_there(values, tmp_path)
-    assert finished["status"] == "COMPLETED"
-    assert finished["final"]["scores"]["slot_f1"]["n"] == 20
+    assert run_here(values).summary.final.scores["slot_f1"].n == 20
     config = MckdConfig.model_validate(values)
     store = open_store(config.store)
     crossed = [store.latest(name, f"stage1/cross-labels-{index}") for index in range(2)]

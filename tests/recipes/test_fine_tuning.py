@@ -7,6 +7,7 @@ import pytest
 
 from mckd_order import ASKED, Recorder, config_of, crowned, data_of
 from retort.config import MckdConfig
+from retort.recipes.base import IN_ORDER
 from retort.recipes.mckd.pipeline import distill
 from retort.records.base import ArtifactRef
 from retort.records.mckd import MckdResult
@@ -32,6 +33,7 @@ def run(
     do: Recorder, config: MckdConfig, judge: str = "labeled", pool: str = "pool", champion: Champion | None = None
 ) -> MckdResult:
     async def everything() -> MckdResult:
+        IN_ORDER.set(True)
         return await distill(config, data_of(pool, judge), do, champion)
 
     return asyncio.run(everything())

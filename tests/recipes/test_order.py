@@ -268,7 +268,7 @@ async def test_together_keeps_the_order() -> None:
 
 
 class Clock(Recorder):
-    """A `do` whose steps take one unit of time each, as many at once as there are."""
+    """A `do` whose steps take one unit of time each, as many at once as there are, and those on the test rows five."""
 
     def __init__(self, verdicts: Iterable[bool] = ()) -> None:
         super().__init__(verdicts)
@@ -276,7 +276,7 @@ class Clock(Recorder):
 
     async def __call__(self, step: Step) -> ArtifactRef:
         self.begun[step.name] = round((asyncio.get_running_loop().time() - self._start) / self.UNIT)
-        await asyncio.sleep(self.UNIT)
+        await asyncio.sleep(self.UNIT * (5 if "/test" in step.name else 1))
         return await super().__call__(step)
 
     UNIT = 0.05
@@ -284,6 +284,23 @@ class Clock(Recorder):
     def start(self) -> "Clock":
         self._start = asyncio.get_running_loop().time()
         return self
+
+
+def test_baselines_halve_the_cores_with_the_run_and_come_after_it() -> None:
+    do, alone = Recorder(), Recorder()
+    distilled_by(do, config_of(["vanilla-kd", "supervised"], teacher=ASKED))
+    distilled_by(alone, config_of([], teacher=ASKED))
+    late = {step.name for step in do.steps if not step.is_urgent}
+    baselines = {f"{name}/{part}" for name in ("vanilla-kd", "supervised") for part in ("student", "test")}
+    tests = {f"stage{stage}/test-{index}" for stage in (1, 2) for index in (0, 1)}
+    assert late == baselines | tests | {f"stage{stage}/label-quality" for stage in range(3)}
+    assert {step.name: step.cpu_shares for step in do.steps if step.name.startswith("final/")} == {
+        "final/student": 2,
+        "final/test": 2,
+    }
+    assert {step.cpu_shares for step in do.made("cross-label") if step.name.startswith("stage1")} == {2}
+    assert {step.cpu_shares for step in alone.steps if step.name.startswith("final/")} == {1}
+    assert {step.key for step in alone.steps} < {step.key for step in do.steps}
 
 
 async def test_what_does_not_depend_on_each_other_runs_at_once() -> None:
@@ -296,13 +313,28 @@ async def test_what_does_not_depend_on_each_other_runs_at_once() -> None:
         names = [f"{stage}/{name}-{n}" for name in ("judge", "test", "cross-labels") for n in (0, 1)]
         assert len({begun[name] for name in names}) == 1
     assert begun["stage0/label-quality"] == begun["final/student"]
+    for stage, students in (("stage1", "stage2/student-0"), ("stage2", "final/student")):
+        assert begun[students] == begun[f"{stage}/pseudolabels"] + 1, "no score is waited for"
 
 
 async def test_whatever_waits_for_a_verdict_is_not_made_beside_it() -> None:
     do = Clock([False]).start()
     await distill(config_of(stages=3, selection="better"), data_of(), do)
     assert "stage2/cross-labels-0" not in do.begun
-    assert do.begun["stage2/selection"] > do.begun["stage2/judge-0"]
+    assert do.begun["stage2/selection"] == do.begun["stage2/judge-0"] + 1, "and for no score that decides nothing"
+
+
+async def test_a_score_that_fails_ends_the_run_at_last() -> None:
+    class Failing(Clock):
+        async def __call__(self, step: Step) -> ArtifactRef:
+            if step.name == "stage1/test-0":
+                raise StageFailed(step.name)
+            return await super().__call__(step)
+
+    do = Failing().start()
+    with pytest.raises(StageFailed, match="stage1/test-0"):
+        await distill(config_of(stages=3), data_of(), do)
+    assert "final/student" in do.begun
 
 
 async def test_a_run_that_fails_does_not_wait_for_its_baselines() -> None:

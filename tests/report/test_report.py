@@ -31,7 +31,7 @@ def summary_of(run: Run) -> MckdSummary:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return synthetic(tmp_path_factory.mktemp("run"))
+    return synthetic(tmp_path_factory.mktemp("run"), pictures=True)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ BAD_BEFORE = {"stage1/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"}}
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Report:
     wrong = {**BAD_BEFORE, "fine-tuning/test-1": {"t0": PLAY_TRACK.format("cher")}, "supervised": {"t1": "[IN:PLAY ]"}}
     folder = tmp_path_factory.mktemp("tuned")
-    return report_of(synthetic(folder, wrong, method=TUNED, baselines=["vanilla-kd", "supervised"]))
+    return report_of(synthetic(folder, wrong, pictures=True, method=TUNED, baselines=["vanilla-kd", "supervised"]))
 
 
 def test_fine_tuned_students_have_a_row_after_the_stages(tuned: Report) -> None:

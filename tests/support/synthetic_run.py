@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from paper_method import PAPER
 from retort.artifacts.examples import ROWS, Examples
@@ -94,8 +95,11 @@ class Run(NamedTuple):
 Wrong = Mapping[str, Mapping[str, str]]
 
 
-def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Champion | None = None, **changes: Any) -> Run:
-    """`changes` are fields of the config. Every artifact is told to have taken one second, a row 2.5 ms."""
+def synthetic(
+    tmp_path: Path, wrong: Wrong = WRONG, reigning: Champion | None = None, *, pictures: bool = False, **changes: Any
+) -> Run:
+    """`changes` are fields of the config. Every artifact is told to have taken one second, a row 2.5 ms. The report has
+    pictures only if they are wanted, for they take longer than all else."""
     values = {**_config(tmp_path), **changes}
     values["method"] = {"stages": 3, **PAPER, **values["method"]}
     config = MckdConfig.model_validate(values)
@@ -113,7 +117,11 @@ def synthetic(tmp_path: Path, wrong: Wrong = WRONG, reigning: Champion | None = 
         return perform(step)
 
     distilled = asyncio.run(MckdRecipe().run(config, do, reigning))
-    return Run(config, store, distilled, perform(report(config, distilled)), perform)
+    with pytest.MonkeyPatch.context() as patch:
+        if not pictures:
+            patch.setattr("retort.report.mckd.pictures.draw_all", lambda summary, folder: [])
+        page = perform(report(config, distilled))
+    return Run(config, store, distilled, page, perform)
 
 
 def crowned(run: Run, version: str) -> Champion:

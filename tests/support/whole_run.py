@@ -1,7 +1,11 @@
 """A whole MCKD run with real steps and real tiny models in this process, without Prefect and MLflow."""
 
 import asyncio
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pytest
 
 from retort.artifacts.reports import Report
 from retort.config import MckdConfig
@@ -16,17 +20,32 @@ from retort.store import Store
 from retort.store.opening import open_store
 
 
-class WholeRun(NamedTuple):
+@dataclass(frozen=True)
+class WholeRun:
     config: MckdConfig
     store: Store
     result: MckdResult
-    summary: MckdSummary
-    page: str
-    """The report in Markdown."""
+
+    @cached_property
+    def report(self) -> Report:
+        """Made when it is asked for, without pictures: they take as long as the rest of a tiny run."""
+        step = MckdRecipe().report(self.config, self.result)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("retort.report.mckd.pictures.draw_all", lambda summary, folder: [])
+            return Report.open(self.store, made_or_found(self.config, step))
+
+    @property
+    def summary(self) -> MckdSummary:
+        return self.report.summary(MckdSummary)
+
+    @property
+    def page(self) -> str:
+        """The report in Markdown."""
+        return self.report.markdown
 
 
 def whole_run(values: dict[str, Any]) -> WholeRun:
-    """With its checks, its gate and its report."""
+    """With its checks and its gate."""
     config, recipe = check(MckdConfig.model_validate(values)), MckdRecipe()
 
     async def do(step: Step) -> ArtifactRef:
@@ -36,6 +55,4 @@ def whole_run(values: dict[str, Any]) -> WholeRun:
         result = await recipe.distill(config, do, None)
         return result.model_copy(update={"verdict": await do(recipe.gate(config, result))})
 
-    result, store = asyncio.run(run()), open_store(config.store)
-    report = Report.open(store, made_or_found(config, recipe.report(config, result)))
-    return WholeRun(config, store, result, report.summary(MckdSummary), report.markdown)
+    return WholeRun(config, open_store(config.store), asyncio.run(run()))

@@ -33,7 +33,7 @@ class Tracking:
     """A run, a database, and what projecting the one into the other gave."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.run = folder, synthetic(folder)
+        self.folder, self.run = folder, synthetic(folder, pictures=True)
         self.uri = f"sqlite:///{folder}/db/mlflow.db"
 
     def project(self, name: str, origin: dict[str, str] = ORIGIN) -> StepOutput:

@@ -237,10 +237,14 @@ def _student_found(config: MckdConfig) -> str:
 def _loaded(config: MckdConfig, weights: Weights) -> str:
     from retort.models.device import choose_device
     from retort.students.loading import new_student
+    from retort.students.sharding import check_room
 
     pretrained = config.student.weights == "pretrained"
     student = new_student(config.student, weights, pretrained=pretrained, problem=problem_for(config.problem))
     device = choose_device(config.execution.device, config.student.training.precision, 1)
+    if config.execution.student_pool is None:
+        student.model.requires_grad_(getattr(config.student, "lora", None) is None)
+        check_room(student.model, device, config.execution.gpus_per_student)
     millions = student.num_parameters / 1e6
     return f"{config.student.model}: {millions:.1f} M parameters, on {device.name} in {device.precision}"
 

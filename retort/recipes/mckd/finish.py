@@ -11,8 +11,8 @@ and each fold of the set is judged by a student that was fine-tuned on the other
 from collections.abc import Sequence
 
 from retort.config import MckdConfig
-from retort.recipes.base import Do, beside, together
-from retort.recipes.mckd.rounds import relabel
+from retort.recipes.base import Aside, Do, later, together
+from retort.recipes.mckd.rounds import Round, evaluate_students, relabel
 from retort.recipes.mckd.steps import (
     cross_validate,
     evaluate_labels,
@@ -24,7 +24,7 @@ from retort.recipes.mckd.steps import (
     train_student,
 )
 from retort.records.base import ArtifactRef
-from retort.records.mckd import Data, FineTuning, StageResult
+from retort.records.mckd import Data, FineTuning
 from retort.records.result import Champion
 from retort.steps.train_student import TrainStudent
 
@@ -34,7 +34,7 @@ RUN, FINAL, BEFORE = "fine-tuning", "final/student", "final/before-fine-tuning"
 async def finish(
     config: MckdConfig,
     data: Data,
-    rounds: Sequence[StageResult],
+    rounds: Sequence[Round],
     kept_stage: int,
     labels: ArtifactRef,
     champion: Champion | None,
@@ -52,7 +52,7 @@ async def finish(
     stage = 1
     if rounds:
         last = rounds[min(kept_stage, len(rounds)) - 1]
-        stage, students, scores = last.stage, last.students, last.judge_scores[0]
+        stage, students, scores = last.stage, last.students, (await last.judge_scores)[0]
     else:
         # Never from the champion: it was fine-tuned on the rows that judge here.
         students = (await do(final_step(config, f"{RUN}/student", data, kept_stage, labels, None)),)
@@ -60,10 +60,17 @@ async def finish(
     tuning = await prove(config, data, stage, students[0], scores, do)
     if not tuning.accepted:
         return tuning, await trained(FINAL, labels)
-    if kept_stage > 1:
-        tuning = await relabel_again(config, data, students, labels, tuning, do)
-    before = await trained(BEFORE, tuning.labels or labels)
-    return tuning, await do(fine_tune(config, FINAL, before, data))
+    if kept_stage == 1:
+        return tuning, await do(fine_tune(config, FINAL, await trained(BEFORE, labels), data))
+    async with Aside() as aside:
+        tuned = await fine_tune_all(config, data, students, do)
+        testing = await aside.begin(evaluate_students(config, f"{RUN}/test", tuned, data.test, later(do)))
+        improved = await relabel(config, data, RUN, tuned, labels, do)
+        quality = evaluate_labels(config, f"{RUN}/label-quality", improved, data.unlabeled)
+        scoring = await aside.begin(later(do)(quality))
+        final = await do(fine_tune(config, FINAL, await trained(BEFORE, improved), data))
+        update = {"students": tuned, "labels": improved, "test_scores": await testing}
+        return tuning.model_copy(update={**update, "label_scores": await scoring}), final
 
 
 def final_step(
@@ -91,20 +98,11 @@ async def prove(
     return FineTuning(stage=stage, selection=verdict, accepted=is_accepted(verdict))
 
 
-async def relabel_again(
-    config: MckdConfig, data: Data, students: Sequence[ArtifactRef], labels: ArtifactRef, tuning: FineTuning, do: Do
-) -> FineTuning:
-    """Relabel the pool by the same students, fine-tuned on the whole labeled set."""
-    k = len(students)
-    tuned = await together(
-        do(fine_tune(config, f"{RUN}/student-{index}", student, data, index=index, siblings=k))
+async def fine_tune_all(
+    config: MckdConfig, data: Data, students: Sequence[ArtifactRef], do: Do
+) -> tuple[ArtifactRef, ...]:
+    """Fine-tune a stage's students on the whole labeled set, to relabel the pool by them."""
+    return await together(
+        do(fine_tune(config, f"{RUN}/student-{index}", student, data, index=index, siblings=len(students)))
         for index, student in enumerate(students)
     )
-    scoring = together(
-        do(evaluate_student(config, f"{RUN}/test-{index}", student, data.test, siblings=k))
-        for index, student in enumerate(tuned)
-    )
-    scores, improved = await beside(scoring, relabel(config, data, RUN, tuned, labels, do))
-    quality = await do(evaluate_labels(config, f"{RUN}/label-quality", improved, data.unlabeled))
-    update = {"students": tuned, "test_scores": scores, "labels": improved, "label_scores": quality}
-    return tuning.model_copy(update=update)

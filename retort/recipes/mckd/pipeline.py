@@ -3,16 +3,18 @@
 The algorithm builds the steps, in order; `do` carries them out (see `Recipe`).
 """
 
+from dataclasses import replace
+
 from retort.config import MckdConfig
-from retort.recipes.base import Do, beside, together
+from retort.recipes.base import Aside, Do, beside, halved, later, together
 from retort.recipes.checks import check_champion
 from retort.recipes.mckd.baselines import compare_baselines
 from retort.recipes.mckd.finish import finish
-from retort.recipes.mckd.rounds import evaluate_round, relabel, train_on_partitions
+from retort.recipes.mckd.rounds import Round, begin_round, relabel, train_on_partitions
 from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingest, is_accepted, select
 from retort.recipes.mckd.teacher import TeacherLabels, teacher_labels
 from retort.records.base import ArtifactRef
-from retort.records.mckd import Data, MckdResult, StageResult
+from retort.records.mckd import Data, MckdResult
 from retort.records.result import Champion
 from retort.steps.gate import check_slices
 
@@ -40,8 +42,10 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
     check_slices(config.problem, config.gate)
     check_champion(config.name, config.problem, champion)
     teacher = await teacher_labels(config, data, do)
+    do = halved(do) if config.baselines else do
     result, baselines = await beside(
-        distill_in_stages(config, data, teacher, do, champion), compare_baselines(config, data, teacher.labels, do)
+        distill_in_stages(config, data, teacher, do, champion),
+        compare_baselines(config, data, teacher.labels, later(do)),
     )
     return result.model_copy(update={"baselines": baselines})
 
@@ -49,57 +53,52 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
 async def distill_in_stages(
     config: MckdConfig, data: Data, teacher: TeacherLabels, do: Do, champion: Champion | None
 ) -> MckdResult:
-    """What scores a stage runs beside what makes the next labels, unless these depend on the scores."""
+    """What scores a stage runs beside what makes the next labels and the next students, until a choice needs it."""
     method, selecting = config.method, config.selection.kind == "better"
     labels = [teacher.labels]
-    rounds: list[StageResult] = []
+    rounds: list[Round] = []
     kept_stage = method.stages
 
-    # The last stage trains only the final student; when selecting, a round of k students there tests its labels first.
-    for stage in range(1, method.stages + (selecting and method.stages > 1)):
-        students = await train_on_partitions(config, data, stage, labels[-1], do)
-        scoring = evaluate_round(config, data, stage, students, do)
-        if selecting and rounds:
-            challenger, accepted = await prove_better(config, rounds[-1], await scoring, do)
+    async with Aside() as aside:
+        # The last stage trains only the final student; when selecting, a round of k students there tests its labels.
+        for stage in range(1, method.stages + (selecting and method.stages > 1)):
+            students = await train_on_partitions(config, data, stage, labels[-1], do)
+            challenger = await begin_round(config, data, stage, students, do, aside)
+            if selecting and rounds:
+                challenger, accepted = await prove_better(config, rounds[-1], challenger, do)
+                if not accepted:
+                    kept_stage = stage - 1
+                    rounds.append(challenger)
+                    break
             rounds.append(challenger)
-            if not accepted:
-                kept_stage = stage - 1
-                break
             if stage < method.stages:
                 labels.append(await relabel(config, data, f"stage{stage}", students, labels[-1], do))
-        else:
-            relabeling = relabel(config, data, f"stage{stage}", students, labels[-1], do)
-            scored, relabeled = await beside(scoring, relabeling)
-            rounds.append(scored)
-            labels.append(relabeled)
 
-    (tuning, final), label_scores = await beside(
-        finish(config, data, rounds, kept_stage, labels[kept_stage - 1], champion, do),
-        score_labels(config, data, labels, do),
-    )
-    return MckdResult(
-        data=data,
-        labels=tuple(labels),
-        label_scores=label_scores,
-        teacher_scores=teacher.scores,
-        teacher_own_scores=teacher.own_scores,
-        member_scores=teacher.member_scores,
-        rounds=tuple(rounds),
-        kept_stage=kept_stage,
-        fine_tuning=tuning,
-        final_student=final,
-        final_scores=await do(evaluate_student(config, "final/test", final, data.test)),
-    )
+        (tuning, final), label_scores = await beside(
+            finish(config, data, rounds, kept_stage, labels[kept_stage - 1], champion, do),
+            score_labels(config, data, labels, later(do)),
+        )
+        return MckdResult(
+            data=data,
+            labels=tuple(labels),
+            label_scores=label_scores,
+            teacher_scores=teacher.scores,
+            teacher_own_scores=teacher.own_scores,
+            member_scores=teacher.member_scores,
+            rounds=tuple([await one.result() for one in rounds]),
+            kept_stage=kept_stage,
+            fine_tuning=tuning,
+            final_student=final,
+            final_scores=await do(evaluate_student(config, "final/test", final, data.test)),
+        )
 
 
-async def prove_better(
-    config: MckdConfig, reigning: StageResult, challenger: StageResult, do: Do
-) -> tuple[StageResult, bool]:
+async def prove_better(config: MckdConfig, reigning: Round, challenger: Round, do: Do) -> tuple[Round, bool]:
     """Test whether students trained on the same rows are better with the newer labels. Returns (challenger with its
     verdict, whether it was accepted)."""
     name = f"stage{challenger.stage}/selection"
-    verdict = await do(select(config, name, reigning.judge_scores, challenger.judge_scores))
-    return challenger.model_copy(update={"selection": verdict}), is_accepted(verdict)
+    verdict = await do(select(config, name, await reigning.judge_scores, await challenger.judge_scores))
+    return replace(challenger, selection=verdict), is_accepted(verdict)
 
 
 async def score_labels(config: MckdConfig, data: Data, labels: list[ArtifactRef], do: Do) -> tuple[ArtifactRef, ...]:

@@ -1,7 +1,10 @@
 """A round of a stage: k students on their cells of the pool, their scores, and the labels that they give it."""
 
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+
 from retort.config import MckdConfig
-from retort.recipes.base import Do, together
+from retort.recipes.base import Aside, Do, later, together
 from retort.recipes.mckd.steps import (
     cross_label,
     evaluate_student,
@@ -60,15 +63,44 @@ async def relabel(
     return await do(merge_labels(config, f"{run}/pseudolabels", data, previous, cross_labels))
 
 
-async def evaluate_round(
-    config: MckdConfig, data: Data, stage: int, students: tuple[ArtifactRef, ...], do: Do
-) -> StageResult:
-    """Score each student on the rows that judge stages, and on the test rows, which decide nothing."""
+@dataclass(frozen=True)
+class Round:
+    """A stage's students, whose scores may still be on their way."""
 
-    k = len(students)
-    scores = await together(
-        do(evaluate_student(config, f"stage{stage}/{title}-{index}", student, rows, siblings=k))
-        for title, rows in (("judge", data.judge), ("test", data.test))
+    stage: int
+    students: tuple[ArtifactRef, ...]
+    judge_scores: Awaitable[tuple[ArtifactRef, ...]]
+    """On the rows that judge stages."""
+    test_scores: Awaitable[tuple[ArtifactRef, ...]]
+    """On the test rows, which decide nothing."""
+    selection: ArtifactRef | None = None
+
+    async def result(self) -> StageResult:
+        return StageResult(
+            stage=self.stage,
+            students=self.students,
+            judge_scores=await self.judge_scores,
+            test_scores=await self.test_scores,
+            selection=self.selection,
+        )
+
+
+async def begin_round(
+    config: MckdConfig, data: Data, stage: int, students: tuple[ArtifactRef, ...], do: Do, aside: Aside
+) -> Round:
+    """Begin to score a stage's students."""
+    judge, test = [
+        await aside.begin(evaluate_students(config, f"stage{stage}/{title}", students, rows, scored_by))
+        for title, rows, scored_by in (("judge", data.judge, do), ("test", data.test, later(do)))
+    ]
+    return Round(stage, students, judge, test)
+
+
+async def evaluate_students(
+    config: MckdConfig, title: str, students: Sequence[ArtifactRef], rows: ArtifactRef, do: Do
+) -> tuple[ArtifactRef, ...]:
+    """The scores of each student. `title` begins the steps' names."""
+    return await together(
+        do(evaluate_student(config, f"{title}-{index}", student, rows, siblings=len(students)))
         for index, student in enumerate(students)
     )
-    return StageResult(stage=stage, students=students, judge_scores=scores[:k], test_scores=scores[k:])

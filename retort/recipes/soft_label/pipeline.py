@@ -8,7 +8,7 @@ once, for what was chosen.
 from retort.config.soft_label import TINY_ARMS, Arm, CrossEncoderConfig, ProbabilitiesConfig, SoftLabelConfig
 from retort.config.teachers import LlmTeacherConfig
 from retort.data.partitions import Cells, label_cells, train_cells
-from retort.recipes.base import Do, beside, together
+from retort.recipes.base import Do, beside, halved, together
 from retort.recipes.checks import check_champion
 from retort.recipes.soft_label.steps import (
     Encoder,
@@ -126,6 +126,7 @@ async def fine_tune(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherPr
         return Cells(of=k, seed=config.seed, only=list(numbers))
 
     parts = [(cells(train_cells("leave-one-out", k, i)), cells(label_cells("leave-one-out", k, i))) for i in range(k)]
+    do = halved(do)
     whole, *students = await together(
         [
             do(encoder.train("teacher/student", data.train)),
@@ -198,7 +199,7 @@ async def train_grids(config: SoftLabelConfig, data: Answers, teacher: TeacherPr
 
 
 async def train_small_ones(config: SoftLabelConfig, data: Answers, do: Do) -> tuple[ArtifactRef, ...]:
-    seeds = config.tinybert.seeds if "tinybert" in config.arms else 0
+    do, seeds = halved(do), config.tinybert.seeds if "tinybert" in config.arms else 0
     encoder, layers = tinybert(config), config.tinybert.layers
     return await together(
         do(encoder.train(f"tinybert/student-{i}", data.train, layers=layers, index=i)) for i in range(seeds)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
@@ -63,7 +62,9 @@ def figure_of(folder: Path, name: str, size: tuple[float, float]) -> Iterator[Fi
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        figure.draw_without_rendering()
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
         _keep_inside(figure)
         figure.set_layout_engine("none")  # its layout is found once, not again for each file
         _save_small(figure, folder / f"{name}.png")
@@ -82,10 +83,12 @@ def _keep_inside(figure: Figure) -> None:
 
 def _save_small(figure: Figure, path: Path) -> None:
     """Few colors make files of a third of the size, as every run leaves some in Prefect's database."""
-    drawing = BytesIO()
-    figure.savefig(drawing, format="png", dpi=DOTS_PER_INCH)
-    with Image.open(drawing) as image:
-        image.convert("RGB").quantize(_PNG_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    painted = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    image = Image.frombuffer("RGBA", canvas.get_width_height(), painted).convert("RGB")
+    image.quantize(_PNG_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def plain(axes: Axes) -> None:
