@@ -36,7 +36,7 @@ llm: setup  ## a small language model in .retort/models; MODEL=smollm2-135m, qwe
 
 MODEL ?= smollm2-135m
 
-demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores, about 7 minutes
+demo: setup  ## trees from a recorded LLM teacher: examples/craft.yaml, set for 2 cores, about 5 minutes
 	$(BIN)/retort run examples/craft.yaml $(DEMO)
 	$(BIN)/retort report examples/craft.yaml $(DEMO)
 
@@ -82,7 +82,7 @@ test-parts: setup
 	$(BIN)/python -m pytest -m "not teacher" --ignore tests/stack $(addprefix --ignore ,$(WITH_RUNS))
 
 test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about 6 minutes
-	$(BIN)/python -m pytest tests/teachers_vllm
+	$(BIN)/python -m pytest -m teacher tests/teachers_vllm
 
 test-stack: setup  ## the tests on a whole stack: server on PostgreSQL, S3, MLflow, workers, a browser
 	$(BIN)/python -m pytest tests/stack

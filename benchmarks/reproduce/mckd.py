@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pools", type=int, nargs="+", help="instead of the table's")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="for all arms")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no arm after so many")
+    parser.add_argument("--store", type=Path, help="one for all jobs, which is kept, instead of one for each")
     parser.add_argument("--out", type=Path, default=Path("evidence.jsonl"))
     return parser.parse_args()
 
@@ -92,7 +94,8 @@ def make_missing(jobs: list[Job], tables: Mapping[str, Any], given: argparse.Nam
     with ProcessPoolExecutor(given.parallel, get_context("spawn")) as executor, given.out.open("a") as out:
         ends = time.time() + given.seconds
         futures = {
-            executor.submit(run_job, tables[job.table], job, given.set, given.parallel, ends): job for job in jobs
+            executor.submit(run_job, tables[job.table], job, given.set, given.parallel, ends, given.store): job
+            for job in jobs
         }
         for future in as_completed(futures):
             if (systems := future.result()) is None:
@@ -103,13 +106,14 @@ def make_missing(jobs: list[Job], tables: Mapping[str, Any], given: argparse.Nam
 
 
 def run_job(
-    table: Mapping[str, Any], job: Job, overrides: list[str], parallel: int, ends: float
+    table: Mapping[str, Any], job: Job, overrides: list[str], parallel: int, ends: float, kept_in: Path | None
 ) -> dict[str, Scores] | None:
     """The scores of the table's rows, of those arms that were begun in time; None if it was too late to begin."""
     if time.time() > ends:
         return None
     systems: dict[str, Scores] = {}
-    with tempfile.TemporaryDirectory(prefix="retort-evidence-") as store:
+    own = tempfile.TemporaryDirectory(prefix="retort-evidence-") if kept_in is None else nullcontext(kept_in)
+    with own as store:
         for arm, changes in table["arms"].items():
             if systems and time.time() > ends:
                 break
