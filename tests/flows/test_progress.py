@@ -1,10 +1,14 @@
 """Progress is shown while a stage is made, and never in its way."""
 
 import asyncio
+import io
+import re
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress as Bars
 
 from any_step import AnyStep
 from tasks import progress
@@ -57,3 +61,23 @@ async def test_a_stage_that_is_over_in_a_moment_publishes_nothing(monkeypatch: p
     async with progress.progress_of(STEP) as on_progress:
         on_progress(1, 1, "rows")
     assert published == []
+
+
+async def test_without_a_terminal_a_long_stage_tells_how_far_it_is_and_then_that_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    token = progress.TERMINAL.set(Bars(console=console))
+    monkeypatch.setattr(progress, "_TELL_SECONDS", 0.2)
+    try:
+        async with progress.progress_of(STEP) as on_progress:
+            on_progress(0, 1, "starting the teacher")
+            await asyncio.sleep(0.3)
+            on_progress(1, 4, "12 completions/s")
+            await asyncio.sleep(0.2)
+    finally:
+        progress.TERMINAL.reset(token)
+    first, *_, last = lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert re.fullmatch(r"stage1/student-0: 0% after \d s, starting the teacher", first)
+    assert re.search(r"stage1/student-0: 25% after \d s, 12 completions/s", "\n".join(lines))
+    assert re.fullmatch(r"stage1/student-0: made in \d s", last)
