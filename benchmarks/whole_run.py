@@ -112,7 +112,8 @@ def figures(steps: list[Manifest], samples: list[Sample], started: float, ended:
     """Seconds and shares by what they are of."""
     found: dict[str, float | int | str] = {"steps": len(steps), "whole run, s": ended - started}
     since = started
-    labeling = next((step for step in steps if step.details.get("engine")), None)
+    engines = (step for step in steps if "waited_seconds" in step.details.get("engine", {}))
+    labeling = next(engines, None)
     if labeling:
         spent, engine = labeling.details["spent"], labeling.details["engine"]
         since = begun(labeling) + engine["waited_seconds"]

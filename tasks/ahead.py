@@ -9,7 +9,7 @@ run who wants a GPU before it ends the engine, and so does the end of the run.
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
 
 from retort.config import RunSettings
@@ -32,8 +32,16 @@ class _Ahead:
 
     def __init__(self, settings: RunSettings, step: PseudolabelLlm, place: Place, held: ExitStack) -> None:
         self.key, self.place, self.held = step.key, place, held
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._begin(settings, step)), daemon=True)
+        self._loop = asyncio.new_event_loop()  # a thread's own, as nothing else runs before Prefect does
+        self._beginning = self._loop.create_task(self._begin(settings, step))
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        with closing(self._loop):
+            with suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._beginning)
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
 
     async def _begin(self, settings: RunSettings, step: PseudolabelLlm) -> None:
         with suppress(RetortError, OSError):  # the labeling meets the same error, and tells it
@@ -47,11 +55,21 @@ class _Ahead:
                 await self._begun()
                 yield self.place
             finally:
-                await self._begun()
-                await end_kept(self.place)
+                await self._ended()
+
+    async def end(self) -> None:
+        """End the engine, also if it is not begun yet, and give its GPUs back."""
+        with self.held:
+            await self._ended()
 
     async def _begun(self) -> None:
         await asyncio.to_thread(self._thread.join)
+
+    async def _ended(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: it has begun
+            self._loop.call_soon_threadsafe(self._beginning.cancel)
+        await self._begun()
+        await end_kept(self.place)
 
 
 _ahead: list[_Ahead] = []
@@ -74,8 +92,13 @@ def begin_engine(settings: RunSettings, missing: Sequence[Step]) -> None:
 async def end_engine() -> None:
     """End the engine that was started ahead, if no labeling has taken it."""
     while _ahead:
-        async with _ahead.pop().taken():
-            pass
+        await _ahead.pop().end()
+
+
+async def end_engine_for(step: Step) -> None:
+    """Likewise, if it was started for this step."""
+    if one := engine_for(step):
+        await one.end()
 
 
 def engine_for(step: Step) -> "_Ahead | None":

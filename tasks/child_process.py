@@ -25,6 +25,8 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+import psutil
+
 from retort.errors import ChildCrashed, ChildKilled, ChildTimedOut, RetortError
 from retort.records.base import Progress
 from tasks.child_main import Call, Surroundings, child_main
@@ -33,6 +35,8 @@ from tasks.gpu_locks import Place
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
+_GONE_SECONDS = 10.0
+"""How long to wait for killed processes, which a driver may hold for a moment."""
 _FALLOUT_SECONDS = 1.0
 """How long after a failure the failures that it causes, or that caused it, are waited for."""
 _log = logging.getLogger(__name__)
@@ -140,9 +144,20 @@ class _Child:
             self.pipe.send_bytes(message)
 
     def end(self) -> None:
+        """With all that it has started: an engine's memory is free when this returns."""
+        own = self._started()
         self._process.kill()
         self._process.join()
+        for process in own:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(own, timeout=_GONE_SECONDS)
         self.pipe.close()
+
+    def _started(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).children(recursive=True) if self._process.pid else []
+        return []
 
     def is_alive(self) -> bool:
         return self._process.is_alive()

@@ -19,6 +19,7 @@ from retort.records.base import ArtifactRef
 from retort.records.rank import Rank
 from retort.steps.base import Step
 from retort.store.opening import open_store
+from tasks.ahead import end_engine_for
 from tasks.child_process import end_waiting, in_child, together
 from tasks.gpu_slots import gpus_for
 from tasks.progress import progress_of
@@ -51,6 +52,7 @@ async def perform(settings: RunSettings, step: Step) -> ArtifactRef | State[Arti
     await asyncio.to_thread(step.refresh, store)
     manifest = await asyncio.to_thread(store.reuse, settings.name, step)
     if manifest is not None:
+        await end_engine_for(step)  # another run has made it since this one looked
         found = f"found {step.artifact_kind}/{step.key[:12]}"
         return Completed(name="Cached", message=found, data=store.ref(manifest))
     work_pool = work_pool_of(settings.execution, step)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-from retort.config import RecipeConfig
+from retort.config import ExecutionConfig, RecipeConfig
 from retort.records.base import ArtifactRef
 from retort.records.result import Champion, Result
 from retort.report.base import Summary
@@ -107,9 +107,12 @@ class Recipe(ABC, Generic[C, R]):
         return result.model_copy(update={"champion": champion, "champion_scores": scores, "verdict": await do(gate)})
 
 
-def halved(do: Do) -> Do:
+def halved(do: Do, execution: ExecutionConfig) -> Do:
     """A `do` each of whose steps gets half of a CPU's cores, or less beside its siblings. For steps beside which others
-    can run: two trainings side by side with half of the cores each take less time than one after the other with all."""
+    of about the same length can run: two trainings side by side with half of the cores each take less time than one
+    after the other with all. Not where the config lets only one student train at a time."""
+    if execution.parallel_students == 1:
+        return do
     return lambda step: do(step.model_copy(update={"shares": 2}))
 
 

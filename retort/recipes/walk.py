@@ -63,8 +63,16 @@ async def missing_steps(recipe: Recipe[Any, Any], config: RecipeConfig) -> list[
     """The steps that a run would make, in the order of execution."""
     with refusals():
         store = usable_store(config)
-        steps = await steps_of(recipe, config, store, reigning_student(config, store))
-        return [step for step in steps if store.find(step.artifact_kind, step.key) is None]
+        missing: list[Step] = []
+
+        def look(step: Step) -> ArtifactRef:
+            ref = found_or_named(store, step)
+            if not ref.uri:
+                missing.append(step)
+            return ref
+
+        await walk(recipe, config, look, reigning_student(config, store))
+        return missing
 
 
 async def llm_labelings(

@@ -30,14 +30,17 @@ class CrossValidate(TrainingStep):
     resamples: int
 
     def run(self, context: StepContext) -> StepOutput:
+        from retort.students.data_parallel import joined
+
         gold = Examples.open(context.store, self.labels).gold()
         if len(gold) < 2:
             raise StageFailed(f"{self.name}: the labeled set has {len(gold)} row(s); at least 2 are needed to judge it")
         folds, labels = folds_of([row.example_id for row in gold], self.folds, self.seed), dict[str, Labeled]()
         weights = self.found_weights()
-        for done, fold in enumerate(folds):
-            context.progress(done, len(folds), "folds")
-            labels |= self._labels_of(context, weights, gold, fold)
+        with joined(context.rank):
+            for done, fold in enumerate(folds):
+                context.progress(done, len(folds), "folds")
+                labels |= self._labels_of(context, weights, gold, fold)
         rows = (
             {"example_id": row.example_id, "text": row.text, "gold": row.label, "predicted": label, "confidence": sure}
             for row in gold
@@ -52,8 +55,9 @@ class CrossValidate(TrainingStep):
         from retort.students.base import TrainingRow
         from retort.students.interpolation import interpolated
 
-        device = choose_device(context.execution.device, self.training.precision, self.cpu_shares)
-        as_scored = choose_device(context.execution.device, "auto", self.cpu_shares)
+        shares = self.cpu_shares * context.rank.size
+        device = choose_device(context.execution.device, self.training.precision, shares)
+        as_scored = choose_device(context.execution.device, "auto", shares)
         student, _ = self.untrained(context, weights)
         others = [TrainingRow(row.text, str(row.label)) for at, row in enumerate(gold) if at not in fold]
         with interpolated(student.model, self.interpolation):

@@ -22,7 +22,7 @@ from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.problems.base import spread
 from retort.records.base import ArtifactRef
-from retort.steps.base import STUDENT, TRAINING, Resources, Runtime, Step
+from retort.steps.base import TRAINING, Resources, Runtime, Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 
@@ -67,7 +67,7 @@ class TrainingStep(Step):
 
     @property
     def resources(self) -> Resources:
-        return STUDENT
+        return TRAINING
 
     @property
     def config(self) -> Student:
@@ -110,10 +110,6 @@ class TrainStudent(TrainingStep):
     kind = "train-student"
     version = 1
     artifact = TrainedStudent
-
-    @property
-    def resources(self) -> Resources:
-        return TRAINING
 
     def run(self, context: StepContext) -> StepOutput:
         return self.train(context, self.found_weights())

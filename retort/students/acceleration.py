@@ -75,7 +75,10 @@ def acceleration(
 def drops(model: torch.nn.Module) -> bool:
     """Whether the model has dropout. Compiled, it could not be recorded as a CUDA graph (T5-base, torch 2.11 on one
     H200), and compiling took three minutes where that of a decoder without took half of one."""
-    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    modules = list(model.modules())
+    as_module = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
+    as_function = (getattr(module, "dropout", 0.0) for module in modules)  # where BART and others have its share
+    return as_module or any(isinstance(share, float) and share > 0 for share in as_function)
 
 
 def operations(model: torch.nn.Module, data: TrainingData, schedule: Schedule) -> float:

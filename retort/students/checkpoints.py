@@ -37,7 +37,7 @@ class StoredCheckpoint:
     def __init__(self, store: Store, key: str, seconds_between: float = SECONDS_BETWEEN) -> None:
         self._place: Folder | Bucket = store.place
         self._path = f"{checkpoint_folder(key)}/{_FILE}"
-        self._seconds_between = seconds_between
+        self._least_between = self._seconds_between = seconds_between
         self._saved_at = self._asked_at = time.monotonic()
 
     def is_due(self) -> bool:
@@ -53,7 +53,7 @@ class StoredCheckpoint:
         self._saved_at = time.monotonic()
         seconds = self._saved_at - self._asked_at
         if self._seconds_between:  # else every step is to be saved, whatever it costs
-            self._seconds_between = max(self._seconds_between, seconds / SHARE_OF_TIME - seconds)
+            self._seconds_between = max(self._least_between, seconds / SHARE_OF_TIME - seconds)
 
     def load(self) -> tuple[dict[str, Tensor], str] | None:
         try:

@@ -52,9 +52,9 @@ EVERY_STAGE = [
     "stage2/test-1",
     "stage2/selection",
     "final/student",
+    "final/test",
     "stage0/label-quality",
     "stage1/label-quality",
-    "final/test",
     "hygiene",
     "report",
 ]

@@ -1,23 +1,27 @@
 """The labeled set judges fine-tuning on itself: each row by a model that did not see it. The students are real."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.multiprocessing.spawn import spawn
 
 from paper_method import PAPER
-from retort.artifacts.scores import Scores
+from retort.artifacts.scores import PREDICTIONS, Scores
 from retort.artifacts.verdicts import Selection
 from retort.config import MckdConfig
 from retort.data.partitions import folds_of
 from retort.errors import StageFailed
-from retort.io.parquet import Row
+from retort.io.parquet import Row, read_rows
 from retort.recipes.execute import made_or_found, make
 from retort.recipes.mckd.steps import cross_validate, evaluate_student, fine_tune, ingest, select_fine_tuning
 from retort.recipes.mckd.steps import train_student as trained_on
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
+from retort.records.rank import Rank
 from retort.steps.base import Step
 from retort.steps.context import StepContext
 from retort.store import Manifest
@@ -175,6 +179,40 @@ def test_what_generalizes_is_accepted_and_what_does_not_is_not(build: Build, tin
     assert found.gain == pytest.approx(right(predictions(telling, judged)) - right(predictions(telling, scores)))
     back = made(telling, select_fine_tuning(telling, "fine-tuning/selection", judged, scores))
     assert back.metrics["accepted"] == 0.0
+
+
+def test_several_gpus_judge_the_student_that_they_train_together(build: Build, tmp_path: Path) -> None:
+    """Here two processes on the CPU. One alone could not judge a student that does not fit its GPU."""
+    config = build(epochs=3)
+    data = data_of(config)
+    step = cross_validate(config, "fine-tuning/judge", before(config, data), data)
+    assert step.resources.gpu == "several"
+    spawn(judge_together, (config, step, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    first, second = (json.loads((tmp_path / str(number)).read_text()) for number in (0, 1))
+    assert first["processes"] == second["processes"] == [2] * FOLDS
+    assert [row["example_id"] for row in first["rows"]] == [f"labeled-{number}" for number in range(ROWS)]
+    assert first["rows"] == second["rows"], "both have the student that both have trained"
+
+
+def judge_together(number: int, config: MckdConfig, step: Step, folder: Path) -> None:
+    """One of the two; leaves its predictions and how many processes each training had."""
+    from retort.students.classifier import Classifier
+    from retort.students.data_parallel import num_ranks
+
+    torch.set_num_threads(1)
+    processes, train = list[int](), Classifier.train
+
+    def training(*arguments: Any, **options: Any) -> Any:
+        processes.append(num_ranks())
+        return train(*arguments, **options)
+
+    (own := folder / f"made-{number}").mkdir()
+    rank = Rank(number, 2, str(folder / "rendezvous"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "train", training)
+        step.run(StepContext(open_store(config.store), own, config.execution, rank=rank))
+    rows = list(read_rows(own / PREDICTIONS))
+    (folder / str(number)).write_text(json.dumps({"processes": processes, "rows": rows}))
 
 
 def test_fewer_rows_than_folds_are_judged_one_by_one(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

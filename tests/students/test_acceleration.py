@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from retort.config import TrainingConfig
 from retort.models.device import Device
 from retort.students import acceleration as accelerating
-from retort.students.acceleration import CompiledLayers, acceleration, layers_of, operations
+from retort.students.acceleration import CompiledLayers, acceleration, drops, layers_of, operations
 from retort.students.accumulation import Gradients
 from retort.students.generative_data import (
     CausalTrainingData,
@@ -123,6 +131,15 @@ def test_a_model_with_dropout_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -
     data = t5(dropout=0.1)
     with acceleration(data.model, [data], one_batch(data), GPU) as compiled:
         assert compiled is None
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dropout_is_seen_where_a_model_calls_the_function(dropout: float) -> None:
+    sizes = {
+        f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")
+    }
+    model = BartForConditionalGeneration(BartConfig(vocab_size=50, d_model=8, dropout=dropout, **sizes))
+    assert drops(model) == (dropout > 0)
 
 
 def test_operations_are_counted_from_the_first_batches() -> None:

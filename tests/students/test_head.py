@@ -1,6 +1,5 @@
 """The loss computed together with the output layer is the loss of the logits."""
 
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -112,21 +111,32 @@ def test_starts_of_packed_rows_count_the_padding_as_a_row() -> None:
     assert starts[0, 6:].unique().tolist() == [16]
 
 
-def attends_apart(query: Tensor, key: Tensor, value: Tensor, starts: list[int]) -> Tensor:
-    attend = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
-    rows = [slice(start, end) for start, end in pairwise(starts)]
-    parts = [attend(query[:, :, row], key[:, :, row], value[:, :, row]) for row in rows]
+def attends_apart(query: Tensor, key: Tensor, value: Tensor, starts: list[int], window: int | None) -> Tensor:
+    """Row by row; a position sees `window` positions, itself the last."""
+    parts = []
+    for row in (slice(start, end) for start, end in pairwise(starts)):
+        seen = torch.ones(row.stop - row.start, row.stop - row.start, dtype=torch.bool, device=query.device).tril()
+        mask = seen if window is None else seen.triu(1 - window)
+        own = (part[:, :, row] for part in (query, key, value))
+        parts.append(torch.nn.functional.scaled_dot_product_attention(*own, attn_mask=mask, enable_gqa=True))
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention needs a GPU")
-def test_packed_rows_attend_within_themselves() -> None:
+@pytest.mark.parametrize("window", [None, 8])
+def test_packed_rows_attend_within_themselves_and_so_do_their_gradients(window: int | None) -> None:
     from retort.students.attention import packed_attention
 
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 48, 64, device="cuda").bfloat16() for heads in (4, 2, 2))
+    inputs = [torch.randn(1, heads, 48, 64, device="cuda").bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    exact = [part.detach().float().requires_grad_() for part in inputs]
     starts = torch.tensor([0, 5, 40, 48, 48], dtype=torch.int32, device="cuda")
-    options = {"scaling": 64**-0.5, "cu_seq_lens_q": starts, "max_length_q": 48}
-    found, _ = packed_attention(torch.nn.Identity(), query, key, value, None, **options)
-    expected = attends_apart(query.float(), key.float(), value.float(), [0, 5, 40, 48])
+    options = {"scaling": 64**-0.5, "cu_seq_lens_q": starts, "max_length_q": 48, "sliding_window": window}
+    found, _ = packed_attention(torch.nn.Identity(), *inputs, None, **options)
+    expected = attends_apart(*exact, [0, 5, 40, 48], window)
     torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    weights = torch.randn_like(expected)
+    ours = torch.autograd.grad((found.float() * weights).sum(), inputs)
+    theirs = torch.autograd.grad((expected * weights).sum(), exact)
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own.float(), other, rtol=5e-2, atol=5e-2)

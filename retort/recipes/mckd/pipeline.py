@@ -14,7 +14,7 @@ from retort.recipes.mckd.rounds import Round, begin_round, relabel, train_on_par
 from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingest, is_accepted, select
 from retort.recipes.mckd.teacher import TeacherLabels, teacher_labels
 from retort.records.base import ArtifactRef
-from retort.records.mckd import Data, MckdResult
+from retort.records.mckd import Data, FineTuning, MckdResult
 from retort.records.result import Champion
 from retort.steps.gate import check_slices
 
@@ -42,7 +42,7 @@ async def distill(config: MckdConfig, data: Data, do: Do, champion: Champion | N
     check_slices(config.problem, config.gate)
     check_champion(config.name, config.problem, champion)
     teacher = await teacher_labels(config, data, do)
-    do = halved(do) if config.baselines else do
+    do = halved(do, config.execution) if config.baselines else do
     result, baselines = await beside(
         distill_in_stages(config, data, teacher, do, champion),
         compare_baselines(config, data, teacher.labels, later(do)),
@@ -74,9 +74,12 @@ async def distill_in_stages(
             if stage < method.stages:
                 labels.append(await relabel(config, data, f"stage{stage}", students, labels[-1], do))
 
-        (tuning, final), label_scores = await beside(
-            finish(config, data, rounds, kept_stage, labels[kept_stage - 1], champion, do),
-            score_labels(config, data, labels, later(do)),
+        async def finish_and_score() -> tuple[FineTuning | None, ArtifactRef, ArtifactRef]:
+            tuning, final = await finish(config, data, rounds, kept_stage, labels[kept_stage - 1], champion, do)
+            return tuning, final, await do(evaluate_student(config, "final/test", final, data.test))
+
+        (tuning, final, final_scores), label_scores = await beside(
+            finish_and_score(), score_labels(config, data, labels, later(do))
         )
         return MckdResult(
             data=data,
@@ -89,7 +92,7 @@ async def distill_in_stages(
             kept_stage=kept_stage,
             fine_tuning=tuning,
             final_student=final,
-            final_scores=await do(evaluate_student(config, "final/test", final, data.test)),
+            final_scores=final_scores,
         )
 
 

@@ -126,7 +126,7 @@ async def fine_tune(config: SoftLabelConfig, data: Answers, do: Do) -> TeacherPr
         return Cells(of=k, seed=config.seed, only=list(numbers))
 
     parts = [(cells(train_cells("leave-one-out", k, i)), cells(label_cells("leave-one-out", k, i))) for i in range(k)]
-    do = halved(do)
+    do = halved(do, config.execution)
     whole, *students = await together(
         [
             do(encoder.train("teacher/student", data.train)),
@@ -199,7 +199,7 @@ async def train_grids(config: SoftLabelConfig, data: Answers, teacher: TeacherPr
 
 
 async def train_small_ones(config: SoftLabelConfig, data: Answers, do: Do) -> tuple[ArtifactRef, ...]:
-    do, seeds = halved(do), config.tinybert.seeds if "tinybert" in config.arms else 0
+    do, seeds = halved(do, config.execution), config.tinybert.seeds if "tinybert" in config.arms else 0
     encoder, layers = tinybert(config), config.tinybert.layers
     return await together(
         do(encoder.train(f"tinybert/student-{i}", data.train, layers=layers, index=i)) for i in range(seeds)
