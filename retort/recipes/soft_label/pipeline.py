@@ -161,12 +161,8 @@ async def gather_recorded_probabilities(config: SoftLabelConfig, data: Answers, 
     """Read probabilities that were recorded earlier."""
     teacher = config.teacher
     assert isinstance(teacher, ProbabilitiesConfig)
-    return TeacherProbabilities(
-        probabilities={
-            role: await do(gather_recorded(config, f"teacher/{role}", rows, teacher, needed=role == "train"))
-            for role, rows in {"train": data.train, **others(data)}.items()
-        }
-    )
+    steps = gather_recorded(config, teacher, {"train": data.train, **others(data)})
+    return TeacherProbabilities(probabilities={role: await do(step) for role, step in steps.items()})
 
 
 TEACHERS = {

@@ -149,18 +149,22 @@ def gather_labels(
 
 
 def gather_recorded(
-    config: SoftLabelConfig, name: str, rows: ArtifactRef, teacher: ProbabilitiesConfig, *, needed: bool
-) -> GatherRecorded:
-    """Unless `needed`, the file may have probabilities for none of the rows."""
-    return GatherRecorded(
-        name=name,
-        problem=config.problem,
-        content=fingerprint(teacher.probabilities, config.store.endpoint_url),
-        rows=rows,
-        file=teacher.probabilities,
-        endpoint_url=config.store.endpoint_url,
-        needed=needed,
-    )
+    config: SoftLabelConfig, teacher: ProbabilitiesConfig, rows: Mapping[str, ArtifactRef]
+) -> dict[str, GatherRecorded]:
+    """A step for the rows of each role. The file may have probabilities for none of them, but for training rows."""
+    content = fingerprint(teacher.probabilities, config.store.endpoint_url)
+    return {
+        role: GatherRecorded(
+            name=f"teacher/{role}",
+            problem=config.problem,
+            content=content,
+            rows=ref,
+            file=teacher.probabilities,
+            endpoint_url=config.store.endpoint_url,
+            needed=role == "train",
+        )
+        for role, ref in rows.items()
+    }
 
 
 def train_grid(
