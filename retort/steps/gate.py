@@ -17,7 +17,6 @@ from retort.artifacts.hygiene import Hygiene, PoolHygiene
 from retort.artifacts.scores import Scores
 from retort.artifacts.students import TrainedStudent
 from retort.artifacts.verdicts import (
-    OUTCOMES,
     ChampionComparison,
     Cost,
     GateVerdict,
@@ -268,11 +267,6 @@ def check_slices(problem: Problem, gate: GateConfig) -> None:
         if part.label not in known:
             what = "intent" if problem.kind == "slots" else "class"
             raise ConfigError(f"gate.slices.{place}.label = '{part.label}': no such {what}; allowed: {listed(known)}")
-
-
-def outcome_of(verdict: ArtifactRef) -> VerdictOutcome:
-    """A gate's outcome, without reading its artifact."""
-    return next(outcome for outcome in OUTCOMES if verdict.metrics.get(outcome))
 
 
 def _belongs(problem: ProblemKind, part: SliceConfig, row: Row) -> bool:
