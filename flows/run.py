@@ -127,6 +127,7 @@ async def _run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     await asyncio.to_thread(sweep_leftovers, config)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
+    # `do` as it is in the end: what is made again is made again in shards too.
     made = task_runner(config, performed, lambda part: do(part))
     do: Do = made
     champion = await asyncio.to_thread(reigning_student, config, store)
