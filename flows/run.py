@@ -127,6 +127,7 @@ async def _run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     await asyncio.to_thread(sweep_leftovers, config)
     recipe, store, started = recipe_of(config), open_store(config.store), now()
     performed: list[Performed] = []
+    # `do` as it is in the end: what is made again is made again in shards too.
     made = task_runner(config, performed, lambda part: do(part))
     do: Do = made
     champion = await asyncio.to_thread(reigning_student, config, store)
@@ -155,7 +156,7 @@ def task_runner(config: RecipeConfig, performed: list[Performed], part: Do) -> D
     store, shards_begun = open_store(config.store), dict[str, float]()
     turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def run(step: Step) -> ArtifactRef:
+    async def as_task(step: Step) -> ArtifactRef:
         is_here = work_pool_of(config.execution, step) is None
         async with turns[step.key], places.place_for(step) if is_here else contextlib.nullcontext():
             started = time.monotonic()
@@ -173,7 +174,7 @@ def task_runner(config: RecipeConfig, performed: list[Performed], part: Do) -> D
         return await do_shards(step.name, shards, part)
 
     async def do(step: Step) -> ArtifactRef:
-        return await in_shards(config.execution, store, step, run, part, parts)
+        return await in_shards(config.execution, store, step, as_task, part, parts)
 
     return do
 

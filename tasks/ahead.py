@@ -101,7 +101,7 @@ async def end_engine_for(step: Step) -> None:
         await one.end()
 
 
-def engine_for(step: Step) -> "_Ahead | None":
+def engine_for(step: Step) -> _Ahead | None:
     """The engine that was started ahead for the step, which is the step's from now on."""
     return _ahead.pop() if any(one.key == step.key for one in _ahead) else None
 

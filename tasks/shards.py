@@ -21,7 +21,7 @@ _begun: dict[str, float] = {}
 """When (`time.monotonic`) the shards of this process that are not done were begun, by key."""
 
 
-def begun(step: Step) -> None:
+def mark_begun(step: Step) -> None:
     """To be called when a step is worked on, and no longer waits for a worker or a GPU."""
     if isinstance(step, Shard):
         _begun[step.key] = time.monotonic()

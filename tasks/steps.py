@@ -23,7 +23,7 @@ from tasks.ahead import end_engine_for
 from tasks.child_process import end_waiting, in_child, together
 from tasks.gpu_slots import gpus_for
 from tasks.progress import progress_of
-from tasks.shards import begun
+from tasks.shards import mark_begun
 from tasks.work_pools import on_work_pool, work_pool_of
 
 
@@ -73,7 +73,7 @@ async def _here(settings: RunSettings, step: Step) -> ArtifactRef:
     async with gpus_for(step, settings.execution) as place, progress_of(step) as on_progress:
         if step.resources.gpu == "all":
             await end_waiting(place)  # an engine needs all memory of its GPUs
-        begun(step)
+        mark_begun(step)
         places = place.each() if step.resources.gpu == "several" and place.locks else [place]
         with scratch("rendezvous") as folder:
             ranks = [Rank(at, len(places), str(folder / "file"), place.gpus) for at in range(len(places))]

@@ -35,7 +35,7 @@ from retort.steps.base import Step, step_class
 from retort.steps.split_rows import Shard
 from retort.store.opening import open_store
 from retort.store.store import Store, read_again
-from tasks.shards import begun
+from tasks.shards import mark_begun
 
 STEP_FLOW = "step"
 """Name of the flow that makes one step, see flows/steps.py."""
@@ -140,7 +140,7 @@ async def _ended(
     try:
         while not (child.state and child.state.is_final()):
             if child.state and child.state.is_running() and not is_begun:
-                begun(step)
+                mark_begun(step)
                 is_begun = True
             await asyncio.sleep(POLL_SECONDS * max(1.0, len(_waiting) / POLLS_PER_SECOND))
             child = await client.read_flow_run(child.id)

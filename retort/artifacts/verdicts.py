@@ -47,7 +47,6 @@ class Selection(Artifact):
 VerdictOutcome = Literal["passed", "first", "refused", "reigns"]
 """passed: better than the champion. first: there is no champion, and all other checks passed. refused: not good enough.
 reigns: it already is the champion, so there is nothing to promote."""
-OUTCOMES: tuple[VerdictOutcome, ...] = ("passed", "first", "refused", "reigns")
 
 
 class ChampionComparison(Record):

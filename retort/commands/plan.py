@@ -1,5 +1,6 @@
 """`retort plan`: what a run would do. Lists each step as HIT or MISS, and for a MISS what changed."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from retort.config import RecipeConfig
@@ -29,6 +30,33 @@ class Plan(Record):
     teacher: dict[str, Any]
     """`kind`, and the cost of its labels: `requests`, `money`. For an LLM, all fields of `Forecast`; for several
     teachers, the sums and `members`."""
+
+    def lines(self) -> Iterator[str]:
+        """The plan for people."""
+        width = max(len(stage.name) for stage in self.stages)
+        for stage in self.stages:
+            yield f"{stage.status:4}  {stage.name:{width}}  {', '.join(stage.changed)}".rstrip()
+        misses = sum(stage.status == "MISS" for stage in self.stages)
+        yield f"{misses} of {len(self.stages)} stages would be made."
+        yield from _teacher_lines(self.teacher)
+
+
+def _teacher_lines(teacher: dict[str, Any]) -> Iterator[str]:
+    money = "the price is not forecast" if teacher["money"] is None else f"{teacher['money']:.2f} to pay"
+    yield f"teacher ({teacher['kind']}): {teacher['requests']} requests, {money}"
+    for one in [teacher, *teacher.get("members", [])]:
+        if "prompt_tokens" not in one:
+            continue
+        if not one["requests"]:
+            yield f"  {one['kind']}: {one['known']} completions known"
+            continue
+        about = "" if one["exact_tokens"] else "about "
+        seconds = "not known before the first run" if one["seconds"] is None else f"about {one['seconds']:.0f} s"
+        yield (
+            f"  {one['kind']}: {one['known']} completions known; {about}{one['prompt_tokens']:,} prompt tokens, "
+            f"{one['cached_tokens']:,} of them in the shared prefix; about {one['completion_tokens']:,} completion "
+            f"tokens; time {seconds}"
+        )
 
 
 async def plan(config: RecipeConfig) -> Plan:

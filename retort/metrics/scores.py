@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retort.config import ERRORS, Metric
 from retort.errors import DataError
-from retort.metrics.bootstrap import OfRows, OneHot, Statistics, Value, bootstrap, bootstrap_mean
+from retort.metrics.bootstrap import OfRows, OneHot, Statistics, Value, bootstrap_mean
 from retort.metrics.ranks import rank_correlation
 from retort.problems.base import Floats, HasCells, Problem
 from retort.records.base import Label, Score
@@ -127,8 +127,7 @@ def score(
 
 def score_of(problem: Problem, metric: Metric, statistics: Statistics, resamples: int, seed: int) -> Score:
     """The metric's value with its 95 % bootstrap interval, from row statistics `(n, d)`."""
-    value, low, high = bootstrap(statistics, value_of(problem, metric), resamples, seed)
-    return Score(metric=metric, value=value, low=low, high=high, n=len(statistics))
+    return mean_score_of(problem, metric, [statistics], resamples, seed)
 
 
 def mean_scores(
@@ -141,9 +140,13 @@ def mean_scores(
 ) -> dict[Metric, Score]:
     """The mean scores of several systems on the same rows, with their 95 % bootstrap intervals."""
     gathered = [_gathered(problem, metrics, golds, predictions) for predictions in systems]
-    scores = {}
-    for metric in metrics:
-        statistics = [own.of(metric) for own in gathered]
-        value, low, high = bootstrap_mean(statistics, value_of(problem, metric), resamples, seed)
-        scores[metric] = Score(metric=metric, value=value, low=low, high=high, n=len(golds))
-    return scores
+    return {
+        metric: mean_score_of(problem, metric, [own.of(metric) for own in gathered], resamples, seed)
+        for metric in metrics
+    }
+
+
+def mean_score_of(problem: Problem, metric: Metric, systems: Sequence[Statistics], resamples: int, seed: int) -> Score:
+    """The mean score of systems, each of row statistics `(n, d)`, with its 95 % bootstrap interval."""
+    value, low, high = bootstrap_mean(systems, value_of(problem, metric), resamples, seed)
+    return Score(metric=metric, value=value, low=low, high=high, n=len(systems[0]))

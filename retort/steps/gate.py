@@ -17,7 +17,6 @@ from retort.artifacts.hygiene import Hygiene, PoolHygiene
 from retort.artifacts.scores import Scores
 from retort.artifacts.students import TrainedStudent
 from retort.artifacts.verdicts import (
-    OUTCOMES,
     ChampionComparison,
     Cost,
     GateVerdict,
@@ -29,10 +28,10 @@ from retort.artifacts.verdicts import (
 from retort.config import ERRORS, GateConfig, Metric, Problem, SliceConfig
 from retort.errors import ConfigError
 from retort.io.parquet import Row
-from retort.metrics.bootstrap import share_above, value_on
-from retort.metrics.comparison import compare_systems
+from retort.metrics.bootstrap import value_on
+from retort.metrics.comparison import Systems, compare_systems, mcnemar_of, share_of_gains
 from retort.metrics.format import TITLES, gain_text, p_text, percent, score_text
-from retort.metrics.scores import merit_of, score, statistics_of, value_of
+from retort.metrics.scores import score, value_of
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.problems.base import listed
@@ -173,19 +172,15 @@ class Gate(Step):
 
     def _contest(self, context: StepContext, rows: Sequence[Row]) -> ChampionComparison:
         problem, gate = problem_for(self.problem), self.gate
-        golds, new = [row["gold"] for row in rows], [row["predicted"] for row in rows]
-        old = [row["predicted"] for row in self._rows(context, self.reigning)]
-        comparison, only = compare_systems(problem, self.metric, golds, [old], [new], self.resamples, self.seed)
-        sums = [statistics_of(problem, self.metric, golds, labels) for labels in (old, new)]
-        champion_score, own_score = (value_on(one, value_of(problem, self.metric)) for one in sums)
-        win_share = share_above(
-            sums[:1],
-            sums[1:],
-            merit_of(problem, self.metric),
-            gate.min_gain,
-            self.resamples,
-            self.seed,
+        golds, sides = [row["gold"] for row in rows], (self._rows(context, self.reigning), rows)
+        labels = ([row["predicted"] for row in side] for side in sides)
+        old, new = (Systems(problem, [self.metric], golds, [own]) for own in labels)
+        comparison = compare_systems(old, new, self.metric, self.resamples, self.seed)
+        only = mcnemar_of(old, new)
+        champion_score, own_score = (
+            value_on(side.statistics(self.metric)[0], value_of(problem, self.metric)) for side in (old, new)
         )
+        win_share = share_of_gains(old, new, self.metric, gate.min_gain, self.resamples, self.seed)
         return ChampionComparison(
             score=own_score,
             champion_score=champion_score,
@@ -204,10 +199,11 @@ class Gate(Step):
     def _rival_checks(self, context: StepContext, rows: Sequence[Row]) -> Iterator[Check]:
         """A student that is significantly worse than what costs less to make is no use, also as the first champion."""
         problem, metric = problem_for(self.problem), self.metric
-        golds, own = [row["gold"] for row in rows], [row["predicted"] for row in rows]
+        golds = [row["gold"] for row in rows]
+        own = Systems(problem, [metric], golds, [[row["predicted"] for row in rows]])
         for name, ref in zip(self.rival_names, self.rivals, strict=True):
-            other = [row["predicted"] for row in self._rows(context, (ref,))]
-            compared, _ = compare_systems(problem, metric, golds, [other], [own], self.resamples, self.seed)
+            other = Systems(problem, [metric], golds, [[row["predicted"] for row in self._rows(context, (ref,))]])
+            compared = compare_systems(other, own, metric, self.resamples, self.seed)
             yield Check(
                 compared.high >= 0,
                 f"Against {name} the final student gains {gain_text(metric, compared.gain)} {TITLES[metric]} on "
@@ -271,11 +267,6 @@ def check_slices(problem: Problem, gate: GateConfig) -> None:
         if part.label not in known:
             what = "intent" if problem.kind == "slots" else "class"
             raise ConfigError(f"gate.slices.{place}.label = '{part.label}': no such {what}; allowed: {listed(known)}")
-
-
-def outcome_of(verdict: ArtifactRef) -> VerdictOutcome:
-    """A gate's outcome, without reading its artifact."""
-    return next(outcome for outcome in OUTCOMES if verdict.metrics.get(outcome))
 
 
 def _belongs(problem: ProblemKind, part: SliceConfig, row: Row) -> bool:

@@ -7,7 +7,7 @@ each row has weights of its own, their mean over the pool.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, tee
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from retort.artifacts.examples import Examples
 from retort.artifacts.pseudolabels import OWN_ROWS, ROWS, Pseudolabels, written_failures
 from retort.config import Problem
-from retort.io.parquet import PSEUDOLABELS, Row, write_rows
+from retort.io.parquet import PSEUDOLABELS, Row, aligned, write_rows
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
 from retort.records.base import ArtifactRef, Example, ParseFailure
@@ -106,18 +106,10 @@ class PseudolabelEnsemble(Step):
         self, problem: ProblemKind, rows: Iterator[Weighed], readers: Sequence[Iterator[Row]]
     ) -> Iterator[tuple[Row, list[str | None]]]:
         """Yield each row with the ensemble's label (None if no member has one), and the members' labels. Each of the
-        `rows` comes with the members' weights for it.
-
-        All files are in the order of `rows`, so one pass is enough.
-        """
-        heads = [next(reader, None) for reader in readers]
-        for row, weights in rows:
-            votes: list[Row | None] = []
-            for index, head in enumerate(heads):
-                matches = head is not None and head["example_id"] == row["example_id"]
-                votes.append(head if matches else None)
-                if matches:
-                    heads[index] = next(readers[index], None)
+        `rows` comes with the members' weights for it."""
+        weighed, again = tee(rows)
+        known = aligned((row for row, _ in again), *readers)
+        for (row, weights), (_, votes) in zip(weighed, known, strict=True):
             yield self._merged_row(problem, row, votes, weights), [vote["label"] if vote else None for vote in votes]
 
     def _merged_row(self, problem: ProblemKind, row: Row, votes: Sequence[Row | None], weights: Sequence[float]) -> Row:

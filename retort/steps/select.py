@@ -4,13 +4,13 @@ The k students of two stages see the same rows, start from the same weights and 
 scores on the judging rows (which none of them trains on) show which labels are better. Fine-tuning on the labeled set
 is judged in the same way: each fold of the set by a student that was fine-tuned on the other folds, against the student
 before. The verdict also counts the whole labels that only one side got right, student i against student i, with
-McNemar's p (see `Duel`). That is for the report and decides nothing.
+McNemar's p (see `mcnemar_of`). That is for the report and decides nothing.
 """
 
 from retort.artifacts.scores import Scores
 from retort.artifacts.verdicts import McNemarCounts, Selection, SelectionVerdict, write_verdict
 from retort.config import Metric, Problem, SelectionConfig
-from retort.metrics.comparison import compare_systems
+from retort.metrics.comparison import Systems, compare_systems, mcnemar_of
 from retort.problems import problem_for
 from retort.records.base import ArtifactRef, Label
 from retort.steps.base import Step
@@ -38,16 +38,16 @@ class Select(Step):
     def run(self, context: StepContext) -> StepOutput:
         golds, old = _labels(context, self.reigning)
         _, new = _labels(context, self.challenger)
-        comparison, mcnemar = compare_systems(
-            problem_for(self.problem), self.metric, golds, old, new, self.resamples, self.seed
-        )
+        problem = problem_for(self.problem)
+        reigning, challenger = (Systems(problem, [self.metric], golds, labels) for labels in (old, new))
+        comparison = compare_systems(reigning, challenger, self.metric, self.resamples, self.seed)
         accepted = bool(comparison.win_share >= self.selection.confidence)
         verdict = SelectionVerdict(
             **comparison._asdict(),
             metric=self.metric,
             accepted=accepted,
             n=len(golds),
-            mcnemar=McNemarCounts(**mcnemar._asdict()),
+            mcnemar=McNemarCounts(**mcnemar_of(reigning, challenger)._asdict()),
         )
         write_verdict(context.folder, verdict)
         metrics = {"accepted": float(accepted), "gain": comparison.gain, "win_share": comparison.win_share}

@@ -3,6 +3,7 @@
 All progress is in the history, which a checkpoint contains anyway; the best weights are stored beside it.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -13,10 +14,12 @@ from torch.distributed.tensor import DTensor
 
 from retort.config import TrainingConfig
 from retort.models.device import Device
+from retort.students.acceleration import CompiledLayers
 from retort.students.accumulation import equal_parts, parts_of
 from retort.students.base import History
 from retort.students.batching import Indices
 from retort.students.data_parallel import share_of, summed
+from retort.students.schedule import Schedule
 from retort.students.sharding import gathered, is_sharded, share_out
 from retort.students.training_data import TrainingData
 
@@ -25,23 +28,25 @@ _BEST = "best."
 
 
 class EarlyStopping:
-    """Measures the held-out loss after each epoch of a training of at most `epochs` epochs and `num_steps` steps."""
+    """Measures the held-out loss after each epoch of the schedule."""
 
     def __init__(
         self,
         held_out: TrainingData,
         training: TrainingConfig,
-        epochs: float,
-        num_steps: int,
+        schedule: Schedule,
         model: torch.nn.Module,
         weights: Mapping[str, Tensor],
+        compiled: CompiledLayers | None = None,
     ) -> None:
         """`weights` are the trained ones in fp32, by name, which the optimizer holds."""
         assert training.stopping is not None, "rows are held out to stop by"
         self._held_out, self._model, self._weights = held_out, model, weights
+        self._uncompiled = compiled.paused if compiled else contextlib.nullcontext
         self._patience = training.stopping.patience
         # The same batches each time, independent of the training's random state.
         self._batches = held_out.batches(training.batch_tokens, np.random.default_rng(0))
+        epochs, num_steps = schedule.epochs, len(schedule)
         ends = (math.floor(epoch * num_steps / epochs) for epoch in range(1, math.ceil(epochs) + 1))
         self._ends = {max(1, min(end, num_steps)) for end in ends}
         self._best: dict[str, Tensor] = {}
@@ -62,7 +67,8 @@ class EarlyStopping:
         if step not in self._ends:
             return False
         history.held_out_steps.append(step)
-        history.held_out_losses.append(self._loss(device, parts))
+        with self._uncompiled():
+            history.held_out_losses.append(self._loss(device, parts))
         best = best_of(history.held_out_losses)
         if best == len(history.held_out_losses) - 1:
             self._best = {

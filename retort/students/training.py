@@ -27,7 +27,7 @@ from retort.students.data_parallel import is_first, loaded, of_first, same_as_fi
 from retort.students.early_stopping import EarlyStopping
 from retort.students.encoder import EncodedRow, Encoder
 from retort.students.losses import cross_entropy
-from retort.students.optimizer import FlatAdamW, Optimizer, PlainAdamW
+from retort.students.optimizer import FlatAdamW, Optimizer, Parameters, PlainAdamW
 from retort.students.ragged import Ragged
 from retort.students.schedule import Schedule
 from retort.students.sharding import ShardedAdamW, Sharding, gathered, must_shard
@@ -59,35 +59,28 @@ def fit(
     not fit a GPU, they divide it among them (see `sharding`). Raises ConfigError if it does not fit theirs.
     """
     _make_deterministic(seed)
-    shards = must_shard(model, device)
-    (model if shards else model.to(device.name)).train()
-    same_as_first([weight.data for weight in model.parameters() if weight.requires_grad])
-    sharding = Sharding(model, device) if shards else None
+    sharding = _placed(model, device)
+    # Named before the first pass, after which those of a model in parts are others.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     schedule = Schedule(data, training, seed)
     num_steps = len(schedule)
-    rate, log_every = _warmup_then_linear(num_steps, training.warmup_share), max(1, num_steps // 100)
+    rate, log_every = _learning_rates(training, num_steps), max(1, num_steps // 100)
     with acceleration(model, [data, *([held_out] if held_out else [])], schedule, device) as compiled:
         optimizer = _optimizer(model, trained, training, device, sharding)
-        early_stopping = (
-            None
-            if held_out is None
-            else EarlyStopping(held_out, training, schedule.epochs, num_steps, model, optimizer.weights)
-        )
+        early_stopping = None
+        if held_out is not None:
+            early_stopping = EarlyStopping(held_out, training, schedule, model, optimizer.weights, compiled)
         run = _resumed(checkpoint, optimizer, early_stopping, device) or _Run(parts=micro_batches)
         gradients = Gradients(data, optimizer, device, run.parts, compiled, sharding)
         started = time.monotonic() - run.history.seconds
         for step, batch in enumerate(schedule.after(run.step), start=run.step + 1):
             seed_step(seed, step)
             run.add(gradients.add(batch), data, batch)
-            optimizer.step(training.learning_rate * rate(step - 1))
+            optimizer.step(rate(step))
             run.step, run.parts = step, gradients.parts
-            with compiled.paused() if compiled else contextlib.nullcontext():
-                ended = early_stopping is not None and early_stopping.ends(
-                    step, run.history, gradients.device, run.parts
-                )
+            ended = early_stopping is not None and early_stopping.ends(step, run.history, gradients.device, run.parts)
             if step % log_every == 0 or step == num_steps or ended:
-                run.log(training.learning_rate * rate(step - 1))
+                run.log(rate(step))
                 progress(step, num_steps, f"loss {run.history.losses[-1]:.3f}")
             if ended:
                 break
@@ -184,12 +177,16 @@ def _make_deterministic(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def _placed(model: torch.nn.Module, device: Device) -> Sharding | None:
+    """Moves the model to where it trains, with the first process's weights; in parts if the processes divide it."""
+    shards = must_shard(model, device)
+    (model if shards else model.to(device.name)).train()
+    same_as_first([weight.data for weight in model.parameters() if weight.requires_grad])
+    return Sharding(model, device) if shards else None
+
+
 def _optimizer(
-    model: torch.nn.Module,
-    trained: dict[str, torch.nn.Parameter],
-    training: TrainingConfig,
-    device: Device,
-    sharding: Sharding | None,
+    model: torch.nn.Module, trained: Parameters, training: TrainingConfig, device: Device, sharding: Sharding | None
 ) -> Optimizer:
     if sharding is not None:
         return ShardedAdamW(sharding, trained, training)
@@ -199,15 +196,16 @@ def _optimizer(
     return FlatAdamW(model, trained, training, dtype)
 
 
-def _warmup_then_linear(steps: int, warmup_share: float) -> Callable[[int], float]:
-    warmup = round(steps * warmup_share)
+def _learning_rates(training: TrainingConfig, num_steps: int) -> Callable[[int], float]:
+    """The learning rate of each step, from step 1: it rises during the warm-up, and falls from then on."""
+    warmup = round(num_steps * training.warmup_share)
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return max(0.0, (steps - step) / max(1, steps - warmup))
+    def rate(step: int) -> float:
+        if step <= warmup:
+            return training.learning_rate * (step / warmup)
+        return training.learning_rate * max(0.0, (num_steps - step + 1) / max(1, num_steps - warmup))
 
-    return factor
+    return rate
 
 
 @contextlib.contextmanager

@@ -96,3 +96,14 @@ def test_the_list_of_commands_cuts_no_sentence_off() -> None:
     )
     assert len(listed.splitlines()) > 15
     assert "..." not in listed
+
+
+def test_the_help_imports_nothing_slow() -> None:
+    code = (
+        "import atexit, sys; from retort.cli import main; sys.argv = ['retort', '--help'];"
+        "slow = ('torch', 'numpy', 'pydantic', 'prefect', 'mlflow', 'rich', 'asyncio', 'retort.config');"
+        "atexit.register(lambda: print([name for name in slow if name in sys.modules], file=sys.stderr)); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Commands:" in done.stdout
+    assert done.stderr.strip() == "[]"

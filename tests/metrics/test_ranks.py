@@ -6,7 +6,7 @@ from scipy.stats import spearmanr
 
 from retort.config import Metric, RegressionConfig
 from retort.metrics.bootstrap import OfRows, bootstrap
-from retort.metrics.comparison import compare_systems
+from retort.metrics.comparison import Systems, compare_systems
 from retort.metrics.ranks import rank_correlation
 from retort.metrics.scores import score
 from retort.problems.regression import Regression
@@ -42,8 +42,8 @@ def test_the_better_system_gains_by_every_metric(metric: Metric) -> None:
     golds, good, bad = (
         [f"{one:.4f}" for one in np.clip(truth + generator.normal(0, noise, 80), 0, 10)] for noise in (0, 0.3, 2)
     )
-    better = compare_systems(PROBLEM, metric, golds, [bad], [good], 200, 0).comparison
-    worse = compare_systems(PROBLEM, metric, golds, [good], [bad], 200, 0).comparison
+    old, new = (Systems(PROBLEM, [metric], golds, [labels]) for labels in (bad, good))
+    better, worse = compare_systems(old, new, metric, 200, 0), compare_systems(new, old, metric, 200, 0)
     assert better.gain > 0
     assert better.low > 0
     assert better.win_share == 1.0

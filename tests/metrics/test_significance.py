@@ -13,7 +13,7 @@ from retort.config import Metric, RegressionConfig
 from retort.errors import DataError
 from retort.metrics import scores
 from retort.metrics.bootstrap import OneHot, bootstrap, compare, mcnemar, share_above
-from retort.metrics.comparison import compare_systems
+from retort.metrics.comparison import Systems, compare_systems
 from retort.metrics.scores import mean_scores, score, statistics_of, value_of
 from retort.problems.base import Floats
 from retort.problems.classification import Classification
@@ -205,7 +205,8 @@ def test_many_classes_take_no_matrix_for_each_row() -> None:
     problem, golds, labels = classified(150, 4500)
     tracemalloc.start()
     found = score(problem, "macro_f1", golds, labels, 200, seed=0)
-    compare_systems(problem, "macro_f1", golds, [labels], [labels], 200, seed=0)
+    systems = Systems(problem, ["macro_f1"], golds, [labels])
+    compare_systems(systems, systems, "macro_f1", 200, seed=0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.low < found.value < found.high

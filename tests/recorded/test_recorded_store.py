@@ -21,7 +21,7 @@ from retort.artifacts.verdicts import Selection
 from retort.commands.plan import plan
 from retort.recipes import load_config, recipe_of
 from retort.recipes.mckd import pipeline
-from retort.recipes.mckd.steps import ingest
+from retort.recipes.mckd.steps import ingests
 from retort.recipes.walk import steps_of
 from retort.steps.base import Step
 from retort.steps.cross_label import StudentStep
@@ -89,7 +89,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     else may have changed."""
     monkeypatch.setattr(PseudolabelRecorded, "version", 1)
     whole = {"without": None, "labeled": None}
-    monkeypatch.setattr(pipeline, "ingest", lambda *given: ingest(*given).model_copy(update=whole))
+    monkeypatch.setattr(pipeline, "ingests", lambda *given: [one.model_copy(update=whole) for one in ingests(*given)])
     with tarfile.open(HERE / "store.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ def grid_of(job: Any, end: float | None) -> Any:
         job.values["grid"]["lambda_end"] = end
     config = check(job.config())
     train, dev = (made_or_found(config, ingest(config, role)) for role in ("train", "dev"))
-    known = made_or_found(config, gather_recorded(config, "teacher/train", train, config.teacher, needed=True))
+    known = made_or_found(config, gather_recorded(config, config.teacher, {"train": train})["train"])
     step = train_grid(config, "soft-grid", train, dev, known)
     return config, step, Grid.open(open_store(config.store), made_or_found(config, step))
 

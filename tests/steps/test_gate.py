@@ -19,7 +19,7 @@ from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, MckdResult
 from retort.report.base import verdict_text
 from retort.steps.context import StepContext
-from retort.steps.gate import check_slices, outcome_of, within
+from retort.steps.gate import check_slices, within
 from retort.store import StepOutput, Store
 
 GOLD = ["up", "up", "down", "down"]
@@ -137,7 +137,7 @@ def test_a_better_student_passes(judge: Judge, scored: Scored) -> None:
     assert 0 < contest.low < contest.gain < contest.high
     assert ref.metrics["accepted"] == 1.0
     assert (ref.metrics["gain"], ref.metrics["win_share"]) == (contest.gain, contest.win_share)
-    assert outcome_of(ref) == "passed"
+    assert ref.metrics["passed"] == 1.0
     (reason,) = verdict.reasons
     assert reason.startswith(
         "The final student scores 100.0 accuracy against the champion's 75.0 on 20 test rows: a gain"
@@ -168,7 +168,7 @@ def test_a_better_student_is_refused_where_that_is_not_sure(judge: Judge, scored
     verdict, ref = judge(configured(), scored(RIGHT), scored(ONE_WRONG))
     assert (verdict.outcome, verdict.accepted) == ("refused", False)
     assert verdict.refusals == verdict.reasons
-    assert (ref.metrics["accepted"], outcome_of(ref)) == (0.0, "refused")
+    assert (ref.metrics["accepted"], ref.metrics["refused"]) == (0.0, 1.0)
     assert "95.0 % needed" in verdict.refusals[0]
 
 
@@ -185,7 +185,7 @@ def test_one_that_says_the_same_is_refused_and_one_that_is_hardly_worse_may_pass
 def test_the_champion_itself_has_nothing_to_win(judge: Judge, scored: Scored) -> None:
     scores = scored(ONE_WRONG)
     verdict, ref = judge(configured({"slices": [{"name": "all", "pattern": "", "floor": 0.9}]}), scores, scores)
-    assert (verdict.outcome, verdict.accepted, outcome_of(ref)) == ("reigns", False, "reigns")
+    assert (verdict.outcome, verdict.accepted, ref.metrics["reigns"]) == ("reigns", False, 1.0)
     assert verdict.reasons[0] == "The final student is the champion already, so there is nothing to promote."
     assert len(verdict.refusals) == 1  # that it is too weak for a floor is told all the same
     assert verdict_text(verdict, "7") == "The final student is the champion already, version 7."
@@ -195,7 +195,7 @@ def test_without_a_champion_floors_and_limits_decide(judge: Judge, scored: Score
     part = {"name": "films", "pattern": "film"}
     first, ref = judge(configured({"slices": [{**part, "floor": 0.5}]}), scored(ONE_WRONG), None)
     assert (first.outcome, first.accepted, first.contest) == ("first", True, None)
-    assert outcome_of(ref) == "first"
+    assert ref.metrics["first"] == 1.0
     assert "gain" not in ref.metrics
     refused, _ = judge(configured({"slices": [{**part, "floor": 0.6}]}), scored(ONE_WRONG), None)
     assert (refused.outcome, refused.accepted) == ("refused", False)

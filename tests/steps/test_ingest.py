@@ -6,13 +6,17 @@ import pytest
 
 from retort.artifacts.examples import Examples
 from retort.config import MckdConfig
+from retort.data import fingerprint
 from retort.errors import DataError
 from retort.recipes.execute import made_or_found
+from retort.recipes.mckd import steps
 from retort.recipes.mckd.steps import ingest
 from retort.records.base import Example, digest
 from retort.steps.ingest import IN_LABELED, drawn
 from retort.store.opening import open_store
 from tiny_data import write_lines
+
+ROLES: list[steps.Role] = ["unlabeled", "labeled", "test"]
 
 
 def config_of(folder: Path, limit: int | None = None) -> MckdConfig:
@@ -65,6 +69,20 @@ def test_another_labeled_set_makes_another_pool(tmp_path: Path) -> None:
     after = {role: ingest(config, role).key for role in ("unlabeled", "test")}
     assert before["unlabeled"] != after["unlabeled"]
     assert before["test"] == after["test"]
+
+
+def test_a_source_is_read_once_to_fingerprint_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path)
+    alone = [ingest(config, role) for role in ROLES]
+    read: list[str] = []
+
+    def counted(source: str, endpoint_url: str | None) -> str:
+        read.append(source)
+        return fingerprint(source, endpoint_url)
+
+    monkeypatch.setattr(steps, "fingerprint", counted)
+    assert list(steps.ingests(config, ROLES)) == alone
+    assert read == [config.data.unlabeled, config.data.labeled, config.data.test]
 
 
 def test_a_pool_of_nothing_else_is_told(tmp_path: Path) -> None:

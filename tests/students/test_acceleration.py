@@ -17,11 +17,13 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from retort.config import TrainingConfig
+from retort.config import StoppingConfig, TrainingConfig
 from retort.models.device import Device
 from retort.students import acceleration as accelerating
 from retort.students.acceleration import CompiledLayers, acceleration, drops, layers_of, operations
 from retort.students.accumulation import Gradients
+from retort.students.base import History
+from retort.students.early_stopping import EarlyStopping
 from retort.students.generative_data import (
     CausalTrainingData,
     Pair,
@@ -112,6 +114,21 @@ def test_compiled_layers_compute_the_same(
         assert torch._dynamo.utils.counters["stats"] == traced
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert all(layer._compiled_call_impl is None for layer in layers_of(data.model))
+
+
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.filterwarnings("ignore")  # the tracer's own
+def test_held_out_rows_are_measured_by_uncompiled_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerating, "WORTH_COMPILING", 0.0)
+    data, history, stopping = t5(), History(), StoppingConfig(by="distillation_loss")
+    schedule, training = one_batch(data), TrainingConfig(batch_tokens=1_000_000, stopping=stopping)
+    with acceleration(data.model, [data], schedule, GPU) as compiled:
+        loss = computed(data)["loss"]
+        traced = dict(torch._dynamo.utils.counters["stats"])
+        early_stopping = EarlyStopping(data, training, schedule, data.model, {}, compiled)
+        assert not early_stopping.ends(1, history, Device("cpu", "fp32", 1), 1)
+        assert torch._dynamo.utils.counters["stats"] == traced
+    assert history.held_out_losses == [pytest.approx(float(loss) / data.units(ROWS), rel=1e-4)]
 
 
 def test_a_short_training_is_not_compiled_and_a_cpus_is_left_alone() -> None:

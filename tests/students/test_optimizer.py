@@ -153,7 +153,8 @@ def test_a_training_with_masters_is_resumed_and_keeps_the_best(tmp_path: Path, m
             raise Evicted
 
     monkeypatch.setattr(trainings, "_optimizer", on_a_gpu)
-    monkeypatch.setattr(trainings, "_warmup_then_linear", lambda steps, share: lambda step: 1.0 if step < 20 else 30.0)
+    rate = settings.learning_rate
+    monkeypatch.setattr(trainings, "_learning_rates", lambda *_: lambda step: rate if step <= 20 else 30 * rate)
     whole, held_out = new_data(), new_data()
     held_out.model = whole.model
     history = trainings.fit(whole.model, whole, settings, seed=0, device=CPU, held_out=held_out)

@@ -100,10 +100,12 @@ def _imports(path: Path) -> list[str]:
 
 
 def _programs(path: Path, name: str) -> Iterator[str]:
-    """Modules of folders beside it that are run in a process of their own: vLLM's engine."""
+    """Modules of a folder beside it that it names, to run them in a process of their own: vLLM's engine."""
+    text = path.read_text(encoding="utf-8")
     for main in path.parent.glob("*/__main__.py"):
-        for module in main.parent.glob("*.py"):
-            yield f"{name.rpartition('.')[0]}.{main.parent.name}.{module.stem}"
+        if f'"{main.parent.name}"' in text:
+            for module in main.parent.glob("*.py"):
+                yield f"{name.rpartition('.')[0]}.{main.parent.name}.{module.stem}"
 
 
 class _WithoutTypeChecking(ast.NodeTransformer):

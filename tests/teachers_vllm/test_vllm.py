@@ -18,7 +18,7 @@ from retort.errors import ConfigError
 from retort.problems import Constraint, problem_for
 from retort.records.base import ParseFailure
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
-from retort.teachers.vllm.client import ENGINE, VllmClient, engine_options, open_vllm
+from retort.teachers.vllm.client import ENGINE, VllmClient, Wanted, engine_options, open_vllm
 from vllm_teacher import CONTEXT, DEMONSTRATIONS, PYTHON, ROOT, config_for, gone, new_request
 
 pytestmark = pytest.mark.teacher
@@ -258,7 +258,7 @@ def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
 
 def told(model: Path, expression: str, **changes: object) -> Any:
     """The value of an expression about what vLLM is told, `given`. No GPU is needed to see that."""
-    options = engine_options(config_for(model, **changes), 0, str(model), None, ignore_end=False, prefix_caching=True)
+    options = engine_options(Wanted(config_for(model, **changes), 0, str(model), None))
     code = "import json, session, sys; given = session._arguments(json.loads(sys.argv[1])); "
     code += f"print(json.dumps({expression}))"
     heard = subprocess.run(

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from retort.commands.compare.sides import Asked, Side, Tested, find_sides
 from retort.config import ClassificationConfig, Metric, MultiLabelConfig, Problem
 from retort.errors import ConfigError
-from retort.metrics.comparison import compare_systems
-from retort.metrics.scores import mean_scores
+from retort.metrics.comparison import Systems, compare_systems, mcnemar_of
 from retort.problems import problem_for
 from retort.records.base import Label
 from retort.report.comparison import Compared, Comparison, Difference, TestSet
@@ -58,20 +57,17 @@ def _compared(a: Side, b: Side, name: str, other: str) -> TestSet:
     metrics = tuple(dict.fromkeys((*a.metrics, *b.metrics)))
     problem = problem_for(_with_all_labels(a.problem, b.problem))
     golds = [row.gold for row, _ in rows]
-    old, new = _systems([row for row, _ in rows]), _systems([row for _, row in rows])
-    size = min(len(old), len(new))
-    duels = {
-        metric: compare_systems(problem, metric, golds, old[:size], new[:size], a.resamples, SEED) for metric in metrics
-    }
-    only = duels[metrics[0]].mcnemar
-    of_a, of_b = (mean_scores(problem, metrics, golds, one[:size], a.resamples, SEED) for one in (old, new))
+    labels = [_by_seed([row for row, _ in rows]), _by_seed([row for _, row in rows])]
+    size = min(map(len, labels))
+    old, new = (Systems(problem, metrics, golds, own[:size]) for own in labels)
+    only = mcnemar_of(old, new)
 
     def difference(metric: Metric) -> Difference:
-        found = duels[metric].comparison
+        found = compare_systems(old, new, metric, a.resamples, SEED)
         return Difference(
             metric=metric,
-            a=of_a[metric],
-            b=of_b[metric],
+            a=old.score(metric, a.resamples, SEED),
+            b=new.score(metric, a.resamples, SEED),
             gain=found.gain,
             low=found.low,
             high=found.high,
@@ -90,8 +86,8 @@ def _compared(a: Side, b: Side, name: str, other: str) -> TestSet:
     )
 
 
-def _systems(rows: Sequence[Tested]) -> list[list[Label | None]]:
-    """Labels by seed."""
+def _by_seed(rows: Sequence[Tested]) -> list[list[Label | None]]:
+    """The labels of each seed's student."""
     return [list(labels) for labels in zip(*(row.labels for row in rows), strict=True)]
 
 

@@ -25,7 +25,7 @@ from retort.recipes.checks import (
     texts_of,
 )
 from retort.recipes.execute import made_or_found
-from retort.recipes.mckd.steps import Role, columns_of, ingest, label_by_llm, label_recorded
+from retort.recipes.mckd.steps import Role, columns_of, ingest, ingests, label_by_llm, label_recorded
 from retort.recipes.mckd.teacher import STEP, member_step
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
@@ -89,7 +89,7 @@ def check(config: MckdConfig) -> MckdConfig:
 
 def ingested(config: MckdConfig) -> Data:
     """Ingest the rows of every role."""
-    labeled, test, unlabeled = ingest_all(config, (ingest(config, role) for role in ("labeled", "test", "unlabeled")))
+    labeled, test, unlabeled = ingest_all(config, ingests(config, ("labeled", "test", "unlabeled")))
     judge = made_or_found(config, ingest(config, "dev")) if config.evaluation.judge == "dev" else labeled
     return Data(labeled=labeled, unlabeled=unlabeled, test=test, judge=judge)
 

@@ -11,7 +11,7 @@ from retort.recipes.checks import check_champion
 from retort.recipes.mckd.baselines import compare_baselines
 from retort.recipes.mckd.finish import finish
 from retort.recipes.mckd.rounds import Round, begin_round, relabel, train_on_partitions
-from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingest, is_accepted, select
+from retort.recipes.mckd.steps import Role, evaluate_labels, evaluate_student, ingests, is_accepted, select
 from retort.recipes.mckd.teacher import TeacherLabels, teacher_labels
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data, FineTuning, MckdResult
@@ -23,7 +23,7 @@ async def ingest_data(config: MckdConfig, do: Do) -> Data:
     """Ingest the rows of every role."""
     roles: list[Role] = ["labeled", "unlabeled", "test"]
     roles += ["dev"] if config.evaluation.judge == "dev" else []
-    refs = dict(zip(roles, await together(do(ingest(config, role)) for role in roles), strict=True))
+    refs = dict(zip(roles, await together(do(step) for step in ingests(config, roles)), strict=True))
     return Data(
         labeled=refs["labeled"],
         unlabeled=refs["unlabeled"],

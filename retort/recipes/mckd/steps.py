@@ -1,6 +1,7 @@
 """Builds the recipe's steps from its config. Each step gets the settings that it needs and nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Literal
 
 from retort.config import (
@@ -44,16 +45,26 @@ Role = Literal["labeled", "unlabeled", "test", "dev"]
 
 
 def ingest(config: MckdConfig, role: Role) -> Ingest:
-    """Reads the source once to fingerprint it; for the pool, the labeled set too."""
+    (step,) = ingests(config, [role])
+    return step
+
+
+def ingests(config: MckdConfig, roles: Iterable[Role]) -> Iterator[Ingest]:
+    """A step for each role. Reads each source once to fingerprint it; for the pool, the labeled set too."""
+    content_of = cache(partial(fingerprint, endpoint_url=config.store.endpoint_url))
+    return (_ingest(config, role, content_of) for role in roles)
+
+
+def _ingest(config: MckdConfig, role: Role, content_of: Callable[[Source], str]) -> Ingest:
     source, is_pool = getattr(config.data, role), role == "unlabeled"
     return Ingest(
         name=f"ingest/{role}",
         problem=config.problem,
         columns=columns_of(config, source).model_dump(),
-        content=fingerprint(source, config.store.endpoint_url),
+        content=content_of(source),
         gold="optional" if is_pool else "required",
         limit=config.data.limit if is_pool else None,
-        without=fingerprint(config.data.labeled, config.store.endpoint_url) if is_pool else None,
+        without=content_of(config.data.labeled) if is_pool else None,
         labeled=config.data.labeled if is_pool else None,
         source=source,
         endpoint_url=config.store.endpoint_url,

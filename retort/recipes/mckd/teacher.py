@@ -2,12 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from retort.config import (
-    EnsembleConfig,
-    FinetunedConfig,
-    MckdConfig,
-    RecordedConfig,
-)
+from retort.config import EnsembleConfig, FinetunedConfig, MckdConfig, RecordedConfig
 from retort.config.teachers import LlmTeacherConfig, Member
 from retort.recipes.base import Do
 from retort.recipes.mckd.steps import (

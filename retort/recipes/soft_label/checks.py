@@ -24,7 +24,7 @@ from retort.recipes.checks import (
     texts_of,
 )
 from retort.recipes.execute import made_or_found
-from retort.recipes.soft_label.steps import ingest, label_by_llm, settings_of
+from retort.recipes.soft_label.steps import ingest, ingests, label_by_llm, settings_of
 from retort.records.base import ArtifactRef
 from retort.store import Store
 from retort.store.opening import refusals, usable_store
@@ -80,7 +80,7 @@ def check_models(config: SoftLabelConfig) -> None:
 def ingested(config: SoftLabelConfig) -> dict[str, ArtifactRef]:
     """Ingest the rows of every role."""
     roles = roles_of(config)
-    return dict(zip(roles, ingest_all(config, (ingest(config, role) for role in roles)), strict=True))
+    return dict(zip(roles, ingest_all(config, ingests(config, roles)), strict=True))
 
 
 def roles_of(config: SoftLabelConfig) -> list[str]:

@@ -16,7 +16,7 @@ from retort.recipes.soft_label.steps import (
     export_student,
     gather_labels,
     gather_recorded,
-    ingest,
+    ingests,
     label_by_llm,
     predict_baseline,
     predict_grid,
@@ -102,7 +102,7 @@ async def score_final(config: SoftLabelConfig, data: Answers, student: ArtifactR
 
 async def ingest_rows(config: SoftLabelConfig, do: Do) -> Answers:
     roles = ["train", "dev", *config.data.tests, *(["unlabeled"] if "with-pool" in config.arms else [])]
-    refs = dict(zip(roles, await together(do(ingest(config, role)) for role in roles), strict=True))
+    refs = dict(zip(roles, await together(do(step) for step in ingests(config, roles)), strict=True))
     tests = {name: refs[name] for name in config.data.tests}
     return Answers(train=refs["train"], dev=refs["dev"], tests=tests, pool=refs.get("unlabeled"))
 
@@ -161,12 +161,8 @@ async def gather_recorded_probabilities(config: SoftLabelConfig, data: Answers, 
     """Read probabilities that were recorded earlier."""
     teacher = config.teacher
     assert isinstance(teacher, ProbabilitiesConfig)
-    return TeacherProbabilities(
-        probabilities={
-            role: await do(gather_recorded(config, f"teacher/{role}", rows, teacher, needed=role == "train"))
-            for role, rows in {"train": data.train, **others(data)}.items()
-        }
-    )
+    steps = gather_recorded(config, teacher, {"train": data.train, **others(data)})
+    return TeacherProbabilities(probabilities={role: await do(step) for role, step in steps.items()})
 
 
 TEACHERS = {

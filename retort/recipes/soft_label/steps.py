@@ -1,10 +1,11 @@
 """Builds the recipe's steps from its config. Each step gets the settings that it needs and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
-from retort.config import SequenceClassificationConfig, TrainingConfig
+from retort.config import SequenceClassificationConfig, Source, TrainingConfig
 from retort.config.soft_label import Arm, CrossEncoderConfig, FoldsConfig, ProbabilitiesConfig, SoftLabelConfig
 from retort.config.teachers import LlmTeacherConfig
 from retort.data import fingerprint
@@ -34,10 +35,21 @@ LABEL_SMOOTHING = 0.1
 
 
 def ingest(config: SoftLabelConfig, role: str) -> Ingest:
-    """Reads the source once to fingerprint it. `role` is train, dev, unlabeled, or the name of one of `data.tests`.
+    (step,) = ingests(config, [role])
+    return step
+
+
+def ingests(config: SoftLabelConfig, roles: Iterable[str]) -> Iterator[Ingest]:
+    """A step for each role: train, dev, unlabeled, or the name of one of `data.tests`. Reads each source once to
+    fingerprint it.
 
     Roles that are folds of the training file are read from that file; the remaining folds are the training rows.
     """
+    content_of = cache(partial(fingerprint, endpoint_url=config.store.endpoint_url))
+    return (_ingest(config, role, content_of) for role in roles)
+
+
+def _ingest(config: SoftLabelConfig, role: str, content_of: Callable[[Source], str]) -> Ingest:
     data = config.data
     part = data.tests[role] if role in data.tests else getattr(data, role)
     source = data.train if isinstance(part, FoldsConfig) else part
@@ -47,7 +59,7 @@ def ingest(config: SoftLabelConfig, role: str) -> Ingest:
         name=f"ingest/{role}",
         problem=config.problem,
         columns=data.columns.model_dump(exclude=unused),
-        content=fingerprint(source, config.store.endpoint_url),
+        content=content_of(source),
         gold="optional" if role == "unlabeled" else "required",
         limit=data.limit if role == "train" else None,
         folds=folds,
@@ -137,18 +149,22 @@ def gather_labels(
 
 
 def gather_recorded(
-    config: SoftLabelConfig, name: str, rows: ArtifactRef, teacher: ProbabilitiesConfig, *, needed: bool
-) -> GatherRecorded:
-    """Unless `needed`, the file may have probabilities for none of the rows."""
-    return GatherRecorded(
-        name=name,
-        problem=config.problem,
-        content=fingerprint(teacher.probabilities, config.store.endpoint_url),
-        rows=rows,
-        file=teacher.probabilities,
-        endpoint_url=config.store.endpoint_url,
-        needed=needed,
-    )
+    config: SoftLabelConfig, teacher: ProbabilitiesConfig, rows: Mapping[str, ArtifactRef]
+) -> dict[str, GatherRecorded]:
+    """A step for the rows of each role. The file may have probabilities for none of them, but for training rows."""
+    content = fingerprint(teacher.probabilities, config.store.endpoint_url)
+    return {
+        role: GatherRecorded(
+            name=f"teacher/{role}",
+            problem=config.problem,
+            content=content,
+            rows=ref,
+            file=teacher.probabilities,
+            endpoint_url=config.store.endpoint_url,
+            needed=role == "train",
+        )
+        for role, ref in rows.items()
+    }
 
 
 def train_grid(

@@ -9,7 +9,7 @@ from retort.artifacts.scores import INVALID_SHARE, Scores
 from retort.artifacts.verdicts import GateVerdict, Selection
 from retort.config import ERRORS, EnsembleConfig, HubConfig, MckdConfig, Metric
 from retort.io.parquet import Row
-from retort.metrics.comparison import compare_systems
+from retort.metrics.comparison import Systems, compare_systems, mcnemar_of
 from retort.metrics.format import TITLES, gain_text, p_text, score_text
 from retort.metrics.scores import mean_scores
 from retort.problems.base import Problem
@@ -331,16 +331,11 @@ def _invalid(run: Run, scores: Sequence[ArtifactRef]) -> str:
 
 def _final_gain(run: Run, final: ArtifactRef, baseline: ArtifactRef) -> FinalGain:
     """Compare the final student with a baseline in the deciding metric, on the test rows."""
-    new, old = _predictions(run, final), _predictions(run, baseline)
-    comparison, only = compare_systems(
-        run.problem,
-        run.config.metrics[0],
-        [row["gold"] for row in new],
-        [[row["predicted"] for row in old]],
-        [[row["predicted"] for row in new]],
-        run.config.evaluation.resamples,
-        run.config.method.seed,
-    )
+    tables, metric = (_predictions(run, baseline), _predictions(run, final)), run.config.metrics[0]
+    golds = [row["gold"] for row in tables[1]]
+    old, new = (Systems(run.problem, [metric], golds, [[row["predicted"] for row in table]]) for table in tables)
+    comparison = compare_systems(old, new, metric, run.config.evaluation.resamples, run.config.method.seed)
+    only = mcnemar_of(old, new)
     return FinalGain(
         value=comparison.gain,
         low=comparison.low,

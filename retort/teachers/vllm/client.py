@@ -53,10 +53,10 @@ def open_vllm(
     environment, the GPUs, the model or an option is to blame, ChildOutOfMemory, or TeacherUnavailable if an engine does
     not start.
     """
-    begun = Begun(config, attempt, address, revision, ignore_end, prefix_caching)
+    wanted = Wanted(config, attempt, address, revision, ignore_end, prefix_caching)
     ahead, _ahead[:] = _ahead[:], []
     with ExitStack() as stack:
-        engines = next((one for one in ahead if one.begun == begun), None) or _start(begun)
+        engines = next((one for one in ahead if one.wanted == wanted), None) or _start(wanted)
         for other in ahead:
             if other is not engines:
                 other.kill()
@@ -71,7 +71,7 @@ def open_vllm(
             raise
 
 
-class Begun(NamedTuple):
+class Wanted(NamedTuple):
     """What engines are started for: the arguments of `open_vllm`."""
 
     config: VllmConfig
@@ -85,7 +85,7 @@ class Begun(NamedTuple):
 class Engines(NamedTuple):
     """Engines that were started; they may not be ready yet."""
 
-    begun: Begun
+    wanted: Wanted
     processes: "list[EngineProcess]"
     events: Events
 
@@ -100,17 +100,17 @@ _ahead: list[Engines] = []
 
 def start_ahead(config: VllmConfig, address: str, revision: str | None) -> None:
     """Start the engines that the next `open_vllm` of this process will want, and do not wait until they are ready."""
-    _ahead.append(_start(Begun(config, 0, address, revision)))
+    _ahead.append(_start(Wanted(config, 0, address, revision)))
 
 
-def _start(begun: Begun) -> Engines:
-    python, built_for = find_interpreter(begun.config)
-    options = engine_options(*begun[:4], ignore_end=begun.ignore_end, prefix_caching=begun.prefix_caching)
-    engines = Engines(begun, [], queue.SimpleQueue())
+def _start(wanted: Wanted) -> Engines:
+    python, built_for = find_interpreter(wanted.config)
+    options = engine_options(wanted)
+    engines = Engines(wanted, [], queue.SimpleQueue())
     try:
-        for place in places(begun.config, built_for):
+        for place in places(wanted.config, built_for):
             command = [python, str(ENGINE), json.dumps({**options, "device": place.device})]
-            environment = _environment(begun.config, place)
+            environment = _environment(wanted.config, place)
             engines.processes.append(EngineProcess(command, environment, engines.events, place.title))
     except BaseException:
         engines.kill()
@@ -118,22 +118,21 @@ def _start(begun: Begun) -> Engines:
     return engines
 
 
-def engine_options(
-    config: VllmConfig, attempt: int, address: str, revision: str | None, *, ignore_end: bool, prefix_caching: bool
-) -> dict[str, Any]:
-    """What an engine is told, except for its device; see `open_vllm`."""
+def engine_options(wanted: Wanted) -> dict[str, Any]:
+    """What an engine is told, except for its device."""
+    config, attempt = wanted.config, wanted.attempt
     sequences = config.max_sequences
     sizes = {"tensor_parallel", "pipeline_parallel", "max_length"}
     return {
         **{name: getattr(config, name) for name in {"weights", "dtype", "quantization", "seed", "preparation"} | sizes},
         "parent": os.getpid(),
-        "model": address,
-        "revision": revision,
+        "model": wanted.address,
+        "revision": wanted.revision,
         "memory_share": config.memory_share * _MEMORY_FACTOR**attempt,
         "max_sequences": sequences and max(1, sequences >> attempt),
         "halvings": attempt,
-        "ignore_end": ignore_end,
-        "prefix_caching": prefix_caching,
+        "ignore_end": wanted.ignore_end,
+        "prefix_caching": wanted.prefix_caching,
         "top_logprobs": config.sampling.top_logprobs,
     }
 

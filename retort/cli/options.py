@@ -1,8 +1,15 @@
-"""Arguments and options that several commands have. Like the command line, imports nothing that starts slowly."""
+"""Arguments and options that several commands have, and how they give their answers. Imports nothing that starts
+slowly."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from retort.io.terminal import say
+
+if TYPE_CHECKING:
+    from retort.records.base import Record
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML file, as `retort new` writes one.")]
 Overrides = Annotated[
@@ -24,3 +31,11 @@ Registry = Annotated[
         help="MLflow's address, tracking.uri of the YAML file; left out: $MLFLOW_TRACKING_URI.",
     ),
 ]
+
+
+def tell(answer: "Record", lines: Iterable[str], as_json: bool) -> None:
+    """Print the answer for machines, or its lines for people."""
+    if as_json:
+        print(answer.model_dump_json())
+    else:
+        say("\n".join(lines))
