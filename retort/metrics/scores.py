@@ -141,9 +141,16 @@ def mean_scores(
 ) -> dict[Metric, Score]:
     """The mean scores of several systems on the same rows, with their 95 % bootstrap intervals."""
     gathered = [_gathered(problem, metrics, golds, predictions) for predictions in systems]
+    return mean_scores_of(problem, metrics, gathered, resamples, seed)
+
+
+def mean_scores_of(
+    problem: Problem, metrics: Sequence[Metric], systems: Sequence[RowStatistics], resamples: int, seed: int
+) -> dict[Metric, Score]:
+    """See `mean_scores`."""
     scores = {}
     for metric in metrics:
-        statistics = [own.of(metric) for own in gathered]
+        statistics = [own.of(metric) for own in systems]
         value, low, high = bootstrap_mean(statistics, value_of(problem, metric), resamples, seed)
-        scores[metric] = Score(metric=metric, value=value, low=low, high=high, n=len(golds))
+        scores[metric] = Score(metric=metric, value=value, low=low, high=high, n=len(statistics[0]))
     return scores
