@@ -92,7 +92,7 @@ class _Rows:
         return self.texts.bags(rows, overlap=self.overlap, dropped=dropped)
 
     def targets(self, rows: Indices) -> "_Targets":
-        """Those of rows of any shape."""
+        """Of rows `(...)`."""
         gold = torch.from_numpy(self.gold[rows]).long()
         probabilities = torch.from_numpy(self.probabilities[rows])
         has_teacher = (~probabilities.isnan().any(-1)).float()
