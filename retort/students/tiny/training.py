@@ -254,7 +254,7 @@ def _by_length(texts: EncodedRows, subset: tuple[int, ...] | None, generator: np
 def _side_by_side(batches: Sequence[Indices]) -> tuple[Indices, Tensor]:
     """Pads batches of similar size with their first row: row indices and a mask of real rows, `(batches, most)`."""
     most = max(map(len, batches))
-    index = np.stack([np.pad(batch, (0, most - len(batch)), constant_values=batch[0]) for batch in batches])
+    index = np.stack([np.append(batch, np.repeat(batch[:1], most - len(batch))) for batch in batches])
     real = np.arange(most) < np.array([len(batch) for batch in batches])[:, None]
     return index, torch.from_numpy(real)
 
