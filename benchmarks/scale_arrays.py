@@ -8,8 +8,9 @@ counted and made again, and each row read in their order. `causal`, `seq2seq` an
 such a student does beside its steps, of which there is one, on texts of 8 words; the first two write a token for one of
 50 classes, the third 4 words, with a teacher's 20 likeliest tokens at each. `answers`: what the causal one writes to
 the texts. `scoring`: accuracy and macro F1 of 50 classes with 500 bootstrap resamples; `sets`: macro F1 of sets of up
-to 2 of 20 classes. Each part runs in a process of its own and prints seconds of all cores and the peak memory (`VmHWM`,
-with interpreter and libraries).
+to 2 of 20 classes. `tiny`: the rows of tiny students, of two fields with 10 words, and an epoch's batches of five seeds
+side by side, of which the first thousand are read. Each part runs in a process of its own and prints seconds of all
+cores and the peak memory (`VmHWM`, with interpreter and libraries).
 """
 
 import argparse
@@ -175,8 +176,28 @@ def sets() -> None:
     assert 0.5 < score_of(problem, "macro_f1", statistics.of("macro_f1"), 500, 0).value < 1
 
 
+def tiny() -> None:
+    from itertools import islice
+
+    from retort.students.tiny.bags import EncodedRows
+    from retort.students.tiny.shape import TinyRows, TinyShape, TinyTraining
+    from retort.students.tiny.training import _batches, _Rows
+    from retort.students.tiny.vocabulary import Vocabulary
+
+    shape = TinyShape(fields=("answer", "reference"))
+    few = [[" ".join(WORDS[at : at + 6]), " ".join(WORDS[at + 3 : at + 7])] for at in range(400)]
+    vocabulary = Vocabulary.fit(few * 2, shape)
+    encoded = EncodedRows((few[number % len(few)] for number in range(given.rows)), vocabulary)
+    probabilities = np.full((given.rows, 3), 1 / 3, dtype=np.float32)
+    rows = _Rows.of(TinyRows(encoded, np.zeros(given.rows, dtype=np.int32), probabilities), shape, 3)
+    epoch = zip(*(_batches(encoded, seed, None, TinyTraining(), 0) for seed in range(5)), strict=True)
+    for batches in islice(epoch, 1000):
+        assert all(len(rows.bags(*batch).counts) == len(rows.targets(batch[0]).gold) for batch in batches)
+    assert sum(len(batch) for ((batch, _), *_) in epoch) == given.rows - 32_000
+
+
 PARTS: dict[str, Callable[[], None]] = {
-    part.__name__: part for part in (ids, training, causal, seq2seq, distilled, answers, scoring, sets)
+    part.__name__: part for part in (ids, training, causal, seq2seq, distilled, answers, scoring, sets, tiny)
 }
 
 

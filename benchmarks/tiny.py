@@ -33,9 +33,10 @@ from torch import Tensor
 
 from retort.config import SequenceClassificationConfig
 from retort.models.weights import find_weights
+from retort.students.tiny.bags import EncodedRows, word_traits
 from retort.students.tiny.baselines import smoothed
 from retort.students.tiny.export import export
-from retort.students.tiny.network import num_parameters, predict, word_traits
+from retort.students.tiny.network import num_parameters, predict
 from retort.students.tiny.scorer import Scorer, measure
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTexts, TinyTraining, TrainedStudent
 from retort.students.tiny.training import train_students
@@ -64,7 +65,7 @@ class Answers:
 
     def encoded(self, vocabulary: Vocabulary, smoothing: float | None = None) -> TinyRows:
         teacher = None if smoothing is None else smoothed(self.gold, len(CLASSES), smoothing)
-        return TinyRows(vocabulary.encode(self.fields), self.gold, teacher)
+        return TinyRows(EncodedRows(self.fields, vocabulary), self.gold, teacher)
 
 
 def main() -> None:
@@ -113,7 +114,7 @@ def compare_training(train: Answers, dev: Answers) -> None:
         [np.abs(a.weights[name] - b.weights[name]).ravel() for a, b in pairs for name in a.weights]
     )
     texts = lesson.dev.texts
-    apart = max(float(np.abs(predict(a.weights, texts) - predict(b.weights, texts)).max()) for a, b in pairs)
+    apart = max(float(np.abs(predicted(a, texts) - predicted(b, texts)).max()) for a, b in pairs)
     same = sum(one.epoch == other.epoch for one, other in pairs)
     print(
         f"train     {len(settings)} students, {given.epochs} epochs: side by side {side_by_side:.1f} s, one at a time "
@@ -181,7 +182,7 @@ def compare_accuracy(train: Answers, dev: Answers) -> None:
         lesson = Lesson(train, dev, **options)
         students = lesson.learn([Setting(seed) for seed in range(given.seeds)], TinyTraining())
         found = {
-            test: [right(predict(one.weights, lesson.vocabulary.encode(rows.fields)), rows.gold) for one in students]
+            test: [right(predicted(one, EncodedRows(rows.fields, lesson.vocabulary)), rows.gold) for one in students]
             for test, rows in tests.items()
         }
         show(name, num_parameters(students[0].weights), [one.dev_accuracy for one in students], found)
@@ -189,6 +190,10 @@ def compare_accuracy(train: Answers, dev: Answers) -> None:
     parameters, latency_ms = results[0][2:]
     found = {test: [result[1][test] for result in results] for test in tests}
     show(f"BiLSTM, {latency_ms:.2f} ms", parameters, [result[0] for result in results], found)
+
+
+def predicted(student: TrainedStudent, rows: EncodedRows) -> Any:
+    return np.concatenate(list(predict(student.weights, rows)))
 
 
 def right(probabilities: Any, gold: Any) -> float:

@@ -42,13 +42,17 @@ class Examples(Artifact):
         """The file with all rows, without gold labels."""
         return self.folder / ROWS
 
+    @property
+    def gold_path(self) -> Path:
+        """The file with the gold-labeled rows, which exists only if there are any."""
+        return self.folder / GOLD_ROWS
+
     def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
         return read_rows(self.path, columns)
 
     def gold_rows(self, columns: list[str] | None = None) -> Iterator[Row]:
         """Rows with a gold label, in the order of all rows; empty if the source has none."""
-        path = self.folder / GOLD_ROWS
-        return read_rows(path, columns) if path.exists() else iter(())
+        return read_rows(self.gold_path, columns) if self.gold_path.exists() else iter(())
 
     def gold(self) -> list[Example]:
         """All gold-labeled examples. Only scoring may use them, and training if the labeled set decides when to
@@ -62,8 +66,12 @@ class Examples(Artifact):
 
     def groups(self) -> dict[str, str]:
         """Groups by example_id; empty if the config names no column for groups."""
+        return {row["example_id"]: row["group"] for row in self.group_rows()}
+
+    def group_rows(self) -> Iterator[Row]:
+        """example_id and group, in the order of all rows; empty if the config names no column for groups."""
         path = self.folder / GROUP_ROWS
-        return {row["example_id"]: row["group"] for row in read_rows(path)} if path.exists() else {}
+        return read_rows(path) if path.exists() else iter(())
 
     def set_aside_rows(self) -> Iterator[Row]:
         """The rows that cannot be used: place, reason, detail, raw, example_id (None if it cannot be read)."""

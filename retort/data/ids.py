@@ -78,6 +78,6 @@ class SeenIds:
 
 def _digests(ids: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Both halves of each id's digest."""
-    digests = b"".join(blake2b(one.encode(), digest_size=16).digest() for one in ids)
+    digests = b"".join(blake2b(one.encode(errors="surrogatepass"), digest_size=16).digest() for one in ids)
     halves = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
     return halves[:, 0].copy(), halves[:, 1].copy()

@@ -1,16 +1,46 @@
 """A teacher's precomputed class probabilities: JSON Lines, matched to rows by id and to classes by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from retort.data.reading import read_rows_of
+from retort.data.ids import SeenIds
+from retort.data.reading import batches, read_rows_of, unicode_text
 from retort.errors import DataError
+from retort.io.database import query
+from retort.io.parquet import PROBABILITIES, write_rows
+from retort.io.scratch import scratch
 from retort.problems.base import Floats, listed
 
 TOLERANCE = 0.01
 """How much a row's sum may differ from 1, to allow for probabilities rounded to a few digits."""
+
+
+_BESIDE = """
+    SELECT found.probabilities
+    FROM read_parquet($rows, file_row_number = true) AS asked
+    LEFT JOIN (SELECT * FROM read_parquet($probabilities) WHERE seed = $seed) AS found
+        ON found.example_id = asked.example_id
+    ORDER BY asked.file_row_number
+"""
+_KNOWN = """
+    SELECT count(*) FROM read_parquet($rows) AS asked SEMI JOIN read_parquet($probabilities) AS found USING (example_id)
+"""
+_CONTRADICTED = """
+    WITH known AS (
+        SELECT example_id, text, list_position($rows, filename) - 1 AS file, file_row_number
+        FROM read_parquet($rows, filename = true, file_row_number = true) AS asked
+        SEMI JOIN read_parquet($probabilities) AS found USING (example_id)
+    )
+    SELECT example_id, first.file, first.text, other.file, other.text
+    FROM known AS first JOIN known AS other USING (example_id)
+    WHERE first.file < other.file AND first.text != other.text
+    ORDER BY other.file, other.file_row_number, first.file
+    LIMIT 1
+"""
 
 
 class Probabilities(NamedTuple):
@@ -27,14 +57,27 @@ def read_probabilities(
     Raises DataError, naming file and line, for a duplicate id or a row that is not a distribution over exactly these
     classes.
     """
-    places: dict[str, str] = {}
-    for place, row in read_rows_of(address, endpoint_url):
-        example_id = row.get("id")
-        if not isinstance(example_id, str | int) or isinstance(example_id, bool):
-            raise DataError(f"{place}: the id ('id') is {example_id!r:.60}, where a string or a number is needed")
-        if (first := places.setdefault(str(example_id), place)) != place:
-            raise DataError(f"{place}: the id '{example_id}' is already that of {first}")
-        yield Probabilities(str(example_id), _distribution(place, row.get("probabilities"), classes))
+    seen = SeenIds()
+    for batch in batches(read_rows_of(address, endpoint_url)):
+        ids = [_id_of(row) for _, row in batch]
+        given = [one for one in ids if one is not None]
+        known = dict(zip(given, seen.first_places(given), strict=True))
+        new: dict[str, str] = {}
+        for (place, row), example_id in zip(batch, ids, strict=True):
+            if example_id is None:
+                raise DataError(
+                    f"{place}: the id ('id') is {row.get('id')!r:.60}, where a string or a number is needed"
+                )
+            if first := known[example_id] or new.get(example_id):
+                raise DataError(f"{place}: the id '{example_id}' is already that of {first}")
+            new[unicode_text(place, "id", example_id)] = place
+            yield Probabilities(example_id, _distribution(place, row.get("probabilities"), classes))
+        seen.add(list(new), list(new.values()))
+
+
+def _id_of(row: Mapping[str, Any]) -> str | None:
+    given = row.get("id")
+    return str(given) if isinstance(given, str | int) and not isinstance(given, bool) else None
 
 
 def _distribution(place: str, given: Any, classes: tuple[str, ...]) -> Floats:
@@ -55,6 +98,48 @@ def _distribution(place: str, given: Any, classes: tuple[str, ...]) -> Floats:
         raise DataError(f"{place}: the probabilities sum to {values.sum():.4g}, where 1 is needed")
     scaled: Floats = values / values.sum()
     return scaled
+
+
+@contextmanager
+def recorded_probabilities(address: str, classes: tuple[str, ...], endpoint_url: str | None) -> Iterator[Path]:
+    """The probabilities as a temporary Parquet file. Raises DataError as `read_probabilities` does."""
+    with scratch("probabilities") as folder:
+        file = folder / "probabilities.parquet"
+        found = read_probabilities(address, classes, endpoint_url)
+        rows = ({"example_id": one.example_id, "seed": 0, "probabilities": one.values} for one in found)
+        write_rows(file, PROBABILITIES, rows)
+        yield file
+
+
+def beside(rows: Path, probabilities: Path, seed: int = 0) -> Iterator[Any]:
+    """Yield the probabilities of each row of a Parquet file with example_id, in its order, null where there are none,
+    as Arrow's arrays of lists."""
+    for batch in query(_BESIDE, rows=str(rows), probabilities=str(probabilities), seed=seed):
+        yield batch.column(0)
+
+
+def num_known(rows: Path, probabilities: Path) -> int:
+    """How many of the rows have probabilities."""
+    (batch,) = query(_KNOWN, rows=str(rows), probabilities=str(probabilities))
+    return int(batch.column(0)[0].as_py())
+
+
+class Contradiction(NamedTuple):
+    """An id with probabilities that is that of different texts in two files."""
+
+    example_id: str
+    file: int
+    text: str
+    other_file: int
+    other_text: str
+
+
+def contradiction(files: Sequence[Path], probabilities: Path) -> Contradiction | None:
+    """The first one among files of rows with example_id and text; None if there is none."""
+    for batch in query(_CONTRADICTED, rows=list(map(str, files)), probabilities=str(probabilities)):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            return Contradiction(*row)
+    return None
 
 
 def by_name(values: Floats, classes: tuple[str, ...], wanted: tuple[str, ...]) -> Floats:

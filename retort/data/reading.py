@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from retort.config import ColumnsConfig, HubConfig, Source
 from retort.config.soft_label import AnswerColumnsConfig
@@ -23,6 +23,7 @@ from retort.records.base import Example, digest
 ID_DIGITS = 16
 BATCH_ROWS = 1024
 """Rows whose ids are looked up together."""
+One = TypeVar("One")
 
 
 class Folds(NamedTuple):
@@ -148,7 +149,7 @@ class _Reading:
 
     def examples(self, rows: Iterable[PlacedRow | BadRow]) -> Iterator[Example | BadRow | _Unusable]:
         """In the order of the rows. Raises what reading them raises, after the rows before."""
-        for batch in _batches(rows):
+        for batch in batches(rows):
             yield from self._unique([one if isinstance(one, BadRow) else self._read(*one) for one in batch])
 
     def _unique(self, batch: list[_Read | BadRow]) -> Iterator[Example | BadRow | _Unusable]:
@@ -190,16 +191,16 @@ class _Reading:
     def _gold(self, place: str, row: Mapping[str, Any]) -> str | None:
         try:
             label = self._problem.gold(row, self._columns)
-            return None if label is None else _unicode(place, self._columns.label, label)
+            return None if label is None else unicode_text(place, self._columns.label, label)
         except RowFault:
             raise
         except DataError as error:
             raise RowFault(f"{place}: {error}", "bad-gold") from error
 
 
-def _batches(rows: Iterable[PlacedRow | BadRow]) -> Iterator[list[PlacedRow | BadRow]]:
+def batches(rows: Iterable[One]) -> Iterator[list[One]]:
     """Some rows at a time. If reading fails, the rows before come first."""
-    batch: list[PlacedRow | BadRow] = []
+    batch: list[One] = []
     failure: Exception | None = None
     try:
         for row in rows:
@@ -239,7 +240,7 @@ def _group(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | 
         return _utf8(place, columns.group, value)
     if isinstance(value, list | dict):
         raise RowFault(f"{place}: '{columns.group}' is {value!r:.60}, where a text or a number is needed", "bad-group")
-    return _unicode(place, columns.group, str(value))
+    return unicode_text(place, columns.group, str(value))
 
 
 def _rationale(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
@@ -251,7 +252,7 @@ def _rationale(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> st
         raise
     except DataError as error:
         raise RowFault(f"{place}: {error}", "bad-rationale") from error
-    return _unicode(place, columns.rationale, text) or None
+    return unicode_text(place, columns.rationale, text) or None
 
 
 def _text(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str:
@@ -291,7 +292,7 @@ def _field(place: str, row: Mapping[str, Any], column: str) -> str:
         return _utf8(place, column, value)
     if not isinstance(value, str):
         raise RowFault(f"{place}: '{column}' is {value!r:.60}, where a text is needed", "not-text")
-    return _unicode(place, column, value)
+    return unicode_text(place, column, value)
 
 
 def _example_id(place: str, row: Mapping[str, Any], columns: ColumnsConfig, text: str) -> str:
@@ -304,7 +305,7 @@ def _example_id(place: str, row: Mapping[str, Any], columns: ColumnsConfig, text
     if not is_number and not (isinstance(value, str) and value.strip()):
         told = f"{place}: the id ('{columns.id}') is {value!r:.60}, where a string or a number is needed"
         raise RowFault(told, "bad-id")
-    return _unicode(place, columns.id, str(value))
+    return unicode_text(place, columns.id, str(value))
 
 
 def _id_of(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | None:
@@ -315,7 +316,7 @@ def _id_of(place: str, row: Mapping[str, Any], columns: ColumnsConfig) -> str | 
         return None
 
 
-def _unicode(place: str, column: str, text: str) -> str:
+def unicode_text(place: str, column: str, text: str) -> str:
     """Return the text if UTF-8 can encode it: JSON can express half of a surrogate pair (`\\ud83d`), UTF-8 cannot."""
     try:
         text.encode()

@@ -6,6 +6,9 @@ Calibration of Modern Neural Networks") divides the scores by one number, the *c
 gold-labeled rows: the most probable class stays the same, and its confidence becomes right on average.
 """
 
+from array import array
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +19,8 @@ Indices = NDArray[np.int64]
 
 CALIBRATION_TEMPERATURES = (0.05, 20.0)
 """Bounds of the fit, reached when the optimum is infinitely sharp (all rows right) or flat (all wrong)."""
+
+_TINY = np.finfo(np.float64).tiny
 
 _FLOOR = -1e4
 """Minimum score, so that one verbalizer of probability 0 does not make every likelihood infinite."""
@@ -55,17 +60,13 @@ def fit_temperature(log_scores: Floats, gold_indices: Indices) -> float:
 
 def negative_log_likelihood(probabilities: Floats, gold_indices: Indices) -> float:
     """Mean over rows of -ln p(gold class), in nats, >= 0. Raises DataError if there are no rows."""
-    _check_rows(gold_indices)
-    return _mean_loss(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), gold_indices)
+    return Calibration.of(probabilities, gold_indices).negative_log_likelihood
 
 
 def brier_score(probabilities: Floats, gold_indices: Indices) -> float:
     """Mean over rows of the squared distance to the one-hot gold label, in [0, 2] (Brier 1950). Raises DataError if
     there are no rows."""
-    _check_rows(gold_indices)
-    errors = probabilities.copy()
-    errors[np.arange(len(gold_indices)), gold_indices] -= 1.0
-    return float((errors**2).sum(axis=1).mean())
+    return Calibration.of(probabilities, gold_indices).brier_score
 
 
 def expected_calibration_error(probabilities: Floats, gold_indices: Indices, bins: int = 10) -> float:
@@ -75,11 +76,51 @@ def expected_calibration_error(probabilities: Floats, gold_indices: Indices, bin
     `((m - 1) / M, m / M]`; the error is the mean over rows of their bin's |accuracy - mean confidence|. Raises
     DataError if there are no rows.
     """
-    _check_rows(gold_indices)
-    confidences = probabilities.max(axis=1)
-    excess = (probabilities.argmax(axis=1) == gold_indices) - confidences
-    numbers = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(numbers, weights=excess, minlength=bins)).sum() / len(gold_indices))
+    return Calibration.of(probabilities, gold_indices).expected_error(bins)
+
+
+class Calibration:
+    """These measures of rows that are added in batches and not kept: they take 25 bytes a row."""
+
+    def __init__(self) -> None:
+        self._losses, self._errors, self._confidences = array("d"), array("d"), array("d")
+        self._right = bytearray()
+
+    @classmethod
+    def of(cls, probabilities: Floats, gold_indices: Indices) -> "Calibration":
+        whole = cls()
+        whole.add(probabilities, gold_indices)
+        return whole
+
+    def add(self, probabilities: Floats, gold_indices: Indices) -> None:
+        """Rows `(n, classes)` with their gold classes `(n,)`."""
+        rows = np.arange(len(gold_indices))
+        errors = probabilities.copy()
+        errors[rows, gold_indices] -= 1.0
+        self._losses.frombytes((-np.log(np.maximum(probabilities, _TINY))[rows, gold_indices]).tobytes())
+        self._errors.frombytes((errors**2).sum(axis=1).tobytes())
+        self._confidences.frombytes(probabilities.max(axis=1).tobytes())
+        self._right += (probabilities.argmax(axis=1) == gold_indices).tobytes()
+
+    @property
+    def negative_log_likelihood(self) -> float:
+        return float(self._numbers(self._losses).mean())
+
+    @property
+    def brier_score(self) -> float:
+        return float(self._numbers(self._errors).mean())
+
+    def expected_error(self, bins: int = 10) -> float:
+        confidences = self._numbers(self._confidences)
+        excess = np.frombuffer(self._right, dtype=np.bool_) - confidences
+        numbers = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)
+        return float(np.abs(np.bincount(numbers, weights=excess, minlength=bins)).sum() / len(confidences))
+
+    @staticmethod
+    def _numbers(values: "array[float]") -> Floats:
+        found: Floats = np.frombuffer(values, dtype=np.float64)
+        _check_rows(found)
+        return found
 
 
 def _log_probabilities(log_scores: Floats, calibration_temperature: float) -> Floats:
@@ -93,6 +134,6 @@ def _mean_loss(log_probabilities: Floats, gold_indices: Indices) -> float:
     return float(-log_probabilities[np.arange(len(gold_indices)), gold_indices].mean())
 
 
-def _check_rows(gold_indices: Indices) -> None:
-    if not len(gold_indices):
+def _check_rows(rows: NDArray[Any]) -> None:
+    if not len(rows):
         raise DataError("there are no gold-labeled rows to calibrate on")

@@ -140,8 +140,15 @@ def mean_scores(
 ) -> dict[Metric, Score]:
     """The mean scores of several systems on the same rows, with their 95 % bootstrap intervals."""
     gathered = [_gathered(problem, metrics, golds, predictions) for predictions in systems]
+    return mean_scores_of(problem, metrics, gathered, resamples, seed)
+
+
+def mean_scores_of(
+    problem: Problem, metrics: Sequence[Metric], systems: Sequence[RowStatistics], resamples: int, seed: int
+) -> dict[Metric, Score]:
+    """See `mean_scores`."""
     return {
-        metric: mean_score_of(problem, metric, [own.of(metric) for own in gathered], resamples, seed)
+        metric: mean_score_of(problem, metric, [own.of(metric) for own in systems], resamples, seed)
         for metric in metrics
     }
 

@@ -1,7 +1,8 @@
 """`predict`: an arm's predictions on dev or test rows. Students make one set per seed, a baseline only one."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,8 @@ from retort.steps.base import Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 
-Fields = list[list[str]]
-"""Rows, each with one text per field."""
+Texts = Callable[[], Iterator[list[str]]]
+"""Returns a fresh iterator over the rows, each with one text per field."""
 
 
 class Predict(Step):
@@ -35,15 +36,19 @@ class Predict(Step):
     rows: ArtifactRef
 
     def run(self, context: StepContext) -> StepOutput:
-        rows = list(Examples.open(context.store, self.rows).rows())
-        names = tuple(self.fields)
-        seeds, probabilities = self.predicted(context, [fields_of(row["text"], names) for row in rows])
-        ids = [row["example_id"] for row in rows]
-        return StepOutput(rows=write_probabilities(context.folder, ids, list(seeds), probabilities))
+        examples, names = Examples.open(context.store, self.rows), tuple(self.fields)
+
+        def texts() -> Iterator[list[str]]:
+            return (fields_of(row["text"], names) for row in examples.rows(["text"]))
+
+        def ids() -> Iterator[str]:
+            return (row["example_id"] for row in examples.rows(["example_id"]))
+
+        return StepOutput(rows=write_probabilities(context.folder, ids, self.predicted(context, texts)))
 
     @abstractmethod
-    def predicted(self, context: StepContext, texts: Fields) -> tuple[Sequence[int], Floats]:
-        """Return (seeds, probabilities `(seeds, rows, classes)`)."""
+    def predicted(self, context: StepContext, texts: Texts) -> Iterator[tuple[int, Iterable[Floats]]]:
+        """Yield each seed with the probabilities `(classes,)` of every row."""
 
 
 class PredictGrid(Predict):
@@ -53,13 +58,15 @@ class PredictGrid(Predict):
     student: TinyConfig
     grid: ArtifactRef
 
-    def predicted(self, context: StepContext, texts: Fields) -> tuple[Sequence[int], Floats]:
+    def predicted(self, context: StepContext, texts: Texts) -> Iterator[tuple[int, Iterable[Floats]]]:
+        from retort.students.tiny.bags import EncodedRows
         from retort.students.tiny.network import predict
 
         grid = Grid.open(context.store, self.grid)
         vocabulary, weights = grid.students()
-        encoded = vocabulary.encode(texts)
-        return grid.seeds, np.stack([predict(one, encoded) for one in weights])
+        encoded = EncodedRows(texts(), vocabulary)
+        for seed, one in zip(grid.seeds, weights, strict=True):
+            yield seed, chain.from_iterable(predict(one, encoded))
 
 
 class PredictBaseline(Predict):
@@ -69,14 +76,16 @@ class PredictBaseline(Predict):
     seed: int
     train: ArtifactRef
 
-    def predicted(self, context: StepContext, texts: Fields) -> tuple[Sequence[int], Floats]:
+    def predicted(self, context: StepContext, texts: Texts) -> Iterator[tuple[int, Iterable[Floats]]]:
         """Reads the training rows' gold labels, as every arm does."""
         from retort.students.tiny.baselines import majority, tfidf
 
         names, classes = tuple(self.fields), problem_for(self.problem).classes
         train = Examples.open(context.store, self.train).gold()
-        gold = np.array([classes.index(example.label or "") for example in train])
+        gold = np.array([classes.index(example.label or "") for example in train], dtype=np.int32)
         if self.arm == "majority":
-            return [0], majority(gold, len(classes), len(texts))[None]
+            frequencies = majority(gold, len(classes))
+            yield 0, (frequencies for _ in texts())
+            return
         trained = [fields_of(example.text, names) for example in train]
-        return [0], tfidf(trained, gold, texts, len(classes))[None]
+        yield 0, chain.from_iterable(tfidf(trained, gold, texts(), len(classes)))

@@ -1,6 +1,9 @@
 """`score`: compares predictions with gold labels: accuracy, calibration, and accuracy by group, over all seeds."""
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -9,19 +12,17 @@ from retort.artifacts.probabilities import Probabilities
 from retort.artifacts.scores import ANSWERED, ANSWERS, SCORES, ArmScores, GroupScore, SeedScores
 from retort.config import ClassificationConfig, Metric
 from retort.errors import DataError
-from retort.io.parquet import Row, write_rows
-from retort.metrics.calibration import brier_score, expected_calibration_error, negative_log_likelihood
-from retort.metrics.scores import mean_scores
+from retort.io.parquet import Row, aligned, write_rows
+from retort.metrics.bootstrap import value_on
+from retort.metrics.calibration import Calibration
+from retort.metrics.scores import RowStatistics, mean_scores_of, value_of
 from retort.metrics.seeds import SeedScore, over_seeds
 from retort.problems import problem_for
 from retort.problems.base import Floats, Problem
-from retort.records.base import ArtifactRef, Example, Label, Score
+from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
-
-Labels = Sequence[Label | None]
-"""The labels of all rows from one seed; None for rows without a prediction."""
 
 
 class ScorePredictions(Step):
@@ -40,74 +41,93 @@ class ScorePredictions(Step):
     gold: ArtifactRef
 
     def run(self, context: StepContext) -> StepOutput:
-        problem = problem_for(self.problem)
+        problem, seeds = problem_for(self.problem), list[_Seed]()
         examples = Examples.open(context.store, self.gold)
-        gold = examples.gold()
-        ids = [example.example_id for example in gold]
-        probabilities = np.concatenate(
-            [Probabilities.open(context.store, ref).aligned(ids, problem.classes) for ref in self.predictions]
-        )
-        labels = [_labels(problem, of_seed) for of_seed in probabilities]
-        write_rows(context.folder / ANSWERS, ANSWERED, _answer_rows(gold, labels))
-        missing = int(np.isnan(probabilities[0]).any(axis=-1).sum())
-        scores = ArmScores(n=len(gold), missing=missing)
-        if missing < len(gold):
+
+        def rows() -> Iterator[Row]:
+            for found in self._found(context, problem, examples):
+                seeds.append(_Seed(RowStatistics(problem, self.metrics)))
+                for row in seeds[-1].answers(problem, examples.gold_rows(), found):
+                    yield {**row, "seed": len(seeds) - 1}
+
+        write_rows(context.folder / ANSWERS, ANSWERED, rows())
+        total, missing = len(seeds[0].statistics), seeds[0].missing
+        scores = ArmScores(n=total, missing=missing)
+        if missing < total:
             scores = ArmScores(
-                n=len(gold),
+                n=total,
                 missing=missing,
-                metrics=self._metrics(problem, gold, labels, probabilities),
-                rows=self._row_scores(problem, gold, labels),
-                groups=self._groups(examples.groups(), gold, labels),
+                metrics=self._metrics(problem, seeds),
+                rows=mean_scores_of(
+                    problem, self.metrics, [one.statistics for one in seeds], self.resamples, self.seed
+                ),
+                groups=self._groups(examples, seeds),
             )
         (context.folder / SCORES).write_text(scores.model_dump_json(indent=1), encoding="utf-8")
         metrics = {name: one.mean for name, one in scores.metrics.items()}
-        return StepOutput(rows=len(gold), counts={"missing": missing}, metrics=metrics)
+        return StepOutput(rows=total, counts={"missing": missing}, metrics=metrics)
 
-    def _metrics(
-        self, problem: Problem, gold: list[Example], labels: Sequence[Labels], probabilities: Floats
-    ) -> dict[str, SeedScore]:
-        golds = [example.label or "" for example in gold]
-        indices = np.array([problem.classes.index(label) for label in golds])
+    def _found(self, context: StepContext, problem: Problem, examples: Examples) -> Iterator[Iterator[Floats]]:
+        """Each seed's probabilities beside the gold-labeled rows."""
+        for ref in self.predictions:
+            probabilities = Probabilities.open(context.store, ref)
+            for seed in probabilities.seeds() or [0]:
+                yield probabilities.beside(examples.gold_path, problem.classes, seed)
+
+    def _metrics(self, problem: Problem, seeds: Sequence["_Seed"]) -> dict[str, SeedScore]:
         values: dict[str, list[float]] = {
-            metric: [_value(problem, metric, golds, of_seed) for of_seed in labels] for metric in self.metrics
+            metric: [value_on(one.statistics.of(metric), value_of(problem, metric)) for one in seeds]
+            for metric in self.metrics
         }
-        known = [~np.isnan(of_seed).any(axis=-1) for of_seed in probabilities]
-        for name, measure in (
-            ("ece", expected_calibration_error),
-            ("nll", negative_log_likelihood),
-            ("brier", brier_score),
-        ):
-            pairs = zip(probabilities, known, strict=True)
-            values[name] = [measure(of_seed[rows], indices[rows]) for of_seed, rows in pairs]
+        values["ece"] = [one.calibration.expected_error() for one in seeds]
+        values["nll"] = [one.calibration.negative_log_likelihood for one in seeds]
+        values["brier"] = [one.calibration.brier_score for one in seeds]
         return {name: over_seeds(of_seeds) for name, of_seeds in values.items()}
 
-    def _row_scores(self, problem: Problem, gold: list[Example], labels: Sequence[Labels]) -> dict[Metric, Score]:
-        golds = [example.label or "" for example in gold]
-        return mean_scores(problem, self.metrics, golds, labels, self.resamples, self.seed)
-
-    def _groups(self, groups: dict[str, str], gold: list[Example], labels: Sequence[Labels]) -> tuple[GroupScore, ...]:
+    def _groups(self, examples: Examples, seeds: Sequence["_Seed"]) -> tuple[GroupScore, ...]:
         """Accuracy by group, the worst first; empty if the rows have no groups."""
-        right: dict[str, list[float]] = {}
-        for at, example in enumerate(gold if groups else ()):
-            if example.example_id not in groups:
-                raise DataError(f"{self.name}: '{example.example_id}' belongs to no group")
-            mean = float(np.mean([of_seed[at] == example.label for of_seed in labels]))
-            right.setdefault(groups[example.example_id], []).append(mean)
-        scores = [GroupScore(group=name, n=len(ones), accuracy=float(np.mean(ones))) for name, ones in right.items()]
+        if next(examples.group_rows(), None) is None:
+            return ()
+        numbers: dict[str, int] = {}
+        group_of = array("i")
+        for gold, (group,) in aligned(examples.gold_rows(["example_id"]), examples.group_rows()):
+            if group is None:
+                raise DataError(f"{self.name}: '{gold['example_id']}' belongs to no group")
+            group_of.append(numbers.setdefault(group["group"], len(numbers)))
+        order = np.argsort(group_of, kind="stable")
+        ends = np.cumsum(np.bincount(group_of))[:-1]
+        right = np.zeros(len(group_of))
+        for one in seeds:
+            right += np.frombuffer(one.right, dtype=np.bool_)
+        right /= len(seeds)
+        parts = zip(numbers, np.split(right[order], ends), strict=True)
+        scores = [GroupScore(group=name, n=len(part), accuracy=float(np.mean(part))) for name, part in parts]
         return tuple(sorted(scores, key=lambda one: (one.accuracy, one.group)))
 
 
-def _labels(problem: Problem, probabilities: Floats) -> list[Label | None]:
-    """Decide labels from `(rows, classes)`; None for rows without probabilities."""
-    return [None if np.isnan(row).any() else problem.decide("", row[None])[0] for row in probabilities]
+@dataclass
+class _Seed:
+    """What is kept of one seed's answers."""
 
+    statistics: RowStatistics
+    calibration: Calibration = field(default_factory=Calibration)
+    """Of the rows with probabilities."""
+    right: bytearray = field(default_factory=bytearray)
+    """1 where the answer is right, else 0."""
+    missing: int = 0
 
-def _answer_rows(gold: list[Example], labels: Sequence[Labels]) -> Iterable[Row]:
-    for seed, of_seed in enumerate(labels):
-        for example, label in zip(gold, of_seed, strict=True):
-            yield {"example_id": example.example_id, "gold": example.label, "predicted": label, "seed": seed}
-
-
-def _value(problem: Problem, metric: Metric, golds: list[Label], labels: Labels) -> float:
-    sums = sum(problem.statistics(metric, gold, label) for gold, label in zip(golds, labels, strict=True))
-    return float(problem.value(metric, np.asarray(sums)))
+    def answers(self, problem: Problem, gold: Iterator[Row], found: Iterator[Floats]) -> Iterator[Row]:
+        """Yield example_id, gold and predicted of each row, None for one without probabilities."""
+        numbers = {name: number for number, name in enumerate(problem.classes)}
+        for values in found:
+            known = ~np.isnan(values).any(axis=1)
+            rows = list(islice(gold, len(values)))
+            indices = np.array([numbers[row["label"]] for row in rows])
+            self.calibration.add(values[known], indices[known])
+            self.missing += int((~known).sum())
+            best = np.where(known, values.argmax(axis=1), -1).tolist()
+            for row, number in zip(rows, best, strict=True):
+                label = None if number < 0 else problem.classes[number]
+                self.statistics.add(row["label"], label)
+                self.right.append(label == row["label"])
+                yield {"example_id": row["example_id"], "gold": row["label"], "predicted": label}

@@ -3,10 +3,13 @@
 An arm is a loss. All arms have the same rows, vocabulary, initial weights and order of batches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retort.artifacts.examples import Examples
 from retort.artifacts.grids import Grid, TriedSetting, write_grid
@@ -15,15 +18,15 @@ from retort.config import ClassificationConfig
 from retort.config.soft_label import TinyConfig
 from retort.data.fields import fields_of
 from retort.errors import StageFailed
+from retort.io.database import query
 from retort.problems import problem_for
-from retort.problems.base import Floats
 from retort.records.base import ArtifactRef
 from retort.steps.base import STUDENT, Resources, Step
 from retort.steps.context import StepContext
 from retort.store import StepOutput
 
 if TYPE_CHECKING:
-    from retort.students.tiny.shape import TinyRows, TinyShape, TinyTraining, TrainedStudent
+    from retort.students.tiny.shape import Array, TinyRows, TinyShape, TinyTraining, TrainedStudent
     from retort.students.tiny.vocabulary import Vocabulary
 
 
@@ -87,45 +90,78 @@ class TrainGrid(Step):
 
     def _rows(self, context: StepContext, classes: tuple[str, ...]) -> "tuple[TinyRows, TinyRows, Vocabulary]":
         """Return (training rows, dev rows, vocabulary). The vocabulary comes from the training texts only."""
+        from retort.students.tiny.bags import EncodedRows
         from retort.students.tiny.shape import TinyRows
         from retort.students.tiny.vocabulary import Vocabulary
 
         names = tuple(self.fields)
-        examples = Examples.open(context.store, self.train).gold()
-        dev = Examples.open(context.store, self.dev).gold()
-        ids = [example.example_id for example in examples]
-        fields = [fields_of(example.text, names) for example in examples]
-        gold = [_index(classes, example.label) for example in examples]
-        if self.pool:
-            pool = list(Examples.open(context.store, self.pool).rows())
-            fields += [fields_of(row["text"], names) for row in pool]
-            gold += [-1] * len(pool)
-            ids += [row["example_id"] for row in pool]
-        vocabulary = Vocabulary.fit(fields, shape_of(self.fields, self.student))
-        probabilities = self._probabilities(context, classes, ids, np.array(gold))
-        train = TinyRows(vocabulary.encode(fields), np.array(gold), probabilities)
-        dev_texts = vocabulary.encode([fields_of(example.text, names) for example in dev])
-        return train, TinyRows(dev_texts, np.array([_index(classes, one.label) for one in dev])), vocabulary
+        train, dev = Examples.open(context.store, self.train), Examples.open(context.store, self.dev)
+        pool = Examples.open(context.store, self.pool) if self.pool else None
+
+        def texts() -> Iterator[list[str]]:
+            rows = chain(train.gold_rows(["text"]), pool.rows(["text"]) if pool else ())
+            return (fields_of(row["text"], names) for row in rows)
+
+        vocabulary = Vocabulary.fit(texts(), shape_of(self.fields, self.student))
+        encoded = EncodedRows(texts(), vocabulary)
+        labeled = _gold(train, classes)
+        gold = np.concatenate([labeled, np.full(len(encoded) - len(labeled), -1, dtype=np.int32)])
+        taught = TinyRows(encoded, gold, self._probabilities(context, classes, train, gold, pool))
+        judged = EncodedRows((fields_of(row["text"], names) for row in dev.gold_rows(["text"])), vocabulary)
+        return taught, TinyRows(judged, _gold(dev, classes)), vocabulary
 
     def _probabilities(
-        self, context: StepContext, classes: tuple[str, ...], ids: list[str], gold: Any
-    ) -> Floats | None:
-        """`(rows, classes)` in the order of `ids`: the teacher's (NaN where it has none), or smoothed gold labels."""
+        self,
+        context: StepContext,
+        classes: tuple[str, ...],
+        train: Examples,
+        gold: NDArray[np.int32],
+        pool: Examples | None,
+    ) -> "Array | None":
+        """`(rows, classes)`, first of the training rows and then of the pool: the teacher's (NaN where it has none), or
+        smoothed gold labels."""
         from retort.students.tiny.baselines import smoothed
 
         if self.label_smoothing is not None:
-            targets: Floats = smoothed(gold, len(classes), self.label_smoothing)
-            return targets
+            return smoothed(gold, len(classes), self.label_smoothing).astype(np.float32)
         if self.probabilities is None:
             return None
-        (found,) = Probabilities.open(context.store, self.probabilities).aligned(ids, classes)
-        if self.pool_probabilities:
-            (for_pool,) = Probabilities.open(context.store, self.pool_probabilities).aligned(ids, classes)
-            found = np.where(np.isnan(found), for_pool, found)
+        known = Probabilities.open(context.store, self.probabilities)
+        parts = [known.beside(train.gold_path, classes)]
+        if pool and self.pool_probabilities:
+            parts.append(Probabilities.open(context.store, self.pool_probabilities).beside(pool.path, classes))
+        found = np.full((len(gold), len(classes)), np.nan, dtype=np.float32)
+        start = 0
+        for part in chain(*parts):
+            found[start : start + len(part)] = part
+            start += len(part)
+        if pool:
+            _move_shared(found, train.gold_path, pool.path)
         if np.isnan(found).all():
             raise StageFailed(f"{self.name}: the teacher has no probabilities for any training row")
-        joined: Floats = found
-        return joined
+        return found
+
+
+_SHARED = """
+    SELECT labeled.file_row_number, pooled.file_row_number + (SELECT count(*) FROM read_parquet($train))
+    FROM read_parquet($train, file_row_number = true) AS labeled
+    JOIN read_parquet($pool, file_row_number = true) AS pooled USING (example_id)
+"""
+
+
+def _move_shared(probabilities: "Array", train: Path, pool: Path) -> None:
+    """A training row that is in the pool too teaches its gold label there and its probabilities here, those of the
+    teacher that was not trained on it."""
+    for batch in query(_SHARED, train=str(train), pool=str(pool)):
+        labeled, pooled = (column.to_numpy() for column in batch.columns)
+        own = probabilities[labeled]
+        probabilities[pooled] = np.where(np.isnan(own), probabilities[pooled], own)
+        probabilities[labeled] = np.nan
+
+
+def _gold(examples: Examples, classes: tuple[str, ...]) -> NDArray[np.int32]:
+    """`(rows,)`: the class of each gold-labeled row."""
+    return np.fromiter((classes.index(row["label"]) for row in examples.gold_rows(["label"])), dtype=np.int32)
 
 
 def shape_of(fields: Sequence[str], student: TinyConfig) -> "TinyShape":
@@ -143,10 +179,6 @@ def training_of(student: TinyConfig) -> "TinyTraining":
 def num_parameters_of(weights: Mapping[str, Any]) -> int:
     """Number of parameters of one student, including embeddings."""
     return sum(int(np.size(array)) for array in weights.values())
-
-
-def _index(classes: tuple[str, ...], label: str | None) -> int:
-    return -1 if label is None else classes.index(label)
 
 
 def _tried(fields: dict[str, Any], group: "Sequence[TrainedStudent]") -> TriedSetting:

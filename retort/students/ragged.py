@@ -5,7 +5,7 @@ import math
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -40,11 +40,13 @@ class Ragged:
 
     def __getitem__(self, place: int) -> NDArray[Any]:
         """Raises IndexError; places are counted from 0 only."""
-        self.close()
-        size = self._like.itemsize * math.prod(self._like.shape[1:])
-        start, end = self._ends[place] * size, self._ends[place + 1] * size
-        data = self._chunk[start:end] if self._file is None else os.pread(self._file.fileno(), end - start, start)
-        return np.frombuffer(data, self._like.dtype).reshape(-1, *self._like.shape[1:])
+        (data,) = self._read([place])
+        return self._array(data)
+
+    def together(self, places: Sequence[int]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The arrays at these places, one after the other, and the length of each."""
+        parts = self._read(places)
+        return self._array(b"".join(parts)), np.array([len(one) for one in parts], dtype=np.int64) // self._item_bytes
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self[place] for place in range(len(self)))
@@ -55,9 +57,24 @@ class Ragged:
         ends: NDArray[np.int64] = np.frombuffer(self._ends, dtype=np.int64)
         return ends[1:] - ends[:-1]
 
+    def _read(self, places: Iterable[int]) -> list[bytes] | list[bytearray]:
+        self.close()
+        ends, size = self._ends, self._item_bytes
+        bounds = [(ends[place] * size, ends[place + 1] * size) for place in places]
+        if self._file is None:
+            return [self._chunk[start:end] for start, end in bounds]
+        file = self._file.fileno()
+        return [os.pread(file, end - start, start) for start, end in bounds]
+
+    def _array(self, data: bytes | bytearray) -> NDArray[Any]:
+        return np.frombuffer(data, self._like.dtype).reshape(-1, *self._like.shape[1:])
+
     def close(self) -> None:
         """Nothing is written after this."""
-        if not self._is_closed and self._file is not None:
+        if self._is_closed:
+            return
+        self._item_bytes = self._like.itemsize * math.prod(self._like.shape[1:])
+        if self._file is not None:
             self._write()
             self._file.flush()
         self._is_closed = True

@@ -1,5 +1,7 @@
 """Calibration: known numbers, an independent search, and the rows that break naive ones."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from sklearn.metrics import log_loss
 from retort.errors import DataError
 from retort.metrics.calibration import (
     CALIBRATION_TEMPERATURES,
+    Calibration,
     brier_score,
     expected_calibration_error,
     fit_temperature,
@@ -110,3 +113,22 @@ def test_no_rows() -> None:
     for function in (fit_temperature, negative_log_likelihood, brier_score, expected_calibration_error):
         with pytest.raises(DataError, match="no gold-labeled rows"):
             function(empty, none)
+
+
+def test_rows_in_batches_are_measured_as_all_at_once_to_the_bit_and_not_kept() -> None:
+    generator = np.random.default_rng(0)
+    probabilities, gold = generator.dirichlet(np.ones(60), 20_000), generator.integers(60, size=20_000)
+    whole = Calibration.of(probabilities, gold)
+    tracemalloc.start()
+    found = Calibration()
+    for start in range(0, 20_000, 777):
+        found.add(probabilities[start : start + 777], gold[start : start + 777])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 32 * 20_000, "a row's probabilities are 480 bytes"
+    for one, other in (
+        (found.expected_error(), whole.expected_error()),
+        (found.negative_log_likelihood, whole.negative_log_likelihood),
+        (found.brier_score, whole.brier_score),
+    ):
+        assert one == other

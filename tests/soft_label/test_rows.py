@@ -106,6 +106,7 @@ def test_classes_in_another_order_are_joined_by_their_names(tmp_path: Path) -> N
         (probabilities(1.0, 0.0, 0.0), "line 2: the id 'a0' is already that of"),
         ({"id": "a1", "probabilities": [1, 0, 0]}, "where {CLASS: p, ...} is needed"),
         ({"probabilities": {}}, "the id ('id') is None"),
+        (probabilities(1.0, 0.0, 0.0, id="a\ud83d"), "line 2: 'id' holds half of a surrogate pair"),
     ],
 )
 def test_what_is_no_distribution_is_named(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
@@ -114,6 +115,14 @@ def test_what_is_no_distribution_is_named(tmp_path: Path, row: dict[str, Any], s
         list(read_probabilities(source, CLASSES))
     assert sentence in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+def test_an_id_that_comes_again_much_later_is_named_and_the_rows_before_come_first(tmp_path: Path) -> None:
+    rows = [probabilities(1.0, 0.0, 0.0, id=number) for number in [*range(3000), 7, 8]]
+    read = read_probabilities(write(tmp_path / "p.jsonl", rows), CLASSES)
+    assert [next(read).example_id for _ in range(3000)] == [str(number) for number in range(3000)]
+    with pytest.raises(DataError, match=r"p.jsonl, line 3001: the id '7' is already that of .*p.jsonl, line 8"):
+        next(read)
 
 
 def test_columns_follow_their_names_and_rows_sum_to_one() -> None:

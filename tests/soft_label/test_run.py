@@ -22,16 +22,17 @@ from retort.commands.plan import plan
 from retort.commands.report import copy_report
 from retort.config.soft_label import SoftLabelConfig
 from retort.errors import DataError, StageFailed
-from retort.io.parquet import PROBABILITIES, read_rows, write_rows
+from retort.io.parquet import EXAMPLES, PROBABILITIES, read_rows, write_rows
 from retort.recipes.execute import make
 from retort.recipes.soft_label.checks import check
 from retort.recipes.soft_label.pipeline import distill
-from retort.recipes.soft_label.steps import gather_labels, report, score, track
+from retort.recipes.soft_label.steps import gather_labels, report, score, track, train_grid
 from retort.records.base import ArtifactRef
 from retort.records.soft_label import SoftLabelResult
 from retort.report.soft_label.summary import SoftLabelSummary, table
 from retort.report.soft_label.terminal import render_terminal
 from retort.steps.base import Step
+from retort.steps.context import StepContext
 from retort.store import StepOutput
 from retort.store.opening import open_store
 
@@ -204,14 +205,51 @@ def labeled(config: SoftLabelConfig, rows: ArtifactRef, name: str) -> ArtifactRe
     return open_store(config.store).publish(step, folder, StepOutput(rows=count), 0.0, "elsewhere")
 
 
-def test_an_example_meets_its_own_probabilities_in_training(done: Done) -> None:
+def test_an_example_meets_its_own_probabilities_in_training(done: Done, tmp_path: Path) -> None:
     """By id: the training rows' order and the probabilities' are different ones here."""
     _, config, scored = done
     ref = scored.train_probabilities
     rows = {row["example_id"]: row["probabilities"] for row in read_rows(folder_of(config, ref) / PREDICTIONS)}
     ids = sorted(rows, reverse=True)
-    (found,) = Probabilities.open(open_store(config.store), ref).aligned(ids, CLASSES)
-    assert np.allclose(found, [rows[one] for one in ids])
+    write_rows(tmp_path / "rows.parquet", EXAMPLES, ({"example_id": one} for one in [*ids, "another"]))
+    (found,) = Probabilities.open(open_store(config.store), ref).beside(tmp_path / "rows.parquet", CLASSES)
+    assert np.allclose(found[:-1], [rows[one] for one in ids])
+    assert np.isnan(found[-1]).all()
+
+
+def test_a_training_row_in_the_pool_teaches_its_label_there_and_its_probabilities_here(
+    done: Done, tmp_path: Path
+) -> None:
+    """The pool's own probabilities of it come from a teacher that was trained on it."""
+    _, config, scored = done
+    assert scored.pool is not None
+    rows = list(read_rows(folder_of(config, scored.train) / ROWS))
+    pool = examples_of(config, [rows[7], {"example_id": "new", "text": rows[0]["text"]}, rows[3]], "shared")
+    said = [{"example_id": one, "seed": 0, "probabilities": [0.1, 0.1, 0.8]} for one in ("new", rows[3]["example_id"])]
+    step = train_grid(
+        config,
+        "with-pool",
+        scored.train,
+        scored.dev,
+        scored.train_probabilities,
+        (pool, published(config, said, CLASSES, "of-shared")),
+    )
+    context = StepContext(open_store(config.store), tmp_path, config.execution, 0, lambda *_: None)
+    taught, _, _ = step._rows(context, CLASSES)
+    known = [row["probabilities"] for row in read_rows(folder_of(config, scored.train_probabilities) / PREDICTIONS)]
+    assert taught.probabilities is not None
+    assert np.isnan(taught.probabilities).any(axis=1).nonzero()[0].tolist() == [3, 7]
+    np.testing.assert_allclose(taught.probabilities[len(rows) :], [known[7], [0.1, 0.1, 0.8], known[3]], rtol=1e-6)
+    assert (taught.gold[: len(rows)] >= 0).all()
+    assert taught.gold[len(rows) :].tolist() == [-1] * 3
+
+
+def examples_of(config: SoftLabelConfig, rows: list[dict[str, Any]], name: str) -> ArtifactRef:
+    folder = Path(config.store.root).parent / name
+    folder.mkdir()
+    write_rows(folder / ROWS, EXAMPLES, rows)
+    step = AnyStep(name=name, values={"made": name}, made="examples")
+    return open_store(config.store).publish(step, folder, StepOutput(rows=len(rows)), 0.0, "elsewhere")
 
 
 def test_the_report_says_what_the_scores_say(done: Done, tmp_path: Path) -> None:

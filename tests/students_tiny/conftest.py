@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from retort.students.tiny.bags import EncodedRows
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTraining, TrainedStudent
 from retort.students.tiny.training import train_students
 from retort.students.tiny.vocabulary import Vocabulary
@@ -38,8 +39,8 @@ def lesson() -> Lesson:
     # A teacher that is sure of the gold label, but for each seventh row, where it is as sure of the other.
     distilled = np.where(np.arange(300) % 7 == 0, 1 - gold, gold)
     teacher = np.where(np.eye(2)[distilled] == 1, 0.9, 0.1)
-    data = TinyRows(vocabulary.encode(fields), gold, teacher)
-    dev = TinyRows(vocabulary.encode(dev_fields), dev_gold)
+    data = TinyRows(EncodedRows(fields, vocabulary), gold, teacher)
+    dev = TinyRows(EncodedRows(dev_fields, vocabulary), dev_gold)
     training = TinyTraining(epochs=4, batch_rows=16, learning_rate=0.02)
     return Lesson(shape, training, vocabulary, fields, data, dev_fields, dev)
 

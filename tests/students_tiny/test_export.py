@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from retort.errors import DataError
+from retort.students.tiny.bags import EncodedRows
 from retort.students.tiny.export import export
 from retort.students.tiny.network import predict
 from retort.students.tiny.scorer import Scorer, measure
@@ -36,7 +37,7 @@ def folder(lesson, student, tmp_path_factory):
 
 def test_onnx_gives_what_torch_gives_however_rows_are_put_together(lesson, student, folder):
     rows = [*lesson.dev_fields * 3, *ODD_ROWS]  # more than a batch
-    expected = predict(student.weights, lesson.vocabulary.encode(rows))
+    expected = np.concatenate(list(predict(student.weights, EncodedRows(rows, lesson.vocabulary))))
     scorer = Scorer(folder)
     np.testing.assert_allclose(scorer.probabilities(rows), expected, atol=1e-5)
     alone = np.concatenate([scorer.probabilities([row]) for row in rows])
@@ -58,10 +59,11 @@ def test_onnx_of_other_shapes(lesson, fields, options, tmp_path):
     shape = TinyShape(fields=fields, **options)
     rows = [row[-len(fields) :] for row in lesson.fields]
     vocabulary = Vocabulary.fit(rows, shape)
-    data = TinyRows(vocabulary.encode(rows), lesson.data.gold)
+    data = TinyRows(EncodedRows(rows, vocabulary), lesson.data.gold)
     (one,) = train_students(data, data, [Setting(0)], vocabulary, shape, TinyTraining(epochs=2), num_classes=2)
     export(tmp_path, one.weights, vocabulary, CLASSES, "")
-    np.testing.assert_allclose(Scorer(tmp_path).probabilities(rows), predict(one.weights, data.texts), atol=1e-5)
+    expected = np.concatenate(list(predict(one.weights, data.texts)))
+    np.testing.assert_allclose(Scorer(tmp_path).probabilities(rows), expected, atol=1e-5)
 
 
 def test_the_card_says_what_the_folder_holds(folder, student):
@@ -140,7 +142,7 @@ def test_the_scorer_runs_where_nothing_else_is_installed(lesson, student, folder
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     scored = [json.loads(line) for line in done.stdout.splitlines()]
-    expected = predict(student.weights, lesson.vocabulary.encode(rows))
+    expected = np.concatenate(list(predict(student.weights, EncodedRows(rows, lesson.vocabulary))))
     assert [row["id"] for row in scored] == list(range(len(rows)))
     found = np.array([[row["probabilities"][name] for name in CLASSES] for row in scored])
     np.testing.assert_allclose(found, expected, atol=1e-5)

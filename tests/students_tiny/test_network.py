@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from retort.students.tiny.network import as_bags, initial, layout, logits, num_parameters, unflatten, word_traits
+from retort.students.tiny.bags import Bags, as_bags, word_traits
+from retort.students.tiny.network import initial, layout, logits, num_parameters, unflatten
 from retort.students.tiny.shape import TinyShape, TinyTexts
 from retort.students.tiny.vocabulary import Vocabulary
 
@@ -23,6 +24,12 @@ def draw_texts(seed: int) -> TinyTexts:
     return TinyTexts(word_ids, field_ids)
 
 
+def bags_of(word_ids: np.ndarray, traits: np.ndarray, num_fields: int, *, overlap: bool) -> Bags:
+    """Of rows `(rows, length)`, 0 for padding."""
+    words = np.nonzero(word_ids)
+    return as_bags(word_ids[words], traits[words], *words, num_fields, overlap=overlap)
+
+
 def test_a_word_occurs_in_another_field_where_it_does():
     texts = draw_texts(0)
     found = word_traits(texts, 3, overlap=True)
@@ -36,7 +43,7 @@ def test_a_word_occurs_in_another_field_where_it_does():
 def test_a_bag_holds_each_word_of_its_rows_as_often_as_they_do():
     texts = draw_texts(1)
     traits = word_traits(texts, 3, overlap=True)
-    bags = as_bags(texts.word_ids, traits, 3, overlap=True)
+    bags = bags_of(texts.word_ids, traits, 3, overlap=True)
     kinds = list(zip(bags.word_ids.tolist(), bags.features.int().tolist(), strict=True))
     assert len({str(kind) for kind in kinds}) == len(kinds)
     for row in range(7):
@@ -61,7 +68,7 @@ def test_each_student_of_a_stack_gives_what_it_gives_by_hand(overlap, pooling):
     weights = unflatten(flat, sizes)
     texts = draw_texts(1)
     traits = word_traits(texts, 3, overlap=overlap)
-    bags = as_bags(texts.word_ids, traits, 3, overlap=overlap)
+    bags = bags_of(texts.word_ids, traits, 3, overlap=overlap)
     found = logits(weights, *(part.expand(3, *part.shape) for part in bags.parts))
     for student in range(3):
         one = {name: part[student].numpy().astype(np.float64) for name, part in weights.items()}
@@ -94,7 +101,7 @@ def test_a_word_far_less_attended_than_another_rows_divides_nothing_by_0():
     weights = unflatten(initial(sizes, 0)[None], sizes)
     weights["attend"] = torch.full((1, 4, 1), 1e4)
     word_ids = np.array([[1], [2], [3]])
-    bags = as_bags(word_ids, np.zeros_like(word_ids), 1, overlap=False)
+    bags = bags_of(word_ids, np.zeros_like(word_ids), 1, overlap=False)
     found = logits(weights, *(part[None] for part in bags.parts))
     assert found.isfinite().all()
     assert len(found[0].unique(dim=0)) == 3

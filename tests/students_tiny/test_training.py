@@ -6,8 +6,9 @@ import torch
 
 from retort.errors import ConfigError, DataError
 from retort.students.tiny import training as module
-from retort.students.tiny.network import as_bags, initial, layout, logits, predict, unflatten, word_traits
-from retort.students.tiny.shape import Setting, TinyRows, TinyTexts
+from retort.students.tiny.bags import EncodedRows
+from retort.students.tiny.network import initial, layout, logits, predict, unflatten
+from retort.students.tiny.shape import Setting, TinyRows
 
 TOLERANCE = 1e-4
 """Tolerance of a weight of about 0.3 after four epochs: a stack sums in another order than a single student."""
@@ -61,7 +62,7 @@ def test_the_same_seed_gives_the_same_student_and_another_one_another(lesson):
 
 def test_its_dev_scores_are_those_of_the_weights_that_it_keeps(lesson):
     (student,) = lesson.train(Setting(0))
-    probabilities = predict(student.weights, lesson.dev.texts)
+    probabilities = np.concatenate(list(predict(student.weights, lesson.dev.texts)))
     assert student.dev_accuracy == (probabilities.argmax(1) == lesson.dev.gold).mean()
     loss = -np.log(probabilities[np.arange(90), lesson.dev.gold]).mean()
     assert student.dev_loss == pytest.approx(loss, abs=1e-5)
@@ -79,14 +80,13 @@ def test_one_epoch_is_adamw_on_the_papers_loss(lesson):
     given = replace(lesson.training, epochs=1, word_dropout=0.0)
     optimizer = torch.optim.AdamW([flat], lr=given.learning_rate, weight_decay=given.weight_decay)
     texts, teacher = lesson.data.texts, torch.from_numpy(lesson.data.probabilities).float()
-    traits = word_traits(texts, 2, overlap=True)
     gold = torch.from_numpy(lesson.data.gold)
-    plan = module._plan(texts.word_ids, 5, None, given, 0)
+    plan = list(module._batches(texts, 5, None, given, 0))
     assert sorted(np.concatenate([rows for rows, _ in plan])) == list(range(300))
     for step, (rows, _) in enumerate(plan):
         for group in optimizer.param_groups:
             group["lr"] = given.learning_rate * (1 - step / len(plan))
-        bags = as_bags(texts.word_ids[rows], traits[rows], 2, overlap=True)
+        bags = texts.bags(rows, overlap=True)
         (found,) = logits(unflatten(flat, sizes), *(part[None] for part in bags.parts))
         hard = torch.nn.functional.cross_entropy(found, gold[rows])
         softened = (teacher[rows].log() / temperature).softmax(-1)
@@ -178,7 +178,7 @@ def test_arrays_that_do_not_fit_are_refused(lesson):
         lesson.train(Setting(0), data=replace(lesson.data, probabilities=np.ones((300, 1))))
     with pytest.raises(DataError, match="class 5"):
         lesson.train(Setting(0), data=replace(lesson.data, gold=np.full(300, 5)))
-    empty = TinyRows(TinyTexts(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.int64)), np.zeros(0, np.int64))
+    empty = TinyRows(EncodedRows([], lesson.vocabulary), np.zeros(0, np.int64))
     with pytest.raises(DataError, match="0 training texts"):
         lesson.train(Setting(0), data=empty)
     with pytest.raises(DataError, match="every dev row"):

@@ -2,15 +2,17 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from retort.artifacts.examples import Examples
 from retort.config.soft_label import TINY_ARMS, CrossEncoderConfig, ProbabilitiesConfig, SoftLabelConfig
 from retort.config.teachers import LlmTeacherConfig
 from retort.data import read_rows_of
-from retort.data.probabilities import read_probabilities
+from retort.data.probabilities import contradiction, num_known, recorded_probabilities
 from retort.errors import DataError
+from retort.io.parquet import count_rows
 from retort.models.weights import find_weights
 from retort.problems import infer_schema, problem_for
 from retort.recipes.base import DoctorCheck
@@ -125,17 +127,16 @@ def check_probabilities(
     Raises DataError if too few rows have any, if a row's values are not a distribution over the classes, or if an id
     names different rows in different roles.
     """
-    classes = problem_for(config.problem).classes
-    known = {one.example_id for one in read_probabilities(teacher.probabilities, classes, config.store.endpoint_url)}
-    check_same_rows(config, teacher, store, rows, known)
-    ids = [row["example_id"] for row in Examples.open(store, rows["train"]).rows(["example_id"])]
-    found = sum(one in known for one in ids)
-    if found < teacher.min_success_ratio * len(ids) or not found:
+    classes, train = problem_for(config.problem).classes, Examples.open(store, rows["train"]).path
+    with recorded_probabilities(teacher.probabilities, classes, config.store.endpoint_url) as known:
+        check_same_rows(config, teacher, store, rows, known)
+        found, total = num_known(train, known), count_rows(train)
+    if found < teacher.min_success_ratio * total or not found:
         raise DataError(
-            f"teacher.probabilities = '{teacher.probabilities}': knows {found} of {len(ids)} training rows, below "
+            f"teacher.probabilities = '{teacher.probabilities}': knows {found} of {total} training rows, below "
             f"teacher.min_success_ratio = {teacher.min_success_ratio:g}; rows are matched on their ids"
         )
-    return len(ids) - found
+    return total - found
 
 
 def check_same_rows(
@@ -143,23 +144,18 @@ def check_same_rows(
     teacher: ProbabilitiesConfig,
     store: Store,
     rows: Mapping[str, ArtifactRef],
-    known: Set[str],
+    known: Path,
 ) -> None:
     """Raises DataError if an id in the file is that of different texts in two roles: its probabilities are of one of
     them, and the file does not say of which."""
-    seen: dict[str, tuple[str, str]] = {}
-    for role, ref in rows.items():
-        if role == "unlabeled" and "with-pool" not in config.arms:
-            continue
-        for row in Examples.open(store, ref).rows():
-            example_id, text = row["example_id"], row["text"]
-            first, other = seen.setdefault(example_id, (role, text)) if example_id in known else (role, text)
-            if other != text:
-                raise DataError(
-                    f"teacher.probabilities = '{teacher.probabilities}': the id '{example_id}' is that of two rows, "
-                    f"{_shown(first, other)} and {_shown(role, text)}, and the file does not say which of them it is "
-                    "for; give every row of train, dev and tests an id of its own"
-                )
+    roles = [role for role in rows if role != "unlabeled" or "with-pool" in config.arms]
+    found = contradiction([Examples.open(store, rows[role]).path for role in roles], known)
+    if found is not None:
+        raise DataError(
+            f"teacher.probabilities = '{teacher.probabilities}': the id '{found.example_id}' is that of two rows, "
+            f"{_shown(roles[found.file], found.text)} and {_shown(roles[found.other_file], found.other_text)}, and the "
+            "file does not say which of them it is for; give every row of train, dev and tests an id of its own"
+        )
 
 
 def _shown(role: str, text: str) -> str:

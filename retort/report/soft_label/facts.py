@@ -166,16 +166,17 @@ def _reliability(run: Run, problem: Classification, arm: str, rows: str) -> Reli
     ref = run.result.scores[arm].get(rows)
     if ref is None:
         return None
-    store, gold = run.store, Examples.open(run.store, run.result.tests[rows]).gold()
-    ids = [example.example_id for example in gold]
-    indices = np.array([problem.classes.index(example.label or "") for example in gold])
+    store, examples = run.store, Examples.open(run.store, run.result.tests[rows])
+    indices = np.array([problem.classes.index(row["label"]) for row in examples.gold_rows(["label"])])
     confidences: list[float | None] = []
     right: list[bool] = []
     for key in store.manifest_of(ref).fingerprint["inputs"]["predictions"]:
         found = store.find("predictions", key)
         if found is None:
             return None
-        for of_seed in Probabilities.open(store, store.ref(found)).aligned(ids, problem.classes):
+        probabilities = Probabilities.open(store, store.ref(found))
+        for seed in probabilities.seeds():
+            of_seed = np.concatenate(list(probabilities.beside(examples.gold_path, problem.classes, seed)))
             known = ~np.isnan(of_seed).any(axis=-1)
             confidences += of_seed[known].max(axis=-1).tolist()
             right += (of_seed[known].argmax(axis=-1) == indices[known]).tolist()

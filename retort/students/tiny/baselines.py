@@ -4,7 +4,8 @@ Label smoothing is trained like any soft target, with `smoothed` in place of a t
 trained like any encoder student (`retort.students.encoder`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,18 @@ from numpy.typing import NDArray
 from retort.errors import DataError
 from retort.problems.base import Floats
 
+BATCH_ROWS = 4096
+"""Rows that TF-IDF predicts at once."""
 
-def majority(gold: NDArray[np.int64], num_classes: int, num_rows: int) -> Floats:
-    """The class frequencies of the training labels, for each row: `(rows, classes)`. Labels of -1 are ignored."""
+
+def majority(gold: NDArray[np.int32], num_classes: int) -> Floats:
+    """The class frequencies of the training labels, `(classes,)`. Labels of -1 are ignored."""
     counts = np.bincount(_labels(gold), minlength=num_classes)
-    return np.tile(counts / counts.sum(), (num_rows, 1))
+    frequencies: Floats = counts / counts.sum()
+    return frequencies
 
 
-def smoothed(gold: NDArray[np.int64], num_classes: int, smoothing: float) -> Floats:
+def smoothed(gold: NDArray[np.int32], num_classes: int, smoothing: float) -> Floats:
     """Smoothed labels, `(rows, classes)`: `1 - smoothing` on the label plus `smoothing` spread evenly over all classes
     (Szegedy et al. 2016, section 7). NaN for rows without a label."""
     targets = (1 - smoothing) * np.eye(num_classes)[np.maximum(gold, 0)] + smoothing / num_classes
@@ -27,9 +32,10 @@ def smoothed(gold: NDArray[np.int64], num_classes: int, smoothing: float) -> Flo
 
 
 def tfidf(
-    train: Sequence[Sequence[str]], gold: NDArray[np.int64], rows: Sequence[Sequence[str]], num_classes: int
-) -> Floats:
-    """Logistic regression on TF-IDF of words and word pairs, separately for each field: `(rows, classes)`.
+    train: Sequence[Sequence[str]], gold: NDArray[np.int32], rows: Iterable[Sequence[str]], num_classes: int
+) -> Iterator[Floats]:
+    """Logistic regression on TF-IDF of words and word pairs, separately for each field: yields its probabilities for
+    batches of `rows`, `(batch, classes)`.
 
     It uses scikit-learn's defaults and the vocabulary of the labeled training rows. Classes without a training row get
     probability 0.
@@ -46,10 +52,12 @@ def tfidf(
     columns = zip(counters, zip(*labeled, strict=True), strict=True)
     counts = hstack([counter.fit_transform(texts) for counter, texts in columns]).tocsr()
     model = LogisticRegression(max_iter=1000).fit(counts, labels)
-    columns = zip(counters, zip(*map(_marked, rows), strict=True), strict=True)
-    found = np.zeros((len(rows), num_classes))
-    found[:, model.classes_] = model.predict_proba(hstack([counter.transform(texts) for counter, texts in columns]))
-    return found
+    iterator = iter(rows)
+    while batch := list(islice(iterator, BATCH_ROWS)):
+        columns = zip(counters, zip(*map(_marked, batch), strict=True), strict=True)
+        found = np.zeros((len(batch), num_classes))
+        found[:, model.classes_] = model.predict_proba(hstack([counter.transform(texts) for counter, texts in columns]))
+        yield found
 
 
 def _marked(row: Sequence[str]) -> list[str]:
@@ -57,7 +65,7 @@ def _marked(row: Sequence[str]) -> list[str]:
     return [f"head {text}" for text in row]
 
 
-def _labels(gold: NDArray[np.int64]) -> NDArray[np.int64]:
+def _labels(gold: NDArray[np.int32]) -> NDArray[np.int32]:
     """The labels of the rows that have one. Raises DataError if there are none."""
     labels = gold[gold >= 0]
     if not len(labels):

@@ -73,7 +73,7 @@ _INPUTS = ("word_ids", "field_ids")
 
 
 def _nodes(overlap: bool, with_max: bool) -> Iterator[onnx.NodeProto]:
-    """The computation of `network.word_traits` and `network.logits` for one student."""
+    """The computation of `bags.word_traits` and `network.logits` for one student."""
 
     def node(operation: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(operation, inputs.split(), [output], **attributes)

@@ -12,8 +12,7 @@ batch share the computation for the words that they share.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retort.students.tiny.shape import TinyShape, TinyTexts, Weights
-
-Indices = NDArray[np.int64]
+from retort.students.tiny.bags import EncodedRows
+from retort.students.tiny.shape import TinyShape, Weights
 
 BATCH_ROWS = 256
 """Rows that are predicted at once."""
@@ -84,67 +82,6 @@ def stacked(weights: Sequence[Weights]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.stack([one[name] for one in weights])) for name in weights[0]}
 
 
-@dataclass(frozen=True, slots=True)
-class Bags:
-    """A batch as bags of word kinds (a word with its field and overlaps), each of which is stored once."""
-
-    word_ids: Tensor
-    """`(kinds,)`: the word id of each kind."""
-    features: Tensor
-    """`(kinds, features)`, 0 or 1: one-hot the word's field, then the other fields in which it occurs."""
-    counts: Tensor
-    """`(rows, kinds)`: how often each kind occurs in a row."""
-    members: Tensor
-    """`(rows, length)`: the kind of each word of a row; that of the first word pads the row."""
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """The arguments of `logits`, without its axis of students."""
-        return self.word_ids, self.features, self.counts, self.members
-
-
-def word_traits(texts: TinyTexts, num_fields: int, *, overlap: bool) -> Indices:
-    """Encodes each word's field `f` and, with `overlap`, the other fields `g` in which it occurs, as
-    `f + num_fields * sum of 2^g`: `(rows, length)`."""
-    traits = texts.field_ids.copy()
-    if not overlap or num_fields == 1:
-        return traits
-    fields = np.arange(num_fields)
-    for start in range(0, len(traits), 256):  # compares all pairs of words of a row
-        ids, own = (part[start : start + 256] for part in (texts.word_ids, texts.field_ids))
-        is_own = (own[..., None] == fields) & (ids > 0)[..., None]
-        occurs = np.matmul(ids[:, :, None] == ids[:, None, :], is_own, dtype=np.float32) > 0
-        traits[start : start + 256] += num_fields * ((occurs & ~is_own & (ids > 0)[..., None]) @ 2**fields)
-    return traits
-
-
-def as_bags(word_ids: Indices, traits: Indices, num_fields: int, *, overlap: bool) -> Bags:
-    """The batch of the words `(rows, length)`, 0 for padding, with their traits `(rows, length)`."""
-    rows, places = np.nonzero(word_ids)
-    size = int(word_ids.max(initial=0)) + 1
-    kinds, kind_of = np.unique(traits[rows, places] * size + word_ids[rows, places], return_inverse=True)
-    counts = np.bincount(rows * len(kinds) + kind_of, minlength=len(word_ids) * len(kinds))
-    own, elsewhere = np.divmod(kinds // size, num_fields)[::-1]
-    fields = np.arange(num_fields)
-    features = own[:, None] == fields
-    if overlap and num_fields > 1:
-        features = np.concatenate([features, elsewhere[:, None] >> fields & 1], axis=1)
-    return Bags(
-        torch.from_numpy(kinds % size),
-        torch.from_numpy(features.astype(np.float32)),
-        torch.from_numpy(counts.reshape(len(word_ids), len(kinds)).astype(np.float32)),
-        torch.from_numpy(_members(word_ids, rows, places, kind_of)),
-    )
-
-
-def _members(word_ids: Indices, rows: Indices, places: Indices, kind_of: Indices) -> Indices:
-    """See `Bags.members`. Every row must begin with a word, as encoded rows do."""
-    longest = int(places.max(initial=0)) + 1
-    members = np.zeros((len(word_ids), longest), dtype=np.int64)
-    members[rows, places] = kind_of
-    return np.where(word_ids[:, :longest] > 0, members, members[:, :1])
-
-
 def logits(weights: dict[str, Tensor], word_ids: Tensor, features: Tensor, counts: Tensor, members: Tensor) -> Tensor:
     """The logits `(students, rows, classes)`, from the parts of `Bags` with a leading axis of students.
 
@@ -183,15 +120,11 @@ def _greatest(h: Tensor, members: Tensor) -> Tensor:
     return h.gather(1, members.gather(2, words))
 
 
-@torch.inference_mode()
-def predict(weights: Weights, texts: TinyTexts) -> NDArray[np.float64]:
-    """Class probabilities of one student, `(rows, classes)`, each row summing to 1."""
-    one = stacked([weights])
-    num_fields, overlap = len(weights["fields"]), "overlaps" in weights
-    traits = word_traits(texts, num_fields, overlap=overlap)
-    found = np.zeros((len(texts), len(weights["out_bias"])))
-    for start in range(0, len(texts), BATCH_ROWS):
-        part = slice(start, start + BATCH_ROWS)
-        bags = as_bags(texts.word_ids[part], traits[part], num_fields, overlap=overlap)
-        found[part] = logits(one, *(piece[None] for piece in bags.parts))[0].double().softmax(-1)
-    return found
+def predict(weights: Weights, rows: EncodedRows) -> Iterator[NDArray[np.float64]]:
+    """Class probabilities of one student, each row summing to 1, in batches of rows: `(batch, classes)`."""
+    one, overlap = stacked([weights]), "overlaps" in weights
+    for start in range(0, len(rows), BATCH_ROWS):
+        bags = rows.bags(np.arange(start, min(start + BATCH_ROWS, len(rows))), overlap=overlap)
+        with torch.inference_mode():
+            found = logits(one, *(part[None] for part in bags.parts))[0].double().softmax(-1)
+        yield found.numpy()

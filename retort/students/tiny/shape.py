@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from retort.students.tiny.bags import EncodedRows
 
 Array = NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -65,7 +68,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class TinyTexts:
-    """Encoded rows."""
+    """A few encoded rows; see `bags.EncodedRows` for any number."""
 
     word_ids: NDArray[np.int64]
     """`(rows, length)`: word ids, 0 for padding."""
@@ -78,10 +81,10 @@ class TinyTexts:
 
 @dataclass(frozen=True, slots=True)
 class TinyRows:
-    texts: TinyTexts
-    gold: NDArray[np.int64]
+    texts: "EncodedRows"
+    gold: NDArray[np.int32]
     """`(rows,)`: class indices, -1 for rows without a label."""
-    probabilities: NDArray[np.float64] | None = None
+    probabilities: NDArray[np.float32] | None = None
     """`(rows, classes)`: the teacher's probabilities, NaN for rows without any; None without a teacher."""
 
 

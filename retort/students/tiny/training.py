@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor
 from retort.errors import ConfigError, DataError
 from retort.records.base import Progress
 from retort.students.losses import cross_entropy, scoring_loss
-from retort.students.tiny.network import Bags, Indices, as_bags, initial, layout, logits, unflatten, word_traits
+from retort.students.tiny.bags import Bags, EncodedRows, Indices
+from retort.students.tiny.network import initial, layout, logits, unflatten
 from retort.students.tiny.shape import Setting, TinyRows, TinyShape, TinyTraining, TrainedStudent
 from retort.students.tiny.vocabulary import Vocabulary
 
@@ -52,14 +54,13 @@ def train_students(
     """
     _check(data, dev, settings, num_classes)
     rows, judged = _Rows.of(data, shape, num_classes), _Rows.of(dev, shape, num_classes)
-    unknown = vocabulary.as_unknown()
     sizes = layout(shape, vocabulary.size, num_classes)
     stacks = list(_stacks(settings, len(data.texts), training.batch_rows))
     trained: dict[int, TrainedStudent] = {}
     for number, members in enumerate(stacks):
-        stack = _Stack.new([settings[i] for i in members], sizes, len(data.texts))
+        stack = _Stack.new([settings[i] for i in members], sizes)
         for epoch in range(training.epochs):
-            _train_epoch(stack, rows, unknown, training, epoch)
+            _train_epoch(stack, rows, training, epoch)
             stack.judge(judged, epoch + 1)
             progress(number * training.epochs + epoch + 1, len(stacks) * training.epochs, f"{len(stack)} students")
             if epoch + 1 < training.epochs:
@@ -72,37 +73,43 @@ def train_students(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Training or dev rows as arrays, ready to draw batches from."""
+    """Training or dev rows, ready to draw batches from."""
 
-    word_ids: Indices
-    traits: Indices
-    num_fields: int
+    texts: EncodedRows
     overlap: bool
-    gold: Tensor
-    probabilities: Tensor
-    """`(rows, classes)`: the teacher's, zeros for rows without any."""
-    has_teacher: Tensor
-    """`(rows,)`: 1 for rows with the teacher's probabilities, else 0."""
-    right: Tensor
-    """`(rows,)`: 1 where the teacher also agrees with the gold label or there is none, else 0."""
+    gold: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    """`(rows, classes)`: the teacher's, NaN for rows without any."""
 
     @classmethod
     def of(cls, rows: TinyRows, shape: TinyShape, num_classes: int) -> "_Rows":
-        gold = torch.from_numpy(rows.gold)
-        probabilities = torch.full((len(gold), num_classes), math.nan)
-        if rows.probabilities is not None:
-            probabilities = torch.from_numpy(np.asarray(rows.probabilities, dtype=np.float32))
-        has_teacher = (~probabilities.isnan().any(1)).float()
-        probabilities = probabilities.nan_to_num()
-        right = has_teacher * ((probabilities.argmax(1) == gold) | (gold < 0))
-        num_fields, words = len(shape.fields), rows.texts.word_ids
-        traits = word_traits(rows.texts, num_fields, overlap=shape.overlap)
-        return cls(words, traits, num_fields, shape.overlap, gold, probabilities, has_teacher, right)
+        probabilities = rows.probabilities
+        if probabilities is None:
+            probabilities = np.broadcast_to(np.float32(math.nan), (len(rows.gold), num_classes))
+        return cls(rows.texts, shape.overlap, rows.gold, np.asarray(probabilities, dtype=np.float32))
 
-    def bags(self, rows: Indices, numbers: Indices | None = None) -> Bags:
-        """The batch of these `rows`. `numbers` `(rows, length)` replaces their word ids."""
-        words = self.word_ids[rows] if numbers is None else numbers
-        return as_bags(words, self.traits[rows], self.num_fields, overlap=self.overlap)
+    def bags(self, rows: Indices, dropped: NDArray[np.bool_] | None = None) -> Bags:
+        return self.texts.bags(rows, overlap=self.overlap, dropped=dropped)
+
+    def targets(self, rows: Indices) -> "_Targets":
+        """Of rows `(...)`."""
+        gold = torch.from_numpy(self.gold[rows]).long()
+        probabilities = torch.from_numpy(self.probabilities[rows])
+        has_teacher = (~probabilities.isnan().any(-1)).float()
+        right = has_teacher * ((probabilities.argmax(-1) == gold) | (gold < 0))
+        return _Targets(gold, probabilities, has_teacher, right)
+
+
+class _Targets(NamedTuple):
+    """What rows teach, `(...)` each."""
+
+    gold: Tensor
+    probabilities: Tensor
+    """`(..., classes)`: the teacher's, NaN for rows without any."""
+    has_teacher: Tensor
+    """1 for rows with the teacher's probabilities, else 0."""
+    right: Tensor
+    """1 where the teacher also agrees with the gold label or there is none, else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +138,15 @@ class _Stack:
     """(Dev accuracy, dev loss) of each epoch, by place."""
     begun: list[Setting]
     """The settings of the initial stack, by place."""
-    num_rows: int
     steps: int = 0
 
     @classmethod
-    def new(cls, settings: list[Setting], sizes: dict[str, tuple[int, ...]], num_rows: int) -> "_Stack":
+    def new(cls, settings: list[Setting], sizes: dict[str, tuple[int, ...]]) -> "_Stack":
         starts = {seed: initial(sizes, seed) for seed in {setting.seed for setting in settings}}
         flat = torch.stack([starts[setting.seed] for setting in settings])
         places = list(range(len(settings)))
         moments = torch.zeros_like(flat), torch.zeros_like(flat)
-        return cls(settings, sizes, flat, moments, places, {}, {place: [] for place in places}, settings, num_rows)
+        return cls(settings, sizes, flat, moments, places, {}, {place: [] for place in places}, settings)
 
     def __len__(self) -> int:
         return len(self.settings)
@@ -165,7 +171,7 @@ class _Stack:
         for rows in np.array_split(np.arange(len(dev.gold)), math.ceil(len(dev.gold) / 256)):
             bags = dev.bags(rows)
             found = logits(weights, *(part.expand(len(self), *part.shape) for part in bags.parts))
-            gold = dev.gold[rows].expand(len(self), -1)
+            gold = dev.targets(rows).gold.expand(len(self), -1)
             right += (found.argmax(-1) == gold).sum(1)
             lost += cross_entropy(found.flatten(0, 1), gold.flatten()).view(len(self), -1).sum(1)
         for index, place in enumerate(self.places):
@@ -200,60 +206,56 @@ class _Stack:
         return students
 
 
-def _train_epoch(stack: _Stack, rows: _Rows, unknown: Indices, training: TinyTraining, epoch: int) -> None:
+def _train_epoch(stack: _Stack, rows: _Rows, training: TinyTraining, epoch: int) -> None:
     courses = list(dict.fromkeys((setting.seed, setting.rows) for setting in stack.settings))
     course_of = torch.tensor([courses.index((setting.seed, setting.rows)) for setting in stack.settings])
-    plans = [_plan(rows.word_ids, seed, subset, training, epoch) for seed, subset in courses]
+    plans = [_batches(rows.texts, seed, subset, training, epoch) for seed, subset in courses]
     temperatures = torch.tensor([setting.distillation_temperature for setting in stack.settings])
     weight = torch.tensor([_soft_weight(setting, epoch, training.epochs) for setting in stack.settings])
     hard = torch.tensor([setting.hard for setting in stack.settings])[:, None]
     only_where_right = torch.tensor([setting.only_where_right for setting in stack.settings])[:, None]
-    steps = len(plans[0])
+    steps = _num_batches(stack.settings[0], len(rows.texts), training.batch_rows)
     for step, batches in enumerate(zip(*plans, strict=True)):
-        index, real = (part[course_of] for part in _side_by_side([rows_of for rows_of, _ in batches]))
-        bags = _stacked_bags([_bags(rows, unknown, *batch) for batch in batches], index.shape[1])
+        index, is_real = _side_by_side([rows_of for rows_of, _ in batches])
+        real = is_real[course_of]
+        bags = _stacked_bags([rows.bags(*batch) for batch in batches], index.shape[1])
         leaf = stack.flat.detach().requires_grad_()
         found = logits(unflatten(leaf, stack.sizes), *(part[course_of] for part in bags))
-        gold = rows.gold[index].masked_fill(~(hard & real), -1)
-        soft_weights = torch.where(only_where_right, rows.right[index], rows.has_teacher[index]) * real
-        losses = scoring_loss(found, gold, rows.probabilities[index], weight, temperatures, soft_weights)
+        gold, probabilities, has_teacher, right = (part[course_of] for part in rows.targets(index))
+        gold = gold.masked_fill(~(hard & real), -1)
+        soft_weights = torch.where(only_where_right, right, has_teacher) * real
+        losses = scoring_loss(found, gold, probabilities, weight, temperatures, soft_weights)
         rate = training.learning_rate * (1 - (epoch + step / steps) / training.epochs)
         stack.step((losses.sum(1) / real.sum(1)).sum(), leaf, rate, training.weight_decay)
 
 
-Plan = list[tuple[Indices, NDArray[np.bool_]]]
-"""For each batch: row indices `(batch,)`, and which of their words are dropped, `(batch, length)`."""
-
-
-def _plan(word_ids: Indices, seed: int, subset: tuple[int, ...] | None, training: TinyTraining, epoch: int) -> Plan:
-    """The batches of one student's epoch; independent of the other students in the stack."""
-    members = np.arange(len(word_ids)) if subset is None else np.array(subset)
+def _batches(
+    texts: EncodedRows, seed: int, subset: tuple[int, ...] | None, training: TinyTraining, epoch: int
+) -> Iterator[tuple[Indices, NDArray[np.bool_]]]:
+    """Yield the batches of one student's epoch, which are independent of the other students in the stack: row indices
+    `(batch,)`, and which of their words are dropped, `(batch, longest row of all)`."""
     generator = np.random.default_rng([seed, epoch])
-    lengths = (word_ids[members] > 0).sum(axis=1)
-    keys = lengths + generator.uniform(-_JITTER_WORDS, _JITTER_WORDS, len(members))
-    ordered = members[np.argsort(keys, kind="stable")]
-    batches = [ordered[start : start + training.batch_rows] for start in range(0, len(ordered), training.batch_rows)]
-    order = np.random.default_rng(epoch).permutation(len(batches))
-    return [
-        (
-            batches[place],
-            generator.random((len(batches[place]), word_ids.shape[1]), dtype=np.float32) < training.word_dropout,
-        )
-        for place in order
-    ]
+    ordered = _by_length(texts, subset, generator)
+    starts = range(0, len(ordered), training.batch_rows)
+    for place in np.random.default_rng(epoch).permutation(len(starts)).tolist():
+        batch = ordered[starts[place] : starts[place] + training.batch_rows].astype(np.int64)
+        yield batch, generator.random((len(batch), texts.longest), dtype=np.float32) < training.word_dropout
 
 
-def _side_by_side(batches: Sequence[Indices]) -> tuple[Tensor, Tensor]:
+def _by_length(texts: EncodedRows, subset: tuple[int, ...] | None, generator: np.random.Generator) -> NDArray[np.int32]:
+    """The rows of an epoch, sorted by their perturbed lengths; there are fewer than 2^31."""
+    lengths = texts.lengths if subset is None else texts.lengths[list(subset)]
+    keys = lengths + generator.uniform(-_JITTER_WORDS, _JITTER_WORDS, len(lengths))
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    return order if subset is None else np.array(subset, dtype=np.int32)[order]
+
+
+def _side_by_side(batches: Sequence[Indices]) -> tuple[Indices, Tensor]:
     """Pads batches of similar size with their first row: row indices and a mask of real rows, `(batches, most)`."""
     most = max(map(len, batches))
-    index = np.stack([np.pad(batch, (0, most - len(batch)), constant_values=batch[0]) for batch in batches])
+    index = np.stack([np.append(batch, np.repeat(batch[:1], most - len(batch))) for batch in batches])
     real = np.arange(most) < np.array([len(batch) for batch in batches])[:, None]
-    return torch.from_numpy(index), torch.from_numpy(real)
-
-
-def _bags(rows: _Rows, unknown: Indices, index: Indices, dropped: NDArray[np.bool_]) -> Bags:
-    words = rows.word_ids[index]
-    return rows.bags(index, np.where(dropped, unknown[words], words))
+    return index, torch.from_numpy(real)
 
 
 def _stacked_bags(bags: Sequence[Bags], num_rows: int) -> tuple[Tensor, ...]:
@@ -293,10 +295,14 @@ def _stacks(settings: Sequence[Setting], num_rows: int, batch_rows: int) -> Iter
     """Indices of settings that are trained together: at most STACK, with the same number of steps per epoch."""
     by_steps: dict[int, list[int]] = defaultdict(list)
     for place, setting in enumerate(settings):
-        size = num_rows if setting.rows is None else len(setting.rows)
-        by_steps[math.ceil(size / batch_rows)].append(place)
+        by_steps[_num_batches(setting, num_rows, batch_rows)].append(place)
     for places in by_steps.values():
         yield from (places[start : start + STACK] for start in range(0, len(places), STACK))
+
+
+def _num_batches(setting: Setting, num_rows: int, batch_rows: int) -> int:
+    """Steps of an epoch."""
+    return math.ceil((num_rows if setting.rows is None else len(setting.rows)) / batch_rows)
 
 
 def _check(data: TinyRows, dev: TinyRows, settings: Sequence[Setting], num_classes: int) -> None:
