@@ -40,6 +40,8 @@ FAILURES = pa.schema(
 BAD_ROWS = pa.schema([*((name, pa.string()) for name in ("place", "reason", "detail", "raw", "example_id"))])
 """The rows of a pool that were set aside."""
 
+_BUFFER_BYTES = 2**20
+"""Of each column."""
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 2**22
 """Bounds the memory of rows that are written one by one, and may be long."""
@@ -91,10 +93,16 @@ class RowWriter:
         self._batch, self._characters = [], 0
 
 
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """The file, for reading from its start to its end in bounded memory: by default Arrow keeps the bytes of all that
+    was read of a file until it is closed, and reads each row group whole."""
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+
+
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
     """Rows in the order in which they were written. Lists of 16-bit numbers (a label's probabilities) are arrays: as
     numbers of Python, those of a long text take milliseconds."""
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             arrays = {field.name: _arrays(batch.column(field.name)) for field in batch.schema if _is_half(field.type)}
             rows = batch.select([name for name in batch.schema.names if name not in arrays]).to_pylist()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from retort.errors import ConfigError
-from retort.io.parquet import BATCH_ROWS, Row
+from retort.io.parquet import BATCH_ROWS, Row, parquet_file
 
 _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("example_id", pa.string()),
@@ -106,7 +106,7 @@ def read_teacher_tokens(path: Path, tokenizer: str, num_logits: int) -> Iterator
     their vocabularies differently: tokens beyond the student's vocabulary get log-probability -inf, which leaves their
     mass to the remaining tokens. Raises ConfigError if the teacher's tokenizer is a different one.
     """
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             own = (batch[name].to_pylist() for name in ("example_id", "tokenizer", "k"))
             lists = (batch[name] for name in ("token_ids", "top_ids", "top_logprobs"))

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from retort.io.parquet import BATCH_ROWS, PSEUDOLABELS, read_rows, write_rows
+from retort.io.parquet import BATCH_ROWS, EXAMPLES, PSEUDOLABELS, read_rows, write_rows
 
 
 @pytest.mark.parametrize("columns", [None, ["example_id", "probabilities"], ["probabilities"]])
@@ -34,3 +35,14 @@ def test_what_was_read_is_written_the_same(tmp_path: Path) -> None:
     write_rows(tmp_path / "first.parquet", PSEUDOLABELS, rows)
     write_rows(tmp_path / "second.parquet", PSEUDOLABELS, read_rows(tmp_path / "first.parquet"))
     assert (tmp_path / "first.parquet").read_bytes() == (tmp_path / "second.parquet").read_bytes()
+
+
+def test_what_was_read_is_not_kept(tmp_path: Path) -> None:
+    file, generator = tmp_path / "rows.parquet", np.random.default_rng(0)
+    count = write_rows(file, EXAMPLES, ({"text": generator.bytes(100).hex()} for _ in range(20 * BATCH_ROWS)))
+    before, most = pa.total_allocated_bytes(), 0
+    for at, _ in enumerate(read_rows(file), start=1):
+        if at % 1000 == 0:
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert at == count
+    assert most < file.stat().st_size / 2

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from retort.artifacts.examples import Examples
 from retort.artifacts.pseudolabels import Pseudolabels
-from retort.io.parquet import Row, aligned
+from retort.io.parquet import Row, aligned, parquet_file
 from retort.metrics.format import shortened
 from retort.problems import Problem
 from retort.records.base import ArtifactRef
@@ -104,7 +103,7 @@ def _side_by_side(
 
 def _with_probabilities(path: Path) -> Iterator[Row]:
     """Rows whose `probabilities` are still Arrow values, since only those of changed rows are needed."""
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             probabilities = batch.column("probabilities")
             for index, row in enumerate(batch.drop_columns(["probabilities"]).to_pylist()):
