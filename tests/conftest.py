@@ -13,6 +13,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from paper_method import PAPER
 from tiny_data import LETTERS, SIZES, TRAINING, WHOLE_WORDS, class_row, completion, slots_row, write_lines
@@ -20,6 +21,10 @@ from tiny_data import LETTERS, SIZES, TRAINING, WHOLE_WORDS, class_row, completi
 # Before anything imports torch: threads that spin while they wait for each other make a tiny training on a busy
 # machine forty times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A busy machine is slow, and no fault.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # Their assertions are to say what differs, as those of the tests do.
 pytest.register_assert_rewrite("endpoint_server", "local_teacher")

@@ -84,10 +84,10 @@ def peak_bytes(config: SoftLabelConfig, rows: Rows, dev: Rows) -> Iterator[tuple
     check_probabilities(config, teacher, store, {"train": rows.examples, "dev": dev.examples})
     yield "check", tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    known, peak = measured(steps.gather_recorded(config, f"{name}/file", rows.examples, teacher, needed=True))
+    known, peak = measured(steps.gather_recorded(config, teacher, {"train": rows.examples})["train"])
     yield "recorded", peak
     yield "labels", measured(steps.gather_labels(config, f"{name}/labels", rows.examples, (rows.labels,)))[1]
-    few = make(config, steps.gather_recorded(config, "dev", dev.examples, teacher, needed=False), 0, lambda *_: None)
+    few = make(config, steps.gather_recorded(config, teacher, {"dev": dev.examples})["dev"], 0, lambda *_: None)
     train = steps.train_grid(config, "with-pool", dev.examples, dev.examples, few, (rows.examples, known))
     grid, peak = measured(train)
     yield "train", peak
