@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from retort.problems import Problem
 from retort.problems.base import Scale, spread
 from retort.records.base import Progress
 from retort.students.base import Checkpoint, Prediction, Rows, TrainingResult, TrainingRow, decided
-from retort.students.batching import WINDOW_ROWS, token_batches
+from retort.students.batching import WINDOW_ROWS, batched, token_batches
 from retort.students.encoder import EncodedRow, Encoder, continue_from, encode_all
 from retort.students.training import TrainingRows, train
 
@@ -116,8 +116,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """Streams one prediction per text, in order, window by window; `total` is the number of texts."""
     place_to_predict(encoder.model, device)
-    iterator, done = iter(texts), 0
-    while window := list(islice(iterator, WINDOW_ROWS)):
+    done = 0
+    for window in batched(texts, WINDOW_ROWS):
         rows = list(encode_all(encoder, problem, window))
         probabilities = _window_probabilities(encoder, rows, device, batch_tokens)
         for text, row in zip(window, probabilities, strict=True):

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ from retort.students.architectures import (
     with_new_decoder,
 )
 from retort.students.base import Checkpoint, Outcome, Rows, TrainingResult, TrainingRow
-from retort.students.batching import WINDOW_ROWS
+from retort.students.batching import WINDOW_ROWS, batched
 from retort.students.chat_templates import templated
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.encoder import as_config_error, use_fused_attention
@@ -229,8 +228,8 @@ class GenerativeStudent:
         change it, so most rows do not pay for it. Progress notes count the texts that the grammar could not cover.
         """
         place_to_predict(self.model, device)
-        iterator, done, free = iter(texts), 0, 0
-        while window := list(islice(iterator, WINDOW_ROWS)):
+        done = free = 0
+        for window in batched(texts, WINDOW_ROWS):
             requests = self.requests(window)
             written = self._written(requests, device, batch_tokens)
             outcomes = [self.target.read(text, one) for text, one in zip(window, written, strict=True)]
@@ -329,8 +328,8 @@ class GenerativeStudent:
             self._learns_spreads or any(row.probabilities is not None for row in rows)
         )
         counts = {"cut": 0, "long_targets": 0, **({"distilled": 0} if distills else {})}
-        pairs, most, longest, iterator = TrainingPairs(), self.notes.most, 0, iter(rows)
-        while chunk := list(islice(iterator, _CHUNK_ROWS)):
+        pairs, most, longest = TrainingPairs(), self.notes.most, 0
+        for chunk in batched(rows, _CHUNK_ROWS):
             texts, labels = [row.text for row in chunk], [row.label for row in chunk]
             distilled = [self._distillation_target(row) if distills else None for row in chunk]
             written, sources = self.target.write(texts, labels), self._sources(texts)
@@ -356,7 +355,7 @@ class GenerativeStudent:
         count `weight` and all `labels` 1 - `weight`. A rationale that is too long is cut, as it need not be whole."""
         pairs, most, num_long = TrainingPairs(), self.notes.most, 0
         known = ((row.text, row.rationale) for row in rows if row.rationale is not None)
-        while chunk := list(islice(known, _CHUNK_ROWS)):
+        for chunk in batched(known, _CHUNK_ROWS):
             sources = self._sources([f"{RATIONALE_MARK}{text}" for text, _ in chunk])
             written = self.tokenizer([rationale for _, rationale in chunk], add_special_tokens=False)["input_ids"]
             for (source, _), ids in zip(sources, written, strict=True):

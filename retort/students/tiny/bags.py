@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retort.students.batching import batched
 from retort.students.ragged import Ragged
 from retort.students.tiny.shape import TinyTexts
 from retort.students.tiny.vocabulary import Vocabulary
@@ -101,8 +101,7 @@ class EncodedRows:
         self._num_fields, self._num_ids = len(vocabulary.fields), vocabulary.size
         smallest = np.min_scalar_type(self._num_ids * self._num_fields * 2**self._num_fields)
         self._codes = Ragged()
-        iterator = iter(rows)
-        while batch := list(islice(iterator, _ENCODED_ROWS)):
+        for batch in batched(rows, _ENCODED_ROWS):
             texts = vocabulary.encode(batch)
             codes = word_traits(texts, self._num_fields, overlap=True) * self._num_ids + texts.word_ids
             lengths = (texts.word_ids > 0).sum(axis=1)

@@ -5,13 +5,13 @@ trained like any encoder student (`retort.students.encoder`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retort.errors import DataError
 from retort.problems.base import Floats
+from retort.students.batching import batched
 
 BATCH_ROWS = 4096
 """Rows that TF-IDF predicts at once."""
@@ -52,8 +52,7 @@ def tfidf(
     columns = zip(counters, zip(*labeled, strict=True), strict=True)
     counts = hstack([counter.fit_transform(texts) for counter, texts in columns]).tocsr()
     model = LogisticRegression(max_iter=1000).fit(counts, labels)
-    iterator = iter(rows)
-    while batch := list(islice(iterator, BATCH_ROWS)):
+    for batch in batched(rows, BATCH_ROWS):
         columns = zip(counters, zip(*map(_marked, batch), strict=True), strict=True)
         found = np.zeros((len(batch), num_classes))
         found[:, model.classes_] = model.predict_proba(hstack([counter.transform(texts) for counter, texts in columns]))

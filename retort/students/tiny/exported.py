@@ -1,7 +1,6 @@
 """An exported student as any other student is asked: texts in, labels with their probabilities out."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from retort.models.device import Device
 from retort.problems.base import Problem
 from retort.records.base import Progress
 from retort.students.base import Prediction
+from retort.students.batching import batched
 from retort.students.tiny.scorer import BATCH_ROWS, Scorer
 
 
@@ -39,7 +39,7 @@ class ExportedStudent:
         """In the order of `texts`, each of them fields as `join_fields` writes them. On one CPU thread, whatever the
         device and the batch."""
         done = 0
-        for batch in in_batches(texts):
+        for batch in batched(texts, BATCH_ROWS):
             probabilities = self.scorer.probabilities([fields_of(text, self.fields) for text in batch])
             padded = np.concatenate([probabilities, np.zeros((len(batch), 1), dtype=np.float32)], axis=1)
             for row in padded[:, self._columns]:
@@ -47,9 +47,3 @@ class ExportedStudent:
                 yield Prediction(label, confidence, row[None])
             done += len(batch)
             progress(done, total, "")
-
-
-def in_batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
