@@ -215,24 +215,24 @@ def test_health_tells_what_is_followed_and_a_pinned_student_follows_nothing() ->
         assert asking.get("/healthz").json() == {"model": Student("1").name.model_dump(), "follows": None}
 
 
-def test_a_batch_without_end_is_told_first_as_not_ready_and_then_as_dead() -> None:
+def test_a_batch_without_end_is_told_first_as_not_ready_and_then_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("retort.serving.batcher.time", SimpleNamespace(monotonic=lambda: now))
     stuck, said = Student("1", waits=True), []
     with client(stuck, seconds=0.5) as asking:
         assert (asking.get("/readyz").status_code, asking.get("/livez").json()) == (200, {"status": "ok"})
         assert asking.post("/predict", json={"texts": ["a"]}).status_code == 504
-        said.append((asking.get("/readyz").status_code, asking.get("/livez").status_code))
-        for _ in range(100):
-            if asking.get("/livez").status_code == 503:
-                break
-            threading.Event().wait(0.05)
-        assert asking.get("/livez").json()["detail"].startswith("a batch has been under way for")
+        for seconds in (0.5, 0.6, 2.5, 2.6):
+            now = seconds
+            said.append((asking.get("/readyz").status_code, asking.get("/livez").status_code))
+        assert asking.get("/livez").json()["detail"] == "a batch has been under way for 3 s"
         stuck.go.set()
-        for _ in range(100):
+        for _ in range(400):
             if asking.get("/readyz").status_code == 200:
                 break
             threading.Event().wait(0.05)
-        assert asking.get("/livez").status_code == 200
-    assert said == [(503, 200)]
+        assert (asking.get("/readyz").status_code, asking.get("/livez").status_code) == (200, 200)
+    assert said == [(200, 200), (503, 200), (503, 200), (503, 503)]
 
 
 def test_metrics_count_what_was_asked_and_need_the_token() -> None:
