@@ -92,7 +92,7 @@ class Gate(Step):
     """Decide whether the final student may become the champion."""
 
     kind = "gate"
-    version = 1
+    version = 2
     artifact = GateVerdict
 
     problem: Problem
@@ -123,7 +123,7 @@ class Gate(Step):
         contest = self._contest(context, rows) if self.reigning else None
         slices = tuple(self._slice_score(part, rows) for part in self.gate.slices)
         cost = self._cost(context, [row["text"] for row in rows[:TIMED_ROWS]], measure)
-        rank = self._rank_check(contest, len(rows))
+        rank = self._rank_check(contest, rows)
         sliced = (Check(part.passed, _slice_sentence(part)) for part in slices)
         found = Hygiene.open(context.store, self.hygiene).facts() if self.hygiene else None
         of_rows = _row_checks(self.gate, found) if found else ()
@@ -171,19 +171,13 @@ class Gate(Step):
         return self.reigning == self.challenger
 
     def _contest(self, context: StepContext, rows: Sequence[Row]) -> ChampionComparison:
-        problem, gate = problem_for(self.problem), self.gate
-        golds, sides = [row["gold"] for row in rows], (self._rows(context, self.reigning), rows)
-        labels = ([row["predicted"] for row in side] for side in sides)
-        old, new = (Systems(problem, [self.metric], golds, [own]) for own in labels)
+        gate, old, new = self.gate, self._system(self._rows(context, self.reigning)), self._system(rows)
         comparison = compare_systems(old, new, self.metric, self.resamples, self.seed)
         only = mcnemar_of(old, new)
-        champion_score, own_score = (
-            value_on(side.statistics(self.metric)[0], value_of(problem, self.metric)) for side in (old, new)
-        )
         win_share = share_of_gains(old, new, self.metric, gate.min_gain, self.resamples, self.seed)
         return ChampionComparison(
-            score=own_score,
-            champion_score=champion_score,
+            score=self._value(new),
+            champion_score=self._value(old),
             gain=comparison.gain,
             low=comparison.low,
             high=comparison.high,
@@ -196,13 +190,22 @@ class Gate(Step):
             p_value=only.p_value,
         )
 
+    def _first_check(self, rows: Sequence[Row]) -> Check:
+        """Where rivals have learned nothing either, being no worse than they are is not enough."""
+        own = self._value(self._system(rows))
+        if self.metric in ERRORS or own > 0:
+            return Check(True, "No champion reigns yet, so there is none to beat.")
+        return Check(
+            False,
+            f"No champion reigns yet, but the final student scores {score_text(self.metric, own)} "
+            f"{TITLES[self.metric]} on {len(rows):,} test rows: it has learned nothing.",
+        )
+
     def _rival_checks(self, context: StepContext, rows: Sequence[Row]) -> Iterator[Check]:
         """A student that is significantly worse than what costs less to make is no use, also as the first champion."""
-        problem, metric = problem_for(self.problem), self.metric
-        golds = [row["gold"] for row in rows]
-        own = Systems(problem, [metric], golds, [[row["predicted"] for row in rows]])
+        metric, own = self.metric, self._system(rows)
         for name, ref in zip(self.rival_names, self.rivals, strict=True):
-            other = Systems(problem, [metric], golds, [[row["predicted"] for row in self._rows(context, (ref,))]])
+            other = self._system(self._rows(context, (ref,)))
             compared = compare_systems(other, own, metric, self.resamples, self.seed)
             yield Check(
                 compared.high >= 0,
@@ -211,6 +214,14 @@ class Gate(Step):
                 f"{gain_text(metric, compared.high)})"
                 + (f": it is significantly worse, so use {name} instead." if compared.high < 0 else "."),
             )
+
+    def _system(self, rows: Sequence[Row]) -> Systems:
+        golds, predicted = [row["gold"] for row in rows], [row["predicted"] for row in rows]
+        return Systems(problem_for(self.problem), [self.metric], golds, [predicted])
+
+    def _value(self, system: Systems) -> float:
+        """Its score in the deciding metric."""
+        return value_on(system.statistics(self.metric)[0], value_of(problem_for(self.problem), self.metric))
 
     def _slice_score(self, part: SliceConfig, rows: Sequence[Row]) -> SliceScore:
         problem, metric = problem_for(self.problem), part.metric or self.metric
@@ -232,9 +243,9 @@ class Gate(Step):
             max_megabytes=self.gate.max_megabytes,
         )
 
-    def _rank_check(self, contest: ChampionComparison | None, n: int) -> Check:
+    def _rank_check(self, contest: ChampionComparison | None, rows: Sequence[Row]) -> Check:
         if contest is None:
-            return Check(True, "No champion reigns yet, so there is none to beat.")
+            return self._first_check(rows)
         if self._is_champion:
             return Check(True, "The final student is the champion already, so there is nothing to promote.")
         better = contest.gain > contest.min_gain and contest.win_share >= contest.confidence
@@ -244,8 +255,8 @@ class Gate(Step):
         )
         return Check(
             better,
-            f"The final student scores {own} {TITLES[self.metric]} against the champion's {champions} on {n:,} test "
-            f"rows: a gain of {gain} (95 % interval {low} to {high}), more than {least} in "
+            f"The final student scores {own} {TITLES[self.metric]} against the champion's {champions} on "
+            f"{len(rows):,} test rows: a gain of {gain} (95 % interval {low} to {high}), more than {least} in "
             f"{percent(contest.win_share)} % of resamples, {percent(contest.confidence)} % needed; McNemar on whole "
             f"labels: {contest.only_champion} that only the champion gets right, {contest.only_final} that only the "
             f"final student does, {p_text(contest.p_value)}.",

@@ -202,6 +202,16 @@ def test_without_a_champion_floors_and_limits_decide(judge: Judge, scored: Score
     assert verdict_text(refused, None).endswith("become the first champion: 1 of 2 checks failed.")
 
 
+@pytest.mark.parametrize(("said", "outcome"), [(WRONG, "refused"), ([None] * 4, "refused"), (RIGHT, "first")])
+def test_who_is_never_right_is_no_first_champion(
+    judge: Judge, scored: Scored, said: Sequence[str | None], outcome: str
+) -> None:
+    verdict, _ = judge(configured(), scored(said), None, vanilla_kd=scored(WRONG))
+    assert verdict.outcome == outcome
+    sentence = "No champion reigns yet, but the final student scores 0.0 accuracy on 4 test rows: it has learned nothing."
+    assert verdict.refusals == ((sentence,) if outcome == "refused" else ())
+
+
 @pytest.mark.parametrize("rival", ["vanilla_kd", "vanilla_fine_tuned", "supervised", "teacher"])
 def test_who_is_worse_than_a_simpler_student_is_no_champion(judge: Judge, scored: Scored, rival: str) -> None:
     """Neither the first one nor the next, however much it gains over the one that reigns."""
