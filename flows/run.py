@@ -43,7 +43,6 @@ from retort.store.opening import open_store
 from retort.store.runs import RunRecord, keep_run
 from retort.tracking.champion import reigning_student
 from retort.tracking.commit import git_commit
-from tasks.ahead import end_engine
 from tasks.artifacts import show_report
 from tasks.child_process import end_waiting
 from tasks.gpu_slots import num_places, num_wanted
@@ -118,7 +117,6 @@ async def run_steps(config: RecipeConfig, scope: Scope) -> Finished:
     try:
         return await _run_steps(config, scope)
     finally:
-        await end_engine()
         await end_waiting()
 
 
