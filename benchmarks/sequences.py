@@ -18,7 +18,7 @@ process, interleaved. Training:
              over 3 minutes)
 
 The rates are those of the second half of the steps. How much longer the first half takes is printed separately, in
-seconds. `--profile` prints where the GPU's time goes in retort's steps and in those of before. Relabeling:
+seconds. `--profile` prints where the time goes in retort's steps and in those of before. Relabeling:
 
     retort   the decoding engine, in batches as in a student
     generate `model.generate`, greedy, 32 rows in the order of the file, its default cache, the same precision
@@ -49,6 +49,7 @@ from unittest import mock
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedModel,
@@ -67,7 +68,7 @@ from retort.data import read_examples
 from retort.models.device import choose_device
 from retort.problems import problem_for
 from retort.recipes import load_config
-from retort.students import acceleration, training
+from retort.students import acceleration, cpu_kernels, training
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.generative_data import CausalTrainingData, Pair, Seq2SeqTrainingData, TrainingPairs
 from retort.students.optimizer import PlainAdamW
@@ -91,15 +92,14 @@ arguments.add_argument("--precision", choices=["auto", "fp32", "bf16"], default=
 arguments.add_argument("--batch-rows", type=int, default=32, help="rows of a step; the paper's are always 32")
 arguments.add_argument("--only", choices=["train", "relabel"])
 arguments.add_argument("--rivals", nargs="*", default=["paper", "trainer"], choices=["before", "paper", "trainer"])
-arguments.add_argument("--profile", action="store_true", help="where the time goes in training, on a GPU")
+arguments.add_argument("--profile", action="store_true", help="where the time goes in training")
 arguments.add_argument("--no-compile", action="store_true", help="the trainer without torch.compile, on a GPU")
 arguments.add_argument("--json", action="store_true")
 given = arguments.parse_args()
 IS_CAUSAL = given.shape == "causal"
 DEVICE = choose_device("auto", given.precision, 1)
-if given.profile and DEVICE.name == "cpu":
-    arguments.error("--profile needs a GPU")
-EPOCHS, PAPER_SHARE = (4, 16) if DEVICE.name == "cuda" else (1, 4)
+ON_GPU = DEVICE.name == "cuda"
+EPOCHS, PAPER_SHARE = (4, 16) if ON_GPU else (1, 4)
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def main() -> None:
         }
         result["train"] = rates({name: run for name, run in rivals.items() if name in ("retort", *given.rivals)})
         result["padding"] = padding(pairs, sides, budget)
-        if DEVICE.name == "cuda":
+        if ON_GPU:
             trained = result["train"].items()
             result["utilization"] = {name: utilization(model, sides, one["rate"]) for name, one in trained}
         if given.profile:
@@ -129,7 +129,7 @@ def main() -> None:
                 if name in ("retort", *given.rivals)
             }
     if given.only != "train" and not IS_CAUSAL:
-        student, some = new_model().to(DEVICE.name).eval(), pairs[: 128 if DEVICE.name == "cuda" else None]
+        student, some = new_model().to(DEVICE.name).eval(), pairs[: 128 if ON_GPU else None]
         half = copy.deepcopy(student).bfloat16() if DEVICE.precision == "bf16" else None
         outputs: dict[str, list[list[int]]] = {}
         result["relabel"] = rates(
@@ -207,8 +207,7 @@ class Halves:
 
     def look(self, done: int, total: int) -> None:
         if self._share == 1.0 and done >= total / 2 and done < total:
-            if DEVICE.name == "cuda":
-                torch.cuda.synchronize()
+            synchronize()
             self._half, self._share = time.monotonic(), 1 - done / total
 
     def end(self) -> tuple[float, float]:
@@ -224,7 +223,7 @@ Watch = Callable[[int, int], None]
 
 def ours(pairs: list[Pair], budget: int, watch: Watch = lambda done, total: None) -> tuple[float, float]:
     # These trainings are too short to compile for; what is measured is how a long one goes on.
-    with mock.patch.object(acceleration, "WORTH_COMPILING", 0.0 if DEVICE.name == "cuda" else math.inf):
+    with mock.patch.object(acceleration, "WORTH_COMPILING", 0.0 if ON_GPU else math.inf):
         return fitted(pairs, budget, watch)
 
 
@@ -265,40 +264,57 @@ def fitted(pairs: list[Pair], budget: int, watch: Watch) -> tuple[float, float]:
 
 
 KINDS = {
-    "attention": ("fmha", "flash", "softmax_warp"),
+    "attention": ("fmha", "flash", "softmax_warp", "::_softmax"),
     "loss": ("log_softmax", "nll", "cross_entropy", "SoftMax", "cunn_"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"),
-    "optimizer": ("[Aa]dam", "multi_tensor", "[Ll]pNorm", "NormTwo"),
-    "dropout": ("dropout",),
+    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK", "::(mm|addmm|bmm|baddbmm)$", "mkldnn"),
+    "optimizer": ("[Aa]dam", "multi_tensor", "[Ll]pNorm", "NormTwo", "foreach"),
+    "dropout": ("dropout", "mask_of"),
     "norms": ("rms_norm", "[Ll]ayer_?[Nn]orm", "RowwiseMoments", "GammaBeta", "triton.*rsqrt"),
-    "casts, copies": ("copy", "Memcpy", "Memset", "[Ff]ill", "CatArray", "gather", "scatter", "index", "embedding"),
+    "casts, copies": (
+        "copy",
+        "_to_",
+        "::(cat|clone|contiguous|zero_|zeros)",
+        "Memcpy",
+        "Memset",
+        "[Ff]ill",
+        "CatArray",
+        "gather",
+        "scatter",
+        "index",
+        "embedding",
+    ),
     "fused by the compiler": ("triton",),
 }
-"""Patterns in the names of kernels, the first kind that fits; all others are element-wise."""
+"""Patterns in the names of a GPU's kernels and of a CPU's operations, the first kind that fits; all others are
+element-wise."""
 
 
 def profiled(run: Callable[..., object], pairs: list[Pair], budget: int) -> dict[str, Any]:
-    """The GPU's milliseconds in a step by kind of kernel, of steps after the half, and the longest kernels."""
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    """Milliseconds of a step by kind of kernel, of steps after the half, and the longest kernels: those that the GPU is
+    busy for, or on a CPU those of all operations, of which passes forward and backward wait for each other."""
+    activity = torch.profiler.ProfilerActivity
+    profiler = torch.profiler.profile(activities=[activity.CUDA if ON_GPU else activity.CPU])
     first = last = 0
     started = seconds = 0.0
 
     def watch(done: int, total: int) -> None:
         nonlocal first, last, started, seconds
-        if not first and done > total // 2:
-            torch.cuda.synchronize()
+        if not first and done >= total // 2:
+            synchronize()
             profiler.start()
             first, started = done, time.monotonic()
         elif first and not last and done >= min(first + 10, total):
-            torch.cuda.synchronize()
+            synchronize()
             last, seconds = done, time.monotonic() - started
             profiler.stop()
 
-    run(pairs, budget, watch)
+    with mock.patch.object(cpu_kernels, "mask_of", recorded(cpu_kernels.mask_of)):
+        run(pairs, budget, watch)
     spent: dict[str, float] = {}
     names: dict[str, tuple[float, int]] = {}
     for event in profiler.key_averages():
-        ms = event.self_device_time_total / 1e3 / (last - first)
+        microseconds = event.self_device_time_total if ON_GPU else event.self_cpu_time_total
+        ms = microseconds / 1e3 / (last - first)
         kind = next((k for k, patterns in KINDS.items() if any(re.search(p, event.key) for p in patterns)), None)
         kind = kind or "element-wise"
         spent[kind] = spent.get(kind, 0.0) + ms
@@ -309,6 +325,21 @@ def profiled(run: Callable[..., object], pairs: list[Pair], budget: int) -> dict
         "kinds": {kind: round(ms, 2) for kind, ms in sorted(spent.items(), key=lambda item: -item[1])},
         "longest": dict(sorted(names.items(), key=lambda item: -item[1][0])[:30]),
     }
+
+
+def recorded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Whose work outside of torch the profiler sees too."""
+
+    def run(*args: Any) -> Tensor:
+        with torch.profiler.record_function(function.__name__):
+            return function(*args)
+
+    return run
+
+
+def synchronize() -> None:
+    if ON_GPU:
+        torch.cuda.synchronize()
 
 
 class Look(TrainerCallback):
@@ -340,7 +371,7 @@ def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool
             "train_sampling_strategy": "group_by_length",
         }
     )
-    if DEVICE.name == "cuda" and not paper:
+    if ON_GPU and not paper:
         settings |= {"torch_compile": not given.no_compile, "dataloader_num_workers": 8}
         os.environ |= {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "1", "ACCELERATE_DYNAMO_USE_DYNAMIC": "1"}
     halves = Halves(EPOCHS * len(pairs))
@@ -353,12 +384,12 @@ def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool
             ),
             train_dataset=rows,  # type: ignore[arg-type]
             data_collator=DataCollatorForSeq2Seq(
-                tokenizer, model, pad_to_multiple_of=8 if DEVICE.name == "cuda" else None
+                tokenizer, model, pad_to_multiple_of=8 if ON_GPU else None
             ),
             callbacks=[Look(halves)],
         )  # fmt: skip
         trainer.train()
-    if DEVICE.name == "cuda":
+    if ON_GPU:
         torch.cuda.synchronize()
     return halves.end()
 
@@ -451,7 +482,7 @@ def show(result: dict[str, Any]) -> None:
     if "utilization" in result:
         print(f"share of the GPU's peak in training: {result['utilization']}")
     for name, one in result.get("profile", {}).items():
-        print(f"{name}: a step takes {one['wall_ms']} ms, the GPU is busy for {one['busy_ms']}: {one['kinds']}")
+        print(f"{name}: a step takes {one['wall_ms']} ms, its kernels {one['busy_ms']}: {one['kinds']}")
         for kernel, (ms, count) in one["longest"].items():
             print(f"    {ms:8.3f} ms {count:5} x {kernel[:160]}")
 

@@ -1,7 +1,7 @@
-"""AdamW with clipped gradients: parameter by parameter on a CPU, over flat buffers on a GPU (`sharding` has that of a
-model spread over several).
+"""AdamW with clipped gradients: over flat buffers, or on a CPU in fp32 parameter by parameter (`sharding` has that of a
+model spread over several GPUs).
 
-On a GPU with bf16, the model's own weights and gradients are bf16, so that no pass casts them. What is optimized are
+With bf16, the model's own weights and gradients are bf16, so that no pass casts them. What is optimized are
 fp32 *master* copies: an update is often smaller than the distance between two bf16 numbers (2^-8 of the weight) and
 would be rounded away (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1).
 """

@@ -190,10 +190,11 @@ def _optimizer(
 ) -> Optimizer:
     if sharding is not None:
         return ShardedAdamW(sharding, trained, training)
+    if device.precision == "bf16":
+        return FlatAdamW(model, trained, training, torch.bfloat16)
     if device.name == "cpu":
         return PlainAdamW(trained, training)
-    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
-    return FlatAdamW(model, trained, training, dtype)
+    return FlatAdamW(model, trained, training, torch.float32)
 
 
 def _learning_rates(training: TrainingConfig, num_steps: int) -> Callable[[int], float]:

@@ -96,15 +96,16 @@ def test_attention_with_dropout_is_attention_on_average(mask: Tensor | None, sca
 
 @pytest.mark.parametrize("mask", masks(), ids=["none", "bool", "bias"])
 @pytest.mark.parametrize("scale", [None, 1.0])
-def test_attention_of_short_texts_is_computed_in_fp32_where_autocast_asks_for_bf16(
-    mask: Tensor | None, scale: float | None
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_attention_of_short_texts_in_bf16_is_computed_in_fp32(
+    mask: Tensor | None, scale: float | None, is_autocast: bool
 ) -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(4, 8, 64, 16).bfloat16().requires_grad_() for _ in range(3)]
     options = {"attn_mask": mask, "scale": scale, "is_causal": mask is None}
     expected = functional.scaled_dot_product_attention(*(one.float() for one in inputs), **options)
     wanted = torch.autograd.grad(expected.square().sum(), inputs)
-    with torch.autocast("cpu", torch.bfloat16), CpuKernels():
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast), CpuKernels():
         got = functional.scaled_dot_product_attention(*inputs, **options)
     assert got.dtype == torch.bfloat16, "what follows is computed as before"
     assert torch.equal(got, expected.bfloat16()), "torch's own bf16 kernel rounds its shares, too"

@@ -1,4 +1,4 @@
-"""The optimizer of a GPU, over flat buffers with fp32 masters, is the CPU's AdamW up to what bf16 rounds away."""
+"""The optimizer over flat buffers, with fp32 masters, is plain AdamW up to what bf16 rounds away."""
 
 import math
 from pathlib import Path
@@ -75,12 +75,12 @@ def test_a_process_without_a_row_of_a_batch_adds_nothing(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_bf16_weights_with_fp32_masters_follow_fp32(parts: int) -> None:
-    """Within 2 % at each of 40 steps, in which the loss falls to less than half."""
+    """Within 3 % at each of 40 steps, in which the loss falls to less than half."""
     plain, other = new_data(), new_data()
     expected = steps(plain, PlainAdamW(trained(plain), TRAINING), 40)
     assert expected[-1] < expected[0] / 2
     found = steps(other, flat(other, torch.bfloat16), 40, parts)
-    assert found == pytest.approx(expected, rel=0.02)
+    assert found == pytest.approx(expected, rel=0.03)
 
 
 def test_updates_too_small_for_bf16_add_up_in_the_masters() -> None:
