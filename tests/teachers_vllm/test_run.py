@@ -119,7 +119,7 @@ def test_a_run_survives_the_deaths_of_engine_worker_and_itself(
 def kill(process: subprocess.Popen[str], store: Path, what: str, before: int) -> int:
     """SIGKILL in the middle of labeling; returns how many completions the ledger has after it. The last ones were
     stored at most 5 s before, plus a second for a busy machine."""
-    end = time.monotonic() + 150
+    end = time.monotonic() + 400
     while in_ledger(store) < before + 30 or not engines_of(process):
         assert time.monotonic() < end, f"before {what}: {in_ledger(store)} completions"
         assert process.poll() is None, process.communicate()
