@@ -208,7 +208,9 @@ def test_who_is_never_right_is_no_first_champion(
 ) -> None:
     verdict, _ = judge(configured(), scored(said), None, vanilla_kd=scored(WRONG))
     assert verdict.outcome == outcome
-    sentence = "No champion reigns yet, but the final student scores 0.0 accuracy on 4 test rows: it has learned nothing."
+    sentence = (
+        "No champion reigns yet, but the final student scores 0.0 accuracy on 4 test rows: it has learned nothing."
+    )
     assert verdict.refusals == ((sentence,) if outcome == "refused" else ())
 
 
