@@ -73,7 +73,7 @@ worker: setup  ## a worker on this machine, begun anew if it dies: make worker P
 test: setup lint test-parts test-runs  ## lint, types, import rules, all tests but those of test-teacher and test-stack
 
 # Those in whose folders whole runs are made, servers are started and processes killed; and all others.
-WITH_RUNS := $(addprefix tests/,chaos command data examples flows security soft_label)
+WITH_RUNS := $(addprefix tests/,chaos command data examples flows security serving soft_label steps supervision)
 
 test-runs: setup
 	$(BIN)/python -m pytest -m "not teacher" $(WITH_RUNS)
