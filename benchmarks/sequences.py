@@ -271,20 +271,11 @@ KINDS = {
     "dropout": ("dropout", "mask_of"),
     "norms": ("rms_norm", "[Ll]ayer_?[Nn]orm", "RowwiseMoments", "GammaBeta", "triton.*rsqrt"),
     "casts, copies": (
-        "copy",
-        "_to_",
-        "::(cat|clone|contiguous|zero_|zeros)",
-        "Memcpy",
-        "Memset",
-        "[Ff]ill",
-        "CatArray",
-        "gather",
-        "scatter",
-        "index",
-        "embedding",
+        "copy", "_to_", "::(cat|clone|contiguous|zero_|zeros)", "Memcpy", "Memset", "[Ff]ill", "CatArray", "gather",
+        "scatter", "index", "embedding",
     ),
     "fused by the compiler": ("triton",),
-}
+}  # fmt: skip
 """Patterns in the names of a GPU's kernels and of a CPU's operations, the first kind that fits; all others are
 element-wise."""
 
@@ -389,8 +380,7 @@ def theirs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], *, paper: bool
             callbacks=[Look(halves)],
         )  # fmt: skip
         trainer.train()
-    if ON_GPU:
-        torch.cuda.synchronize()
+    synchronize()
     return halves.end()
 
 
