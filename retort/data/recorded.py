@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from retort.data.completions import BadLine, read_completions
 from retort.data.ids import SeenIds
+from retort.io.batched import batched
 from retort.io.database import query
 from retort.io.parquet import Row, write_rows
 from retort.io.scratch import scratch
@@ -63,7 +63,7 @@ def recorded(path: str, endpoint_url: str | None) -> Iterator[Recorded]:
 def _first_of_each(lines: Iterator[RecordedCompletion | BadLine], failures: dict[str, ParseFailure]) -> Iterator[Row]:
     """The completions as rows; what is none of them is added to `failures`."""
     seen = SeenIds()
-    while batch := list(islice(lines, BATCH_LINES)):
+    for batch in batched(lines, BATCH_LINES):
         ids = [one.example_id for one in batch if isinstance(one, RecordedCompletion)]
         known = {one for one, place in zip(ids, seen.first_places(ids), strict=True) if place is not None}
         new: dict[str, str] = {}

@@ -1,7 +1,6 @@
 """Rows on disk: zstd-compressed Parquet, written and read in batches so that memory stays bounded."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from retort.io.batched import batched
 
 EXAMPLES = pa.schema([("example_id", pa.string()), ("text", pa.string())])
 """The pool, and everything that a student gets to see: without gold labels, so none can leak."""
@@ -52,9 +53,9 @@ Row = dict[str, Any]
 def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
     """Write the rows and return their number. Missing fields become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    iterator, count = iter(rows), 0
+    count = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while batch := list(islice(iterator, BATCH_ROWS)):
+        for batch in batched(rows, BATCH_ROWS):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
             count += len(batch)
     return count

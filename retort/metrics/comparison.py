@@ -30,6 +30,10 @@ class Systems:
                 statistics.add(gold, label)
                 right[row] = problem.matches(gold, label)
 
+    @property
+    def num_rows(self) -> int:
+        return self.right.shape[1]
+
     def statistics(self, metric: Metric) -> list[Statistics]:
         """Each system's, `(rows, d)`. Raises DataError if there are no rows."""
         return [own.of(metric) for own in self._statistics]

@@ -120,14 +120,15 @@ class Gate(Step):
 
     def judge(self, context: StepContext, measure: Measure) -> StepOutput:
         rows = self._rows(context, self.challenger)
-        contest = self._contest(context, rows) if self.reigning else None
+        new = self._system(rows)
+        contest = self._contest(context, new) if self.reigning else None
         slices = tuple(self._slice_score(part, rows) for part in self.gate.slices)
         cost = self._cost(context, [row["text"] for row in rows[:TIMED_ROWS]], measure)
-        rank = self._rank_check(contest, rows)
+        rank = self._rank_check(contest, new)
         sliced = (Check(part.passed, _slice_sentence(part)) for part in slices)
         found = Hygiene.open(context.store, self.hygiene).facts() if self.hygiene else None
         of_rows = _row_checks(self.gate, found) if found else ()
-        checks = [rank, *self._rival_checks(context, rows), *sliced, *_cost_checks(cost), *of_rows]
+        checks = [rank, *self._rival_checks(context, new), *sliced, *_cost_checks(cost), *of_rows]
         outcome = self._outcome(checks)
         verdict = Verdict(
             outcome=outcome,
@@ -170,8 +171,8 @@ class Gate(Step):
         """Scoring the same student on the same rows gives the same artifact, so both sides' scores are then equal."""
         return self.reigning == self.challenger
 
-    def _contest(self, context: StepContext, rows: Sequence[Row]) -> ChampionComparison:
-        gate, old, new = self.gate, self._system(self._rows(context, self.reigning)), self._system(rows)
+    def _contest(self, context: StepContext, new: Systems) -> ChampionComparison:
+        gate, old = self.gate, self._system(self._rows(context, self.reigning))
         comparison = compare_systems(old, new, self.metric, self.resamples, self.seed)
         only = mcnemar_of(old, new)
         win_share = share_of_gains(old, new, self.metric, gate.min_gain, self.resamples, self.seed)
@@ -190,27 +191,27 @@ class Gate(Step):
             p_value=only.p_value,
         )
 
-    def _first_check(self, rows: Sequence[Row]) -> Check:
+    def _first_check(self, new: Systems) -> Check:
         """Where rivals have learned nothing either, being no worse than they are is not enough."""
-        own = self._value(self._system(rows))
+        own = self._value(new)
         if self.metric in ERRORS or own > 0:
             return Check(True, "No champion reigns yet, so there is none to beat.")
         return Check(
             False,
             f"No champion reigns yet, but the final student scores {score_text(self.metric, own)} "
-            f"{TITLES[self.metric]} on {len(rows):,} test rows: it has learned nothing.",
+            f"{TITLES[self.metric]} on {new.num_rows:,} test rows: it has learned nothing.",
         )
 
-    def _rival_checks(self, context: StepContext, rows: Sequence[Row]) -> Iterator[Check]:
+    def _rival_checks(self, context: StepContext, new: Systems) -> Iterator[Check]:
         """A student that is significantly worse than what costs less to make is no use, also as the first champion."""
-        metric, own = self.metric, self._system(rows)
+        metric = self.metric
         for name, ref in zip(self.rival_names, self.rivals, strict=True):
             other = self._system(self._rows(context, (ref,)))
-            compared = compare_systems(other, own, metric, self.resamples, self.seed)
+            compared = compare_systems(other, new, metric, self.resamples, self.seed)
             yield Check(
                 compared.high >= 0,
                 f"Against {name} the final student gains {gain_text(metric, compared.gain)} {TITLES[metric]} on "
-                f"{len(rows):,} test rows (95 % interval {gain_text(metric, compared.low)} to "
+                f"{new.num_rows:,} test rows (95 % interval {gain_text(metric, compared.low)} to "
                 f"{gain_text(metric, compared.high)})"
                 + (f": it is significantly worse, so use {name} instead." if compared.high < 0 else "."),
             )
@@ -243,9 +244,9 @@ class Gate(Step):
             max_megabytes=self.gate.max_megabytes,
         )
 
-    def _rank_check(self, contest: ChampionComparison | None, rows: Sequence[Row]) -> Check:
+    def _rank_check(self, contest: ChampionComparison | None, new: Systems) -> Check:
         if contest is None:
-            return self._first_check(rows)
+            return self._first_check(new)
         if self._is_champion:
             return Check(True, "The final student is the champion already, so there is nothing to promote.")
         better = contest.gain > contest.min_gain and contest.win_share >= contest.confidence
@@ -256,7 +257,7 @@ class Gate(Step):
         return Check(
             better,
             f"The final student scores {own} {TITLES[self.metric]} against the champion's {champions} on "
-            f"{len(rows):,} test rows: a gain of {gain} (95 % interval {low} to {high}), more than {least} in "
+            f"{new.num_rows:,} test rows: a gain of {gain} (95 % interval {low} to {high}), more than {least} in "
             f"{percent(contest.win_share)} % of resamples, {percent(contest.confidence)} % needed; McNemar on whole "
             f"labels: {contest.only_champion} that only the champion gets right, {contest.only_final} that only the "
             f"final student does, {p_text(contest.p_value)}.",

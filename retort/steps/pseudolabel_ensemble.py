@@ -7,7 +7,7 @@ each row has weights of its own, their mean over the pool.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice, tee
+from itertools import tee
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from retort.artifacts.examples import Examples
 from retort.artifacts.pseudolabels import OWN_ROWS, ROWS, Pseudolabels, written_failures
 from retort.config import Problem
+from retort.io.batched import batched
 from retort.io.parquet import PSEUDOLABELS, Row, aligned, write_rows
 from retort.problems import problem_for
 from retort.problems.base import Problem as ProblemKind
@@ -149,7 +150,7 @@ class PseudolabelEnsemble(Step):
 
 def _weighed(rows: Iterator[Row], local: LocalWeights | None, fixed: list[float]) -> Iterator[Weighed]:
     """Each row with the members' weights for it: `fixed` ones without `local` ones."""
-    while batch := list(islice(rows, WEIGHED_ROWS)):
+    for batch in batched(rows, WEIGHED_ROWS):
         weights = local.of([row["text"] for row in batch]).tolist() if local else [fixed] * len(batch)
         yield from zip(batch, weights, strict=True)
 

@@ -4,7 +4,6 @@ import builtins
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
@@ -13,6 +12,7 @@ import s3fs
 from fsspec.asyn import sync
 
 from retort.errors import StoreUnavailable
+from retort.io.batched import batched
 from retort.io.s3 import error_code, filesystem, open_remote, remote_errors
 from retort.store.listing import FoundFile, Upload
 
@@ -156,8 +156,7 @@ class Bucket:
         """Delete exactly these files if they exist, a thousand per request. `folder` is unused: buckets have no
         folders."""
         bucket, prefix = self._bucket_and_prefix()
-        keys = iter([prefix + path for path in paths])
-        while some := [{"Key": key} for key in islice(keys, KEYS_AT_ONCE)]:
+        for some in batched([{"Key": prefix + path} for path in paths], KEYS_AT_ONCE):
             # s3fs's own bulk deletion ignores files that the server refuses to delete.
             answer = self._call("delete_objects", Bucket=bucket, Delete={"Objects": some, "Quiet": True})
             for refusal in answer.get("Errors", []):

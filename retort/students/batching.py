@@ -1,24 +1,12 @@
-"""Batches of rows: so many in a row, or of similar length, bounded by their number of tokens, padding included."""
-
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import TypeVar
+"""Batches of rows of similar length, bounded by their number of tokens, padding included."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-T = TypeVar("T")
 Indices = NDArray[np.int64]
 
 WINDOW_ROWS = 8192
 """Rows that are sorted by length together in prediction; bounds memory, whatever the pool's size."""
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield `size` items at a time, the last time those that are left, as `itertools.batched` of Python 3.12."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def token_batches(

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from retort.config import TrainingConfig
+from retort.io.batched import batched
 from retort.models.device import Device, place_to_predict
 from retort.problems import Problem
 from retort.problems.base import Scale, spread
 from retort.records.base import Progress
 from retort.students.base import Checkpoint, Prediction, Rows, TrainingResult, TrainingRow, decided
-from retort.students.batching import WINDOW_ROWS, batched, token_batches
+from retort.students.batching import WINDOW_ROWS, token_batches
 from retort.students.encoder import EncodedRow, Encoder, continue_from, encode_all
 from retort.students.training import TrainingRows, train
 

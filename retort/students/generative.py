@@ -22,6 +22,7 @@ from transformers import (
 
 from retort.config import CausalConfig, DistillationConfig, LoraConfig, Seq2SeqConfig, TrainingConfig
 from retort.errors import ConfigError
+from retort.io.batched import batched
 from retort.models.device import Device, place_to_predict
 from retort.models.weights import Weights
 from retort.problems import Problem
@@ -42,7 +43,7 @@ from retort.students.architectures import (
     with_new_decoder,
 )
 from retort.students.base import Checkpoint, Outcome, Rows, TrainingResult, TrainingRow
-from retort.students.batching import WINDOW_ROWS, batched
+from retort.students.batching import WINDOW_ROWS
 from retort.students.chat_templates import templated
 from retort.students.decoding import STEP_SCALE, Request, Vocabulary, decode
 from retort.students.encoder import as_config_error, use_fused_attention

@@ -190,11 +190,10 @@ def _optimizer(
 ) -> Optimizer:
     if sharding is not None:
         return ShardedAdamW(sharding, trained, training)
-    if device.precision == "bf16":
-        return FlatAdamW(model, trained, training, torch.bfloat16)
-    if device.name == "cpu":
+    if device.name == "cpu" and device.precision == "fp32":
         return PlainAdamW(trained, training)
-    return FlatAdamW(model, trained, training, torch.float32)
+    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
+    return FlatAdamW(model, trained, training, dtype)
 
 
 def _learning_rates(training: TrainingConfig, num_steps: int) -> Callable[[int], float]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retort.students.batching import batched
+from retort.io.batched import batched
 from retort.students.ragged import Ragged
 from retort.students.tiny.shape import TinyTexts
 from retort.students.tiny.vocabulary import Vocabulary

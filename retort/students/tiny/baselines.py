@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retort.errors import DataError
+from retort.io.batched import batched
 from retort.problems.base import Floats
-from retort.students.batching import batched
 
 BATCH_ROWS = 4096
 """Rows that TF-IDF predicts at once."""

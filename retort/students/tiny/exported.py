@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from retort.data.fields import fields_of
+from retort.io.batched import batched
 from retort.models.device import Device
 from retort.problems.base import Problem
 from retort.records.base import Progress
 from retort.students.base import Prediction
-from retort.students.batching import batched
 from retort.students.tiny.scorer import BATCH_ROWS, Scorer
 
 

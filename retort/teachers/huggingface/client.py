@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -32,6 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from retort.config.teachers import TransformersConfig
 from retort.errors import ConfigError
+from retort.io.batched import batched
 from retort.models.device import choose_device
 from retort.models.weights import loading_fault
 from retort.teachers.huggingface.contexts import CachedModel, common_prefix
@@ -148,7 +148,7 @@ class TransformersClient:
         }
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
-        while window := list(islice(requests, _WINDOW_ROWS)):
+        for window in batched(requests, _WINDOW_ROWS):
             groups: dict[tuple[Turn, ...], list[CompletionRequest]] = {}
             for request in window:
                 groups.setdefault(request.prompt.shared, []).append(request)
