@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from retort.teachers.vllm.engine.rendering import has_chat_template, render, row_text
+from retort.teachers.vllm.engine.rendering import has_chat_template, render, row_text, text_of
 
 SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
 ROWS = [json.loads(line) for line in SNIPS.read_text().splitlines()]
@@ -155,3 +155,25 @@ def test_a_template_that_renders_other_turns_in_view_of_the_last_is_refused() ->
         row_text(
             tokenizer, SHARED, rendered, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "c"
         )
+
+
+TEXTS = (" add it", "[IN:PLAY é 漢", "x", "")
+
+
+def sentence_piece() -> PreTrainedTokenizerFast:
+    """As of Llama 2: by themselves, words are decoded without the space before the first."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator([*ITEMS, *TEXTS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+@pytest.mark.parametrize("make", [qwen, sentence_piece])
+def test_tokens_after_a_prompt_give_the_text_that_was_written(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
+    for text in TEXTS:
+        prompt, token_ids = (tokenizer.encode(part, add_special_tokens=False) for part in ("play it", text))
+        assert text_of(tokenizer, prompt, [*token_ids, tokenizer.eos_token_id]) == text
+        assert text_of(tokenizer, [tokenizer.eos_token_id], token_ids) in (text, text.strip())

@@ -6,11 +6,14 @@ parts end at the end of a line or turn, so that no token spans them.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 Chat = Sequence[dict[str, str]]
 """`{"role": ..., "content": ...}` for each turn."""
 
+_CONTEXT_TOKENS = 4
+"""Of a prompt's end, to decode what follows it."""
 _SENTINEL = "\u2063the row\u2063"
 
 
@@ -50,6 +53,23 @@ def row_text(tokenizer: Any, shared: Chat, rendered: tuple[str, str, str], earli
     if not (whole.startswith(start) and whole.endswith(after)):
         raise ValueError("the chat template renders the turns before a row's own otherwise, the more turns there are")
     return whole[len(start) : len(whole) - len(after)]
+
+
+def text_of(tokenizer: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+    """The text that tokens are after a prompt, without special tokens. By themselves, some tokenizers (SentencePiece)
+    would begin it without its space."""
+    end = tuple(prompt[-_CONTEXT_TOKENS:])
+    before, whole = _decoded(tokenizer, end), _decode(tokenizer, [*end, *token_ids])
+    return whole[len(before) :] if whole.startswith(before) else _decode(tokenizer, token_ids)
+
+
+@lru_cache(maxsize=1024)
+def _decoded(tokenizer: Any, token_ids: tuple[int, ...]) -> str:
+    return _decode(tokenizer, token_ids)
+
+
+def _decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _chat(tokenizer: Any, shared: Chat) -> tuple[str, str, str]:

@@ -16,25 +16,28 @@ from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.structured_output.backend_guidance import validate_guidance_grammar
 
 if TYPE_CHECKING:
     from retort.teachers.vllm.engine.failures import BadTemplate
     from retort.teachers.vllm.engine.prefixes import Prefix
     from retort.teachers.vllm.engine.rendering import has_chat_template
-    from retort.teachers.vllm.engine.vllm_tasks import CompletionTask, Message, ScoringTask, Task
+    from retort.teachers.vllm.engine.vllm_tasks import CompletionTask, Message, ScoringTask, Task, VllmRequest
 else:
     from failures import BadTemplate
     from prefixes import Prefix
     from rendering import has_chat_template
-    from vllm_tasks import CompletionTask, Message, ScoringTask, Task
+    from vllm_tasks import CompletionTask, Message, ScoringTask, Task, VllmRequest
 
+_LARK_BACKEND = "guidance"
 WINDOW_BATCHES = 3
 """Requests that the engine holds, in multiples of those it computes concurrently; the others wait to replace them."""
 CPU_CACHE_BYTES = 4 * 2**30
 """Most memory for keys and values on a machine without a GPU."""
-GRAPH_SIZES = [1, 8, 32, 64, 128, 256, 512]
+GRAPH_SIZES = [1, 8, 32, 64, 128, 256, 512, 1024]
 """Rows of the decoding steps that are recorded where nothing is compiled. A smaller batch is padded to the next of
 these, a larger one computed without a graph."""
 
@@ -88,6 +91,18 @@ def _arguments(options: Mapping[str, Any]) -> Any:
     )
 
 
+class CheckedParams(SamplingParams):  # type: ignore[misc]
+    """Parameters whose constraint, if any, is a Lark grammar of the kind that vLLM has checked once.
+
+    vLLM checks a grammar in the one thread that takes requests, for as long as it takes to compile it, and then
+    compiles it in other threads. Under one that does not compile there, a completion ends at once.
+    """
+
+    def _validate_structured_outputs(self, *_: Any, **__: Any) -> None:
+        if self.structured_outputs:
+            self.structured_outputs._backend, self.structured_outputs._backend_was_auto = _LARK_BACKEND, True
+
+
 class Session:
     def __init__(self, config: Any, options: Mapping[str, Any]) -> None:
         self._engine = LLMEngine.from_vllm_config(config, usage_context=UsageContext.LLM_CLASS, disable_log_stats=True)
@@ -96,6 +111,7 @@ class Session:
         self._tokenizer = self._engine.get_tokenizer()
         self._prefixes: dict[int, Prefix] = {}
         self._in_flight: dict[str, Task] = {}
+        self._checks_constraints = True
         self._finished_tokens = self._tokens = 0
         self._counted_at = 0.0
         self.window = WINDOW_BATCHES * config.scheduler_config.max_num_seqs
@@ -144,13 +160,19 @@ class Session:
             if problem := task.too_long(self._config.model_config.max_model_len):
                 return [{"id": message["id"], "refused": "too-long", "detail": problem}]
             for name, request in task.vllm_requests.items():
-                prompt, parameters = {"prompt_token_ids": request.token_ids}, SamplingParams(**request.parameters)
-                self._engine.add_request(name, prompt, parameters)
+                self._add(name, request)
                 self._in_flight[name] = task
         except (VLLMValidationError, ValueError, TypeError) as error:  # also raised for text that is not valid Unicode
             reason = "bad-constraint" if message["constraint"] else "rejected"
             return [{"id": message["id"], "refused": reason, "detail": f"vLLM refuses it: {error}"}]
         return []
+
+    def _add(self, name: str, request: VllmRequest) -> None:
+        constraint = request.parameters.get("structured_outputs")
+        kind = SamplingParams if self._checks_constraints else CheckedParams
+        self._engine.add_request(name, {"prompt_token_ids": request.token_ids}, kind(**request.parameters))
+        if constraint and constraint._backend == _LARK_BACKEND:
+            self._checks_constraints = False
 
     def _new_task(self, message: Message) -> Task:
         kind = ScoringTask if message["verbalizers"] else CompletionTask
@@ -162,9 +184,20 @@ class Session:
         for output in self._engine.step():
             task = self._in_flight.pop(output.request_id)
             self._finished_tokens += len(output.outputs[0].token_ids)
-            replies += task.take(output)
+            replies += self._bad_grammar(task, output) or task.take(output)
         self._count()
         return replies
+
+    def _bad_grammar(self, task: Task, output: Any) -> list[Message]:
+        """A refusal if the output is empty since its grammar, which was not checked, did not compile."""
+        if self._checks_constraints or not task.constraint or len(output.outputs[0].token_ids) > 1:
+            return []
+        try:
+            validate_guidance_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(**task.constraint)))
+        except (VLLMValidationError, ValueError) as error:
+            number, _, _ = output.request_id.partition(":")
+            return [{"id": int(number), "refused": "bad-constraint", "detail": f"vLLM refuses it: {error}"}]
+        return []
 
     def _count(self) -> None:
         if time.monotonic() - self._counted_at > 0.25:

@@ -36,6 +36,11 @@ class Task(Protocol):
         """The vLLM requests, by unique name."""
         ...
 
+    @property
+    def constraint(self) -> Message | None:
+        """Arguments of StructuredOutputsParams."""
+        ...
+
     def too_long(self, context_length: int) -> str:
         """A sentence if the task does not fit into the model's context, in tokens; otherwise ""."""
         ...
@@ -50,6 +55,7 @@ class CompletionTask:
 
     def __init__(self, message: Message, prefix: Prefix, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._message = message
+        self.constraint: Message | None = message["constraint"]
         self._prompt = prefix.prompt(message["item"], message["earlier"])
         self._tokenizer = tokenizer
         parameters = {
@@ -60,6 +66,9 @@ class CompletionTask:
             "logprobs": message["top_logprobs"] or None,
             **_stop_settings(message, tokenizer, options),
         }
+        # vLLM decodes token by token, in the thread that takes requests, which costs it most of its time; only to find
+        # text that ends a completion does it have to.
+        parameters["detokenize"] = self._decoded_by_vllm = bool(parameters.get("stop"))
         self.vllm_requests = {
             f"{message['id']}:{sample}": VllmRequest(
                 self._prompt, {**parameters, "seed": options["seed"] + sample if message["temperature"] else None}
@@ -74,13 +83,13 @@ class CompletionTask:
         number, _, sample = output.request_id.partition(":")
         (completion,) = output.outputs
         if completion.finish_reason in ("error", "abort"):
-            reason = "bad-constraint" if self._message["constraint"] else "engine-error"
+            reason = "bad-constraint" if self.constraint else "engine-error"
             return [{"id": int(number), "refused": reason, "detail": "vLLM gave it up; its log says why."}]
         return [
             {
                 "id": int(number),
                 "sample": int(sample),
-                "text": completion.text,
+                "text": self._text(completion),
                 "finish_reason": completion.finish_reason,
                 "prompt_tokens": len(output.prompt_token_ids),
                 "cached_tokens": output.num_cached_tokens or 0,
@@ -90,6 +99,14 @@ class CompletionTask:
                 "logprob": completion.cumulative_logprob,
             }
         ]
+
+    def _text(self, completion: Any) -> str:
+        if self._decoded_by_vllm:
+            return str(completion.text)
+        # As vLLM does, without the token that ends it, or without a character whose last bytes were not written.
+        if completion.finish_reason == "stop":
+            return rendering.text_of(self._tokenizer, self._prompt, completion.token_ids[:-1])
+        return rendering.text_of(self._tokenizer, self._prompt, completion.token_ids).rstrip("\ufffd")
 
     def _top(self, completion: Any) -> Message | None:
         """The completion's top log-probabilities, if requested. vLLM also lists the generated token, however unlikely
@@ -116,6 +133,7 @@ class ScoringTask:
 
     def __init__(self, message: Message, prefix: Prefix, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._message = message
+        self.constraint = None
         self._prompt = prefix.prompt(message["item"], message["earlier"])
         self._paths = _paths(tokenizer, prefix.after, tuple(message["verbalizers"]))
         self._next_token: dict[scoring.Path, dict[int, float]] = {}
