@@ -248,8 +248,11 @@ class VllmConfig(LlmTeacherConfig):
     """Number of GPUs that share each layer of one copy of the model."""
     pipeline_parallel: Annotated[int, Field(ge=1, exclude_if=lambda number: number == 1)] = 1
     """Number of groups of `tensor_parallel` GPUs among which the layers of one copy are divided."""
+    copies_per_gpu: Annotated[int, Field(ge=1, le=8, exclude_if=lambda number: number == 1)] = 1
+    """Engines on each GPU, or group of GPUs, each with a copy of the model of its own. What an engine does on the CPU
+    for each row bounds a small model on a large GPU; several engines do it side by side."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Share of a GPU's memory that the engine may use; reduced by a tenth after an out-of-memory error."""
+    """Share of a GPU's memory that its engines may use; reduced by a tenth after an out-of-memory error."""
     max_length: Annotated[int, Field(ge=16)] | None = None
     """Context length in tokens, prompt and completion. Default: the model's."""
     max_sequences: Annotated[int, Field(ge=1)] | None = None

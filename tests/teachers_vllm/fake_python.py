@@ -38,9 +38,12 @@ if mode in ("out of memory", "context"):
     say(fatal={"reason": "engine", "field": "", "detail": detail})
     sys.exit(1)
 num_gpus = options["tensor_parallel"] * options["pipeline_parallel"]
+if options["waits"]:
+    assert json.loads(sys.stdin.readline()) == {"go": True}
+began = time.monotonic()
 start_seconds = float(os.environ.get("FAKE_START_SECONDS", "0"))
 time.sleep(start_seconds)
-say(ready={"window": 4, "num_gpus": num_gpus, "start_seconds": start_seconds, "options": options})
+say(ready={"window": 4, "num_gpus": num_gpus, "start_seconds": start_seconds, "options": options, "began": began})
 for number, line in enumerate(sys.stdin):
     message = json.loads(line)
     if "id" not in message:

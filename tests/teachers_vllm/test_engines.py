@@ -51,6 +51,20 @@ def test_each_gpu_has_an_engine_and_its_share() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_copies_on_one_gpu_share_its_memory_and_start_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_START_SECONDS", "0.3")
+    with opened(copies_per_gpu=3, memory_share=0.6) as client:
+        found = list(client.ask(new_request(number) for number in range(200)))
+        assert (client.facts["num_gpus"], client.facts["num_engines"]) == (2, 6)
+        assert client.facts["options"]["memory_share"] == pytest.approx(0.2)
+        began = {gpu: [one.facts["began"] for one in client.engines if one.place.gpus == (gpu,)] for gpu in "45"}
+        asked = {engine.title for engine in client.engines if engine.progress_at}
+    assert len({completion.key for completion in found}) == len(found) == 200
+    assert all(later - earlier >= 0.3 for own in began.values() for earlier, later in itertools.pairwise(own))
+    assert began["5"][0] - began["4"][0] < 0.3
+    assert "the vLLM engine (GPU 5, copy 3)" in asked
+
+
 @pytest.mark.parametrize(
     ("tensor_parallel", "pipeline_parallel", "groups"),
     [(2, 1, ["0,1", "2,3"]), (1, 2, ["0,1", "2,3"]), (2, 2, ["0,1,2,3"]), (1, 3, ["0,1,2"])],

@@ -18,7 +18,9 @@ from retort.errors import ConfigError
 from retort.problems import Constraint, problem_for
 from retort.records.base import ParseFailure
 from retort.teachers.requests import Completion, CompletionRequest, Rejection
+from retort.teachers.vllm import client as opening
 from retort.teachers.vllm.client import ENGINE, VllmClient, Wanted, engine_options, open_vllm
+from retort.teachers.vllm.machine import Place
 from vllm_teacher import CONTEXT, DEMONSTRATIONS, PYTHON, ROOT, config_for, gone, new_request
 
 pytestmark = pytest.mark.teacher
@@ -289,7 +291,8 @@ def test_what_an_engine_prepares(preparation: str, expected: list[object], tiny_
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("tensor_parallel", 2), ("pipeline_parallel", 2), ("batch_invariant", True)]
+    ("field", "value"),
+    [("tensor_parallel", 2), ("pipeline_parallel", 2), ("copies_per_gpu", 2), ("batch_invariant", True)],
 )
 def test_what_needs_gpus(field: str, value: int, tiny_causal: Path) -> None:
     with (
@@ -313,9 +316,12 @@ TREES = {"kind": "constituency", "labels": ["NP", "PP", "S", "VP"]}
 
 @pytest.fixture(scope="module")
 def counting(tiny_causal: Path) -> Iterator[VllmClient]:
-    """An engine of its own: one engine has one backend for all grammars."""
-    with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as opened:
-        yield opened
+    """Engines of their own: an engine has one backend for all grammars. The second one waits for the first, as one on
+    the same GPU does."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(opening, "places", lambda *_: [Place("cpu"), Place("cpu", copy=1)])
+        with open_vllm(config_for(tiny_causal), 0, str(tiny_causal), None) as opened:
+            yield opened
 
 
 @pytest.mark.parametrize(
@@ -349,3 +355,19 @@ def test_a_counting_grammar_gives_labels(schema: dict[str, Any], counting: VllmC
     labels = [problem.parse(text_of[completion.key], completion.text) for completion in found]
     assert not [label for label in labels if isinstance(label, ParseFailure)]
     assert len(found) == len(texts) * 9
+
+
+def test_a_grammar_that_cannot_be_compiled_fails_its_own_row_only(counting: VllmClient) -> None:
+    """Also after another was accepted, from when on they are not checked before they are compiled."""
+    problem = problem_for(TypeAdapter(Problem).validate_python({"kind": "entities", "labels": ["WHO"]}))
+    fine = problem.constraint("play it")
+    assert fine
+    asked = [new_request(number, "play it", constraint=fine, max_tokens=200) for number in range(6)]
+    completions(counting, *asked)
+    bad = new_request(6, "play it", constraint=Constraint(lark="%llguidance {}\nstart: nowhere"))
+    found = {one.key: one for one in counting.ask(iter([*asked, bad]))}
+    refused = found.pop(bad.key)
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "bad-constraint"
+    assert all(isinstance(one, Completion) for one in found.values())
+    assert len(found) == 6

@@ -1,4 +1,4 @@
-"""Completion client for local vLLM engines, one process per GPU or group of GPUs, in vLLM's own environment.
+"""Completion client for local vLLM engines, one or a few per GPU or group of GPUs, in vLLM's own environment.
 
 This is Retort's side. `engine/` is the other side, which runs in another interpreter; its `__main__` documents the
 protocol between them.
@@ -12,7 +12,7 @@ from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,9 +109,10 @@ def _start(wanted: Wanted) -> Engines:
     engines = Engines(wanted, [], queue.SimpleQueue())
     try:
         for place in places(wanted.config, built_for):
-            command = [python, str(ENGINE), json.dumps({**options, "device": place.device})]
+            own = {"device": place.device, "waits": place.copy > 0}
+            command = [python, str(ENGINE), json.dumps({**options, **own})]
             environment = _environment(wanted.config, place)
-            engines.processes.append(EngineProcess(command, environment, engines.events, place.title))
+            engines.processes.append(EngineProcess(command, environment, engines.events, place))
     except BaseException:
         engines.kill()
         raise
@@ -119,7 +120,7 @@ def _start(wanted: Wanted) -> Engines:
 
 
 def engine_options(wanted: Wanted) -> dict[str, Any]:
-    """What an engine is told, except for its device."""
+    """What an engine is told, except for its place."""
     config, attempt = wanted.config, wanted.attempt
     sequences = config.max_sequences
     sizes = {"tensor_parallel", "pipeline_parallel", "max_length"}
@@ -128,7 +129,7 @@ def engine_options(wanted: Wanted) -> dict[str, Any]:
         "parent": os.getpid(),
         "model": wanted.address,
         "revision": wanted.revision,
-        "memory_share": config.memory_share * _MEMORY_FACTOR**attempt,
+        "memory_share": config.memory_share * _MEMORY_FACTOR**attempt / config.copies_per_gpu,
         "max_sequences": sequences and max(1, sequences >> attempt),
         "halvings": attempt,
         "ignore_end": wanted.ignore_end,
@@ -177,14 +178,23 @@ class VllmClient:
                 )
             for engine, message in self._received(wait=True):
                 engine.facts = message["ready"]
+                self._let_go(engine)
         all_facts = [engine.facts for engine in self.engines]
         self.facts = {
             **all_facts[0],
             "num_engines": len(all_facts),
-            "num_gpus": sum(facts["num_gpus"] for facts in all_facts),
+            "num_gpus": sum(engine.facts["num_gpus"] for engine in self.engines if not engine.place.copy),
             "start_seconds": max(facts["start_seconds"] for facts in all_facts),
             "waited_seconds": round(time.monotonic() - started, 3),
         }
+
+    def _let_go(self, ready: EngineProcess) -> None:
+        """Let the next engine on the same GPUs take its memory: vLLM measures what is free, and takes what another
+        engine takes meanwhile for its own."""
+        following = replace(ready.place, copy=ready.place.copy + 1)
+        for engine in self.engines:
+            if engine.place == following:
+                engine.send({"go": True})
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
         in_flight: dict[int, _InFlight] = {}

@@ -32,12 +32,15 @@ class Place:
     device: Literal["cpu", "cuda"]
     gpus: tuple[str, ...] = ()
     """Entries of CUDA_VISIBLE_DEVICES."""
+    copy: int = 0
+    """Number of the engine among those there."""
 
     @property
     def title(self) -> str:
         if not self.gpus:
             return "the vLLM engine"
-        return f"the vLLM engine (GPU{'s' if len(self.gpus) > 1 else ''} {', '.join(self.gpus)})"
+        copy = f", copy {self.copy + 1}" if self.copy else ""
+        return f"the vLLM engine (GPU{'s' if len(self.gpus) > 1 else ''} {', '.join(self.gpus)}{copy})"
 
 
 def find_interpreter(config: VllmConfig) -> tuple[str, Literal["cpu", "cuda"]]:
@@ -63,8 +66,8 @@ def find_interpreter(config: VllmConfig) -> tuple[str, Literal["cpu", "cuda"]]:
 
 
 def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]:
-    """One place per group of GPUs that hold one copy of the model, or the CPU. Raises ConfigError if there are too few
-    GPUs."""
+    """One place per copy of the model, those on the same GPUs one after the other, or the CPU. Raises ConfigError if
+    there are too few GPUs."""
     size = config.gpus_per_copy
     parallel = f"teacher.tensor_parallel = {config.tensor_parallel}"
     if config.pipeline_parallel > 1:
@@ -74,6 +77,11 @@ def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]
             raise ConfigError(
                 f"{parallel}: no GPU can be used, since teacher.python = '{config.python}' holds vLLM's CPU build; "
                 "allowed: 1"
+            )
+        if config.copies_per_gpu > 1:
+            raise ConfigError(
+                f"teacher.copies_per_gpu = {config.copies_per_gpu}: no GPU can be used, since teacher.python = "
+                f"'{config.python}' holds vLLM's CPU build; allowed: 1"
             )
         if config.batch_invariant:
             raise ConfigError("teacher.batch_invariant = true: vLLM has this mode on GPUs only; allowed here: false")
@@ -87,4 +95,5 @@ def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]
     if size > len(gpus):
         needed = f"their product is {size}, and " if config.pipeline_parallel > 1 else ""
         raise ConfigError(f"{parallel}: {needed}{len(gpus)} GPUs can be used; allowed: 1 to {len(gpus)}")
-    return [Place("cuda", tuple(gpus[start : start + size])) for start in range(0, len(gpus) - size + 1, size)]
+    groups = (tuple(gpus[start : start + size]) for start in range(0, len(gpus) - size + 1, size))
+    return [Place("cuda", group, copy) for group in groups for copy in range(config.copies_per_gpu)]

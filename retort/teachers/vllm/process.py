@@ -16,6 +16,7 @@ from typing import IO, Any
 from retort.config import VllmConfig
 from retort.errors import ChildOutOfMemory, ConfigError, RetortError, TeacherUnavailable
 from retort.teachers.vllm.engine import failures
+from retort.teachers.vllm.machine import Place
 
 Message = dict[str, Any]
 
@@ -34,10 +35,9 @@ class EngineProcess:
         command: Sequence[str],
         environment: Mapping[str, str],
         events: "queue.SimpleQueue[tuple[EngineProcess, Message | None]]",
-        title: str,
+        place: Place,
     ) -> None:
-        self.title = title
-        """The engine's name in messages, such as `the vLLM engine (GPU 0)`."""
+        self.place, self.title = place, place.title
         self.facts: Message = {}
         """What the engine reported when it was ready."""
         self.num_in_flight = 0

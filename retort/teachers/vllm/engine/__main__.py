@@ -9,7 +9,8 @@ OPTIONS is a JSON object written by `retort.teachers.vllm`. Standard input carri
      "constraint": {"choice": [...]} | {"grammar": GBNF or Lark} | {"json": SCHEMA} | {"regex": TEXT} | null,
      "temperature", "top_p", "max_tokens", "samples": [0, ...], "verbalizers": [...], "top_logprobs": k}
 
-Standard output carries
+If OPTIONS say that it waits, {"go": true} comes first, before which it takes no memory of a GPU. Standard output
+carries
 
     {"ready": {...}}                                      once: the engine's facts
     {"id", "sample", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores"},
@@ -49,6 +50,8 @@ def main() -> None:
         if not TYPE_CHECKING:  # imported late because it imports vLLM
             from session import Session, engine_config
         config = engine_config(options)
+        if options["waits"] and wire.inbox.get() is None:
+            return
         phase = "start"
         session = Session(config, options)
         phase = "work"
