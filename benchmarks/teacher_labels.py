@@ -40,7 +40,7 @@ from retort.teachers.vllm.client import VllmClient, open_vllm
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROMPT, MEMORY_SHARE = PromptConfig(), 0.9
 SETS: dict[str, dict[str, Any]] = {
-    "snips": {"config": "snips.yaml", "pool": "snips/unlabeled.jsonl.gz", "demonstrations": 50, "max_tokens": 96},
+    "snips": {"config": "snips.yaml", "pool": "snips/unlabeled_6000.jsonl.gz", "demonstrations": 50, "max_tokens": 96},
     "craft": {"config": "craft-llm.yaml", "pool": "craft/train.jsonl.gz", "demonstrations": 25, "max_tokens": 600},
 }
 METRICS: dict[str, Metric] = {"snips": "slot_f1", "craft": "bracket_f1"}
