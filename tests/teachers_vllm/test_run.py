@@ -86,13 +86,13 @@ def test_a_run_survives_the_deaths_of_engine_worker_and_itself(
     """The run ends with a student trained in stages on legal labels; nothing in the ledger is requested again."""
     store, pool = tmp_path / "store", tmp_path / "pool.jsonl"
     rows = [json.loads(line) for line in Path(tiny_slots["data"]["unlabeled"]).read_text().splitlines()]
-    texts = [{"id": f"{row['id']}-{n}", "text": f"{row['text']} {n}"} for n in range(4) for row in rows]
+    texts = [{"id": f"{row['id']}-{n}", "text": f"{row['text']} {n}"} for n in range(5) for row in rows]
     pool.write_text("".join(json.dumps(row) + "\n" for row in texts))
     values = with_teacher(
         {**tiny_slots, "data": {**tiny_slots["data"], "unlabeled": str(pool)}},
         store,
         tiny_causal,
-        max_sequences=4,
+        max_sequences=2,
         sampling={"max_tokens": 96},
         min_success_ratio=0.1,  # random weights seldom close their brackets in time, and what they close is legal
     )

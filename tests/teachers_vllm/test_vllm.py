@@ -258,36 +258,36 @@ def test_an_encoder_is_no_teacher(tiny_encoder: Path) -> None:
         pass
 
 
-def told(model: Path, expression: str, **changes: object) -> Any:
-    """The value of an expression about what vLLM is told, `given`. No GPU is needed to see that."""
-    options = engine_options(Wanted(config_for(model, **changes), 0, str(model), None))
-    code = "import json, session, sys; given = session._arguments(json.loads(sys.argv[1])); "
-    code += f"print(json.dumps({expression}))"
+def told(model: Path, names: Sequence[str], *settings: dict[str, Any]) -> list[list[Any]]:
+    """What vLLM is told with each of the teacher's settings. No GPU is needed to see that."""
+    options = [
+        {**engine_options(Wanted(config_for(model, **own), 0, str(model), None)), "device": "cuda"} for own in settings
+    ]
+    code = f"""
+import json, operator, session, sys
+for options in json.loads(sys.argv[1]):
+    print(json.dumps(operator.attrgetter(*{[*names]})(session._arguments(options)), default=lambda value: value.name))
+"""
     heard = subprocess.run(
-        [str(PYTHON), "-c", code, json.dumps({**options, "device": "cuda"})],
+        [str(PYTHON), "-c", code, json.dumps(options)],
         env={**os.environ, "PYTHONPATH": str(ENGINE)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return json.loads(heard.stdout.splitlines()[-1])
+    return [json.loads(line) for line in heard.stdout.splitlines()[-len(settings) :]]
 
 
-def test_sizes_and_quantization_reach_vllm(tiny_causal: Path) -> None:
-    names = ("tensor_parallel_size", "pipeline_parallel_size", "quantization", "max_model_len")
-    expression = f"[getattr(given, name) for name in {names}]"
+def test_sizes_quantization_and_what_to_prepare_reach_vllm(tiny_causal: Path) -> None:
     sizes = {"tensor_parallel": 2, "pipeline_parallel": 3, "quantization": "fp8", "max_length": 512}
-    assert told(tiny_causal, expression, **sizes) == [2, 3, "fp8", 512]
-
-
-@pytest.mark.parametrize(
-    ("preparation", "expected"),
-    [("full", [False, None, None]), ("graphs", [False, 0, "FULL_DECODE_ONLY"]), ("none", [True, None, None])],
-)
-def test_what_an_engine_prepares(preparation: str, expected: list[object], tiny_causal: Path) -> None:
-    graphs = "given.compilation_config.cudagraph_mode"
-    expression = f"[given.enforce_eager, given.compilation_config.mode, {graphs} and {graphs}.name]"
-    assert told(tiny_causal, expression, preparation=preparation) == expected
+    names = ["tensor_parallel_size", "pipeline_parallel_size", "quantization", "max_model_len", "enforce_eager"]
+    compilation = ["compilation_config.mode", "compilation_config.cudagraph_mode"]
+    found = told(tiny_causal, [*names, *compilation], sizes, *({"preparation": own} for own in ("graphs", "none")))
+    assert found == [
+        [2, 3, "fp8", 512, False, None, None],
+        [1, 1, None, None, False, 0, "FULL_DECODE_ONLY"],
+        [1, 1, None, None, True, None, None],
+    ]
 
 
 @pytest.mark.parametrize(
