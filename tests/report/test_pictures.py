@@ -110,6 +110,13 @@ def test_losses_have_units_and_held_out_rows_are_told(tmp_path: Path) -> None:
     assert {"optimizer steps", "loss per unit, nats", "final student"} <= set(texts(tmp_path / "losses.svg"))
 
 
+def test_losses_that_fall_far_have_numbers_beside_them(tmp_path: Path) -> None:
+    draw_losses([Curve(group="stage 1", name="student", steps=(1, 2, 3), losses=(2.0, 0.2, 0.007))], tmp_path)
+    shown = texts(tmp_path / "losses.svg")
+    assert {"0.01", "0.03", "0.1", "0.3", "1"} <= set(shown)
+    assert not [text for text in shown if "$" in text]
+
+
 def test_reliability_counts_as_the_calibration_error_does() -> None:
     import numpy as np
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from retort.artifacts.reports import Picture
 from retort.metrics.format import seconds_text
@@ -161,6 +162,9 @@ def draw_losses(curves: Sequence[Curve], folder: Path) -> list[Picture]:
                 axes.plot(curve.held_out_steps, curve.held_out_losses, ":", color=color, marker=".", markersize=4)
         if min(values) > 0 and max(values) > 30 * min(values):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own writes formulas
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(color=GRID)
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel("loss per unit, nats")
