@@ -224,7 +224,7 @@ Preparation = Literal["full", "graphs", "none"]
 
 
 class VllmConfig(LlmTeacherConfig):
-    """Local vLLM engines, one process per GPU (or group of GPUs that hold one copy), in vLLM's environment."""
+    """Local vLLM engines, processes on each GPU (or group of GPUs that hold one copy), in vLLM's environment."""
 
     retired: ClassVar[RetiredFields] = {
         "prefix_caching": Retired(True, "the shared prefix is always computed once"),

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from retort.teachers.vllm.engine.rendering import has_chat_template, render, row_text, text_of
+from retort.teachers.vllm.engine.rendering import completion_text, has_chat_template, render, row_text
 
 SNIPS = Path(__file__).parents[2] / "examples" / "snips" / "labeled.jsonl"
 ROWS = [json.loads(line) for line in SNIPS.read_text().splitlines()]
@@ -175,5 +175,12 @@ def test_tokens_after_a_prompt_give_the_text_that_was_written(make: Callable[[],
     tokenizer = make()
     for text in TEXTS:
         prompt, token_ids = (tokenizer.encode(part, add_special_tokens=False) for part in ("play it", text))
-        assert text_of(tokenizer, prompt, [*token_ids, tokenizer.eos_token_id]) == text
-        assert text_of(tokenizer, [tokenizer.eos_token_id], token_ids) in (text, text.strip())
+        assert completion_text(tokenizer, prompt, token_ids) == text
+        for written in (token_ids, token_ids[:-1], [*token_ids, *tokenizer.encode("漢", add_special_tokens=False)[:1]]):
+            assert completion_text(tokenizer, prompt, written) == step_by_step(tokenizer, prompt, written)
+
+
+def step_by_step(tokenizer: PreTrainedTokenizerFast, prompt: list[int], token_ids: list[int]) -> str:
+    """As vLLM decodes."""
+    stream = decoders.DecodeStream(ids=prompt, skip_special_tokens=True)
+    return "".join(stream.step(tokenizer.backend_tokenizer, token) or "" for token in token_ids)

@@ -25,6 +25,9 @@ def log(*lines):
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
+if options["waits"]:
+    assert json.loads(sys.stdin.readline()) == {"go": True}
+    gpus += " copy"
 HEARD = "(EngineCore pid=9) ERROR 01-01 00:00:00 [core.py:1] "
 if mode == "silent":
     time.sleep(60)
@@ -38,8 +41,6 @@ if mode in ("out of memory", "context"):
     say(fatal={"reason": "engine", "field": "", "detail": detail})
     sys.exit(1)
 num_gpus = options["tensor_parallel"] * options["pipeline_parallel"]
-if options["waits"]:
-    assert json.loads(sys.stdin.readline()) == {"go": True}
 began = time.monotonic()
 start_seconds = float(os.environ.get("FAKE_START_SECONDS", "0"))
 time.sleep(start_seconds)

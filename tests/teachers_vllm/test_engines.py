@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from retort.config import VllmConfig
@@ -58,11 +59,24 @@ def test_copies_on_one_gpu_share_its_memory_and_start_one_after_the_other(monkey
         assert (client.facts["num_gpus"], client.facts["num_engines"]) == (2, 6)
         assert client.facts["options"]["memory_share"] == pytest.approx(0.2)
         began = {gpu: [one.facts["began"] for one in client.engines if one.place.gpus == (gpu,)] for gpu in "45"}
-        asked = {engine.title for engine in client.engines if engine.progress_at}
+        assert client.engines[-1].title == "the vLLM engine (GPU 5, copy 3)"
     assert len({completion.key for completion in found}) == len(found) == 200
+    assert {one.text for one in found if isinstance(one, Completion)} == {"4", "5", "4 copy", "5 copy"}
     assert all(later - earlier >= 0.3 for own in began.values() for earlier, later in itertools.pairwise(own))
-    assert began["5"][0] - began["4"][0] < 0.3
-    assert "the vLLM engine (GPU 5, copy 3)" in asked
+
+
+def test_copies_that_wait_for_an_engine_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "out of memory")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with pytest.raises(ChildOutOfMemory, match=r"GPU [45]\).*CUDA out of memory"), opened(copies_per_gpu=2):
+        pass
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_copies_have_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ENGINE", "context")
+    with pytest.raises(ConfigError, match=r"copies_per_gpu = 3 engines has a part"), opened(copies_per_gpu=3):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,17 @@ for options in json.loads(sys.argv[1]):
     return [json.loads(line) for line in heard.stdout.splitlines()[-len(settings) :]]
 
 
+def test_vllm_still_has_what_spares_it_the_check_of_each_grammar() -> None:
+    """Else labels would be as right, and several times as slow."""
+    code = """
+import inspect
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+assert "self._validate_structured_outputs(" in inspect.getsource(SamplingParams.verify)
+assert {"_backend", "_backend_was_auto"} <= vars(StructuredOutputsParams(grammar="x")).keys()
+"""
+    subprocess.run([str(PYTHON), "-c", code], check=True)
+
+
 def test_sizes_quantization_and_what_to_prepare_reach_vllm(tiny_causal: Path) -> None:
     sizes = {"tensor_parallel": 2, "pipeline_parallel": 3, "quantization": "fp8", "max_length": 512}
     names = ["tensor_parallel_size", "pipeline_parallel_size", "quantization", "max_model_len", "enforce_eager"]

@@ -54,7 +54,7 @@ def _identity(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "engine", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
 
 
-_ENGINE = ("vllm", "version", "dtype", "num_gpus", "max_model_len", "batch_invariant")
+_ENGINE = ("vllm", "version", "dtype", "num_gpus", "num_engines", "max_model_len", "batch_invariant")
 
 
 def _spent(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,11 +108,13 @@ def _start(wanted: Wanted) -> Engines:
     options = engine_options(wanted)
     engines = Engines(wanted, [], queue.SimpleQueue())
     try:
-        for place in places(wanted.config, built_for):
+        following = None
+        for place in reversed(places(wanted.config, built_for)):
             own = {"device": place.device, "waits": place.copy > 0}
             command = [python, str(ENGINE), json.dumps({**options, **own})]
-            environment = _environment(wanted.config, place)
-            engines.processes.append(EngineProcess(command, environment, engines.events, place))
+            engine = EngineProcess(command, _environment(wanted.config, place), engines.events, place, following)
+            engines.processes.insert(0, engine)
+            following = engine if place.copy else None
     except BaseException:
         engines.kill()
         raise
@@ -178,7 +180,7 @@ class VllmClient:
                 )
             for engine, message in self._received(wait=True):
                 engine.facts = message["ready"]
-                self._let_go(engine)
+                deadline = time.monotonic() + self._config.start_seconds  # of the next on the same GPU
         all_facts = [engine.facts for engine in self.engines]
         self.facts = {
             **all_facts[0],
@@ -187,14 +189,6 @@ class VllmClient:
             "start_seconds": max(facts["start_seconds"] for facts in all_facts),
             "waited_seconds": round(time.monotonic() - started, 3),
         }
-
-    def _let_go(self, ready: EngineProcess) -> None:
-        """Let the next engine on the same GPUs take its memory: vLLM measures what is free, and takes what another
-        engine takes meanwhile for its own."""
-        following = replace(ready.place, copy=ready.place.copy + 1)
-        for engine in self.engines:
-            if engine.place == following:
-                engine.send({"go": True})
 
     def ask(self, requests: Iterator[CompletionRequest]) -> Iterator[Completion | Rejection]:
         in_flight: dict[int, _InFlight] = {}

@@ -36,8 +36,12 @@ class EngineProcess:
         environment: Mapping[str, str],
         events: "queue.SimpleQueue[tuple[EngineProcess, Message | None]]",
         place: Place,
+        following: "EngineProcess | None" = None,
     ) -> None:
+        """`following` waits until this engine is ready: vLLM measures what is free of a GPU's memory, and takes what
+        another engine takes meanwhile for its own."""
         self.place, self.title = place, place.title
+        self._following = following
         self.facts: Message = {}
         """What the engine reported when it was ready."""
         self.num_in_flight = 0
@@ -97,6 +101,8 @@ class EngineProcess:
                         continue
                     tokens = alive["tokens"]
                 else:
+                    if "ready" in message and self._following:
+                        self._following.send({"go": True})
                     self._events.put((self, message))
                 self.progress_at = time.monotonic()
         self._log_thread.join(_CLOSE_SECONDS)
@@ -155,7 +161,9 @@ class EngineProcess:
             case "config":
                 value = getattr(config, field) if field else None
                 name = f"teacher{field and '.'}{field}" + (f" = {value}" if value is not None else "")
-                return ConfigError(f"{name}: vLLM refuses it: {detail}")
+                copies = config.copies_per_gpu
+                parts = f" (each of teacher.copies_per_gpu = {copies} engines has a part of the memory)"
+                return ConfigError(f"{name}: vLLM refuses it: {detail}{parts if copies > 1 else ''}")
         return TeacherUnavailable(f"{self.title} {self._exit_description()}{self._log_tail(detail)}")
 
     def _exit_description(self) -> str:

@@ -50,8 +50,11 @@ def main() -> None:
         if not TYPE_CHECKING:  # imported late because it imports vLLM
             from session import Session, engine_config
         config = engine_config(options)
-        if options["waits"] and wire.inbox.get() is None:
-            return
+        if options["waits"]:
+            waited = time.monotonic()
+            if wire.inbox.get() is None:
+                os._exit(0)
+            started += time.monotonic() - waited
         phase = "start"
         session = Session(config, options)
         phase = "work"

@@ -12,7 +12,7 @@ from typing import Any
 Chat = Sequence[dict[str, str]]
 """`{"role": ..., "content": ...}` for each turn."""
 
-_CONTEXT_TOKENS = 4
+_CONTEXT_TOKENS = 8
 """Of a prompt's end, to decode what follows it."""
 _SENTINEL = "\u2063the row\u2063"
 
@@ -55,9 +55,18 @@ def row_text(tokenizer: Any, shared: Chat, rendered: tuple[str, str, str], earli
     return whole[len(start) : len(whole) - len(after)]
 
 
-def text_of(tokenizer: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
-    """The text that tokens are after a prompt, without special tokens. By themselves, some tokenizers (SentencePiece)
-    would begin it without its space."""
+def completion_text(tokenizer: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+    """The text of a completion as vLLM decodes it token by token: without special tokens, and without the last ones as
+    long as they end in a character whose bytes were not all written."""
+    text = _text_after(tokenizer, prompt, token_ids)
+    while token_ids and text.endswith("\ufffd"):
+        token_ids = token_ids[:-1]
+        text = _text_after(tokenizer, prompt, token_ids)
+    return text
+
+
+def _text_after(tokenizer: Any, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+    """By themselves, some tokenizers (SentencePiece) would begin it without its space."""
     end = tuple(prompt[-_CONTEXT_TOKENS:])
     before, whole = _decoded(tokenizer, end), _decode(tokenizer, [*end, *token_ids])
     return whole[len(before) :] if whole.startswith(before) else _decode(tokenizer, token_ids)

@@ -32,7 +32,8 @@ else:
     from rendering import has_chat_template
     from vllm_tasks import CompletionTask, Message, ScoringTask, Task, VllmRequest
 
-_LARK_BACKEND = "guidance"
+_LARK_BACKEND, _LARK_OPTIONS = "guidance", "%llguidance"
+"""vLLM's name of llguidance, and how the grammars in Lark begin that Retort writes."""
 WINDOW_BATCHES = 3
 """Requests that the engine holds, in multiples of those it computes concurrently; the others wait to replace them."""
 CPU_CACHE_BYTES = 4 * 2**30
@@ -92,15 +93,14 @@ def _arguments(options: Mapping[str, Any]) -> Any:
 
 
 class CheckedParams(SamplingParams):  # type: ignore[misc]
-    """Parameters whose constraint, if any, is a Lark grammar of the kind that vLLM has checked once.
+    """Parameters whose constraint is a grammar in Lark, of the kind of one that vLLM has checked.
 
     vLLM checks a grammar in the one thread that takes requests, for as long as it takes to compile it, and then
     compiles it in other threads. Under one that does not compile there, a completion ends at once.
     """
 
     def _validate_structured_outputs(self, *_: Any, **__: Any) -> None:
-        if self.structured_outputs:
-            self.structured_outputs._backend, self.structured_outputs._backend_was_auto = _LARK_BACKEND, True
+        self.structured_outputs._backend, self.structured_outputs._backend_was_auto = _LARK_BACKEND, True
 
 
 class Session:
@@ -111,7 +111,7 @@ class Session:
         self._tokenizer = self._engine.get_tokenizer()
         self._prefixes: dict[int, Prefix] = {}
         self._in_flight: dict[str, Task] = {}
-        self._checks_constraints = True
+        self._checks_lark = True
         self._finished_tokens = self._tokens = 0
         self._counted_at = 0.0
         self.window = WINDOW_BATCHES * config.scheduler_config.max_num_seqs
@@ -160,19 +160,18 @@ class Session:
             if problem := task.too_long(self._config.model_config.max_model_len):
                 return [{"id": message["id"], "refused": "too-long", "detail": problem}]
             for name, request in task.vllm_requests.items():
-                self._add(name, request)
+                self._add(name, request, is_lark=_is_lark(task))
                 self._in_flight[name] = task
         except (VLLMValidationError, ValueError, TypeError) as error:  # also raised for text that is not valid Unicode
             reason = "bad-constraint" if message["constraint"] else "rejected"
             return [{"id": message["id"], "refused": reason, "detail": f"vLLM refuses it: {error}"}]
         return []
 
-    def _add(self, name: str, request: VllmRequest) -> None:
-        constraint = request.parameters.get("structured_outputs")
-        kind = SamplingParams if self._checks_constraints else CheckedParams
+    def _add(self, name: str, request: VllmRequest, *, is_lark: bool) -> None:
+        kind = CheckedParams if is_lark and not self._checks_lark else SamplingParams
         self._engine.add_request(name, {"prompt_token_ids": request.token_ids}, kind(**request.parameters))
-        if constraint and constraint._backend == _LARK_BACKEND:
-            self._checks_constraints = False
+        if is_lark:
+            self._checks_lark = request.parameters["structured_outputs"]._backend != _LARK_BACKEND
 
     def _new_task(self, message: Message) -> Task:
         kind = ScoringTask if message["verbalizers"] else CompletionTask
@@ -190,7 +189,7 @@ class Session:
 
     def _bad_grammar(self, task: Task, output: Any) -> list[Message]:
         """A refusal if the output is empty since its grammar, which was not checked, did not compile."""
-        if self._checks_constraints or not task.constraint or len(output.outputs[0].token_ids) > 1:
+        if self._checks_lark or not task.constraint or not _is_lark(task) or len(output.outputs[0].token_ids) > 1:
             return []
         try:
             validate_guidance_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(**task.constraint)))
@@ -208,3 +207,7 @@ class Session:
     def close(self) -> None:
         """Stop vLLM's child processes, which frees the resources they share."""
         self._engine.engine_core.shutdown()
+
+
+def _is_lark(task: Task) -> bool:
+    return str((task.constraint or {}).get("grammar", "")).startswith(_LARK_OPTIONS)

@@ -103,10 +103,9 @@ class CompletionTask:
     def _text(self, completion: Any) -> str:
         if self._decoded_by_vllm:
             return str(completion.text)
-        # As vLLM does, without the token that ends it, or without a character whose last bytes were not written.
-        if completion.finish_reason == "stop":
-            return rendering.text_of(self._tokenizer, self._prompt, completion.token_ids[:-1])
-        return rendering.text_of(self._tokenizer, self._prompt, completion.token_ids).rstrip("\ufffd")
+        is_stopped = completion.finish_reason == "stop"  # by its last token
+        token_ids = completion.token_ids[:-1] if is_stopped else completion.token_ids
+        return rendering.completion_text(self._tokenizer, self._prompt, token_ids)
 
     def _top(self, completion: Any) -> Message | None:
         """The completion's top log-probabilities, if requested. vLLM also lists the generated token, however unlikely
