@@ -73,15 +73,11 @@ def places(config: VllmConfig, built_for: Literal["cpu", "cuda"]) -> list[Place]
     if config.pipeline_parallel > 1:
         parallel += f" with teacher.pipeline_parallel = {config.pipeline_parallel}"
     if built_for == "cpu":
-        if size > 1:
+        if size > 1 or config.copies_per_gpu > 1:
+            asked = parallel if size > 1 else f"teacher.copies_per_gpu = {config.copies_per_gpu}"
             raise ConfigError(
-                f"{parallel}: no GPU can be used, since teacher.python = '{config.python}' holds vLLM's CPU build; "
+                f"{asked}: no GPU can be used, since teacher.python = '{config.python}' holds vLLM's CPU build; "
                 "allowed: 1"
-            )
-        if config.copies_per_gpu > 1:
-            raise ConfigError(
-                f"teacher.copies_per_gpu = {config.copies_per_gpu}: no GPU can be used, since teacher.python = "
-                f"'{config.python}' holds vLLM's CPU build; allowed: 1"
             )
         if config.batch_invariant:
             raise ConfigError("teacher.batch_invariant = true: vLLM has this mode on GPUs only; allowed here: false")

@@ -4,13 +4,13 @@ Retort is not installed there, so the modules in this folder import each other b
 For the same reason, none of them may have the name of a package that vLLM imports (such as `requests`).
 OPTIONS is a JSON object written by `retort.teachers.vllm`. Standard input carries JSON lines:
 
+    {"go": true}                                         first if OPTIONS say that it waits: before, it takes no GPU
     {"shared": 1, "turns": [{"role", "content"}, ...]}   turns that requests refer to, until {"forget": 1}
     {"id", "shared": 1, "item", "earlier": [{"role", "content"}, ...],
      "constraint": {"choice": [...]} | {"grammar": GBNF or Lark} | {"json": SCHEMA} | {"regex": TEXT} | null,
      "temperature", "top_p", "max_tokens", "samples": [0, ...], "verbalizers": [...], "top_logprobs": k}
 
-If OPTIONS say that it waits, {"go": true} comes first, before which it takes no memory of a GPU. Standard output
-carries
+Standard output carries
 
     {"ready": {...}}                                      once: the engine's facts
     {"id", "sample", "text", "finish_reason", "prompt_tokens", "cached_tokens", "completion_tokens", "scores"},

@@ -16,24 +16,22 @@ from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
-from vllm.sampling_params import StructuredOutputsParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.llm_engine import LLMEngine
-from vllm.v1.structured_output.backend_guidance import validate_guidance_grammar
 
 if TYPE_CHECKING:
     from retort.teachers.vllm.engine.failures import BadTemplate
     from retort.teachers.vllm.engine.prefixes import Prefix
     from retort.teachers.vllm.engine.rendering import has_chat_template
-    from retort.teachers.vllm.engine.vllm_tasks import CompletionTask, Message, ScoringTask, Task, VllmRequest
+    from retort.teachers.vllm.engine.vllm_tasks import CompletionTask, Message, ScoringTask, Task, VllmRequest, is_lark
 else:
     from failures import BadTemplate
     from prefixes import Prefix
     from rendering import has_chat_template
-    from vllm_tasks import CompletionTask, Message, ScoringTask, Task, VllmRequest
+    from vllm_tasks import CompletionTask, Message, ScoringTask, Task, VllmRequest, is_lark
 
-_LARK_BACKEND, _LARK_OPTIONS = "guidance", "%llguidance"
-"""vLLM's name of llguidance, and how the grammars in Lark begin that Retort writes."""
+_LARK_BACKEND = "guidance"
+"""vLLM's name of llguidance."""
 WINDOW_BATCHES = 3
 """Requests that the engine holds, in multiples of those it computes concurrently; the others wait to replace them."""
 CPU_CACHE_BYTES = 4 * 2**30
@@ -160,18 +158,20 @@ class Session:
             if problem := task.too_long(self._config.model_config.max_model_len):
                 return [{"id": message["id"], "refused": "too-long", "detail": problem}]
             for name, request in task.vllm_requests.items():
-                self._add(name, request, is_lark=_is_lark(task))
+                self._add(name, request)
                 self._in_flight[name] = task
         except (VLLMValidationError, ValueError, TypeError) as error:  # also raised for text that is not valid Unicode
             reason = "bad-constraint" if message["constraint"] else "rejected"
             return [{"id": message["id"], "refused": reason, "detail": f"vLLM refuses it: {error}"}]
         return []
 
-    def _add(self, name: str, request: VllmRequest, *, is_lark: bool) -> None:
-        kind = CheckedParams if is_lark and not self._checks_lark else SamplingParams
+    def _add(self, name: str, request: VllmRequest) -> None:
+        constraint: Any = request.parameters.get("structured_outputs")
+        has_lark = constraint is not None and is_lark(constraint.grammar)
+        kind = CheckedParams if has_lark and not self._checks_lark else SamplingParams
         self._engine.add_request(name, {"prompt_token_ids": request.token_ids}, kind(**request.parameters))
-        if is_lark:
-            self._checks_lark = request.parameters["structured_outputs"]._backend != _LARK_BACKEND
+        if has_lark:
+            self._checks_lark = constraint._backend != _LARK_BACKEND
 
     def _new_task(self, message: Message) -> Task:
         kind = ScoringTask if message["verbalizers"] else CompletionTask
@@ -183,20 +183,9 @@ class Session:
         for output in self._engine.step():
             task = self._in_flight.pop(output.request_id)
             self._finished_tokens += len(output.outputs[0].token_ids)
-            replies += self._bad_grammar(task, output) or task.take(output)
+            replies += task.take(output)
         self._count()
         return replies
-
-    def _bad_grammar(self, task: Task, output: Any) -> list[Message]:
-        """A refusal if the output is empty since its grammar, which was not checked, did not compile."""
-        if self._checks_lark or not task.constraint or not _is_lark(task) or len(output.outputs[0].token_ids) > 1:
-            return []
-        try:
-            validate_guidance_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(**task.constraint)))
-        except (VLLMValidationError, ValueError) as error:
-            number, _, _ = output.request_id.partition(":")
-            return [{"id": int(number), "refused": "bad-constraint", "detail": f"vLLM refuses it: {error}"}]
-        return []
 
     def _count(self) -> None:
         if time.monotonic() - self._counted_at > 0.25:
@@ -207,7 +196,3 @@ class Session:
     def close(self) -> None:
         """Stop vLLM's child processes, which frees the resources they share."""
         self._engine.engine_core.shutdown()
-
-
-def _is_lark(task: Task) -> bool:
-    return str((task.constraint or {}).get("grammar", "")).startswith(_LARK_OPTIONS)

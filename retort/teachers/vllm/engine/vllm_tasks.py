@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind, StructuredOutputsParams
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from retort.teachers.vllm.engine import rendering, scoring
@@ -36,11 +37,6 @@ class Task(Protocol):
         """The vLLM requests, by unique name."""
         ...
 
-    @property
-    def constraint(self) -> Message | None:
-        """Arguments of StructuredOutputsParams."""
-        ...
-
     def too_long(self, context_length: int) -> str:
         """A sentence if the task does not fit into the model's context, in tokens; otherwise ""."""
         ...
@@ -55,7 +51,6 @@ class CompletionTask:
 
     def __init__(self, message: Message, prefix: Prefix, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._message = message
-        self.constraint: Message | None = message["constraint"]
         self._prompt = prefix.prompt(message["item"], message["earlier"])
         self._tokenizer = tokenizer
         parameters = {
@@ -83,8 +78,10 @@ class CompletionTask:
         number, _, sample = output.request_id.partition(":")
         (completion,) = output.outputs
         if completion.finish_reason in ("error", "abort"):
-            reason = "bad-constraint" if self.constraint else "engine-error"
+            reason = "bad-constraint" if self._message["constraint"] else "engine-error"
             return [{"id": int(number), "refused": reason, "detail": "vLLM gave it up; its log says why."}]
+        if fault := self._fault_of_grammar(completion):
+            return [{"id": int(number), "refused": "bad-constraint", "detail": f"vLLM refuses it: {fault}"}]
         return [
             {
                 "id": int(number),
@@ -99,6 +96,19 @@ class CompletionTask:
                 "logprob": completion.cumulative_logprob,
             }
         ]
+
+    def _fault_of_grammar(self, completion: Any) -> str:
+        """Why a grammar in Lark did not compile, if that is why the completion is empty; otherwise ""."""
+        constraint = self._message["constraint"]
+        if len(completion.token_ids) > 1 or not constraint or not is_lark(constraint.get("grammar")):
+            return ""
+        from vllm.v1.structured_output.backend_guidance import validate_guidance_grammar  # slow, and seldom needed
+
+        try:
+            validate_guidance_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(**constraint)))
+        except (VLLMValidationError, ValueError) as error:
+            return str(error)
+        return ""
 
     def _text(self, completion: Any) -> str:
         if self._decoded_by_vllm:
@@ -118,6 +128,11 @@ class CompletionTask:
         return {"k": k, "tokenizer": tokenizer_identity(self._tokenizer), "packed": parts}
 
 
+def is_lark(grammar: str | None) -> bool:
+    """Whether it is one of those that Retort writes for llguidance."""
+    return (grammar or "").startswith("%llguidance")
+
+
 def _stop_settings(message: Message, tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """What ends a completion besides its length. In chats and under constraints, the model's end token does."""
     if options["ignore_end"]:
@@ -132,7 +147,6 @@ class ScoringTask:
 
     def __init__(self, message: Message, prefix: Prefix, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self._message = message
-        self.constraint = None
         self._prompt = prefix.prompt(message["item"], message["earlier"])
         self._paths = _paths(tokenizer, prefix.after, tuple(message["verbalizers"]))
         self._next_token: dict[scoring.Path, dict[int, float]] = {}
