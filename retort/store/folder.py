@@ -5,16 +5,18 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
 from retort.errors import ConfigError, StoreUnavailable
 from retort.store.listing import FoundFile, Upload
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}|\.probe-[0-9a-f]{32}")
+_TRIES = 9
+T = TypeVar("T")
 
 
 class Folder:
@@ -110,8 +112,7 @@ class Folder:
     def touch(self, path: str) -> None:
         """Create the file if necessary and set its modification time to now."""
         try:
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / path).touch()
+            _in_folder(self.root / path, Path.touch)
         except OSError as error:
             raise StoreUnavailable(f"cannot write {self.root / path}: {error.strerror or error}") from error
 
@@ -131,8 +132,7 @@ class Folder:
         target = self.root / path
         draft = target.with_name(f".{target.name}.{uuid4().hex}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("xb") as file:
+            with _in_folder(draft, lambda file: file.open("xb")) as file:
                 shutil.copyfileobj(stream, file, 2**20)
                 file.flush()
                 os.fsync(file.fileno())  # so that after a power failure no manifest exists without its data
@@ -140,6 +140,16 @@ class Folder:
         except OSError as error:
             draft.unlink(missing_ok=True)
             raise StoreUnavailable(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _in_folder(file: Path, create: Callable[[Path], T]) -> T:
+    """Create a file and the folders that it lacks: again if a sweep has removed one of them, empty as it still was."""
+    for _ in range(_TRIES - 1):
+        with suppress(FileNotFoundError, FileExistsError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return create(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return create(file)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import boto3  # type: ignore[import-untyped]
@@ -217,6 +218,40 @@ def test_a_run_that_marks_too_late_sees_a_miss(
     monkeypatch.undo()
     publish(store, "students", "one")
     assert (store.fetch(ref) / "model" / "config.json").read_text() == "one"
+
+
+class Swept:
+    """Folders that a sweep removes, still empty, right after they are made: the first `times` of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.left, self._mkdir = times, Path.mkdir
+        monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: self.make(*args, **kwargs))
+
+    def make(self, folder: Path, *args: Any, **kwargs: Any) -> None:
+        self._mkdir(folder, *args, **kwargs)
+        if self.left:
+            self.left -= 1
+            folder.rmdir()
+
+
+def test_folders_that_a_sweep_removes_before_anything_is_in_them_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Folder(tmp_path)
+    swept = Swept(monkeypatch, times=3)
+    place.touch("students/used")
+    assert swept.left == 0
+    (tmp_path / "students" / "used").unlink()
+    swept.left = 3
+    place.write("students/one", b"1")
+    assert (swept.left, place.read("students/one")) == (0, b"1")
+    assert not list(place.drafts())
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "students").write_text("a file")
+    with pytest.raises(StoreUnavailable, match=r"cannot write .*students/used: (File exists|Not a directory)"):
+        Folder(tmp_path).touch("students/used")
 
 
 def test_readers_and_a_sweep_at_the_same_time(publish: Callable[..., ArtifactRef], tmp_path: Path) -> None:
