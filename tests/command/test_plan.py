@@ -111,14 +111,14 @@ def test_before_the_first_run_everything_is_new(slots: Any) -> None:
 def test_fine_tuning_is_planned_as_if_it_were_accepted(slots: Any) -> None:
     judged = planned(slots, "method.fine_tuning.kind=better").stages
     end = [
-        *("fine-tuning/judge", "fine-tuning/selection"),
+        *("fine-tuning/judge-0", "fine-tuning/judge-1", "fine-tuning/judge", "fine-tuning/selection"),
         *(f"fine-tuning/{what}-{index}" for what in ("student", "test", "cross-labels") for index in (0, 1)),
         *("fine-tuning/pseudolabels", "fine-tuning/label-quality", "final/before-fine-tuning"),
     ]
     place = EVERY_STAGE.index("final/student")
     assert [stage.name for stage in judged] == [*EVERY_STAGE[:place], *end, *EVERY_STAGE[place:]]
     always = [stage.name for stage in planned(slots, "method.fine_tuning.kind=always").stages]
-    assert always == [*EVERY_STAGE[:place], *end[2:], *EVERY_STAGE[place:]]
+    assert always == [*EVERY_STAGE[:place], *end[4:], *EVERY_STAGE[place:]]
 
 
 def test_fine_tuning_after_a_run_keeps_all_but_the_final_student(done: Any) -> None:

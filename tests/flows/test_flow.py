@@ -193,7 +193,7 @@ def test_fine_tuned_students_relabel_the_pool_and_the_final_one_is_fine_tuned(
     made = statuses(finished)
     assert set(made.values()) == {"MADE"}
     ours = [name for name in made if name.startswith("fine-tuning")]
-    assert len(ours) == 2 + 3 * 2 + 2
+    assert len(ours) == 4 + 3 * 2 + 2
     assert len(made) == STAGES_OF_TWO + len(ours) + 1  # final/before-fine-tuning
     assert set(task_states(finished.run_id, len(made))["Completed"]) == set(made)
     judged = rows_of(values, "fine-tuning/judge", "predictions.parquet")

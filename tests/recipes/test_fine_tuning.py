@@ -14,7 +14,9 @@ from retort.records.mckd import MckdResult
 from retort.records.result import Champion
 from retort.steps.base import Step
 
-PROOF = ["fine-tuning/judge", "fine-tuning/selection"]
+JUDGE = ["fine-tuning/judge", "fine-tuning/selection"]
+PROOF = ["fine-tuning/judge-0", "fine-tuning/judge-1", *JUDGE]
+ALONE = ["fine-tuning/judge-0", *JUDGE]
 RELABELING = [
     *(f"fine-tuning/{what}-{index}" for what in ("student", "test", "cross-labels") for index in (0, 1)),
     "fine-tuning/pseudolabels",
@@ -72,7 +74,7 @@ def _rows_behind(do: Recorder, labels: ArtifactRef) -> set[str]:
 @pytest.mark.parametrize(
     ("stages", "selection", "verdicts", "expected"),
     [
-        (1, "better", [], ["fine-tuning/student", "fine-tuning/before", *PROOF, *TUNED]),
+        (1, "better", [], ["fine-tuning/student", "fine-tuning/before", *ALONE, *TUNED]),
         (2, "always", [], [*PROOF, *RELABELING, *TUNED]),
         (2, "better", [True], [*PROOF, *RELABELING, *TUNED]),
         (2, "better", [False], [*PROOF, *TUNED]),
@@ -104,7 +106,7 @@ def test_fine_tuned_students_relabel_the_pool_again_if_relabeling_was_kept(
 @pytest.mark.parametrize(
     ("stages", "selection", "verdicts", "expected"),
     [
-        (1, "better", [], ["fine-tuning/student", "fine-tuning/before", *PROOF, "final/student"]),
+        (1, "better", [], ["fine-tuning/student", "fine-tuning/before", *ALONE, "final/student"]),
         (2, "always", [], [*PROOF, "final/student"]),
         (3, "better", [True, False], [*PROOF, "final/student"]),
     ],
@@ -124,6 +126,13 @@ def test_where_it_is_rejected_the_final_student_is_the_one_without_it(
     assert {step.key for step in never.made("train-student")} == {step.key for step in do.made("train-student")}
 
 
+def test_no_more_judge_side_by_side_than_there_are_folds() -> None:
+    do = Recorder()
+    run(do, config_with(stages=2, partitions=5))
+    judges = do.made("cross-validate")
+    assert [(step.name, step.params["only"]) for step in judges] == [(f"fine-tuning/judge-{n}", [n]) for n in range(3)]
+
+
 def test_always_needs_no_proof() -> None:
     do = Recorder()
     result = run(do, config_with("always", stages=2))
@@ -137,7 +146,7 @@ def test_always_needs_no_proof() -> None:
 def test_the_dev_set_judges_a_student_that_was_fine_tuned_on_the_whole_labeled_set() -> None:
     do = Recorder()
     result = run(do, config_with(stages=2, judge="dev"), judge="dev")
-    assert end(do) == ["fine-tuning/judged", *PROOF, *RELABELING, *TUNED]
+    assert end(do) == ["fine-tuning/judged", *JUDGE, *RELABELING, *TUNED]
     judged = named(do, "fine-tuning/judge")
     assert (judged.kind, judged.input("gold")) == ("evaluate", result.data.judge)
     assert do.of(judged.input("student")).input("labels") == result.data.labeled
@@ -150,11 +159,16 @@ def test_what_is_compared_is_a_student_of_the_kept_stage_before_and_after(verdic
     do = Recorder(verdicts)
     result = run(do, config_with(stages=3, selection="better"))
     kept = result.rounds[stage - 1]
-    judge, verdict = named(do, "fine-tuning/judge"), named(do, "fine-tuning/selection")
-    assert judge.input("start") == kept.students[0]
-    assert judge.input("labels") == result.data.labeled == result.data.judge
-    assert (judge.params["folds"], judge.params["training"]["epochs"]) == (3, 7)
-    tuned = [judge, named(do, "final/student")]
+    judges = [step for step in do.steps if step.kind == "cross-validate"]
+    for judge in judges:
+        assert judge.input("start") == kept.students[0]
+        assert judge.input("labels") == result.data.labeled == result.data.judge
+        assert (judge.params["folds"], judge.params["training"]["epochs"]) == (3, 7)
+    assert [judge.params["only"] for judge in judges] == [[0, 2], [1]], "as many side by side as students"
+    verdict, gathered = named(do, "fine-tuning/selection"), named(do, "fine-tuning/judge")
+    assert [ref.key for ref in gathered.inputs["parts"]] == [judge.key for judge in judges]
+    assert gathered.input("gold") == result.data.judge
+    tuned = [*judges, named(do, "final/student")]
     assert {step.params["interpolation"] for step in tuned} == {0.75}, "what is judged is what is shipped"
     assert "interpolation" not in named(do, "final/before-fine-tuning").params
     assert verdict.inputs["reigning"] == kept.judge_scores[:1]
@@ -189,7 +203,8 @@ def test_no_student_that_judges_has_seen_the_labeled_set(verdicts: list[bool]) -
     assert judged
     for scores in judged:
         assert rows_of(do, do.of(scores).input("student")) == {"pool"}
-    assert rows_of(do, named(do, "fine-tuning/judge").input("start")) == {"pool"}
+    for judge in do.made("cross-validate"):
+        assert rows_of(do, judge.input("start")) == {"pool"}
     assert rows_of(do, result.final_student) == {"pool", "labeled"}
 
 

@@ -239,8 +239,9 @@ def test_fine_tuned_students_have_a_row_after_the_stages(tuned: Report) -> None:
     assert row.scores["slot_f1"].value == pytest.approx((3 / 4 + 1) / 2)
     assert row.note == "those of stage 1, on the labeled set"
     assert summary.final.note == "labels of the fine-tuned students, fine-tuned"
-    # The judgement and its verdict; of two students the training, scores and cross-labels; labels and their quality.
-    assert row.seconds == 2 + 2 * 3 + 2
+    # Two parts of the judgement, the whole and its verdict; of two students the training, scores and cross-labels;
+    # labels and their quality.
+    assert row.seconds == 4 + 2 * 3 + 2
 
 
 def test_the_final_student_s_training_before_fine_tuning_is_part_of_its_cost(tuned: Report) -> None:
@@ -268,7 +269,7 @@ def test_the_reason_of_fine_tuning(tuned: Report, tmp_path: Path) -> None:
         "seen by +100.0 (95 % interval +100.0 to +100.0; better in 100% of resamples, 10% needed). So the students "
         "that relabel the pool last and the final student had it."
     ) in reason
-    worse = {"fine-tuning/judge": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"}}
+    worse = {"fine-tuning/judge-": {"l0": "[IN:PLAY ]", "l1": "[IN:PLAY ]"}}
     rejected = summary_of(synthetic(tmp_path, worse, method=TUNED, baselines=[]))
     assert "Fine-tuning on the labeled set was rejected: it changed a student's slot F1 on 2 judg" in rejected.reason
     assert rejected.final.note == "labels of stage 1"

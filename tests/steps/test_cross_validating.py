@@ -17,7 +17,14 @@ from retort.data.partitions import folds_of
 from retort.errors import StageFailed
 from retort.io.parquet import Row, read_rows
 from retort.recipes.execute import made_or_found, make
-from retort.recipes.mckd.steps import cross_validate, evaluate_student, fine_tune, ingest, select_fine_tuning
+from retort.recipes.mckd.steps import (
+    cross_validate,
+    evaluate_student,
+    fine_tune,
+    gather_folds,
+    ingest,
+    select_fine_tuning,
+)
 from retort.recipes.mckd.steps import train_student as trained_on
 from retort.records.base import ArtifactRef
 from retort.records.mckd import Data
@@ -144,6 +151,22 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> tuple[list[set[str]], list[set[s
     return learned, asked
 
 
+def test_folds_side_by_side_give_the_same_scores(build: Build) -> None:
+    config = build(epochs=4)
+    data = data_of(config)
+    start = before(config, data)
+    whole = made(config, cross_validate(config, "fine-tuning/judge", start, data))
+    steps = [cross_validate(config, f"fine-tuning/judge-{part}", start, data, part=part, parts=3) for part in range(3)]
+    assert [step.siblings for step in steps] == [3, 3, 3]
+    parts = tuple(made(config, step.model_copy(update={"siblings": 1})) for step in steps)  # as many threads as `whole`
+    assert [part.rows for part in parts] == [6, 3, 3]
+    gathered = made(config, gather_folds(config, "fine-tuning/judge", parts, data))
+    assert predictions(config, gathered) == predictions(config, whole)
+    scores = [Scores.open(open_store(config.store), ref).scores() for ref in (gathered, whole)]
+    assert scores[0] == scores[1]
+    assert gathered.metrics == whole.metrics
+
+
 def test_each_fold_begins_with_the_same_student(build: Build) -> None:
     """With nothing to learn, the judgement is the student's own, whatever the folds."""
     config = build(epochs=0.01)
@@ -222,6 +245,8 @@ def test_fewer_rows_than_folds_are_judged_one_by_one(build: Build, monkeypatch: 
     judged = made(config, cross_validate(config, "fine-tuning/judge", before(config, data), data))
     assert len(predictions(config, judged)) == 3
     assert list(map(len, asked)) == [1, 1, 1]
+    none = made(config, cross_validate(config, "fine-tuning/judge", before(config, data), data, part=3, parts=4))
+    assert (none.rows, none.metrics, len(asked)) == (0, {}, 3)
     assert len(folds_of(["a", "b", "c"], FOLDS, 0)) == 3
 
 
@@ -242,5 +267,6 @@ def test_its_key_holds_the_folds_the_epochs_and_the_start(build: Build) -> None:
         cross_validate(one, "fine-tuning/judge", student, data).key
         for one, student in ((config, start), (build(folds=3), start), (build(epochs=7), start), (config, other))
     }
-    assert len(keys) == 4
+    keys |= {cross_validate(config, "any", start, data, part=part, parts=2).key for part in range(2)}
+    assert len(keys) == 6
     assert cross_validate(build(confidence=0.9), "any", start, data).key in keys, "the verdict's business"

@@ -16,7 +16,7 @@ from retort.artifacts.pseudolabels import open_rows
 from retort.artifacts.scores import PREDICTED, PREDICTIONS, SCORES
 from retort.artifacts.students import HISTORY, MODEL
 from retort.config import ExecutionConfig, MckdConfig
-from retort.data.partitions import in_cells
+from retort.data.partitions import folds_of, in_cells
 from retort.io.parquet import PSEUDOLABELS, write_rows
 from retort.metrics.scores import score
 from retort.problems import problem_for
@@ -226,7 +226,12 @@ def _make_student_scores(
     problem = problem_for(step.problem)
     said = next((labels for name, labels in wrong.items() if step.name.startswith(name)), {})
     rows: list[dict[str, Any]] = []
-    for example in Examples.open(context.store, gold).gold():
+    examples = Examples.open(context.store, gold).gold()
+    if isinstance(step, CrossValidate):
+        folds = folds_of([example.example_id for example in examples], step.folds, step.seed)
+        held = {at for number, fold in enumerate(folds) if number in step.only for at in fold}
+        examples = [example for at, example in enumerate(examples) if at in held]
+    for example in examples:
         predicted = example.label
         if example.example_id in said:
             predicted = problem.parse(example.text, said[example.example_id])  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from retort.recipes.mckd.steps import (
     evaluate_labels,
     evaluate_student,
     fine_tune,
+    gather_folds,
     is_accepted,
     select_fine_tuning,
     start_from,
@@ -57,7 +58,7 @@ async def finish(
         # Never from the champion: it was fine-tuned on the rows that judge here.
         students = (await do(final_step(config, f"{RUN}/student", data, kept_stage, labels, None)),)
         scores = await do(evaluate_student(config, f"{RUN}/before", students[0], data.judge))
-    tuning = await prove(config, data, stage, students[0], scores, do)
+    tuning = await prove(config, data, stage, students, scores, do)
     if not tuning.accepted:
         return tuning, await trained(FINAL, labels)
     if kept_stage == 1:
@@ -84,18 +85,30 @@ def final_step(
 
 
 async def prove(
-    config: MckdConfig, data: Data, stage: int, student: ArtifactRef, scores: ArtifactRef, do: Do
+    config: MckdConfig, data: Data, stage: int, students: Sequence[ArtifactRef], scores: ArtifactRef, do: Do
 ) -> FineTuning:
-    """Test on the judging rows whether fine-tuning makes a stage's student better, which has the `scores` there."""
+    """Test on the judging rows whether fine-tuning makes a stage's first student better, which has the `scores`
+    there."""
     if config.fine_tuning.kind == "always":
         return FineTuning(stage=stage, selection=None, accepted=True)
     if config.evaluation.judge == "dev":
-        tuned = await do(fine_tune(config, f"{RUN}/judged", student, data))
+        tuned = await do(fine_tune(config, f"{RUN}/judged", students[0], data))
         judged = await do(evaluate_student(config, f"{RUN}/judge", tuned, data.judge))
     else:
-        judged = await do(cross_validate(config, f"{RUN}/judge", student, data))
+        judged = await cross_validated(config, data, students, do)
     verdict = await do(select_fine_tuning(config, f"{RUN}/selection", scores, judged))
     return FineTuning(stage=stage, selection=verdict, accepted=is_accepted(verdict))
+
+
+async def cross_validated(config: MckdConfig, data: Data, students: Sequence[ArtifactRef], do: Do) -> ArtifactRef:
+    """The scores that a stage's first student would have on the labeled set, each fold's after it was fine-tuned on the
+    others. Like the stage's students, as many trainings go on side by side."""
+    size = min(len(students), config.fine_tuning.folds)
+    parts = await together(
+        do(cross_validate(config, f"{RUN}/judge-{part}", students[0], data, part=part, parts=size))
+        for part in range(size)
+    )
+    return await do(gather_folds(config, f"{RUN}/judge", parts, data))
 
 
 async def fine_tune_all(

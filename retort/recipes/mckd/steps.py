@@ -25,7 +25,7 @@ from retort.records.mckd import Data, MckdResult
 from retort.records.result import Champion
 from retort.report.mckd.step import ReportMckd
 from retort.steps.cross_label import CrossLabel
-from retort.steps.cross_validate import CrossValidate
+from retort.steps.cross_validate import CrossValidate, GatherFolds
 from retort.steps.evaluate import EvaluateLabels, EvaluateStudent
 from retort.steps.gate import Gate
 from retort.steps.hygiene import CheckHygiene
@@ -181,11 +181,27 @@ def fine_tune(
     return step.model_copy(update={"interpolation": config.fine_tuning.interpolation})
 
 
-def cross_validate(config: MckdConfig, name: str, student: ArtifactRef, data: Data) -> CrossValidate:
-    """Score what fine-tuning would make of a student, on the labeled set itself."""
-    tuning = dict(fine_tune(config, name, student, data))
-    folds, resamples = config.fine_tuning.folds, config.evaluation.resamples
-    return CrossValidate(**tuning, folds=folds, metrics=config.metrics, resamples=resamples)
+def cross_validate(
+    config: MckdConfig, name: str, student: ArtifactRef, data: Data, *, part: int = 0, parts: int = 1
+) -> CrossValidate:
+    """Score what fine-tuning would make of a student, on every `parts`-th fold of the labeled set itself."""
+    tuning, folds = dict(fine_tune(config, name, student, data, siblings=parts)), config.fine_tuning.folds
+    metrics, resamples = config.metrics, config.evaluation.resamples
+    only = tuple(range(part, folds, parts))
+    return CrossValidate(**tuning, folds=folds, only=only, metrics=metrics, resamples=resamples)
+
+
+def gather_folds(config: MckdConfig, name: str, parts: tuple[ArtifactRef, ...], data: Data) -> GatherFolds:
+    """Score what fine-tuning would make of a student on the whole labeled set."""
+    return GatherFolds(
+        name=name,
+        problem=config.problem,
+        metrics=config.metrics,
+        resamples=config.evaluation.resamples,
+        seed=config.method.seed,
+        parts=parts,
+        gold=data.labeled,
+    )
 
 
 def gold_training(config: MckdConfig, epochs: float) -> TrainingConfig:
