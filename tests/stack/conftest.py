@@ -26,6 +26,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SILENCE_SECONDS = 60
+PATIENCE_SECONDS = 900.0
+"""Until a test gives up on something: far longer than anything takes, also on a busy machine."""
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -35,18 +37,18 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def wait_until(what: str, seconds: float, seen: Callable[[], Any]) -> Any:
+def wait_until(what: str, seen: Callable[[], Any]) -> Any:
     """What `seen` gives as soon as that is true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE_SECONDS
     while not (found := seen()):
         if time.monotonic() > end:
-            pytest.fail(f"not within {seconds} s: {what}")
+            pytest.fail(f"not within {PATIENCE_SECONDS} s: {what}")
         time.sleep(0.25)
     return found
 
 
 @pytest.fixture(scope="session", name="wait_until")
-def waiting() -> Callable[[str, float, Callable[[], Any]], Any]:
+def waiting() -> Callable[[str, Callable[[], Any]], Any]:
     return wait_until
 
 
@@ -114,7 +116,13 @@ class Stack:
 
     def command(self, *command: str) -> str:
         done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=180, check=False
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -207,12 +215,15 @@ class Stack:
         runs = self.ask("flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [parent_id]}}})
         return {run["name"]: run for run in runs}
 
-    def end_of(self, run_id: str, seconds: float) -> dict[str, Any]:
+    def end_of(self, run_id: str) -> dict[str, Any]:
         def ended() -> dict[str, Any] | None:
             run = self.run(run_id)
             return run if run["state_type"] in FINAL else None
 
-        run: dict[str, Any] = wait_until(f"the end of run {run_id}", seconds, ended)
+        try:
+            run: dict[str, Any] = wait_until(f"the end of run {run_id}", ended)
+        except pytest.fail.Exception as error:
+            pytest.fail(f"{error}\n{self.told(self.run(run_id))}")
         return run
 
     def told(self, run: dict[str, Any]) -> str:
@@ -256,11 +267,11 @@ def stack(
                     command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
                 )
             started.append(process)
-        wait_until("the Prefect server answers", 120, lambda: answers(f"{api}/health"))
+        wait_until("the Prefect server answers", lambda: answers(f"{api}/health"))
         options = ["--silence-seconds", str(SILENCE_SECONDS), "--webhook", webhook[0]]
         built.command(sys.executable, "infra/setup_server.py", *options)
         built.command(str(BIN / "prefect"), "--no-prompt", "deploy", "--all")
-        wait_until("the MLflow server answers", 120, lambda: answers(f"{mlflow}/health"))
+        wait_until("the MLflow server answers", lambda: answers(f"{mlflow}/health"))
         yield built
     finally:
         built.stop()

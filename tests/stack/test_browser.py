@@ -66,7 +66,7 @@ def test_a_run_from_the_form_with_a_wrong_value_and_an_override(
 
     runs = stack.runs_of("mckd")
     assert len(runs) == before + 1, "the wrong value had started a run"
-    run = stack.end_of(runs[0]["id"], 120)
+    run = stack.end_of(runs[0]["id"])
     assert run["state_type"] == "COMPLETED", stack.told(run)
     assert run["parameters"]["stages"] == 1
     assert run["parameters"]["overrides"] == ["student.training.epochs=20"]
@@ -90,27 +90,27 @@ def test_a_failed_stage_is_retried_with_the_button(
     values["student"]["training"]["epochs"] = 300
     values["execution"] = {"device": "cpu", "student_pool": "gpu-student"}
     parent = stack.start_run("mckd/mckd", config=stack.write_config(values))
-    wait_until("the student trains", 120, lambda: stack.at_work("student-a"))
+    wait_until("the student trains", lambda: stack.at_work("student-a"))
     child = stack.children(parent)["final/student"]
     os.kill(int(stack.run(child["id"])["infrastructure_pid"].rpartition(":")[2]), signal.SIGKILL)
-    assert stack.end_of(child["id"], 60)["state_type"] == "CRASHED"
-    assert stack.end_of(parent, 60)["state_type"] == "FAILED"
+    assert stack.end_of(child["id"])["state_type"] == "CRASHED"
+    assert stack.end_of(parent)["state_type"] == "FAILED"
 
     # Prefect 3.8.8: a worker that is given a run again while it still cleans up after it ends itself.
-    wait_until("the worker has cleaned up", 60, lambda: stack.is_idle("student-a"))
+    wait_until("the worker has cleaned up", lambda: stack.is_idle("student-a"))
     time.sleep(2)
     page.goto(f"{stack.ui}/runs/flow-run/{child['id']}")
     page.get_by_role("button", name="Retry").click()
     page.screenshot(path=pictures / "prefect-retry.png")
     page.get_by_role("dialog").get_by_role("button", name="Retry").click()
-    wait_until("the child is on its way again", 30, lambda: stack.run(child["id"])["state_type"] != "CRASHED")
-    retried = stack.end_of(child["id"], 120)
+    wait_until("the child is on its way again", lambda: stack.run(child["id"])["state_type"] != "CRASHED")
+    retried = stack.end_of(child["id"])
     assert retried["state_type"] == "COMPLETED", stack.told(retried)
     page.goto(f"{stack.ui}/runs/flow-run/{parent}")
     page.get_by_role("button", name="Retry").click()
     page.get_by_role("dialog").get_by_role("button", name="Retry").click()
-    wait_until("the parent is on its way again", 30, lambda: stack.run(parent)["state_type"] != "FAILED")
-    done = stack.end_of(parent, 180)
+    wait_until("the parent is on its way again", lambda: stack.run(parent)["state_type"] != "FAILED")
+    done = stack.end_of(parent)
     assert done["state_type"] == "COMPLETED", stack.told(done)
     assert {name: run["run_count"] for name, run in stack.children(parent).items()} == {
         "final/student": 2,

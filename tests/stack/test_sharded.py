@@ -20,8 +20,6 @@ TEXTS, ASKED = 2900, 2900 + 12
 HELD = 1500
 """The row that the teacher does not answer until its shard's worker is dead."""
 WORKERS = ("student-a", "student-b", "student-c")
-CRASH_SECONDS = 150.0
-"""60 s of silence, 30 s between heartbeats, and a busy machine."""
 SAFE_SECONDS = 6.0
 """After which a completion is in the ledger."""
 STEPS = ("stage0/pseudolabels", "stage1/cross-labels-0", "stage1/cross-labels-1", "stage1/pseudolabels", "final/test")
@@ -54,20 +52,20 @@ def test_a_worker_dies_in_mid_shard_and_nothing_is_asked_twice(
         for name in WORKERS:
             stack.ensure_worker(name, "gpu-student")
         parent = stack.start_run("mckd/mckd", config=stack.write_config(values | sharded))
-        wait_until("all but one row are answered", 400, lambda: server.answered.total() == ASKED - 1)
+        wait_until("all but one row are answered", lambda: server.answered.total() == ASKED - 1)
         time.sleep(SAFE_SECONDS)
         shards = stack.children(parent)
         assert len(shards) == 3
         running = {name: run for name, run in shards.items() if run["state_type"] == "RUNNING"}
-        wait_until("the other shards end", 60, lambda: len(running_children(stack, parent)) == 1)
+        wait_until("the other shards end", lambda: len(running_children(stack, parent)) == 1)
         ((victim, run),) = running_children(stack, parent).items()
         assert victim in running
         worker = next(name for name in WORKERS if runs_on(stack, run, name))
         stack.kill_worker(worker)
         server.heal()
 
-        assert stack.end_of(run["id"], CRASH_SECONDS)["state_type"] == "CRASHED"
-        done = stack.end_of(parent, 900)
+        assert stack.end_of(run["id"])["state_type"] == "CRASHED"
+        done = stack.end_of(parent)
         assert done["state_type"] == "COMPLETED", stack.told(done)
         assert set(server.answered.values()) == {1}
         assert server.answered.total() == ASKED
@@ -81,7 +79,7 @@ def test_a_worker_dies_in_mid_shard_and_nothing_is_asked_twice(
 
         alone = {"store": {"root": str(tmp_path / "undisturbed")}, "execution": {"device": "cpu"}}
         config = stack.write_config(values | alone)
-        subprocess.run(["retort", "run", config], cwd=ROOT, env=stack.environment, check=True, timeout=600)
+        subprocess.run(["retort", "run", config], cwd=ROOT, env=stack.environment, check=True, timeout=900)
     undisturbed = Store(str(tmp_path / "undisturbed"))
     assert {name: files(store, name) for name in STEPS} == {name: files(undisturbed, name) for name in STEPS}
 
