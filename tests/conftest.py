@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -69,21 +69,21 @@ def s3_rclone(aws_environment: None, tmp_path_factory: pytest.TempPathFactory) -
     command = [str(rclone), "serve", "s3", str(folder), "--addr", address, "--auth-key", f"{KEY},{SECRET}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(f"http://{address}", seconds=30)
+        _wait_for(f"http://{address}")
         yield f"http://{address}", BUCKET
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(120)
 
 
-def _wait_for(url: str, seconds: float) -> None:
-    end = time.monotonic() + seconds
+def _wait_for(url: str) -> None:
+    end = time.monotonic() + 120
     while True:
         try:
-            urlopen(url, timeout=1).close()
-        except URLError as error:
-            if hasattr(error, "code"):
-                return  # it answers, if only to refuse
+            urlopen(url, timeout=10).close()
+        except HTTPError:
+            return  # it answers, if only to refuse
+        except OSError:
             if time.monotonic() > end:
                 raise
             time.sleep(0.1)
@@ -183,11 +183,11 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             patch.setenv(name, value)
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            _wait_for(f"{environment['PREFECT_API_URL']}/health", seconds=120)
+            _wait_for(f"{environment['PREFECT_API_URL']}/health")
             yield environment["PREFECT_API_URL"]
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 @pytest.fixture

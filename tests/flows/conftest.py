@@ -91,7 +91,7 @@ def run_there(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[.
 
     def run(values: dict[str, Any], folder: Path, *options: str) -> dict[str, Any]:
         process = start_command(values, folder, *options)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         finished: dict[str, Any] = json.loads(out.splitlines()[-1])
         return finished
@@ -105,7 +105,7 @@ def task_states(prefect_api: str) -> Callable[[str, int], dict[str, Counter[str]
 
     def now(run_id: str) -> dict[str, Counter[str]]:
         body = {"flow_runs": {"id": {"any_": [run_id]}}, "limit": 200}
-        answer = httpx.post(f"{prefect_api}/task_runs/filter", json=body)
+        answer = httpx.post(f"{prefect_api}/task_runs/filter", json=body, timeout=60)
         answer.raise_for_status()
         states: dict[str, Counter[str]] = {}
         for task_run in answer.json():
@@ -113,7 +113,7 @@ def task_states(prefect_api: str) -> Callable[[str, int], dict[str, Counter[str]
         return states
 
     def ask(run_id: str, num_tasks: int) -> dict[str, Counter[str]]:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while time.monotonic() < end:  # task runs reach the server as events, some time after they happened
             states = now(run_id)
             if not states.keys() & {"Pending", "Running"} and sum(map(Counter.total, states.values())) >= num_tasks:
@@ -155,7 +155,7 @@ def artifact(prefect_api: str) -> Callable[[str, str], str]:
 
     def read(run_id: str, key: str) -> str:
         body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}}
-        (found,) = httpx.post(f"{prefect_api}/artifacts/filter", json=body).json()
+        (found,) = httpx.post(f"{prefect_api}/artifacts/filter", json=body, timeout=60).json()
         return str(found["data"])
 
     return read

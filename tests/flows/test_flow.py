@@ -72,7 +72,10 @@ def test_the_pictures_are_on_the_runs_page(first: Any, artifact: Callable[[str, 
 
 def test_every_artifact_on_the_runs_page_says_what_it_is(first: Any, prefect_api: str) -> None:
     body = {"artifacts": {"flow_run_id": {"any_": [first.run_id]}}}
-    said = {one["key"]: one["description"] for one in httpx.post(f"{prefect_api}/artifacts/filter", json=body).json()}
+    said = {
+        one["key"]: one["description"]
+        for one in httpx.post(f"{prefect_api}/artifacts/filter", json=body, timeout=60).json()
+    }
     assert {"report", "scores", "scores-by-stage", "timeline"} <= set(said)
     assert all(said.values())
     assert first.summary.conclusion.startswith(said["report"])

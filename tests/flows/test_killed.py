@@ -5,10 +5,8 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +69,14 @@ def test_a_killed_run_repeats_no_finished_stage_and_ends_with_the_same_scores(
 
 def kill_at(point: set[str], process: subprocess.Popen[str], made: Callable[[], set[str]]) -> None:
     """SIGKILL to the command, its fork server and its children at once."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not (point <= made() and workers(process.pid)):
         if process.poll() is not None:
             pytest.fail(f"ended before it was killed: {process.communicate()}")
         assert time.monotonic() < end, f"never came to {point}"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -93,19 +91,23 @@ def contents(manifests: dict[str, bytes]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def attempts(prefect_api: str) -> Callable[[str], dict[str, tuple[str, int]]]:
-    """State and number of attempts of each task run of the flow run of this name."""
+def attempts(prefect_api: str) -> Callable[..., dict[str, tuple[str, int]]]:
+    """State and number of attempts of each task run of the flow run of this name, once these tasks have ended."""
 
     def now(name: str) -> dict[str, tuple[str, int]]:
-        answer = httpx.post(f"{prefect_api}/task_runs/filter", json={"flow_runs": {"name": {"any_": [name]}}})
+        body = {"flow_runs": {"name": {"any_": [name]}}}
+        answer = httpx.post(f"{prefect_api}/task_runs/filter", json=body, timeout=60)
         answer.raise_for_status()
         return {run["name"]: (run["state_name"], run["run_count"]) for run in answer.json()}
 
-    def ask(name: str) -> dict[str, tuple[str, int]]:
-        end = time.monotonic() + 30
-        while {state for state, _ in now(name).values()} & {"Pending", "Running"} and time.monotonic() < end:
-            time.sleep(0.2)  # task runs reach the server as events, some time after they happened
-        return now(name)
+    def ask(name: str, *tasks: str) -> dict[str, tuple[str, int]]:
+        end = time.monotonic() + 120
+        while True:  # task runs reach the server as events, some time after they happened
+            found = now(name)
+            if all(found.get(task, ("", 0))[0] in ("Completed", "Failed") for task in {*tasks, *found}):
+                return found
+            assert time.monotonic() < end, found
+            time.sleep(0.2)
 
     return ask
 
@@ -115,7 +117,7 @@ def test_a_child_that_is_killed_once_is_retried_and_the_run_succeeds(
     tiny_slots: dict[str, Any],
     configured: Build,
     run_here: Callable[[dict[str, Any]], Any],
-    attempts: Callable[[str], dict[str, tuple[str, int]]],
+    attempts: Callable[..., dict[str, tuple[str, int]]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -123,21 +125,24 @@ def test_a_child_that_is_killed_once_is_retried_and_the_run_succeeds(
         tiny_slots, tmp_path / "store", name="killed-child", method__stages=1, student__training__epochs=100
     )
     killed: list[int] = []
-    send = child_process._Child.send
+    done_by = child_process._done_by
 
-    def send_and_kill(child: Any, message: bytes) -> None:
-        send(child, message)
-        if ForkingPickler.loads(message).args[1].name == "final/student" and not killed:
-            killed.append(child._process.pid)
-            threading.Timer(0.3, os.kill, (child._process.pid, signal.SIGKILL)).start()
+    async def killed_at_work(child: Any, call: Any, seconds: float, on_progress: Callable[..., None]) -> Any:
+        def told(*progress: Any) -> None:
+            on_progress(*progress)
+            if call.args[1].name == "final/student" and not killed:
+                killed.append(child._process.pid)
+                os.kill(child._process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(child_process._Child, "send", send_and_kill)
+        return await done_by(child, call, seconds, told)
+
+    monkeypatch.setattr(child_process, "_done_by", killed_at_work)
     finished = run_here(values)
     assert len(killed) == 1
     assert finished.summary.final.scores["slot_f1"].n == 20
-    counts = {name: count for name, (_, count) in attempts("killed-child").items()}
-    assert {name for name, count in counts.items() if count != 1} == {"final/student"}
-    assert attempts("killed-child")["final/student"] == ("Completed", 2)
+    ended = attempts("killed-child", "final/student")
+    assert {name for name, (_, count) in ended.items() if count != 1} == {"final/student"}
+    assert ended["final/student"] == ("Completed", 2)
 
 
 @pytest.mark.slow
@@ -145,7 +150,7 @@ def test_bad_data_is_not_retried(
     tiny_slots: dict[str, Any],
     configured: Build,
     run_here: Callable[[dict[str, Any]], Any],
-    attempts: Callable[[str], dict[str, tuple[str, int]]],
+    attempts: Callable[..., dict[str, tuple[str, int]]],
     tmp_path: Path,
 ) -> None:
     test = Path(shutil.copy(tiny_slots["data"]["test"], tmp_path / "test.jsonl"))
@@ -155,5 +160,5 @@ def test_bad_data_is_not_retried(
     values = configured(tiny_slots, tmp_path / "store", name="bad-data", data__test=str(test))
     with pytest.raises(DataError, match=json.loads(first)["id"]):
         run_here(values)
-    assert attempts("bad-data")["ingest/test"] == ("Failed", 1)
-    assert attempts("bad-data")["ingest/unlabeled"] == ("Completed", 1)
+    ended = attempts("bad-data", "ingest/test", "ingest/unlabeled")
+    assert (ended["ingest/test"], ended["ingest/unlabeled"]) == (("Failed", 1), ("Completed", 1))

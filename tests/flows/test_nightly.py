@@ -89,4 +89,4 @@ def test_nights_with_new_rows_a_refusal_a_promotion_and_nothing_new(
     assert last.promotion.outcome == "reigns"
     assert reigning_version(tracking["uri"], "nights").version == champion.version
     assert "nothing new" in artifact(last.finished.run_id, "night")
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300

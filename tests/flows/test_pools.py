@@ -209,7 +209,9 @@ async def test_each_student_holds_a_gpu_and_the_teacher_all(
         async with gpus_for(TRAIN_STUDENT, HERE):
             pass
     for gpu in range(2):
-        httpx.post(f"{server}/v2/concurrency_limits/", json={"name": f"gpu-{gpu}", "limit": 1}).raise_for_status()
+        httpx.post(
+            f"{server}/v2/concurrency_limits/", json={"name": f"gpu-{gpu}", "limit": 1}, timeout=60
+        ).raise_for_status()
 
     held: list[str] = []
     most = 0

@@ -16,7 +16,7 @@ RETORT = str(Path(sys.executable).with_name("retort"))
 def retort(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "100"}
     return subprocess.run(
-        [RETORT, *arguments], capture_output=True, text=True, env=environment, timeout=180, check=False
+        [RETORT, *arguments], capture_output=True, text=True, env=environment, timeout=900, check=False
     )
 
 
@@ -54,7 +54,7 @@ def test_a_run_and_the_same_run_again(prefect_api: str, new_job: Any, tmp_path: 
 
 def artifacts(api: str, run_id: str) -> set[str]:
     body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
-    return {one["key"] for one in httpx.post(f"{api}/artifacts/filter", json=body).json()}
+    return {one["key"] for one in httpx.post(f"{api}/artifacts/filter", json=body, timeout=60).json()}
 
 
 def test_what_is_wrong_ends_it_at_once_with_a_sentence(job: Any) -> None:

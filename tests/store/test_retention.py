@@ -265,13 +265,15 @@ def test_readers_and_a_sweep_at_the_same_time(publish: Callable[..., ArtifactRef
 
         def sweep(holding: Holding = holding, start: threading.Barrier = start, late: bool = number % 2 == 1) -> None:
             start.wait()
-            time.sleep(late * 5e-3)  # so that on any machine, each comes first in some rounds
+            time.sleep(late * 5e-3)
             retire(Store(store.root), holding, time.time() - 3600)
 
         thread = threading.Thread(target=sweep)
         thread.start()
         start.wait()
         time.sleep((number % 12) * 1e-3)
+        if number == 0:
+            thread.join()  # so that on any machine, one comes too late
         if store.reuse("tiny", step) is None:
             missed += 1
         else:

@@ -364,7 +364,7 @@ def check_unreachable(endpoint_url: str) -> None:
     start = time.monotonic()
     with pytest.raises(StoreUnavailable, match=f"{endpoint_url} cannot be reached for bucket 'b'"):
         Store("s3://b/x", endpoint_url).check_writable()
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 def test_endpoint_that_refuses_connections_answers_soon(aws_environment: None) -> None:

@@ -9,16 +9,18 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import psutil
 import pytest
 
 from retort.errors import ChildCrashed, ChildKilled, ChildOutOfMemory, ChildTimedOut, DataError, RetortError
-from tasks import gpu_locks
+from tasks import child_process, gpu_locks
 from tasks.child_main import LOOK_SECONDS, PROGRESS_EVERY_SECONDS
 from tasks.child_process import end_waiting, in_child, together, warm_up
 from tasks.gpu_locks import Place, give_back, lock_of, take
+from vllm_teacher import gone
 
 # Children import this file's functions by the name that pytest gave it, so they live in a module of their own.
 CHILDREN = '''
@@ -63,7 +65,7 @@ def sleep(pid_file, progress):
     with open(pid_file + ".new", "w") as file:
         file.write(str(os.getpid()))
     os.replace(pid_file + ".new", pid_file)
-    time.sleep(60)
+    time.sleep(600)
 
 def start_and_fail(pid_file, progress):
     while not os.path.exists(pid_file):
@@ -110,7 +112,7 @@ def keep_too_much(progress):
     return os.getpid()
 
 def leave_a_process(progress):
-    subprocess.Popen(["sleep", "60"])
+    subprocess.Popen(["sleep", "600"])
     return os.getpid()
 
 def leave_a_thread(progress):
@@ -135,11 +137,11 @@ from tasks.gpu_locks import Place
 
 async def main():
     if sys.argv[3] == "sleep":
-        await in_child(sleep, sys.argv[2], timeout_seconds=60)
+        await in_child(sleep, sys.argv[2], timeout_seconds=600)
     with open(sys.argv[2] + ".new", "w") as file:
         file.write(str(await in_child(pid, timeout_seconds=60, place=Place())))
     os.replace(sys.argv[2] + ".new", sys.argv[2])
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 
 if __name__ == "__main__":
     asyncio.run(main())
@@ -239,13 +241,23 @@ async def test_canceled_together_none_is_left(child: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["sleep", "spin"])
-async def test_a_timeout_ends_the_process(child: Any, name: str, tmp_path: Path) -> None:
+async def test_a_timeout_ends_the_process(
+    child: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid_file = tmp_path / "pid"
+    late_once_there(pid_file, monkeypatch)
     started = time.monotonic()
-    with pytest.raises(ChildTimedOut, match="stage_timeout_seconds = 2"):
-        await ended(getattr(child, name), str(pid_file), timeout_seconds=2)
-    assert time.monotonic() - started < 4
+    with pytest.raises(ChildTimedOut, match="stage_timeout_seconds = 1000"):
+        await ended(getattr(child, name), str(pid_file), timeout_seconds=1000)
+    assert time.monotonic() - started < 300, "it did not end by itself"
     assert not psutil.pid_exists(int(pid_file.read_text()))
+
+
+def late_once_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour passes as soon as the file exists."""
+    now = time.monotonic
+    late = SimpleNamespace(monotonic=lambda: now() + 3600 * file.exists())
+    monkeypatch.setattr(child_process, "time", late)
 
 
 async def test_cancelling_ends_the_process(child: Any, tmp_path: Path) -> None:
@@ -269,7 +281,7 @@ async def test_cancelling_while_it_starts_leaves_no_child(child: Any, tmp_path: 
     assert not pid_file.exists() or not psutil.pid_exists(int(pid_file.read_text()))
 
 
-async def written(file: Path, seconds: float = 30) -> str:
+async def written(file: Path, seconds: float = 300) -> str:
     end = time.monotonic() + seconds
     while not file.exists():
         assert time.monotonic() < end, f"{file} did not appear"
@@ -284,12 +296,12 @@ async def test_a_child_ends_with_a_parent_that_was_killed(child: Any, name: str,
     folder = str(Path(child.__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])}
     parent = subprocess.Popen([sys.executable, str(script), folder, str(pid_file), name], env=environment)
-    pid = int(await written(pid_file, seconds=60))
+    pid = int(await written(pid_file))
     assert psutil.pid_exists(pid)
     parent.send_signal(signal.SIGKILL)
-    parent.wait(10)
-    end = time.monotonic() + 10
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    parent.wait(60)
+    end = time.monotonic() + 120
+    while not gone(pid):
         assert time.monotonic() < end, "the child outlived its parent"
         await asyncio.sleep(0.05)
 
@@ -379,10 +391,14 @@ async def test_a_child_that_keeps_something_does_not_stay(child: Any, name: str)
 
 
 @pytest.mark.usefixtures("none_waits")
-async def test_a_child_that_stayed_is_ended_by_a_timeout_and_by_cancelling(child: Any, tmp_path: Path) -> None:
+async def test_a_child_that_stayed_is_ended_by_a_timeout_and_by_cancelling(
+    child: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = await stays(child.pid)
+    late_once_there(tmp_path / "first", monkeypatch)
     with pytest.raises(ChildTimedOut):
-        await stays(child.spin, str(tmp_path / "first"), timeout_seconds=1)
+        await stays(child.spin, str(tmp_path / "first"), timeout_seconds=1000)
+    monkeypatch.undo()
     assert int((tmp_path / "first").read_text()) == first
     assert not psutil.pid_exists(first)
 
@@ -449,8 +465,8 @@ async def test_a_waiting_child_leaves_its_gpu_to_another_process(
     lock.write_text("1")  # as if process 1 had taken it
     with lock.open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        end = time.monotonic() + 10
-        while psutil.pid_exists(first) and psutil.Process(first).status() != psutil.STATUS_ZOMBIE:
+        end = time.monotonic() + 60
+        while not gone(first):
             assert time.monotonic() < end, "it keeps the GPU's memory"
             await asyncio.sleep(0.05)
     assert await stays(child.pid, place=place) != first

@@ -58,6 +58,6 @@ def serving(model: str, *options: str, token: str | None = None) -> Iterator[Ser
 
 def is_healthy(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health").status_code == 200
+        return httpx.get(f"{url}/health", timeout=60).status_code == 200
     except httpx.TransportError:
         return False

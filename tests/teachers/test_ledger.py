@@ -286,7 +286,7 @@ if job == "write":
     with LedgerWriter(ledger, delay_seconds=float(delay)) as writer:
         for number, entry in zip(numbers, entries):
             writer.add(entry)
-            print(number, time.monotonic(), flush=True)
+            print(number, time.time(), flush=True)
             time.sleep(0.002)
 elif job == "add":
     for entry in entries:
@@ -336,7 +336,7 @@ def go(*processes: subprocess.Popen[str]) -> None:
 
 def finish(*processes: subprocess.Popen[str]) -> None:
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == 0
 
 
@@ -351,17 +351,18 @@ def test_two_processes_append_at_once(folder: Store, look: Look, start: Start) -
 def test_a_killed_writer_loses_only_what_came_last(folder: Store, look: Look, start: Start) -> None:
     process = start("write", 0, 100_000, 0.5)
     go(process)
-    time.sleep(2.5)
+    wait_for(lambda: len(shard_files(folder)) >= 3)
+    time.sleep(0.2)  # somewhere between two shards
     process.kill()
-    killed = time.monotonic()
     assert process.stdout
     lines = [line.split() for line in process.stdout.read().splitlines()]
     added = {int(line[0]): float(line[1]) for line in lines if len(line) == 2}
     lost = [list(added)[position] for position in look(folder).missing(list(added))]
-    assert len(added) > 200
-    assert len(lost) < len(added) / 2
-    assert all(added[number] > killed - 0.5 - 0.4 for number in lost)  # 0.4 s to write a shard, on a busy machine
-    assert lost == list(added)[-len(lost) :]
+    assert lost == list(added)[len(added) - len(lost) :]
+    # The last shard has all that came until it was begun, which was after the one before had been written.
+    before_last = sorted(file.stat().st_mtime for file in shard_files(folder))[-2]
+    assert all(added[number] > before_last for number in lost)
+    assert len(added) > len(lost)
 
 
 def test_compaction_while_another_process_appends_and_a_reader_reads(folder: Store, look: Look, start: Start) -> None:
@@ -383,7 +384,7 @@ def test_compaction_while_another_process_appends_and_a_reader_reads(folder: Sto
     assert lookup.ledger.damaged == []
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -162,14 +162,14 @@ def test_an_engine_that_is_killed() -> None:
 
 
 def test_an_engine_that_hangs() -> None:
-    with opened(tensor_parallel=2, stall_seconds=1) as client:
+    with opened(tensor_parallel=2, stall_seconds=3) as client:
         answering = client.ask(map(new_request, itertools.count()))
         next(answering)
         os.kill(client.engines[0].pid, signal.SIGSTOP)
         stopped = time.monotonic()
-        with pytest.raises(TeacherUnavailable, match=r"hung.*teacher\.stall_seconds = 1"):
+        with pytest.raises(TeacherUnavailable, match=r"hung.*teacher\.stall_seconds = 3"):
             list(answering)
-        assert 0.5 < time.monotonic() - stopped < 10
+        assert 0.5 < time.monotonic() - stopped < 50
     assert gone(client.engines[0].pid)
 
 
@@ -197,7 +197,7 @@ def test_an_engine_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.monotonic()
     with pytest.raises(TeacherUnavailable, match=r"not ready after teacher\.start_seconds = 0\.5"):
         opened(start_seconds=0.5).__enter__()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 50, "the engine sleeps for 60 s"
 
 
 def test_leaving_early_and_asking_again() -> None:

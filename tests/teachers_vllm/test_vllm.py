@@ -246,7 +246,7 @@ def test_a_killed_parent(tiny_causal: Path) -> None:
         parent.kill()
         killed = time.monotonic()
         while not gone(engine):
-            assert time.monotonic() - killed < 3
+            assert time.monotonic() - killed < 60
             time.sleep(0.05)
 
 
