@@ -37,7 +37,7 @@ def test_a_worker_can_load_it(deployment: dict[str, Any], tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert loaded.returncode == 0, loaded.stderr
     told = json.loads(loaded.stdout.splitlines()[-1])

@@ -49,7 +49,7 @@ def test_a_killed_run_repeats_no_finished_stage_and_ends_with_the_same_scores(
     tmp_path: Path,
 ) -> None:
     root = tmp_path / "store"
-    values = configured(tiny_slots, root, student__training__epochs=10)
+    values = configured(tiny_slots, root, student__training__epochs=20)
     seen: dict[str, bytes] = {}
     for point in POINTS:
         kill_at(point, start_command(values, tmp_path), lambda: set(manifests(root)))

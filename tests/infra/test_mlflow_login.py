@@ -106,7 +106,7 @@ def test_it_does_not_start_without_a_password(tmp_path: Path) -> None:
         env=environment(tmp_path, MLFLOW_FLASK_SERVER_SECRET_KEY="0123abcd" * 4, MLFLOW_AUTH_ADMIN_PASSWORD=""),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode != 0

@@ -58,14 +58,14 @@ def installed(site: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedP
     def start(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         command = [site.parents[2] / "bin" / program, *arguments]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600
         )
 
     return start
 
 
 def _checked(command: list[str | Path]) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

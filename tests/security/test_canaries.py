@@ -46,7 +46,7 @@ class Stack(NamedTuple):
     def call(self, *command: str) -> tuple[int, str]:
         """(exit code, all that it printed)"""
         process = self.start(*command)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out + err
 
     def retort(self, *arguments: str) -> tuple[int, str]:

@@ -35,7 +35,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
     whole = trained(Lines())
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     store, key = Store(str(tmp_path)), "k" * 64
     lines, checkpoint = Lines(), StoredCheckpoint(store, key)

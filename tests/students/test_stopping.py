@@ -125,7 +125,7 @@ def test_killed_and_resumed_gives_the_same_bytes_and_the_same_history(tmp_path: 
     die_at = expected.kept_step + after_best
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(die_at)]
     environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     resumed = Rows()
     history = fitted(resumed, training(), checkpoint=StoredCheckpoint(Store(str(tmp_path)), "k" * 64))

@@ -122,10 +122,10 @@ def bare_python(tmp_path_factory):
     place = tmp_path_factory.mktemp("bare")
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     python = place / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True, timeout=600)
     wanted = [f"onnxruntime=={onnxruntime.__version__}", f"numpy=={np.__version__}"]
     command = [uv, "pip", "install", "--quiet", "--python", str(python), *wanted]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"the package index gave no {' and '.join(wanted)}: {done.stderr}"
     return python
 
@@ -137,9 +137,9 @@ def test_the_scorer_runs_where_nothing_else_is_installed(lesson, student, folder
     lines = [json.dumps({"id": place, **dict(zip(names, row, strict=True))}) for place, row in enumerate(rows)]
     (tmp_path / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     missing = "import importlib.util as u, sys; sys.exit(any(map(u.find_spec, ['torch', 'retort', 'transformers'])))"
-    subprocess.run([str(bare_python), "-I", "-c", missing], check=True, timeout=60)
+    subprocess.run([str(bare_python), "-I", "-c", missing], check=True, timeout=600)
     command = [str(bare_python), "-I", str(SCORER), str(folder), str(tmp_path / "answers.jsonl")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     scored = [json.loads(line) for line in done.stdout.splitlines()]
     expected = np.concatenate(list(predict(student.weights, EncodedRows(rows, lesson.vocabulary))))

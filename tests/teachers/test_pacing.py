@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -33,12 +34,12 @@ def test_a_run_waits_no_longer_than_it_may(endpoint_server: EndpointServer) -> N
 
 
 def test_waiting_counts_only_while_nothing_is_answered(endpoint_server: EndpointServer) -> None:
-    endpoint_server.fail(endpoint_server.error(500, "hm", Retry_After="0.2"), times=6, item="row 00000")
+    endpoint_server.fail(endpoint_server.error(500, "hm", Retry_After="0.2"), times=12, item="row 00000")
     endpoint_server.delay_seconds = 0.01
-    outcomes, facts = asked(endpoint_server, 150, concurrency=2, run_wait_seconds=0.9)
-    all_answered_once(endpoint_server, outcomes, 150)
-    assert facts["retries"] == 6
-    assert facts["waited_seconds"] < 0.9
+    outcomes, facts = asked(endpoint_server, 300, concurrency=2, retries=20, run_wait_seconds=2.0)
+    all_answered_once(endpoint_server, outcomes, 300)
+    assert facts["retries"] == 12
+    assert facts["waited_seconds"] < 2.0
 
 
 def test_several_requests_that_wait_at_once_wait_once(endpoint_server: EndpointServer) -> None:
@@ -46,7 +47,7 @@ def test_several_requests_that_wait_at_once_wait_once(endpoint_server: EndpointS
     outcomes, facts = asked(endpoint_server, 8, concurrency=8)
     all_answered_once(endpoint_server, outcomes, 8)
     assert facts["retries"] == 8
-    assert 0.25 < facts["waited_seconds"] < 1.5
+    assert 0.25 < facts["waited_seconds"] < 8 * 0.3
 
 
 def test_a_row_waits_no_longer_than_it_may(endpoint_server: EndpointServer) -> None:
@@ -66,6 +67,13 @@ def test_a_row_that_is_always_too_much_is_set_aside_alone(endpoint_server: Endpo
 
 
 # Shared limits
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def waiting(stop: threading.Event) -> Iterator[CompletionRequest]:
@@ -96,7 +104,8 @@ def test_two_processes_share_a_limit(
         rate = (sum(endpoint_server.answered.values()) - before) / (time.monotonic() - start)
         stop.set()
         assert min(first.result(), second.result()) > 0
-    assert 0 < rate < 30, "20 a second of both, and 40 if they did not share; a busy machine may be slower"
+    # A busy machine may be slower, or send in one second what two may have.
+    assert 0 < rate < 38, "20 a second of both, and 40 if they did not share"
     assert not [path for path in (tmp_path / "ledger" / "limits").rglob("*") if path.is_file()]
 
 
@@ -105,35 +114,36 @@ def test_who_shares_a_limit(tmp_path: Path) -> None:
     teacher = config("http://a/v1", requests_per_minute=60)
     others = [config("http://b/v1"), config("http://a/v1", body={"top_k": 1}, api_key="${K}")]
     with (
-        SharedLimit(others[0], store, lambda _: None, 0.05),
-        SharedLimit(others[1], store, lambda _: None, 0.05),
-        SharedLimit(teacher, store, counts.append, 0.05),
+        SharedLimit(others[0], store, lambda _: None, 1.0),
+        SharedLimit(others[1], store, lambda _: None, 1.0),
+        SharedLimit(teacher, store, counts.append, 1.0),
     ):
         assert counts[0] == 2, "the one with the same address and model, whatever else it sends"
-    with SharedLimit(teacher, store, counts.append, 0.05):
+    with SharedLimit(teacher, store, counts.append, 1.0):
         assert counts[-1] == 1
 
 
 def test_one_that_was_killed_counts_for_a_while_only(tmp_path: Path) -> None:
     store, counts = Store(str(tmp_path)), list[int]()
     teacher = config("http://a/v1", requests_per_minute=60)
-    killed = SharedLimit(teacher, store, lambda _: None, 0.05)
+    killed = SharedLimit(teacher, store, lambda _: None, 0.2)
     store.place.write(killed._path, b"")
-    with SharedLimit(teacher, store, counts.append, 0.05):
-        time.sleep(0.8)
-    assert (counts[0], counts[-1]) == (2, 1)
+    with SharedLimit(teacher, store, counts.append, 0.2):
+        assert counts[0] == 2
+        wait_until(lambda: counts[-1] == 1)
 
 
 def test_a_store_that_is_gone_for_a_moment_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, counts = Store(str(tmp_path)), list[int]()
     with SharedLimit(config("http://a/v1"), store, counts.append, 0.02) as shared:
+        failures: SimpleQueue[None] = SimpleQueue()
 
         def gone(*_: object) -> None:
+            failures.put(None)
             raise StoreUnavailable("gone")
 
         monkeypatch.setattr(shared._place, "write", gone)
-        time.sleep(0.2)
+        wait_until(lambda: failures.qsize() > 3)
         monkeypatch.undo()
         known = len(counts)
-        time.sleep(0.2)
-        assert len(counts) > known
+        wait_until(lambda: len(counts) > known)
