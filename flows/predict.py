@@ -61,9 +61,8 @@ async def _predicted(job: PredictionJob, found: FoundStudent, split: SplitTexts,
     rows = await do(split)
     shards = await asyncio.to_thread(text_shards, job, found, rows)
     made = await do_shards("predict", shards, do)
-    tally = await asyncio.to_thread(gather_answers, job, found, rows, shards, made)
-    await asyncio.to_thread(found.store.discard, rows.kind, rows.key)
-    return tally
+    # The rows stay until `retort maintain` frees them: another prediction of the same file may be reading them.
+    return await asyncio.to_thread(gather_answers, job, found, rows, shards, made)
 
 
 if __name__ == "__main__":

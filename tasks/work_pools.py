@@ -8,6 +8,7 @@ page, its parent simply finds the artifact when it is retried.
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -131,10 +132,10 @@ async def _ended(
     client: PrefectClient, settings: RunSettings, step: Step, pool: str
 ) -> tuple[FlowRun, State[ArtifactRef]]:
     """The step's run, started here or in progress, once it has ended, and how it ended."""
-    runs = await _runs_of(client, step)
+    runs = await _runs_of(client, settings, step)
     # It may have been started by this parent before it was killed, by another parent, or retried by a person.
     in_progress = next((run for run in runs if run.state and not run.state.is_final()), None)
-    child = in_progress or await _start(client, settings, step, pool, earlier=len(runs))
+    child = in_progress or await _start(client, settings, step, pool, runs)
     _waiting.add(child.id)
     is_begun = False
     try:
@@ -149,17 +150,16 @@ async def _ended(
     return child, child.state
 
 
-async def _runs_of(client: PrefectClient, step: Step) -> list[FlowRun]:
-    """Every run of this step so far, newest first."""
-    tags = FlowRunFilterTags(all_=[_tag(step)])
+async def _runs_of(client: PrefectClient, settings: RunSettings, step: Step) -> list[FlowRun]:
+    """Every run of this step into this store so far, newest first."""
+    tags = FlowRunFilterTags(all_=[_tag(settings, step)])
     return await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(tags=tags), sort=FlowRunSort.EXPECTED_START_TIME_DESC
     )
 
 
-async def _start(client: PrefectClient, settings: RunSettings, step: Step, pool: str, earlier: int) -> FlowRun:
-    """`earlier` is the number of runs so far. It makes two parents that start the step at the same time get the same
-    run."""
+async def _start(client: PrefectClient, settings: RunSettings, step: Step, pool: str, runs: list[FlowRun]) -> FlowRun:
+    """`runs` are those so far. Two parents that start the step at the same time know the same, so they get one run."""
     deployment = await deployment_on(client, pool)
     parameters: dict[str, Any] = {
         "name": step.name,
@@ -171,14 +171,23 @@ async def _start(client: PrefectClient, settings: RunSettings, step: Step, pool:
         client=client,
         parameters=parameters,
         flow_run_name=step.name,
-        tags=[_tag(step), step.kind, settings.name],
-        idempotency_key=f"{step.key}:{earlier}",
+        tags=[_tag(settings, step), step.kind, settings.name],
+        # Not their number, which a run that has ended would answer to again once somebody deletes an older one.
+        idempotency_key=digest([_run_key(settings, step), *sorted(str(run.id) for run in runs)]),
         timeout=0,
     )
 
 
-def _tag(step: Step) -> str:
-    return f"step:{step.key[:16]}"
+def _tag(settings: RunSettings, step: Step) -> str:
+    return f"step:{_run_key(settings, step)[:16]}"
+
+
+def _run_key(settings: RunSettings, step: Step) -> str:
+    """What the runs of a step have in common. Equal steps of two stores have the same key, but a run makes the artifact
+    in one store only."""
+    address = settings.store.address
+    root = address.rstrip("/") if "://" in address else str(Path(address).absolute())
+    return digest([root, settings.store.server, step.key])
 
 
 def write_order(settings: RunSettings, step: Step) -> str:

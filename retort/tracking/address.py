@@ -15,6 +15,8 @@ from retort.errors import ConfigError, TrackingUnavailable
 from retort.io import http
 
 ANSWER_SECONDS = 5.0
+PAGE_SECONDS = 30.0
+"""Timeout for one page of an answer, which may take long on a busy server."""
 _SQLITE = "sqlite:///"
 
 
@@ -61,6 +63,23 @@ def get(uri: str, path: str, query: Mapping[str, str], seconds: float = ANSWER_S
     return http.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{path}", params=query, timeout=timeout, **_credentials())
 
 
+def get_json(uri: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+    """As `get`: the server's JSON; empty if it does not have what was requested. Raises TrackingUnavailable."""
+    place = f"tracking.uri = '{without_secrets(uri)}'"
+    try:
+        response = get(uri, path, query, PAGE_SECONDS)
+        body: dict[str, Any] = response.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise TrackingUnavailable(f"{place} cannot be reached ({type(error).__name__})") from error
+    except ValueError as error:
+        raise TrackingUnavailable(f"{place} answers {path} with {response.status_code} and no JSON") from error
+    if response.status_code == 200:
+        return body
+    if body.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
+        return {}
+    raise TrackingUnavailable(f"{place} refuses {path}: {response.status_code} {str(body.get('message', ''))[:300]}")
+
+
 _ADDRESS = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+|databricks(-uc)?(://.*)?|file:.+|[^:]+")
 
 
@@ -92,7 +111,8 @@ def read_only(file: Path) -> Iterator[sqlite3.Connection]:
 def is_current(uri: str, run_id: str) -> bool:
     """Whether the tracking run still exists, so that nothing needs to be logged again.
 
-    `uri` may contain `${VAR}`. False if the server cannot be reached; always True for databases other than SQLite.
+    `uri` may contain `${VAR}`. Always True for databases other than SQLite. Raises TrackingUnavailable if the server or
+    the database does not say.
     """
     uri = expand(uri)
     if is_server(uri):
@@ -107,17 +127,16 @@ def _in_database(file: Path, run_id: str) -> bool:
     query = "SELECT 1 FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
     try:
         with read_only(file) as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone():
+                return False  # not initialized by MLflow yet
             return database.execute(query, (run_id,)).fetchone() is not None
-    except sqlite3.Error:
-        return False
+    except sqlite3.Error as error:
+        raise TrackingUnavailable(f"tracking.uri = '{_SQLITE}{file}' cannot be read: {error}") from error
 
 
 def _on_server(uri: str, run_id: str) -> bool:
-    try:
-        response = get(uri, "runs/get", {"run_id": run_id})
-    except httpx.HTTPError:
-        return False
-    return response.status_code == 200 and response.json()["run"]["info"].get("lifecycle_stage", "active") == "active"
+    run = get_json(uri, "runs/get", {"run_id": run_id}).get("run")
+    return run is not None and run["info"].get("lifecycle_stage", "active") == "active"
 
 
 def _credentials() -> dict[str, Any]:

@@ -9,20 +9,16 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import httpx
-
 from retort.config import expand
 from retort.errors import ConfigError, TrackingUnavailable
 from retort.records.base import Record
-from retort.tracking.address import database_file, get, is_server, read_only, without_secrets
+from retort.tracking.address import database_file, get_json, is_server, read_only
 from retort.tracking.mlflow_runs import ARTIFACT_KEY, connected
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACT = "retort.artifact"
 AT_ONCE = 1000
 """Entries per page: MLflow's maximum for registered models."""
-PAGE_SECONDS = 30.0
-"""Timeout for one page, which may take long on a busy server."""
 # No quotes, since the name is used in MLflow's filters; no slashes or colons, since MLflow refuses them.
 _ADDRESS = re.compile(r"(?:models:/)?(?P<model>[^/:@'\"\s]+)(?:@(?P<alias>[\w-]+)|/0*(?P<version>[0-9]{1,9}))")
 
@@ -129,9 +125,9 @@ def _find(uri: str, model: str, alias: str | None, number: str | None) -> ModelV
     if not is_server(uri):
         known = _read(uri, model)
         return next((v for v in known if (alias in v.aliases if alias else v.version == number)), None)
-    aliases = _aliases(_get(uri, "registered-models/get", {"name": model}).get("registered_model"))
+    aliases = _aliases(get_json(uri, "registered-models/get", {"name": model}).get("registered_model"))
     wanted = aliases.get(model, {}).get(alias) if alias else number
-    response = _get(uri, "model-versions/get", {"name": model, "version": wanted}) if wanted else {}
+    response = get_json(uri, "model-versions/get", {"name": model, "version": wanted}) if wanted else {}
     return _from_server(response["model_version"], aliases) if response else None
 
 
@@ -164,7 +160,7 @@ def _on_server(uri: str, model: str | None) -> list[ModelVersion]:
         aliases = _aliases(*_pages(uri, "registered-models/search", {}, "registered_models"))
         query = {}
     else:
-        aliases = _aliases(_get(uri, "registered-models/get", {"name": model}).get("registered_model"))
+        aliases = _aliases(get_json(uri, "registered-models/get", {"name": model}).get("registered_model"))
         query = {"filter": f"name = '{model}'"}
     return [_from_server(one, aliases) for one in _pages(uri, "model-versions/search", query, "model_versions")]
 
@@ -185,28 +181,11 @@ def _pages(uri: str, path: str, query: Mapping[str, str], entries: str) -> Itera
     token = ""
     while True:
         page = {**query, "max_results": str(AT_ONCE), **({"page_token": token} if token else {})}
-        response = _get(uri, path, page)
+        response = get_json(uri, path, page)
         yield from response.get(entries, [])
         token = response.get("next_page_token", "")
         if not token:
             return
-
-
-def _get(uri: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
-    """The server's JSON; empty if it does not have what was requested. Raises TrackingUnavailable."""
-    place = f"tracking.uri = '{without_secrets(uri)}'"
-    try:
-        response = get(uri, path, query, PAGE_SECONDS)
-        body: dict[str, Any] = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise TrackingUnavailable(f"{place} cannot be reached ({type(error).__name__})") from error
-    except ValueError as error:
-        raise TrackingUnavailable(f"{place} answers {path} with {response.status_code} and no JSON") from error
-    if response.status_code == 200:
-        return body
-    if body.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
-        return {}
-    raise TrackingUnavailable(f"{place} refuses {path}: {response.status_code} {str(body.get('message', ''))[:300]}")
 
 
 def _with_client(uri: str, model: str | None) -> list[ModelVersion]:

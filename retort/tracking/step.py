@@ -44,10 +44,7 @@ class Track(Step):
 
     def is_projected(self, store: Store) -> bool:
         """Whether the artifact is in the store and MLflow still shows it: the run, and this verdict on the version,
-        which another night may have overwritten.
-
-        Normally False if the server cannot be reached, but may raise TrackingUnavailable.
-        """
+        which another night may have overwritten. Raises TrackingUnavailable if MLflow does not say."""
         manifest = store.find(self.artifact_kind, self.key)
         tracked = manifest and TrackingRun.open(store, store.ref(manifest)).tracked()
         if not tracked or not is_current(self.uri, tracked.run_id):
@@ -60,5 +57,7 @@ class Track(Step):
         )
 
     def refresh(self, store: Store) -> None:
+        """Raises TrackingUnavailable, and discards nothing, while MLflow is away: by the artifact, `retort maintain`
+        knows where students are registered."""
         if not self.is_projected(store):
             store.discard(self.artifact_kind, self.key)

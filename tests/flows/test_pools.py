@@ -5,11 +5,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Failed
 
+from any_step import AnyStep
 from flows import steps
 from retort.config import (
     ClassificationConfig,
@@ -18,6 +23,8 @@ from retort.config import (
     GateConfig,
     MckdConfig,
     MergeConfig,
+    RunSettings,
+    StoreConfig,
     TrainingConfig,
     TransformersConfig,
     VllmConfig,
@@ -37,7 +44,7 @@ from retort.steps.train_grid import TrainGrid
 from retort.steps.train_student import TrainStudent
 from retort.steps.train_tinybert import TrainTinyBert
 from retort.store.opening import open_store
-from tasks import gpu_locks
+from tasks import gpu_locks, work_pools
 from tasks.gpu_slots import SHARED_GPUS, gpus_for
 from tasks.work_pools import check_work_pools, read_order, work_pool_of, write_order
 
@@ -234,3 +241,30 @@ async def test_each_student_holds_a_gpu_and_the_teacher_all(
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     async with gpus_for(MERGE_LABELS, HERE) as place:
         assert place.environment == {}
+
+
+async def test_a_run_is_shared_by_the_parents_of_one_store_alone(server: str, tmp_path: Path) -> None:
+    step = AnyStep(name="shared")
+    here, other = (
+        RunSettings(name="run", store=StoreConfig(root=str(tmp_path / name)), execution=HERE) for name in ("a", "b")
+    )
+    async with get_client() as client:
+        pool = await client.create_work_pool(WorkPoolCreate(name=f"pool-{uuid4().hex}", type="process"))
+        flow = await client.create_flow_from_name(work_pools.STEP_FLOW)
+        await client.create_deployment(flow, "on-pool", work_pool_name=pool.name)
+
+        first = await work_pools._start(client, here, step, pool.name, [])
+        assert (await work_pools._start(client, here, step, pool.name, [])).id == first.id, "at the same time"
+        elsewhere = await work_pools._start(client, other, step, pool.name, [])
+        assert elsewhere.id != first.id
+        assert elsewhere.parameters["store"]["root"] == str(tmp_path / "b")
+        for settings, own in ((here, first), (other, elsewhere)):
+            assert [run.id for run in await work_pools._runs_of(client, settings, step)] == [own.id]
+
+        second = await work_pools._start(client, here, step, pool.name, [first])
+        await client.set_flow_run_state(second.id, Failed(), force=True)
+        await client.delete_flow_run(first.id)
+        left = await work_pools._runs_of(client, here, step)
+        assert [run.id for run in left] == [second.id]
+        third = await work_pools._start(client, here, step, pool.name, left)
+        assert third.id not in (first.id, second.id), "not the one that has failed"

@@ -19,7 +19,10 @@ from fault_proxy import FaultProxy
 from retort.commands.maintain import maintain
 from retort.config import MckdConfig
 from retort.errors import ConfigError, StoreUnavailable, TrackingUnavailable
+from retort.recipes.execute import make
 from retort.records.base import ArtifactRef
+from retort.serving.shards import SplitTexts
+from retort.serving.texts import Fields
 from retort.store import StepOutput, Store
 from retort.store.ancestry import ancestors
 from retort.store.bucket import Bucket
@@ -373,3 +376,17 @@ def test_the_command_refuses(aged: Aged, command: Command, config_file: Callable
     assert (code, len(err.splitlines())) == (2, 1)
     with pytest.raises(ConfigError, match="RETORT_TEST_NO_SUCH"):
         maintain(with_registry(config, "${RETORT_TEST_NO_SUCH}"))
+
+
+def test_the_rows_of_a_prediction_are_freed_once_they_are_old(tmp_path: Path) -> None:
+    config, store = bare(tmp_path)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"id": "1", "text": "a"}\n')
+    step = SplitTexts(
+        name="predict/split", content="c", fields=Fields("text", "id"), rows_of_shard=1, source=str(texts)
+    )
+    make(config.run_settings, step, 0, lambda *_: None)
+    assert maintain(config, delete=True).freed == {}
+    age(store)
+    assert maintain(config, delete=True).freed.keys() == {"shard-rows", "pointers"}
+    assert listing(config) == {}

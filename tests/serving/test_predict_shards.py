@@ -95,3 +95,27 @@ def test_what_cannot_be_is_told_at_once(
     assert "--pool 'nowhere': give --shard-rows as well" in err
     with pytest.raises(ConfigError, match="standard input cannot be split"):
         split_texts(job_of(classes_student, Path("-"), tmp_path / "out.jsonl"), Fields("text", "id"), 10)
+
+
+@pytest.mark.slow
+def test_a_prediction_that_ends_leaves_the_rows_to_another_of_the_same_file(
+    prefect_api: str, classes_student: Trained, requests: Path, tmp_path: Path
+) -> None:
+    whole, first, second = (tmp_path / f"{name}.jsonl" for name in ("whole", "first", "second"))
+    job = job_of(classes_student, requests, second)
+    predict_file(job_of(classes_student, requests, whole))
+    found, fields = prepared(job)
+    settings = classes_student.config.run_settings.model_copy(update={"execution": ExecutionConfig(device="cpu")})
+    split = make(settings, split_texts(job, fields, 10), 0, lambda *_: None)
+
+    command = [RETORT, "predict", classes_student.student.uri, str(requests), "--out", str(first)]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_api}
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--shard-rows", "10"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+    shards = text_shards(job, found, split)
+    made = [make(settings, shard, 0, lambda *_: None) for shard in shards]
+    gather_answers(job, found, split, shards, made)
+    assert second.read_bytes() == whole.read_bytes()

@@ -15,6 +15,7 @@ import pytest
 from retort.config import MckdConfig
 from retort.errors import ConfigError, GateRefused, TrackingUnavailable
 from retort.tracking import registry
+from retort.tracking.address import is_current
 from retort.tracking.promotion import promote, rollback
 from retort.tracking.registry import ModelVersion, find_version, reigning_version, versions
 
@@ -204,3 +205,11 @@ def test_a_server_that_is_away_or_no_mlflow_is_one_sentence_without_the_password
     _wait_for(f"{addresses['server']}/health")
     with pytest.raises(TrackingUnavailable, match=r"answers registered-models/get with 404 and no JSON"):
         versions(f"{addresses['server']}/elsewhere", "alpha")
+
+
+def test_a_server_says_that_a_run_is_gone(addresses: dict[str, str]) -> None:
+    _wait_for(f"{addresses['server']}/health")
+    run_id = versions(addresses["server"], "alpha")[0].run_id
+    for way in ("database", "server"):
+        assert is_current(addresses[way], run_id)
+        assert not is_current(addresses[way], "0" * 32)

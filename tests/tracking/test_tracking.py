@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from retort.artifacts.reports import TRACKED
+from retort.artifacts.reports import TRACKED, Tracked, write_tracked
 from retort.config import ExecutionConfig, MckdConfig, TrackingConfig
 from retort.errors import ConfigError, TrackingUnavailable
 from retort.recipes.mckd.steps import track
@@ -199,7 +199,8 @@ def server() -> Iterator[str]:
             stage = "deleted" if self.path.endswith("-deleted") else "active"
             self.send_response(200 if known else 404)
             self.end_headers()
-            self.wfile.write(json.dumps({"run": {"info": {"lifecycle_stage": stage}}}).encode())
+            run, unknown = {"run": {"info": {"lifecycle_stage": stage}}}, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
+            self.wfile.write(json.dumps(run if known else unknown).encode())
 
         def log_message(self, *_: object) -> None: ...
 
@@ -219,7 +220,9 @@ def test_a_server_that_is_away_is_one_sentence_without_the_password() -> None:
     with pytest.raises(TrackingUnavailable, match=r"tracking.uri = 'http://127.0.0.1:9' cannot be reached") as caught:
         check_reachable(uri)
     assert "secret" not in str(caught.value)
-    assert not is_current(uri, "known")
+    with pytest.raises(TrackingUnavailable, match=r"tracking.uri = 'http://127.0.0.1:9' cannot be reached") as caught:
+        is_current(uri, "known")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_lets_nobody_in_is_told_before_a_run() -> None:
@@ -329,3 +332,43 @@ def test_flattened_names_are_legal_and_values_text() -> None:
 def test_addresses_lose_their_secrets() -> None:
     assert without_secrets("https://user:pass@host:1/x") == "https://host:1/x"
     assert without_secrets("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"
+
+
+def test_while_mlflow_does_not_answer_the_artifact_stays(tracking: Tracking, tmp_path: Path) -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        answer = (0, b"")
+
+        def do_GET(self) -> None:
+            status, body = Proxy.answer
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    store = tracking.run.store
+    write_tracked(tmp_path, Tracked(experiment_id="1", run_id="known", url="", open_with="", model="m", version="1"))
+    with HTTPServer(("127.0.0.1", 0), Proxy) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        step = track_step(tracking.run, f"http://127.0.0.1:{http.server_port}")
+        store.publish(step, tmp_path, StepOutput(rows=1), 1.0, "run")
+        for Proxy.answer in ((503, b"away"), (502, b"{}"), (404, b"no such backend"), (200, b"starting")):
+            with pytest.raises(TrackingUnavailable, match=r"tracking\.uri = 'http://127"):
+                step.refresh(store)
+            assert store.find(step.artifact_kind, step.key)
+
+        Proxy.answer = (404, b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}')
+        step.refresh(store)
+        assert not store.find(step.artifact_kind, step.key), "the run is gone"
+        store.publish(step, tmp_path, StepOutput(rows=1), 1.0, "run")
+        http.shutdown()
+    with pytest.raises(TrackingUnavailable, match="cannot be reached"):
+        step.refresh(store)
+    assert store.find(step.artifact_kind, step.key)
+
+
+def test_a_database_that_cannot_be_read_does_not_say_that_a_run_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.write_text("this is no database, but a text that is long enough to look at" * 20)
+    with pytest.raises(TrackingUnavailable, match=r"tracking\.uri = 'sqlite:///.*mlflow\.db' cannot be read"):
+        is_current(f"sqlite:///{file}", "known")
