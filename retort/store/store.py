@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -198,13 +197,8 @@ class Store:
         if isinstance(self._place, Folder):
             read_again(partial(self._verify_file, manifest, file))
             return self._place.root / files_folder(manifest) / path
-        target = self._cache / manifest.kind / manifest.key / f"{manifest.folder}.files" / path
-        if not is_intact(target, file):
-            with scratch("download", self._cache) as draft:
-                read_again(partial(self._download_file, self._place, manifest, file, draft))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (draft / path).replace(target)
-        return target
+        folder = self._cache / manifest.kind / manifest.key / f"{manifest.folder}.files"
+        return self._in_cache(self._place, manifest, file, folder)
 
     def verify(self, manifest: Manifest) -> None:
         """Read every file and check its size and sha256. Raises DamagedArtifact."""
@@ -256,9 +250,9 @@ class Store:
     def _download(self, bucket: "Bucket", manifest: Manifest) -> Path:
         target = self._cache / manifest.kind / manifest.key / manifest.folder
         if target.is_dir():
-            if all(is_intact(target / file.path, file) for file in manifest.files):
-                return target
-            shutil.rmtree(target)
+            for file in manifest.files:
+                self._in_cache(bucket, manifest, file, target)
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch("download", self._cache) as draft:
             for file in manifest.files:
@@ -268,6 +262,17 @@ class Store:
             except OSError:
                 if not target.is_dir():  # otherwise another process has already downloaded the same files
                     raise
+        return target
+
+    def _in_cache(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> Path:
+        """The file in a folder of the cache, downloaded if it is not there or a crash has spoiled it: replaced on its
+        own, since other processes may be reading the folder."""
+        target = folder / file.path
+        if not is_intact(target, file):
+            with scratch("download", self._cache) as draft:
+                read_again(partial(self._download_file, bucket, manifest, file, draft))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (draft / file.path).replace(target)
         return target
 
     def _download_file(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> None:

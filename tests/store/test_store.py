@@ -27,6 +27,8 @@ from retort.errors import ConfigError, DamagedArtifact, StoreUnavailable
 from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.store import StepOutput, Store
+from retort.store.contents import is_intact
+from retort.store.manifest import StoredFile
 from retort.store.opening import open_store
 
 FILES = {"rows.parquet": b"rows" * 1000, "model/config.json": b"{}", "empty": b""}
@@ -426,3 +428,27 @@ def test_files_are_plain_json_and_bytes(tmp_path: Path) -> None:
     assert names == {"manifest.json", "rows.parquet", "config.json", "empty", "student-0.json"}
     pointer = json.loads((tmp_path / "store/latest/snips/stage1/student-0.json").read_text())
     assert pointer == {"kind": "students", "key": ref.key}
+
+
+def test_a_spoiled_file_of_the_cache_is_replaced_while_others_read_the_rest(
+    s3_moto: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint_url, bucket = s3_moto
+    store = Store(f"s3://{bucket}/{uuid4().hex}", endpoint_url, cache=tmp_path / "cache")
+    ref = publish(store, tmp_path / "a")
+    folder = store.fetch(ref)
+    (folder / "rows.parquet").write_bytes(b"")
+    download, seen = store.place.download, []
+
+    def watched(path: str, target: Path) -> None:
+        seen.append(contents(folder))
+        download(path, target)
+
+    monkeypatch.setattr(store.place, "download", watched)
+    assert contents(store.fetch(ref)) == FILES
+    assert seen == [{**FILES, "rows.parquet": b""}]
+
+
+def test_a_file_that_goes_while_it_is_checked_is_not_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert not is_intact(tmp_path / "gone", StoredFile(path="gone", bytes=0, sha256=""))
