@@ -7,13 +7,14 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -215,9 +216,13 @@ class Store:
             raise self._damaged(manifest, file, fault)
 
     def discard(self, kind: str, key: str) -> None:
-        """Delete an artifact if it exists: the manifest first, so that nobody finds half of it."""
-        self._place.remove(f"{artifact_folder(kind, key)}/{MANIFEST}")
-        self._place.remove(artifact_folder(kind, key))
+        """Delete an artifact if it exists: the manifest first, so that nobody finds half of it, then the files that
+        were there before, and not those of a run that finds no artifact and publishes one anew."""
+        folder = artifact_folder(kind, key)
+        manifest = f"{folder}/{MANIFEST}"
+        files = [file.path for file in self._place.walk(folder) if file.path != manifest]
+        self._place.remove(manifest)
+        self._place.remove_files(folder, files)
 
     def check_writable(self) -> None:
         """Write and delete a probe. Raises ConfigError for a folder, StoreUnavailable for a bucket."""
@@ -232,7 +237,7 @@ class Store:
             name=step.name,
             fingerprint=step.fingerprint,
             input_kinds={ref.key: ref.kind for refs in step.inputs.values() for ref in refs},
-            folder=digest([[file.path, file.sha256] for file in files])[:12],
+            folder=self._unused_folder(step, files),
             files=files,
             versions=_versions(),
             seconds=seconds,
@@ -246,6 +251,13 @@ class Store:
         data = json.dumps(manifest.model_dump(by_alias=True), ensure_ascii=False, indent=1)
         self._place.write(f"{artifact_folder(step.artifact_kind, step.key)}/{MANIFEST}", data.encode())
         return manifest
+
+    def _unused_folder(self, step: Keyed, files: Sequence[StoredFile]) -> str:
+        """Name of the folder for the artifact's files: a digest of them, unless something is there already, which a
+        sweep may be about to delete (see `retention`)."""
+        name = digest([[file.path, file.sha256] for file in files])[:12]
+        is_used = any(self._place.walk(f"{artifact_folder(step.artifact_kind, step.key)}/{name}"))
+        return uuid4().hex[:12] if is_used else name
 
     def _download(self, bucket: "Bucket", manifest: Manifest) -> Path:
         target = self._cache / manifest.kind / manifest.key / manifest.folder
