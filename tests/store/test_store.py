@@ -1,10 +1,12 @@
 """The same store on a folder, on moto and on a real S3 server."""
 
+import errno
 import json
 import math
 import multiprocessing
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -28,6 +30,7 @@ from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.store import StepOutput, Store
 from retort.store.contents import is_intact
+from retort.store.folder import Folder
 from retort.store.manifest import StoredFile
 from retort.store.opening import open_store
 
@@ -452,3 +455,20 @@ def test_a_spoiled_file_of_the_cache_is_replaced_while_others_read_the_rest(
 def test_a_file_that_goes_while_it_is_checked_is_not_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda _: True)
     assert not is_intact(tmp_path / "gone", StoredFile(path="gone", bytes=0, sha256=""))
+
+
+def test_a_file_and_its_name_are_on_disk_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, (tmp_path / "a/b").exists())))
+    Folder(tmp_path).write("a/b", b"1")
+    assert synced == [((tmp_path / "a" / "b").stat().st_ino, False), ((tmp_path / "a").stat().st_ino, True)]
+
+
+def test_a_file_system_that_cannot_sync_folders_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    Folder(tmp_path).write("a/b", b"1")
+    assert Folder(tmp_path).read("a/b") == b"1"
