@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from retort.config.base import home_expanded
 from retort.errors import ConfigError, StoreUnavailable, first_line
-from retort.io.scratch import scratch
+from retort.io.scratch import scratch, sweep
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -126,6 +126,7 @@ def _download(system: Any, sizes: dict[str, int], folder: Path) -> None:
     lacking = {name: num_bytes for name, num_bytes in sizes.items() if not _has(folder / Path(name).name, num_bytes)}
     if not lacking:
         return
+    sweep(folder.parent)  # what killed downloads left
     with scratch("weights", folder.parent) as draft:
         for name, num_bytes in lacking.items():
             _download_file(system, name, num_bytes, draft / Path(name).name)

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +19,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from retort.errors import ConfigError, DamagedArtifact
-from retort.io.scratch import scratch
+from retort.io.scratch import scratch, sweep
 from retort.records.base import ArtifactRef, Record, digest
 from retort.store.contents import fault_of, is_intact, stored_files
 from retort.store.folder import Folder
@@ -266,7 +266,7 @@ class Store:
                 self._in_cache(bucket, manifest, file, target)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch("download", self._cache) as draft:
+        with self._draft() as draft:
             for file in manifest.files:
                 read_again(partial(self._download_file, bucket, manifest, file, draft))
             try:
@@ -281,11 +281,19 @@ class Store:
         own, since other processes may be reading the folder."""
         target = folder / file.path
         if not is_intact(target, file):
-            with scratch("download", self._cache) as draft:
+            with self._draft() as draft:
                 read_again(partial(self._download_file, bucket, manifest, file, draft))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 (draft / file.path).replace(target)
         return target
+
+    @contextlib.contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """A folder to download to. What killed downloads left goes first: a machine that only serves or predicts runs
+        nothing else that would delete it."""
+        sweep(self._cache)
+        with scratch("download", self._cache) as draft:
+            yield draft
 
     def _download_file(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> None:
         try:

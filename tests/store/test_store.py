@@ -472,3 +472,17 @@ def test_a_file_system_that_cannot_sync_folders_can_be_written(tmp_path: Path, m
     monkeypatch.setattr(os, "fsync", refusing)
     Folder(tmp_path).write("a/b", b"1")
     assert Folder(tmp_path).read("a/b") == b"1"
+
+
+def test_a_download_deletes_what_killed_ones_left(
+    s3_moto: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retort.io.scratch._NEW_SECONDS", 0.0)
+    endpoint_url, bucket = s3_moto
+    store = Store(f"s3://{bucket}/{uuid4().hex}", endpoint_url, cache=tmp_path / "cache")
+    manifest = store.manifest_of(publish(store, tmp_path / "a"))
+    left = tmp_path / "cache" / "retort-scratch-download-abcdefgh"
+    for download in (lambda: store.fetch(store.ref(manifest)), lambda: store.open_file(manifest, "empty")):
+        left.mkdir(parents=True)
+        download()
+        assert not left.exists()

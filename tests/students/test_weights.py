@@ -161,3 +161,13 @@ def test_weights_from_a_bucket_are_on_disk_before_they_are_found(
     monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
     folder = in_bucket()
     assert synced >= {file.stat().st_ino for file in folder.iterdir()} != set()
+
+
+def test_a_download_deletes_what_killed_ones_left(
+    in_bucket: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retort.io.scratch._NEW_SECONDS", 0.0)
+    left = weights.downloads() / "retort-scratch-weights-abcdefgh"
+    left.mkdir(parents=True)
+    folder = in_bucket()
+    assert os.listdir(folder.parent) == [folder.name]
