@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from retort.config.base import home_expanded
 from retort.errors import ConfigError, StoreUnavailable, first_line
-from retort.io.scratch import scratch
+from retort.io.scratch import scratch, sweep
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -109,9 +110,8 @@ def _from_bucket(model: str, config: Source, endpoint_url: str | None) -> Weight
     files = sorted((entry["name"], str(entry.get("ETag", "")), entry["size"]) for entry in found)
     identity = hashlib.sha256(repr(files).encode()).hexdigest()
     local = downloads() / identity[:16]
-    if not local.exists():
-        with remote_errors(model, endpoint_url):
-            _download(system, {entry["name"]: entry["size"] for entry in found}, local)
+    with remote_errors(model, endpoint_url):
+        _download(system, {entry["name"]: entry["size"] for entry in found}, local)
     return Weights(str(local), f"files:{identity}:{config.weights}")
 
 
@@ -121,19 +121,35 @@ def downloads() -> Path:
 
 
 def _download(system: Any, sizes: dict[str, int], folder: Path) -> None:
-    """Download all or nothing, so that neither a killed run nor a concurrent one leaves half a model behind."""
+    """Download what `folder` lacks. A new folder appears as a whole, so that neither a killed run nor a concurrent one
+    leaves half a model behind; files that a crash has cut are replaced one by one, since others may be reading."""
+    lacking = {name: num_bytes for name, num_bytes in sizes.items() if not _has(folder / Path(name).name, num_bytes)}
+    if not lacking:
+        return
+    sweep(folder.parent)  # what killed downloads left
     with scratch("weights", folder.parent) as draft:
-        for name, num_bytes in sizes.items():
+        for name, num_bytes in lacking.items():
             _download_file(system, name, num_bytes, draft / Path(name).name)
-        if not folder.exists():
+        try:
             draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            for file in draft.iterdir():
+                file.replace(folder / file.name)
+
+
+def _has(file: Path, num_bytes: int) -> bool:
+    return file.is_file() and file.stat().st_size == num_bytes
 
 
 def _download_file(system: Any, name: str, num_bytes: int, target: Path) -> None:
-    """A short answer is asked for once more."""
+    """A short answer is asked for once more. On disk before it returns: later only the size is looked at."""
     for _ in range(2):
         system.get_file(name, str(target))
         if target.stat().st_size == num_bytes:
+            with target.open("rb") as stream:
+                os.fsync(stream.fileno())
             return
     raise OSError(f"{target.stat().st_size} bytes of '{name}' came where there are {num_bytes}")
 

@@ -39,5 +39,8 @@ def fault_of(stream: BinaryIO, file: StoredFile) -> str | None:
 def is_intact(path: Path, file: StoredFile) -> bool:
     if not path.is_file():
         return False
-    with path.open("rb") as stream:
-        return fault_of(stream, file) is None
+    try:
+        with path.open("rb") as stream:
+            return fault_of(stream, file) is None
+    except FileNotFoundError:  # deleted since
+        return False

@@ -140,6 +140,7 @@ class Folder:
         except OSError as error:
             draft.unlink(missing_ok=True)
             raise StoreUnavailable(f"cannot write {target}: {error.strerror or error}") from error
+        _keep_names(target.parent)
 
 
 def _in_folder(file: Path, create: Callable[[Path], T]) -> T:
@@ -150,6 +151,16 @@ def _in_folder(file: Path, create: Callable[[Path], T]) -> T:
             return create(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     return create(file)
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the names of a folder's files survive a power failure, as their contents do."""
+    with suppress(OSError):  # some file systems cannot; or a sweep has removed file and folder since
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 @contextmanager

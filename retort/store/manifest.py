@@ -40,7 +40,7 @@ class Manifest(StepOutput):
     """The kind of each input by its key; empty in manifests older than this field."""
     folder: str
     """The folder with the files, below the artifact's address. It is derived from their content, so two concurrent
-    writers do not overwrite each other's files."""
+    writers do not overwrite each other's files; where something lay there already, it is random."""
     files: tuple[StoredFile, ...]
     versions: dict[str, str]
     seconds: float

@@ -12,12 +12,18 @@ sweep's look and its deletion,
     (`Store.reuse`)               4 otherwise deletes the files that it saw
 
 and either the sweep sees the touch in its step 3, or the run sees in its step 3 that the artifact is gone, which is a
-miss. There are no locks. A sweep that dies leaves an artifact, or files without a manifest that the next sweep deletes.
+miss. A run may also publish over leftovers, or over an artifact that is being deleted. None of its files may have a
+path that a sweep has seen, so they go into another folder if there is anything in the one that their digest names
+(`Store.publish`). A sweep deletes exactly the files that it saw, and a manifest only if it has read it; so does
+`Store.discard`, which looks before it removes the manifest.
+
+There are no locks. A sweep that dies leaves an artifact, or files without a manifest that the next sweep deletes.
 Two concurrent sweeps could undo each other's decisions, so run one at a time. Only files of the form
 <kind>/<2 hex digits>/<64 hex digits>/... are treated as artifacts.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from retort.store.listing import FoundFile
@@ -93,11 +99,10 @@ def retire(store: Store, holding: Holding, unused_since: float) -> int:
     if _was_used(_look(store, holding), unused_since):
         return 0
     path = f"{holding.folder}/{MANIFEST}"
-    try:
+    manifest = b""
+    with suppress(FileNotFoundError):  # leftovers: a manifest that comes now is one that a run publishes
         manifest = store.place.read(path)
-    except FileNotFoundError:
-        manifest = b""
-    store.place.remove_files(holding.folder, [path])
+        store.place.remove_files(holding.folder, [path])
     files = _look(store, holding)
     if _was_used(files, unused_since):
         if manifest and not any(file.path == path for file in files):

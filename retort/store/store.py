@@ -6,20 +6,20 @@ import logging
 import os
 import platform
 import re
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from uuid import uuid4
 
 from pydantic import ValidationError
 
 from retort.errors import ConfigError, DamagedArtifact
-from retort.io.scratch import scratch
+from retort.io.scratch import scratch, sweep
 from retort.records.base import ArtifactRef, Record, digest
 from retort.store.contents import fault_of, is_intact, stored_files
 from retort.store.folder import Folder
@@ -198,13 +198,8 @@ class Store:
         if isinstance(self._place, Folder):
             read_again(partial(self._verify_file, manifest, file))
             return self._place.root / files_folder(manifest) / path
-        target = self._cache / manifest.kind / manifest.key / f"{manifest.folder}.files" / path
-        if not is_intact(target, file):
-            with scratch("download", self._cache) as draft:
-                read_again(partial(self._download_file, self._place, manifest, file, draft))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (draft / path).replace(target)
-        return target
+        folder = self._cache / manifest.kind / manifest.key / f"{manifest.folder}.files"
+        return self._in_cache(self._place, manifest, file, folder)
 
     def verify(self, manifest: Manifest) -> None:
         """Read every file and check its size and sha256. Raises DamagedArtifact."""
@@ -221,9 +216,13 @@ class Store:
             raise self._damaged(manifest, file, fault)
 
     def discard(self, kind: str, key: str) -> None:
-        """Delete an artifact if it exists: the manifest first, so that nobody finds half of it."""
-        self._place.remove(f"{artifact_folder(kind, key)}/{MANIFEST}")
-        self._place.remove(artifact_folder(kind, key))
+        """Delete an artifact if it exists: the manifest first, so that nobody finds half of it, then the files that
+        were there before, and not those of a run that finds no artifact and publishes one anew."""
+        folder = artifact_folder(kind, key)
+        manifest = f"{folder}/{MANIFEST}"
+        files = [file.path for file in self._place.walk(folder) if file.path != manifest]
+        self._place.remove(manifest)
+        self._place.remove_files(folder, files)
 
     def check_writable(self) -> None:
         """Write and delete a probe. Raises ConfigError for a folder, StoreUnavailable for a bucket."""
@@ -238,7 +237,7 @@ class Store:
             name=step.name,
             fingerprint=step.fingerprint,
             input_kinds={ref.key: ref.kind for refs in step.inputs.values() for ref in refs},
-            folder=digest([[file.path, file.sha256] for file in files])[:12],
+            folder=self._unused_folder(step, files),
             files=files,
             versions=_versions(),
             seconds=seconds,
@@ -253,14 +252,21 @@ class Store:
         self._place.write(f"{artifact_folder(step.artifact_kind, step.key)}/{MANIFEST}", data.encode())
         return manifest
 
+    def _unused_folder(self, step: Keyed, files: Sequence[StoredFile]) -> str:
+        """Name of the folder for the artifact's files: a digest of them, unless something is there already, which a
+        sweep may be about to delete (see `retention`)."""
+        name = digest([[file.path, file.sha256] for file in files])[:12]
+        is_used = any(self._place.walk(f"{artifact_folder(step.artifact_kind, step.key)}/{name}"))
+        return uuid4().hex[:12] if is_used else name
+
     def _download(self, bucket: "Bucket", manifest: Manifest) -> Path:
         target = self._cache / manifest.kind / manifest.key / manifest.folder
         if target.is_dir():
-            if all(is_intact(target / file.path, file) for file in manifest.files):
-                return target
-            shutil.rmtree(target)
+            for file in manifest.files:
+                self._in_cache(bucket, manifest, file, target)
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch("download", self._cache) as draft:
+        with self._draft() as draft:
             for file in manifest.files:
                 read_again(partial(self._download_file, bucket, manifest, file, draft))
             try:
@@ -269,6 +275,25 @@ class Store:
                 if not target.is_dir():  # otherwise another process has already downloaded the same files
                     raise
         return target
+
+    def _in_cache(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> Path:
+        """The file in a folder of the cache, downloaded if it is not there or a crash has spoiled it: replaced on its
+        own, since other processes may be reading the folder."""
+        target = folder / file.path
+        if not is_intact(target, file):
+            with self._draft() as draft:
+                read_again(partial(self._download_file, bucket, manifest, file, draft))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (draft / file.path).replace(target)
+        return target
+
+    @contextlib.contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """A folder to download to. What killed downloads left goes first: a machine that only serves or predicts runs
+        nothing else that would delete it."""
+        sweep(self._cache)
+        with scratch("download", self._cache) as draft:
+            yield draft
 
     def _download_file(self, bucket: "Bucket", manifest: Manifest, file: StoredFile, folder: Path) -> None:
         try:

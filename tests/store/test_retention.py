@@ -1,5 +1,6 @@
 """Ancestry, records of runs, and taking artifacts away, on a folder and in a bucket."""
 
+import itertools
 import json
 import os
 import threading
@@ -304,3 +305,74 @@ def test_a_server_that_refuses_to_delete_is_told(
     finally:
         client.delete_bucket_policy(Bucket=bucket)
     assert store.fetch(ref)
+
+
+def act_before(
+    monkeypatch: pytest.MonkeyPatch, store: Store, method: str, call: int, act: Callable[[], object]
+) -> None:
+    """Somebody else acts right before the store's `call`th call (from 0) of a method of its place."""
+    real, calls = getattr(store.place, method), itertools.count()
+
+    def interrupted(*arguments: object) -> object:
+        if next(calls) == call:
+            act()
+        return real(*arguments)
+
+    monkeypatch.setattr(store.place, method, interrupted)
+
+
+@pytest.fixture
+def run(store: Store, tmp_path: Path) -> Store:
+    """The same store, as another process sees it."""
+    return Store(store.root, getattr(store.place, "_endpoint_url", None), cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["leftovers", "artifact"])
+def test_what_a_run_publishes_while_a_sweep_deletes_the_same_stays(
+    store: Store, run: Store, publish: Callable[..., ArtifactRef], monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
+    """The run begins after the sweep's last look and ends before it deletes what it saw."""
+    ref = publish(store, "students", "one")
+    if left:
+        store.place.remove(f"students/{ref.key[:2]}/{ref.key}/manifest.json")
+    act_before(monkeypatch, store, "remove_files", 0 if left else 1, lambda: publish(run, "students", "one"))
+    assert retire(store, holding_of(store, ref), time.time() + 3600) > 0
+    run.verify(run.manifest_of(ref))
+    assert (run.fetch(ref) / "model" / "config.json").read_text() == "one"
+
+
+def test_a_manifest_that_a_sweep_has_not_read_stays(
+    publish: Callable[..., ArtifactRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run publishes after the sweep has read no manifest, and before it would remove one."""
+    store, run = Store(str(tmp_path / "store")), Store(str(tmp_path / "store"))
+    ref = publish(store, "students", "one")
+    store.place.remove(f"students/{ref.key[:2]}/{ref.key}/manifest.json")
+    make_old(store, ref)
+    read = store.place.read
+
+    def read_before(path: str) -> bytes:
+        try:
+            return read(path)
+        finally:
+            publish(run, "students", "one")
+
+    monkeypatch.setattr(store.place, "read", read_before)
+    assert retire(store, holding_of(store, ref), time.time() - 3600) == 0
+    run.verify(run.manifest_of(ref))
+
+
+def test_what_a_run_publishes_while_another_discards_the_same_stays(
+    store: Store, run: Store, publish: Callable[..., ArtifactRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = publish(store, "students", "one")
+    remove = store.place.remove
+
+    def remove_first(path: str) -> None:
+        remove(path)
+        if path.endswith("manifest.json"):
+            publish(run, "students", "one")
+
+    monkeypatch.setattr(store.place, "remove", remove_first)
+    store.discard("students", ref.key)
+    run.verify(run.manifest_of(ref))

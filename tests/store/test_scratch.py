@@ -66,3 +66,38 @@ def test_a_folder_that_is_not_locked_yet_is_left_alone(temporary: Path, monkeypa
     assert sweep() == 0
     monkeypatch.setattr(module, "_NEW_SECONDS", 0.0)
     assert sweep() == 1
+
+
+def test_a_folder_in_use_on_another_machine_is_left_alone_where_locks_do_not_reach(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.fcntl, "flock", lambda *_: None)
+    with scratch("made") as folder:
+        (folder / "large").touch()
+        os.utime(folder, (1, 1))
+        here = module._MACHINE
+        monkeypatch.setattr(module, "_MACHINE", ("0" * 8, "1" * 8))
+        assert sweep() == 0
+        assert folder.is_dir()
+        monkeypatch.setattr(module, "_MACHINE", here)
+        assert sweep() == 1, "no lock tells that it is in use"
+
+
+def test_what_a_machine_left_that_does_not_come_back_is_swept(temporary: Path) -> None:
+    folder = temporary / f"retort-scratch-made-{'0' * 8}-{'1' * 8}-abcdefgh"
+    folder.mkdir()
+    (folder / "large").touch()
+    for path in (folder, folder / "large"):
+        assert sweep() == 0
+        os.utime(path, (1, 1))
+    assert sweep() == 1
+
+
+@pytest.mark.parametrize("other", [0, 1], ids=["another container", "an earlier boot"])
+def test_what_another_container_or_an_earlier_boot_left_is_swept(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, other: int
+) -> None:
+    machine = list(module._MACHINE)
+    machine[other] = "0" * 8
+    (temporary / f"retort-scratch-made-{'-'.join(machine)}-abcdefgh").mkdir()
+    assert sweep() == 1

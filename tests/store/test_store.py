@@ -1,10 +1,12 @@
 """The same store on a folder, on moto and on a real S3 server."""
 
+import errno
 import json
 import math
 import multiprocessing
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -27,6 +29,9 @@ from retort.errors import ConfigError, DamagedArtifact, StoreUnavailable
 from retort.records.base import ArtifactRef
 from retort.steps.base import Step
 from retort.store import StepOutput, Store
+from retort.store.contents import is_intact
+from retort.store.folder import Folder
+from retort.store.manifest import StoredFile
 from retort.store.opening import open_store
 
 FILES = {"rows.parquet": b"rows" * 1000, "model/config.json": b"{}", "empty": b""}
@@ -426,3 +431,58 @@ def test_files_are_plain_json_and_bytes(tmp_path: Path) -> None:
     assert names == {"manifest.json", "rows.parquet", "config.json", "empty", "student-0.json"}
     pointer = json.loads((tmp_path / "store/latest/snips/stage1/student-0.json").read_text())
     assert pointer == {"kind": "students", "key": ref.key}
+
+
+def test_a_spoiled_file_of_the_cache_is_replaced_while_others_read_the_rest(
+    s3_moto: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint_url, bucket = s3_moto
+    store = Store(f"s3://{bucket}/{uuid4().hex}", endpoint_url, cache=tmp_path / "cache")
+    ref = publish(store, tmp_path / "a")
+    folder = store.fetch(ref)
+    (folder / "rows.parquet").write_bytes(b"")
+    download, seen = store.place.download, []
+
+    def watched(path: str, target: Path) -> None:
+        seen.append(contents(folder))
+        download(path, target)
+
+    monkeypatch.setattr(store.place, "download", watched)
+    assert contents(store.fetch(ref)) == FILES
+    assert seen == [{**FILES, "rows.parquet": b""}]
+
+
+def test_a_file_that_goes_while_it_is_checked_is_not_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert not is_intact(tmp_path / "gone", StoredFile(path="gone", bytes=0, sha256=""))
+
+
+def test_a_file_and_its_name_are_on_disk_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, (tmp_path / "a/b").exists())))
+    Folder(tmp_path).write("a/b", b"1")
+    assert synced == [((tmp_path / "a" / "b").stat().st_ino, False), ((tmp_path / "a").stat().st_ino, True)]
+
+
+def test_a_file_system_that_cannot_sync_folders_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    Folder(tmp_path).write("a/b", b"1")
+    assert Folder(tmp_path).read("a/b") == b"1"
+
+
+def test_a_download_deletes_what_killed_ones_left(
+    s3_moto: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retort.io.scratch._NEW_SECONDS", 0.0)
+    endpoint_url, bucket = s3_moto
+    store = Store(f"s3://{bucket}/{uuid4().hex}", endpoint_url, cache=tmp_path / "cache")
+    manifest = store.manifest_of(publish(store, tmp_path / "a"))
+    left = tmp_path / "cache" / "retort-scratch-download-abcdefgh"
+    for download in (lambda: store.fetch(store.ref(manifest)), lambda: store.open_file(manifest, "empty")):
+        left.mkdir(parents=True)
+        download()
+        assert not left.exists()

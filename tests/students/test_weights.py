@@ -2,10 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import s3fs
 
 from retort.config import TokenClassificationConfig
 from retort.errors import ConfigError
@@ -99,3 +102,72 @@ def test_where_there_is_no_hub_other_places_are_named(monkeypatch: pytest.Monkey
     weights, problem = Weights("no-such-org/no-such-encoder", "main"), Classification(["a", "b"])
     with pytest.raises(ConfigError, match=r"the hub cannot be reached, .* name a folder, an s3:// address or pkg:"):
         new_encoder("token-classification", weights, pretrained=True, problem=problem, max_length=8)
+
+
+@pytest.fixture
+def in_bucket(
+    tiny_encoder: Path, s3_moto: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Path]:
+    """Finds the weights of a bucket's model on this machine, whose cache is empty at first."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    endpoint_url, bucket = s3_moto
+    address = f"s3://{bucket}/{uuid4().hex}"
+    s3fs.S3FileSystem(endpoint_url=endpoint_url).put(f"{tiny_encoder}/", address, recursive=True)
+    return lambda: Path(find_weights(student(address), endpoint_url).address)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_weights_from_a_bucket_that_a_crash_has_cut_are_downloaded_again(
+    in_bucket: Callable[[], Path], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = in_bucket()
+    os.truncate(folder / "model.safetensors", 0)
+    (folder / "config.json").unlink()
+    asked, download = [], weights._download_file
+
+    def watched(system: Any, name: str, num_bytes: int, target: Path) -> None:
+        asked.append(target.name)
+        download(system, name, num_bytes, target)
+
+    monkeypatch.setattr(weights, "_download_file", watched)
+    assert in_bucket() == in_bucket() == folder
+    assert sorted(asked) == ["config.json", "model.safetensors"]
+    assert contents(folder) == contents(tiny_encoder)
+
+
+def test_weights_from_a_bucket_that_another_process_downloads_at_the_same_time(
+    in_bucket: Callable[[], Path], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, found = Path.rename, []
+
+    def outrun(draft: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        found.append(in_bucket())
+        return rename(draft, target)
+
+    monkeypatch.setattr(Path, "rename", outrun)
+    assert [in_bucket()] == found
+    assert contents(found[0]) == contents(tiny_encoder)
+    assert os.listdir(found[0].parent) == [found[0].name]
+
+
+def test_weights_from_a_bucket_are_on_disk_before_they_are_found(
+    in_bucket: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    folder = in_bucket()
+    assert synced >= {file.stat().st_ino for file in folder.iterdir()} != set()
+
+
+def test_a_download_deletes_what_killed_ones_left(
+    in_bucket: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retort.io.scratch._NEW_SECONDS", 0.0)
+    left = weights.downloads() / "retort-scratch-weights-abcdefgh"
+    left.mkdir(parents=True)
+    folder = in_bucket()
+    assert os.listdir(folder.parent) == [folder.name]

@@ -19,6 +19,7 @@ from datetime import datetime, tzinfo
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from unittest import mock
 from uuid import uuid4
 
 import duckdb
@@ -120,7 +121,6 @@ def _child(
 ) -> None:
     os.environ.update(surroundings)
     tempfile.tempdir = None  # from TMPDIR, and not what the server had found
-    scratch._NEW_SECONDS = 0.0  # no other process starts meanwhile
     ledger.LedgerWriter.__init__.__defaults__ = (FLUSH_SECONDS, ledger.SHARD_ENTRIES)  # type: ignore[misc]
     counted = _Writes(kill)
     code, told = 0, ""
@@ -138,7 +138,8 @@ def _child(
 
 def whole(config: MckdConfig) -> None:
     """A run as the flow does it."""
-    sweep_leftovers(config)
+    with mock.patch.object(scratch, "_NEW_SECONDS", 0.0):  # no other process starts meanwhile
+        sweep_leftovers(config)
     config = resolve(config)
     store = Store(config.store.address, config.store.server)
 
