@@ -197,15 +197,20 @@ class Ledger:
         yield from self._while_shards_change(start)  # sorted results: all shards are read before the first batch
 
     def _while_shards_change(self, read: Callable[[dict[str, Path]], T]) -> T:
-        """The result of `read`, which is called again with the current shards if they vanish or break meanwhile."""
+        """The result of `read`, which is called again with the current shards if they vanish or break meanwhile.
+
+        Also with the same ones, once: what vanished from the cache was downloaded again.
+        """
+        failed = None
         while True:
             shards = self._shards.intact()
             try:
                 return read(shards)
             except (duckdb.Error, pa.ArrowException, FileNotFoundError):
-                self._shards.forget()
-                if self._shards.intact() == shards:
+                if shards == failed:
                     raise
+                self._shards.forget()
+                failed = shards
 
     def _introduce(self) -> None:
         """Write the teacher's identity beside its shards, so that people can see where the completions came from."""

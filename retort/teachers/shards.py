@@ -111,9 +111,16 @@ class Shards:
             if (fault := self._faults[name])
         ]
         if not self._in_place:
-            for gone in {file.name for file in self._cache.glob("*.parquet")}.difference(names):
-                (self._cache / gone).unlink(missing_ok=True)
+            self._clear_cache(names)
         return {name: self._local(name) for name in names if not self._faults[name]}
+
+    def _clear_cache(self, names: list[str]) -> None:
+        """Delete cached shards that are no longer stored. `names` was listed before the downloads, so a shard that it
+        lacks may be one that another process has added and cached since."""
+        unknown = {file.name for file in self._cache.glob("*.parquet")}.difference(names)
+        if unknown:
+            for gone in unknown.difference(self.names()):
+                (self._cache / gone).unlink(missing_ok=True)
 
     def _local(self, name: str) -> Path:
         return (self._in_place or self._cache) / name

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -455,3 +456,41 @@ def test_a_bucket_that_cannot_be_reached_says_so(aws_environment: None, tmp_path
         ledger.add([entry(1)])
     with pytest.raises(StoreUnavailable):
         ledger.files()
+
+
+def unseen_as_folder(store: Store) -> Store:
+    """The store as buckets are used: shards are downloaded into the cache, although it lies in a folder."""
+
+    class Place:
+        def __getattr__(self, name: str) -> object:
+            return getattr(folder, name)
+
+    folder, store._place = store.place, Place()  # type: ignore[assignment]
+    return store
+
+
+def test_a_process_with_an_older_listing_leaves_the_shards_that_another_has_cached_since(
+    tmp_path: Path, look: Look
+) -> None:
+    ours, others = (look(unseen_as_folder(Store(str(tmp_path / "s"), cache=tmp_path / "cache"))) for _ in range(2))
+    ours.ledger.add([entry(1)])
+    listed = ours.ledger.files()
+    others.ledger.add([entry(2)])
+    assert others.missing([1, 2, 3]) == [2]
+    ours.ledger._shards._look(listed)  # our process was busy downloading
+    assert len(list(tmp_path.glob("cache/ledger/*/*.parquet"))) == 2
+    assert others.missing([1, 2, 3]) == [2]
+
+
+def test_a_cache_that_vanishes_is_filled_again(tmp_path: Path, look: Look) -> None:
+    lookup = look(unseen_as_folder(Store(str(tmp_path / "s"), cache=tmp_path / "cache")))
+    lookup.ledger.add([entry(1)])
+    assert lookup.missing([1, 2]) == [1]
+    for file in tmp_path.glob("cache/ledger/*/*.parquet"):
+        file.unlink()
+    assert lookup.missing([1, 2]) == [1]
+    lookup.ledger._shards._download = lambda name: None  # type: ignore[method-assign]
+    for file in tmp_path.glob("cache/ledger/*/*.parquet"):
+        file.unlink()
+    with pytest.raises(duckdb.Error):
+        lookup.missing([1, 2])
