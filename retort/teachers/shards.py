@@ -5,6 +5,7 @@ one can be cached. DuckDB does not notice flipped bits, so only verified shards 
 """
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -47,6 +48,8 @@ PIECE_ROWS = 1_000_000
 PIECE_BYTES = 200 * 2**20
 CONNECTIONS = 8
 LISTINGS = 20
+LISTING_SECONDS = 300.0
+"""So long, listings may each lack files of the one before: a compaction may have 100,000 shards to remove."""
 
 
 class Shards:
@@ -64,10 +67,15 @@ class Shards:
         """One sentence for each damaged shard found by the last listing."""
 
     def names(self) -> list[str]:
-        """Names of all shards, sorted by time. Lists until two listings agree: one taken while a compaction replaces
-        shards could miss both the old and the new ones."""
-        before = None
-        while before != (now := self._place.list(self._folder)):
+        """Names of all shards, sorted by time. Lists until nothing has gone since the listing before: one taken while a
+        compaction replaces shards could miss both the old and the new ones. New shards are no reason to list again."""
+        end = time.monotonic() + LISTING_SECONDS
+        before = self._place.list(self._folder)
+        while not set(before) <= set(now := self._place.list(self._folder)):
+            if time.monotonic() > end:
+                raise StoreUnavailable(
+                    f"each listing of ledger {self._address} lacks files of the one before, for {LISTING_SECONDS:.0f} s"
+                )
             before = now
         return [name for name in now if name.endswith(".parquet")]
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import duckdb
@@ -494,3 +495,28 @@ def test_a_cache_that_vanishes_is_filled_again(tmp_path: Path, look: Look) -> No
         file.unlink()
     with pytest.raises(duckdb.Error):
         lookup.missing([1, 2])
+
+
+def listings(store: Store, *found: list[str]) -> Shards:
+    """Shards whose folder is listed as told, the last for ever."""
+    answers = itertools.chain(found, itertools.repeat(found[-1]))
+    shards = Shards(store, "ledger/any")
+    shards._place = SimpleNamespace(list=lambda _: next(answers))  # type: ignore[assignment]
+    return shards
+
+
+def test_a_listing_counts_once_nothing_has_gone_since_the_one_before(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = "a.parquet", "b.parquet", "c.parquet"
+    assert listings(folder, [], ["t.json", a], [a, b]).names() == [a]
+    assert listings(folder, [a, b], [b], [], [b], [b, c], []).names() == [b]
+    assert listings(folder, [a, b], [], [a, c], [a]).names() == [a, c]
+    growing = ([f"{n:04}.parquet" for n in range(count)] for count in itertools.count())
+    shards = listings(folder, [])
+    shards._place.list = lambda _: next(growing)  # type: ignore[method-assign, union-attr]
+    assert shards.names() == ["0000.parquet"], "others may write all the time"
+
+    monkeypatch.setattr("retort.teachers.shards.LISTING_SECONDS", -1.0)
+    with pytest.raises(StoreUnavailable, match=r"each listing of ledger .*any lacks files of the one before"):
+        listings(folder, [a], [b]).names()
