@@ -62,6 +62,8 @@ class Shards:
         self._in_place = store.place.root / folder if isinstance(store.place, Folder) else None
         self._drafts = store.cache
         self._cache = store.cache / "ledger" / digest([store.root, folder])[:16]
+        root = str(self._in_place.absolute()) if self._in_place else store.root
+        self._aside = Folder(store.cache / "ledger-aside" / digest([root, store.endpoint_url, folder])[:16])
         self._faults: dict[str, str | None] = {}
         self.damaged: list[str] = []
         """One sentence for each damaged shard found by the last listing."""
@@ -92,11 +94,26 @@ class Shards:
 
     def write(self, table: pa.Table) -> None:
         """Write a table as one durable shard."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
-        name = _name(f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", hashlib.sha256(data).hexdigest())
+        name, data = _shard(table)
         self._place.write(f"{self._folder}/{name}", data)
+
+    def set_aside(self, table: pa.Table) -> Path:
+        """Write a table as a shard on this machine's disk, for `take_in`; returns its folder."""
+        self._aside.write(*_shard(table))
+        return self._aside.root
+
+    def aside(self) -> list[str]:
+        """Names of the shards that were set aside on this machine, by whichever process."""
+        try:
+            return self._aside.list("")
+        except StoreUnavailable:  # a store in a folder needs no cache, so there may be none that we can use
+            return []
+
+    def take_in(self, name: str) -> None:
+        """Write a shard that was set aside to the storage."""
+        with suppress(FileNotFoundError):  # another process was faster
+            self._place.write(f"{self._folder}/{name}", self._aside.read(name))
+            self._aside.remove(name)
 
     def upload(self, file: Path, newest: str) -> str:
         """Upload a merged shard durably and return its name, whose timestamp is that of the shard `newest`."""
@@ -147,6 +164,14 @@ class Shards:
             self._cache.mkdir(parents=True, exist_ok=True)
             (folder / name).replace(self._local(name))
         return _fault_of_file(self._local(name))
+
+
+def _shard(table: pa.Table) -> tuple[str, bytes]:
+    """Name and content of a shard."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    return _name(f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", hashlib.sha256(data).hexdigest()), data
 
 
 def _name(time: str, sha256: str) -> str:

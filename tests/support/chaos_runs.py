@@ -122,6 +122,7 @@ def _child(
     tempfile.tempdir = None  # from TMPDIR, and not what the server had found
     scratch._NEW_SECONDS = 0.0  # no other process starts meanwhile
     ledger.LedgerWriter.__init__.__defaults__ = (FLUSH_SECONDS, ledger.SHARD_ENTRIES)  # type: ignore[misc]
+    ledger.OUTAGE_SECONDS = 2.0  # a full disk stays full
     counted = _Writes(kill)
     code, told = 0, ""
     try:
