@@ -73,6 +73,7 @@ class Store:
 
     def __init__(self, root: str, endpoint_url: str | None = None, cache: Path | None = None) -> None:
         self.root = root.rstrip("/") or "/"
+        self.endpoint_url = endpoint_url
         self._place = _place(self.root, endpoint_url)
         self._cache = cache or _default_cache()
 

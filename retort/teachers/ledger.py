@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from retort.data.lines import storable
+from retort.errors import StoreUnavailable
 from retort.io.scratch import scratch
 from retort.records.base import digest
 from retort.store import Store
@@ -28,6 +30,10 @@ from retort.teachers.top_logprobs import TopLogprobs
 
 FLUSH_SECONDS = 4.0
 SHARD_ENTRIES = 5000
+MOST_SHARDS = 4
+"""A writer holds at most the entries of so many shards in memory."""
+OUTAGE_SECONDS = 180.0
+"""So long, writes may fail before a writer gives up."""
 MOST_TOKENS = 2**31 - 1
 
 BEST_FIRST = "finish_reason IS NOT DISTINCT FROM 'length', max_tokens DESC, asked_at, text"
@@ -131,10 +137,18 @@ class Ledger:
         if not entries:
             return
         self._introduce()
-        columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
-        columns["text"] = tuple(map(storable, columns["text"]))
-        columns["top"] = tuple(top and top._asdict() for top in columns["top"])
-        self._shards.write(pa.table(columns, schema=SCHEMA))
+        self._shards.write(_table(entries))
+
+    def set_aside(self, entries: Sequence[Entry]) -> Path:
+        """Store the entries on this machine's disk, since the storage fails; returns the folder. The next lookup or
+        writer on this machine takes them in. Raises StoreUnavailable if the disk fails too."""
+        return self._shards.set_aside(_table(entries))
+
+    def take_in(self) -> None:
+        """Add what processes of this machine have set aside."""
+        for name in self._shards.aside():
+            self._introduce()
+            self._shards.take_in(name)
 
     def missing(self, asked: Path, max_tokens: int) -> Iterator[pa.RecordBatch]:
         """What must be requested: keys without an entry, or only with entries truncated below `max_tokens`.
@@ -194,18 +208,24 @@ class Ledger:
             first = list(islice(batches, 1))
             return chain(first, batches)
 
+        self.take_in()
         yield from self._while_shards_change(start)  # sorted results: all shards are read before the first batch
 
     def _while_shards_change(self, read: Callable[[dict[str, Path]], T]) -> T:
-        """The result of `read`, which is called again with the current shards if they vanish or break meanwhile."""
+        """The result of `read`, which is called again with the current shards if they vanish or break meanwhile.
+
+        Also with the same ones, once: what vanished from the cache was downloaded again.
+        """
+        failed = None
         while True:
             shards = self._shards.intact()
             try:
                 return read(shards)
             except (duckdb.Error, pa.ArrowException, FileNotFoundError):
-                self._shards.forget()
-                if self._shards.intact() == shards:
+                if shards == failed:
                     raise
+                self._shards.forget()
+                failed = shards
 
     def _introduce(self) -> None:
         """Write the teacher's identity beside its shards, so that people can see where the completions came from."""
@@ -215,12 +235,23 @@ class Ledger:
         self._introduced = True
 
 
+def _table(entries: Sequence[Entry]) -> pa.Table:
+    columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
+    columns["text"] = tuple(map(storable, columns["text"]))
+    columns["top"] = tuple(top and top._asdict() for top in columns["top"])
+    return pa.table(columns, schema=SCHEMA)
+
+
 class LedgerWriter:
     """A context manager that takes completions one by one and makes them durable in a background thread.
 
     A shard is written `delay_seconds` after its oldest entry arrived, or once there are `shard_entries`; leaving the
     context writes the rest, even after an exception. With the defaults, and a store that writes a shard within a
     second, a kill at any moment loses at most the completions of the last 5 s.
+
+    While the storage fails, what comes is set aside on this machine's disk (or stays in memory where that fails too),
+    and the storage is tried again after each `delay_seconds`. Only after OUTAGE_SECONDS of failures StoreUnavailable is
+    raised; what was set aside then waits for the next lookup on this machine.
     """
 
     def __init__(
@@ -231,6 +262,10 @@ class LedgerWriter:
         self._shard_entries = shard_entries
         self._changed = threading.Condition()
         self._waiting: list[Entry] = []
+        self._writing: list[Entry] = []
+        self._aside: Path | None = None
+        """The folder of what was set aside in this outage, if anything was."""
+        self._failing_since: float | None = None
         self._due = math.inf
         self._failure: Exception | None = None
         self._closing = False
@@ -241,22 +276,26 @@ class LedgerWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Raises the last write's error, but never in place of a KeyboardInterrupt or a cancellation."""
+        """Waits for an outage to end, see the class; not after a KeyboardInterrupt or a cancellation, in whose place
+        nothing is raised."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
+        if error is None or isinstance(error, Exception):
+            while not self._write(OUTAGE_SECONDS):
+                time.sleep(self._delay_seconds)
+            return
         try:
-            self._write()
+            self._write(0.0)
         except Exception as failure:
-            if error is None or isinstance(error, Exception):
-                raise
-            error.add_note(f"{len(self._waiting)} completions could not be kept in the ledger: {failure}")
+            error.add_note(str(failure))
 
     def add(self, entry: Entry) -> None:
-        """Always accepts the entry, then raises the error of any write that failed since the last call.
+        """Always accepts the entry, then raises the error of any write that failed since the last call (of the storage,
+        only if it has failed for OUTAGE_SECONDS). The entries are tried again after the delay and on exit.
 
-        The entries of a failed write are retried after the delay and on exit.
+        Waits while the entries of MOST_SHARDS shards are in memory.
         """
         with self._changed:
             self._waiting.append(entry)
@@ -264,21 +303,27 @@ class LedgerWriter:
                 self._set_due(0.0)
             elif self._due == math.inf:
                 self._set_due(self._delay_seconds)
+            self._changed.wait_for(lambda: self._failure or self._num_held() < MOST_SHARDS * self._shard_entries)
             failure, self._failure = self._failure, None
         if failure:
             raise failure
 
+    def _num_held(self) -> int:
+        return len(self._waiting) + len(self._writing)
+
     def _set_due(self, seconds: float) -> None:
         self._due = time.monotonic() + seconds
-        self._changed.notify()
+        self._changed.notify_all()
 
     def _write_when_due(self) -> None:
         while self._wait():
             try:
-                self._write()
-            except Exception as failure:  # whatever it is, it is raised in the caller's thread
-                with self._changed:
-                    self._failure = failure
+                is_done, failure = self._write(OUTAGE_SECONDS), None
+            except Exception as error:  # whatever it is, it is raised in the caller's thread
+                is_done, failure = False, error
+            with self._changed:
+                self._failure = failure
+                if not is_done:
                     self._set_due(self._delay_seconds)
 
     def _wait(self) -> bool:
@@ -288,16 +333,39 @@ class LedgerWriter:
                 self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
             return not self._closing
 
-    def _write(self) -> None:
+    def _write(self, patience_seconds: float) -> bool:
+        """Write what waits as one shard, or set it aside; returns whether everything is in the ledger now. Raises
+        StoreUnavailable if the storage has failed for `patience_seconds`."""
         with self._changed:
-            entries, self._waiting, self._due = self._waiting, [], math.inf
+            self._writing, self._waiting, self._due = self._waiting, [], math.inf
         try:
-            self._ledger.add(entries)
-        except BaseException:
+            self._ledger.take_in()
+            self._ledger.add(self._writing)
+            self._writing, self._failing_since, self._aside = [], None, None
+            return True
+        except StoreUnavailable as failure:
+            self._set_aside()
+            now = time.monotonic()
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            if now - self._failing_since >= patience_seconds:
+                raise StoreUnavailable(self._told(failure)) from failure
+            return False
+        finally:
             with self._changed:
-                self._waiting[:0] = entries
-            raise
-        self._failure = None
+                self._waiting[:0], self._writing = self._writing, []
+                self._changed.notify_all()
+
+    def _set_aside(self) -> None:
+        if self._writing:
+            with suppress(StoreUnavailable, OSError):  # the disk fails too: they stay in memory
+                self._aside = self._ledger.set_aside(self._writing)
+                self._writing = []
+
+    def _told(self, failure: StoreUnavailable) -> str:
+        kept = f"completions wait in {self._aside} until the next run on this machine adds them to the ledger"
+        lost = f"{len(self._writing)} completions could not be kept in the ledger"
+        told = " and ".join([kept] * bool(self._aside) + [lost] * bool(self._writing))
+        return f"{told}: {failure}" if told else str(failure)
 
 
 def _count(tokens: int) -> int:

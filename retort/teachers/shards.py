@@ -5,6 +5,7 @@ one can be cached. DuckDB does not notice flipped bits, so only verified shards 
 """
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -47,6 +48,8 @@ PIECE_ROWS = 1_000_000
 PIECE_BYTES = 200 * 2**20
 CONNECTIONS = 8
 LISTINGS = 20
+LISTING_SECONDS = 300.0
+"""So long, listings may each lack files of the one before: a compaction may have 100,000 shards to remove."""
 
 
 class Shards:
@@ -59,15 +62,22 @@ class Shards:
         self._in_place = store.place.root / folder if isinstance(store.place, Folder) else None
         self._drafts = store.cache
         self._cache = store.cache / "ledger" / digest([store.root, folder])[:16]
+        root = str(self._in_place.absolute()) if self._in_place else store.root
+        self._aside = Folder(store.cache / "ledger-aside" / digest([root, store.endpoint_url, folder])[:16])
         self._faults: dict[str, str | None] = {}
         self.damaged: list[str] = []
         """One sentence for each damaged shard found by the last listing."""
 
     def names(self) -> list[str]:
-        """Names of all shards, sorted by time. Lists until two listings agree: one taken while a compaction replaces
-        shards could miss both the old and the new ones."""
-        before = None
-        while before != (now := self._place.list(self._folder)):
+        """Names of all shards, sorted by time. Lists until nothing has gone since the listing before: one taken while a
+        compaction replaces shards could miss both the old and the new ones. New shards are no reason to list again."""
+        end = time.monotonic() + LISTING_SECONDS
+        before = self._place.list(self._folder)
+        while not set(before) <= set(now := self._place.list(self._folder)):
+            if time.monotonic() > end:
+                raise StoreUnavailable(
+                    f"each listing of ledger {self._address} lacks files of the one before, for {LISTING_SECONDS:.0f} s"
+                )
             before = now
         return [name for name in now if name.endswith(".parquet")]
 
@@ -84,11 +94,26 @@ class Shards:
 
     def write(self, table: pa.Table) -> None:
         """Write a table as one durable shard."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
-        name = _name(f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", hashlib.sha256(data).hexdigest())
+        name, data = _shard(table)
         self._place.write(f"{self._folder}/{name}", data)
+
+    def set_aside(self, table: pa.Table) -> Path:
+        """Write a table as a shard on this machine's disk, for `take_in`; returns its folder."""
+        self._aside.write(*_shard(table))
+        return self._aside.root
+
+    def aside(self) -> list[str]:
+        """Names of the shards that were set aside on this machine, by whichever process."""
+        try:
+            return self._aside.list("")
+        except StoreUnavailable:  # a store in a folder needs no cache, so there may be none that we can use
+            return []
+
+    def take_in(self, name: str) -> None:
+        """Write a shard that was set aside to the storage."""
+        with suppress(FileNotFoundError):  # another process was faster
+            self._place.write(f"{self._folder}/{name}", self._aside.read(name))
+            self._aside.remove(name)
 
     def upload(self, file: Path, newest: str) -> str:
         """Upload a merged shard durably and return its name, whose timestamp is that of the shard `newest`."""
@@ -111,9 +136,16 @@ class Shards:
             if (fault := self._faults[name])
         ]
         if not self._in_place:
-            for gone in {file.name for file in self._cache.glob("*.parquet")}.difference(names):
-                (self._cache / gone).unlink(missing_ok=True)
+            self._clear_cache(names)
         return {name: self._local(name) for name in names if not self._faults[name]}
+
+    def _clear_cache(self, names: list[str]) -> None:
+        """Delete cached shards that are no longer stored. `names` was listed before the downloads, so a shard that it
+        lacks may be one that another process has added and cached since."""
+        unknown = {file.name for file in self._cache.glob("*.parquet")}.difference(names)
+        if unknown:
+            for gone in unknown.difference(self.names()):
+                (self._cache / gone).unlink(missing_ok=True)
 
     def _local(self, name: str) -> Path:
         return (self._in_place or self._cache) / name
@@ -132,6 +164,14 @@ class Shards:
             self._cache.mkdir(parents=True, exist_ok=True)
             (folder / name).replace(self._local(name))
         return _fault_of_file(self._local(name))
+
+
+def _shard(table: pa.Table) -> tuple[str, bytes]:
+    """Name and content of a shard."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    return _name(f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", hashlib.sha256(data).hexdigest()), data
 
 
 def _name(time: str, sha256: str) -> str:

@@ -122,6 +122,7 @@ def _child(
     os.environ.update(surroundings)
     tempfile.tempdir = None  # from TMPDIR, and not what the server had found
     ledger.LedgerWriter.__init__.__defaults__ = (FLUSH_SECONDS, ledger.SHARD_ENTRIES)  # type: ignore[misc]
+    ledger.OUTAGE_SECONDS = 2.0  # a full disk stays full
     counted = _Writes(kill)
     code, told = 0, ""
     try:

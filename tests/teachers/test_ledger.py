@@ -4,12 +4,15 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -68,7 +71,7 @@ def look(tmp_path: Path) -> Look:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store [a]*?"))
+    return Store(str(tmp_path / "store [a]*?"), cache=tmp_path / "folder's cache")
 
 
 @pytest.fixture(params=["folder", "s3_moto", "s3_rclone"])
@@ -425,34 +428,186 @@ def test_a_writer_keeps_what_came_when_an_exception_passes(folder: Store, look: 
     assert look(folder).missing([1]) == []
 
 
-def test_a_failed_write_is_raised_by_the_next_add_and_tried_again(folder: Store, look: Look) -> None:
-    in_the_way = Path(folder.root) / "ledger"
-    in_the_way.parent.mkdir(parents=True)
-    in_the_way.write_text("a file where a folder should be")
-    with LedgerWriter(Ledger(folder, TEACHER), delay_seconds=0.05) as writer:
-        writer.add(entry(1))
-        wait_for(lambda: writer._failure is not None)
-        with pytest.raises(StoreUnavailable):
-            writer.add(entry(2))
-        in_the_way.unlink()
-        wait_for(lambda: len(shard_files(folder)) == 1)
-        writer.add(entry(3))
-    assert look(folder).missing([1, 2, 3]) == []
-
-
-def test_a_last_write_that_fails_is_raised_but_hides_no_interrupt(folder: Store) -> None:
-    Path(folder.root).write_text("a file where a folder should be")
-    for passing in (None, DataError("x")):
-        with pytest.raises(StoreUnavailable):
-            write_one(Ledger(folder, TEACHER), passing)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        write_one(Ledger(folder, TEACHER), KeyboardInterrupt())
-    assert ["1 completions could not be kept" in note for note in caught.value.__notes__] == [True]
-
-
 def test_a_bucket_that_cannot_be_reached_says_so(aws_environment: None, tmp_path: Path) -> None:
     ledger = Ledger(Store("s3://nowhere/x", "http://127.0.0.1:9", cache=tmp_path), TEACHER)
     with pytest.raises(StoreUnavailable):
         ledger.add([entry(1)])
     with pytest.raises(StoreUnavailable):
         ledger.files()
+
+
+def unseen_as_folder(store: Store) -> Store:
+    """The store as buckets are used: shards are downloaded into the cache, although it lies in a folder."""
+
+    class Place:
+        def __getattr__(self, name: str) -> object:
+            return getattr(folder, name)
+
+    folder, store._place = store.place, Place()  # type: ignore[assignment]
+    return store
+
+
+def test_a_process_with_an_older_listing_leaves_the_shards_that_another_has_cached_since(
+    tmp_path: Path, look: Look
+) -> None:
+    ours, others = (look(unseen_as_folder(Store(str(tmp_path / "s"), cache=tmp_path / "cache"))) for _ in range(2))
+    ours.ledger.add([entry(1)])
+    listed = ours.ledger.files()
+    others.ledger.add([entry(2)])
+    assert others.missing([1, 2, 3]) == [2]
+    ours.ledger._shards._look(listed)  # our process was busy downloading
+    assert len(list(tmp_path.glob("cache/ledger/*/*.parquet"))) == 2
+    assert others.missing([1, 2, 3]) == [2]
+
+
+def test_a_cache_that_vanishes_is_filled_again(tmp_path: Path, look: Look) -> None:
+    lookup = look(unseen_as_folder(Store(str(tmp_path / "s"), cache=tmp_path / "cache")))
+    lookup.ledger.add([entry(1)])
+    assert lookup.missing([1, 2]) == [1]
+    for file in tmp_path.glob("cache/ledger/*/*.parquet"):
+        file.unlink()
+    assert lookup.missing([1, 2]) == [1]
+    lookup.ledger._shards._download = lambda name: None  # type: ignore[method-assign]
+    for file in tmp_path.glob("cache/ledger/*/*.parquet"):
+        file.unlink()
+    with pytest.raises(duckdb.Error):
+        lookup.missing([1, 2])
+
+
+def listings(store: Store, *found: list[str]) -> Shards:
+    """Shards whose folder is listed as told, the last for ever."""
+    answers = itertools.chain(found, itertools.repeat(found[-1]))
+    shards = Shards(store, "ledger/any")
+    shards._place = SimpleNamespace(list=lambda _: next(answers))  # type: ignore[assignment]
+    return shards
+
+
+def test_a_listing_counts_once_nothing_has_gone_since_the_one_before(
+    folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = "a.parquet", "b.parquet", "c.parquet"
+    assert listings(folder, [], ["t.json", a], [a, b]).names() == [a]
+    assert listings(folder, [a, b], [b], [], [b], [b, c], []).names() == [b]
+    assert listings(folder, [a, b], [], [a, c], [a]).names() == [a, c]
+    growing = ([f"{n:04}.parquet" for n in range(count)] for count in itertools.count())
+    shards = listings(folder, [])
+    shards._place.list = lambda _: next(growing)  # type: ignore[method-assign, union-attr]
+    assert shards.names() == ["0000.parquet"], "others may write all the time"
+
+    monkeypatch.setattr("retort.teachers.shards.LISTING_SECONDS", -1.0)
+    with pytest.raises(StoreUnavailable, match=r"each listing of ledger .*any lacks files of the one before"):
+        listings(folder, [a], [b]).names()
+
+
+def block(store: Store) -> Path:
+    """Nothing can be written to the ledger's folder until the file is gone."""
+    in_the_way = Path(store.root) / "ledger"
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.write_text("a file where a folder should be")
+    return in_the_way
+
+
+def aside(store: Store) -> list[Path]:
+    return sorted(store.cache.glob("ledger-aside/*/*.parquet"))
+
+
+def test_an_outage_ends_no_writer_and_holds_nothing_in_memory(folder: Store, look: Look) -> None:
+    in_the_way = block(folder)
+    with LedgerWriter(Ledger(folder, TEACHER), delay_seconds=0.05) as writer:
+        writer.add(entry(1))
+        wait_for(lambda: len(aside(folder)) == 1)
+        writer.add(entry(2))
+        wait_for(lambda: len(aside(folder)) == 2)
+        assert writer._num_held() == 0
+        in_the_way.unlink()
+        wait_for(lambda: len(shard_files(folder)) == 2)
+        writer.add(entry(3))
+    assert aside(folder) == []
+    assert look(folder).missing([1, 2, 3]) == []
+    assert (Path(folder.root) / look(folder).ledger.folder / "teacher.json").exists()
+
+
+@pytest.mark.parametrize("has_disk", [True, False])
+def test_leaving_a_writer_waits_for_an_outage_to_end(folder: Store, look: Look, has_disk: bool) -> None:
+    in_the_way, failures = block(folder), itertools.count()
+    ledger = Ledger(folder, TEACHER)
+    set_aside = ledger.set_aside
+
+    def at_last(entries: Sequence[Entry]) -> Path:
+        if next(failures) == 2 or has_disk:
+            in_the_way.unlink()
+        if has_disk:
+            return set_aside(entries)
+        raise StoreUnavailable("the disk is full")
+
+    ledger.set_aside = at_last  # type: ignore[method-assign]
+    with LedgerWriter(ledger, delay_seconds=0.01) as writer:
+        writer.add(entry(1))
+    assert look(folder).missing([1]) == []
+
+
+def test_an_outage_that_lasts_is_raised_and_the_next_run_adds_what_was_set_aside(
+    folder: Store, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retort.teachers.ledger.OUTAGE_SECONDS", 0.0)
+    in_the_way, added = block(folder), itertools.count()
+
+    def label() -> None:
+        with LedgerWriter(Ledger(folder, TEACHER), delay_seconds=0.01) as writer:
+            while True:
+                writer.add(entry(next(added)))
+                time.sleep(0.01)
+
+    told = rf"completions wait in {folder.cache}/ledger-aside/.* until the next run on this machine .*: cannot "
+    with pytest.raises(StoreUnavailable, match=told):
+        label()
+    in_the_way.unlink()
+    other = Store(f"{folder.root} 2", cache=folder.cache)
+    assert look(other).missing([0]) == [0]
+    assert len(aside(folder)) > 0, "what waits for one store goes into no other"
+    assert look(folder).missing(list(range(next(added)))) == []
+    assert aside(folder) == []
+
+
+@pytest.mark.parametrize("has_disk", [True, False])
+def test_a_last_write_that_fails_is_raised_but_hides_no_interrupt(
+    folder: Store, look: Look, monkeypatch: pytest.MonkeyPatch, has_disk: bool
+) -> None:
+    monkeypatch.setattr("retort.teachers.ledger.OUTAGE_SECONDS", 0.0)
+    in_the_way = block(folder)
+    if not has_disk:
+        folder.cache.write_text("a file where a folder should be")
+    told = "completions wait in" if has_disk else "1 completions could not be kept in the ledger: cannot "
+    for passing in (None, DataError("x")):
+        with pytest.raises(StoreUnavailable, match=told):
+            write_one(Ledger(folder, TEACHER), passing)
+    monkeypatch.undo()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        write_one(Ledger(folder, TEACHER), KeyboardInterrupt())
+    assert [note.startswith(told) for note in caught.value.__notes__] == [True]
+    in_the_way.unlink()
+    assert look(folder).missing([1]) == ([] if has_disk else [0])
+
+
+def test_a_writer_holds_a_bounded_number_while_the_storage_hangs(folder: Store, look: Look) -> None:
+    ledger, storage, took = Ledger(folder, TEACHER), threading.Event(), list[int]()
+    add = ledger.add
+
+    def hanging(entries: Sequence[Entry]) -> None:
+        storage.wait()
+        took.append(len(entries))
+        add(entries)
+
+    ledger.add = hanging  # type: ignore[method-assign]
+    with LedgerWriter(ledger, delay_seconds=0.01, shard_entries=2) as writer:
+        adding = threading.Thread(target=lambda: [writer.add(entry(number)) for number in range(50)])
+        adding.start()
+        try:
+            wait_for(lambda: writer._num_held() == 8)
+            adding.join(0.2)
+            assert (adding.is_alive(), writer._num_held()) == (True, 8)
+        finally:
+            storage.set()
+            adding.join()
+    assert max(took) <= 8
+    assert look(folder).missing(list(range(50))) == []
