@@ -138,7 +138,8 @@ class Folder:
                 os.fsync(file.fileno())  # so that after a power failure no manifest exists without its data
             draft.replace(target)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink()
             raise StoreUnavailable(f"cannot write {target}: {error.strerror or error}") from error
         _keep_names(target.parent)
 

@@ -253,6 +253,8 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "students").write_text("a file")
     with pytest.raises(StoreUnavailable, match=r"cannot write .*students/used: (File exists|Not a directory)"):
         Folder(tmp_path).touch("students/used")
+    with pytest.raises(StoreUnavailable, match=r"cannot write .*students/one: (File exists|Not a directory)"):
+        Folder(tmp_path).write("students/one", b"1")
 
 
 def test_readers_and_a_sweep_at_the_same_time(publish: Callable[..., ArtifactRef], tmp_path: Path) -> None:
