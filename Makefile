@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-parts test-runs test-teacher test-stack chaos fuzz lint docs lock audit pin-images clean
+.PHONY: help setup teacher llm demo demo-quick demo-score setup-server worker test test-parts test-runs test-servers test-teacher test-stack chaos fuzz lint docs lock audit pin-images clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,16 +70,20 @@ worker: export PREFECT_WORKER_QUERY_SECONDS := 2
 worker: setup  ## a worker on this machine, begun anew if it dies: make worker POOL=gpu-student
 	until $(BIN)/prefect worker start --pool $(POOL) $(WORKER_OPTIONS); do sleep 2; done
 
-test: setup lint test-parts test-runs  ## lint, types, import rules, all tests but those of test-teacher and test-stack
+test: setup lint test-parts test-runs test-servers  ## lint, types, import rules, all tests but those of test-teacher and test-stack
 
-# Those in whose folders whole runs are made, servers are started and processes killed; and all others.
-WITH_RUNS := $(addprefix tests/,chaos command data examples flows security serving soft_label steps supervision)
+# Folders in which whole runs are made, those in which servers are started or processes killed, and all others.
+WITH_RUNS := $(addprefix tests/,chaos command data examples flows)
+WITH_SERVERS := $(addprefix tests/,security serving soft_label steps supervision)
 
 test-runs: setup
 	$(BIN)/python -m pytest -m "not teacher" $(WITH_RUNS)
 
+test-servers: setup
+	$(BIN)/python -m pytest -m "not teacher" $(WITH_SERVERS)
+
 test-parts: setup
-	$(BIN)/python -m pytest -m "not teacher" --ignore tests/stack $(addprefix --ignore ,$(WITH_RUNS))
+	$(BIN)/python -m pytest -m "not teacher" --ignore tests/stack $(addprefix --ignore ,$(WITH_RUNS) $(WITH_SERVERS))
 
 test-teacher: setup teacher  ## the tests that need real vLLM, on the CPU: about 6 minutes
 	$(BIN)/python -m pytest -m teacher tests/teachers_vllm
